@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The computing behind SRCSMSegmenter: plain arrays and geometries, no Slicer import."""

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong at the boundary; each message is one sentence: what, where, what to do."""
+
+
+class SRCSMError(Exception):
+    """Base of every error that a user is meant to read."""
+
+
+class VolumeError(SRCSMError):
+    """A volume cannot be read, written or used (unreadable file, NaN, wrong dimensions)."""
+
+
+class SourceMatchingError(SRCSMError):
+    """Source matching is undefined for these intensities."""
+
+
+class BundleError(SRCSMError):
+    """A model folder is incomplete, altered or of an unknown format."""
+
+
+class DeviceError(SRCSMError):
+    """The device asked for is unknown, absent or out of memory."""
+
+
+class DatasetError(SRCSMError):
+    """A dataset has faults; the message lists all of them."""
+
+
+class ConfigError(SRCSMError):
+    """A configuration key or value is unknown or impossible."""
+
+
+class Cancelled(SRCSMError):
+    """The user cancelled; nothing was written."""

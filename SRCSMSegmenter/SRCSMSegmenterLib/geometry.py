@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where voxels lie: the grid of a volume, and the grid a network looks at."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .errors import VolumeError
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A voxel grid in patient space.
+
+    Attributes:
+        size: number of voxels along (I, J, K); arrays on this grid have shape (K, J, I).
+        affine: 4x4 float64, voxel index (i, j, k) -> RAS mm. Any spacing, shear-free or not,
+            left- or right-handed.
+
+    Raises:
+        VolumeError: wrong shape, non-finite or singular affine, empty size.
+    """
+
+    size: tuple[int, int, int]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise VolumeError(f"A geometry needs a finite 4x4 affine, got {affine!r}.")
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+            raise VolumeError("The affine is singular: two voxel axes coincide or a spacing is 0.")
+        size = tuple(int(n) for n in self.size)
+        if len(size) != 3 or min(size) < 1:
+            raise VolumeError(f"A volume has three axes of at least one voxel, got size {size}.")
+        affine.setflags(write=False)
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "size", size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Array shape (K, J, I)."""
+        return self.size[::-1]
+
+    @cached_property
+    def spacing(self) -> np.ndarray:
+        """Voxel edge lengths along (I, J, K) in mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @cached_property
+    def direction(self) -> np.ndarray:
+        """3x3, columns are the unit vectors of the I, J and K axes in RAS."""
+        return self.affine[:3, :3] / self.spacing
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """4x4, RAS mm -> voxel index (i, j, k)."""
+        return np.linalg.inv(self.affine)
+
+    @property
+    def centre(self) -> np.ndarray:
+        """RAS mm of the middle of the grid."""
+        return self.to_ras((np.array(self.size) - 1) / 2)
+
+    def to_ras(self, ijk: np.ndarray) -> np.ndarray:
+        """(..., 3) voxel indices (i, j, k) -> RAS mm."""
+        return np.asarray(ijk) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def to_ijk(self, ras: np.ndarray) -> np.ndarray:
+        """(..., 3) RAS mm -> continuous voxel indices (i, j, k)."""
+        return np.asarray(ras) @ self.inverse[:3, :3].T + self.inverse[:3, 3]
+
+    def matches(self, other: "Geometry", tolerance: float = 1e-3) -> bool:
+        """True where both grids have one size and no voxel is off by over `tolerance` voxel."""
+        if self.size != other.size:
+            return False
+        last = np.array(self.size) - 1
+        corners = np.array(np.meshgrid(*((0, n) for n in last))).reshape(3, -1).T
+        return bool(np.abs(self.to_ijk(other.to_ras(corners)) - corners).max() <= tolerance)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An array of shape (K, J, I) on its grid."""
+
+    array: np.ndarray
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.geometry.shape:
+            raise VolumeError(
+                f"Array {self.array.shape} (K, J, I) does not fit a grid of {self.geometry.shape}."
+            )
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """The grid a network looks at, before it is placed over a scan.
+
+    Attributes:
+        size: window in voxels along (I, J, K), e.g. (160, 128, 160).
+        spacing: mm along (I, J, K); size * spacing is the field of view.
+        axes: "patient" lays I, J, K along right, anterior, superior; "slices" lays them along
+            the scan's own axes, the coarsest last, for stacks without a fixed patient
+            orientation such as cardiac short-axis cine.
+    """
+
+    size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    axes: str = "patient"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", tuple(int(n) for n in self.size))
+        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
+        if self.axes not in ("patient", "slices"):
+            raise VolumeError(f'axes is "patient" or "slices", not "{self.axes}".')
+
+    @property
+    def extent(self) -> np.ndarray:
+        """Field of view along (I, J, K) in mm."""
+        return np.array(self.size) * np.array(self.spacing)
+
+    def directions_over(self, scan: Geometry) -> np.ndarray:
+        """3x3, columns are the unit vectors of this grid's I, J and K axes in RAS over `scan`."""
+        if self.axes == "patient":
+            return np.eye(3)
+        through_plane = int(np.argmax(scan.spacing))
+        order = [axis for axis in range(3) if axis != through_plane] + [through_plane]
+        # A sheared affine has no orthogonal axes; the nearest rotation is what a grid can follow.
+        u, _, vt = np.linalg.svd(scan.direction[:, order])
+        return u @ vt
+
+    def placed(self, centre: np.ndarray, directions: np.ndarray) -> Geometry:
+        """This grid with its middle at `centre` (RAS mm) and its axes along `directions` (3x3)."""
+        affine = np.eye(4)
+        affine[:3, :3] = directions * np.array(self.spacing)
+        affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ ((np.array(self.size) - 1) / 2)
+        return Geometry(self.size, affine)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The intensity rule of a trained network: one rule for training, source matching and inference."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .errors import ConfigError, VolumeError
+
+INTEGER_RANGE = 2048
+"""MR volumes are scaled so that their maximum is this integer (methods.md, A, SM, step 1)."""
+
+
+@dataclass(frozen=True)
+class IntensityRule:
+    """How raw intensities become network input (methods.md, section A, intensity).
+
+    Attributes:
+        modality: "CT" or "MR".
+        window: CT only; HU below and above are clipped. (-1023, 1024) is the full range, divided
+            by 2048; any other window is scaled to [-1, 1].
+        quantiles: MR only; these two quantiles of the window become -1 and 1.
+        maximum_percentile: MR only; the percentile taken for the maximum when a volume is scaled.
+            100 is the paper's plain maximum; 99.9 ignores a single bright voxel.
+    """
+
+    modality: str
+    window: tuple[float, float] = (-1023.0, 1024.0)
+    quantiles: tuple[float, float] = (0.05, 0.95)
+    maximum_percentile: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.modality not in ("CT", "MR"):
+            raise ConfigError(f'modality is "CT" or "MR", not "{self.modality}".')
+        object.__setattr__(self, "window", tuple(float(v) for v in self.window))
+        object.__setattr__(self, "quantiles", tuple(float(v) for v in self.quantiles))
+        if not self.window[0] < self.window[1]:
+            raise ConfigError(f"window is (lower, upper) in HU, not {self.window}.")
+
+
+def scale(array: np.ndarray, rule: IntensityRule) -> np.ndarray:
+    """Clip (CT) or scale to a maximum of 2048 (MR), before any smoothing.
+
+    Args:
+        array: raw intensities, any shape and real dtype.
+
+    Returns:
+        float64 array of the same shape; CT inside the rule's window, MR at most 2048 with 0 at 0.
+
+    Raises:
+        VolumeError: NaN or infinite voxels, or an MR volume without a positive maximum.
+    """
+    if not np.isfinite(array).all():
+        bad = int(array.size - np.isfinite(array).sum())
+        raise VolumeError(f"{bad} voxels are NaN or infinite; replace them and try again.")
+    values = array.astype(np.float64)
+    if rule.modality == "CT":
+        return np.clip(values, *rule.window, out=values)
+    top = values.max() if rule.maximum_percentile == 100 else _percentile(values, rule)
+    if top <= 0:
+        raise VolumeError(f"An MR volume needs a positive maximum, got {top:g}.")
+    values *= INTEGER_RANGE
+    values /= top
+    return np.minimum(values, INTEGER_RANGE, out=values)
+
+
+def normalise(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
+    """Scaled, smoothed and resampled intensities -> network input.
+
+    Args:
+        window: (N, 1, K, J, I) float32; each sample is one window on the network's grid.
+
+    Returns:
+        (N, 1, K, J, I); CT within [-1, 1], MR at least -1 and open above.
+    """
+    if rule.modality == "CT":
+        return normalised_ct(window, rule).clamp(-1, 1)
+    return normalised_mr(window, rule).clamp(min=-1)
+
+
+def normalised_ct(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
+    """CT before the clamp: x / 2048 for the full range, else the window onto [-1, 1]."""
+    lower, upper = rule.window
+    if (lower, upper) == (-1023.0, 1024.0):
+        return window / INTEGER_RANGE
+    return (window - lower) * (2 / (upper - lower)) - 1
+
+
+def normalised_mr(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
+    """MR before the clamp: the rule's quantiles of each sample onto -1 and 1."""
+    flat = window.flatten(1)
+    count = flat.shape[1]
+    lower, upper = (
+        flat.kthvalue(1 + round(q * (count - 1)), dim=1).values.view(-1, 1, 1, 1, 1)
+        for q in rule.quantiles
+    )
+    return (window - lower) * (2 / (upper - lower).clamp(min=1e-6)) - 1
+
+
+def _percentile(values: np.ndarray, rule: IntensityRule) -> float:
+    return float(np.percentile(values, rule.maximum_percentile))
