@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Markers, and the lines that say why a test is skipped."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    missing = {}
+    if not config.getoption("--slow"):
+        missing["slow"] = "slow; run pytest with --slow"
+    if not DATA.is_dir():
+        missing["needs_data"] = f"no development data at {DATA}"
+    if not torch.cuda.is_available():
+        missing["needs_gpu"] = "no CUDA device"
+    if importlib.util.find_spec("slicer") is None:
+        missing["needs_slicer"] = "slicer-core is not installed (pip install slicer-core)"
+    for item in items:
+        for marker, reason in missing.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of development datasets (mark such tests `needs_data`)."""
+    return DATA
