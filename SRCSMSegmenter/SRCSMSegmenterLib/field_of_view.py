@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placing a network's window over a scan (methods.md, section A, region)."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from .geometry import Geometry, GridSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """A box along a network grid's axes: `low` and `high` in mm, axes in the columns of 3x3
+    `directions` (RAS)."""
+
+    low: np.ndarray
+    high: np.ndarray
+    directions: np.ndarray
+
+    @property
+    def centre(self) -> np.ndarray:
+        """RAS mm."""
+        return self.directions @ ((self.low + self.high) / 2)
+
+
+def otsu_threshold(array: np.ndarray) -> float:
+    """Otsu's threshold on a 256-bin histogram."""
+    counts, edges = np.histogram(array, bins=256)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * middles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(edges[1:][np.nanargmax(between)])
+
+
+def scan_extent(scan: Geometry, grid: GridSpec) -> Extent:
+    """The scan's own bounding box along the grid's axes, voxel faces included."""
+    directions = grid.directions_over(scan)
+    faces = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in scan.size))))
+    along = scan.to_ras(faces) @ directions
+    return Extent(along.min(0), along.max(0), directions)
+
+
+def body_extent(array: np.ndarray, scan: Geometry, grid: GridSpec) -> Extent:
+    """The body's bounding box along the grid's axes.
+
+    The body is what lies above Otsu's threshold, less the outermost hundredth of its voxels on
+    each side of each axis, so that a table or an arm does not move the centre. Where it comes
+    within a twentieth of the scan's face, as head and feet side do, the face is its end.
+
+    Args:
+        array: (K, J, I) intensities, scaled (`intensity.scale`) but not smoothed.
+    """
+    whole = scan_extent(scan, grid)
+    step = [max(1, n // 96) for n in array.shape]
+    coarse = array[:: step[0], :: step[1], :: step[2]]
+    kji = np.argwhere(coarse > otsu_threshold(coarse)) * step
+    if len(kji) == 0:
+        return whole
+    along = scan.to_ras(kji[:, ::-1]) @ whole.directions
+    low, high = np.percentile(along, (1, 99), axis=0)
+    near = (whole.high - whole.low) / 20
+    return Extent(
+        np.where(low - whole.low < near, whole.low, low),
+        np.where(whole.high - high < near, whole.high, high),
+        whole.directions,
+    )
+
+
+def centre_range(body: Extent, scan: Extent, grid: GridSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Where a window's centre may lie along the grid's axes: (low, high) in mm.
+
+    Along an axis where the body fits into the field of view that is the body's centre; along the
+    others, every place where the window's faces stay within the scan.
+    """
+    middle = (body.low + body.high) / 2
+    fits = body.high - body.low <= grid.extent
+    low = np.where(fits, middle, scan.low + grid.extent / 2)
+    high = np.where(fits, middle, scan.high - grid.extent / 2)
+    return low, high
+
+
+def covering_centres(
+    body: Extent, scan: Extent, grid: GridSpec, overlap: float = 0.5
+) -> list[np.ndarray]:
+    """Centres (RAS mm) of the windows that cover a scan, neighbours sharing `overlap` or more."""
+    low, high = centre_range(body, scan, grid)
+    counts = np.ceil((high - low) / (grid.extent * (1 - overlap)) - 1e-9).astype(int) + 1
+    axes = [np.linspace(*ends) for ends in zip(low, high, counts, strict=True)]
+    return [body.directions @ np.array(ijk) for ijk in itertools.product(*axes)]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segmentation network: one U-Net for training and deployment, 3-D or slice-wise.
+
+The paper's network (methods.md, section A, network) is `NetworkConfig(classes)`. Two additions
+make it trainable on a CPU: a `stem` that folds voxels into channels before the first level and
+unfolds them behind the head, so that no convolution runs at full resolution, and instance norm.
+A 2-D network is the same network with kernel, pooling and stem of 1 along K.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .errors import ConfigError
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of a U-Net; triples are along (I, J, K).
+
+    Attributes:
+        classes: labels including background.
+        channels: feature maps per level, finest first.
+        stem: block of voxels folded into channels before the first level; (1, 1, 1) for none.
+        kernel: convolution kernel, odd numbers; (3, 3, 1) makes a 2-D network.
+        pooling: window of the average pooling between levels.
+        norm: "none" (the paper) or "instance".
+        dropout: probability, between the two convolutions of a block.
+    """
+
+    classes: int
+    channels: tuple[int, ...] = (64, 64, 64, 64, 64)
+    stem: Triple = (1, 1, 1)
+    kernel: Triple = (3, 3, 3)
+    pooling: Triple = (2, 2, 2)
+    norm: str = "none"
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "stem", "kernel", "pooling"):
+            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+        if self.classes < 2 or not self.channels or min(self.channels) < 1:
+            raise ConfigError("A network needs two classes or more and one level or more.")
+        if any(k % 2 == 0 for k in self.kernel):
+            raise ConfigError(f"kernel needs odd numbers, not {self.kernel}.")
+        if self.norm not in ("none", "instance"):
+            raise ConfigError(f'norm is "none" or "instance", not "{self.norm}".')
+
+    @property
+    def divisor(self) -> Triple:
+        """A window's size along (I, J, K) must be a multiple of this."""
+        levels = len(self.channels) - 1
+        return tuple(s * p**levels for s, p in zip(self.stem, self.pooling, strict=True))
+
+
+def fold(x: torch.Tensor, block: Triple) -> torch.Tensor:
+    """(N, C, K, J, I) -> (N, C * block voxels, K/bk, J/bj, I/bi); `block` along (I, J, K)."""
+    if block == (1, 1, 1):
+        return x
+    n, c, k, j, i = x.shape
+    bi, bj, bk = block
+    x = x.reshape(n, c, k // bk, bk, j // bj, bj, i // bi, bi)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, c * bk * bj * bi, k // bk, j // bj, i // bi)
+
+
+def unfold(x: torch.Tensor, block: Triple) -> torch.Tensor:
+    """Inverse of `fold`."""
+    if block == (1, 1, 1):
+        return x
+    n, c, k, j, i = x.shape
+    bi, bj, bk = block
+    x = x.reshape(n, c // (bk * bj * bi), bk, bj, bi, k, j, i)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, -1, k * bk, j * bj, i * bi)
+
+
+class Block(nn.Module):
+    """Two convolutions, each with optional instance norm and leaky ReLU; dropout between them."""
+
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        kernel = config.kernel[::-1]
+        padding = tuple(k // 2 for k in kernel)
+        self.convolutions = nn.ModuleList(
+            nn.Conv3d(n, outputs, kernel, padding=padding) for n in (inputs, outputs)
+        )
+        self.norms = nn.ModuleList(
+            nn.InstanceNorm3d(outputs, affine=True) if config.norm == "instance" else nn.Identity()
+            for _ in range(2)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.leaky_relu(self.norms[0](self.convolutions[0](x)), 0.1)
+        x = self.dropout(x)
+        return F.leaky_relu(self.norms[1](self.convolutions[1](x)), 0.1)
+
+
+class UNet(nn.Module):
+    """U-Net with average pooling down, linear interpolation up, and concatenated skips."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        block_voxels = config.stem[0] * config.stem[1] * config.stem[2]
+        channels = config.channels
+        inputs = (block_voxels, *channels[:-1])
+        self.down = nn.ModuleList(
+            Block(n, m, config) for n, m in zip(inputs, channels, strict=True)
+        )
+        self.up = nn.ModuleList(
+            Block(m + n, n, config) for n, m in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.head = nn.Conv3d(channels[0], config.classes * block_voxels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                _he_truncated_normal(module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 1, K, J, I) network input -> (N, classes, K, J, I) logits."""
+        pooling = self.config.pooling[::-1]
+        x = fold(x, self.config.stem).contiguous(memory_format=torch.channels_last_3d)
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else F.avg_pool3d(x, pooling))
+            skips.append(x)
+        skips.pop()
+        for block in reversed(self.up):
+            skip = skips.pop()
+            x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=False)
+            x = block(torch.cat((x, skip), dim=1))
+        return unfold(self.head(x), self.config.stem)
+
+    def kernels(self) -> list[nn.Parameter]:
+        """The convolution kernels under L2 regularisation: all but the head's."""
+        return [
+            module.weight
+            for module in self.modules()
+            if isinstance(module, nn.Conv3d) and module is not self.head
+        ]
+
+
+def _he_truncated_normal(convolution: nn.Conv3d) -> None:
+    fan_in = convolution.weight[0].numel()
+    # A normal cut at two standard deviations has 0.8796 of its standard deviation left.
+    std = (2 / fan_in) ** 0.5 / 0.87962566
+    nn.init.trunc_normal_(convolution.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(convolution.bias)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spatial and intensity augmentation (methods.md, section A), on the device of the case."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from SRCSMSegmenterLib import intensity
+from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.resampling import points, sample, smooth_voxels
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Ranges of the random draws; each number is the largest deviation to either side.
+
+    Attributes:
+        translation: mm along each axis of the window.
+        rotation: rad around (I, J, K).
+        scale: isotropic factor around 1.
+        axis_scale: further factor per axis around 1.
+        elastic: mm, displacement of the control points of a cubic B-spline.
+        control_points: control points of the B-spline per axis.
+        shift: added to the normalised intensities.
+        contrast: factor on the normalised intensities around 1; 0.2 for CT, 0.4 for MR.
+    """
+
+    translation: float = 20.0
+    rotation: tuple[float, float, float] = (0.35, 0.35, 0.35)
+    scale: float = 0.2
+    axis_scale: float = 0.1
+    elastic: float = 15.0
+    control_points: int = 8
+    shift: float = 0.2
+    contrast: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialDraw:
+    """One random transform of a window, in mm around its centre.
+
+    Attributes:
+        matrix: 3x3 linear part (rotation times scale).
+        translation: (3,) mm.
+        control: (3, n, n, n) mm, displacements of the control points, spatial axes (K, J, I).
+    """
+
+    matrix: np.ndarray
+    translation: np.ndarray
+    control: torch.Tensor
+
+
+def draw_spatial(config: AugmentationConfig, generator: torch.Generator) -> SpatialDraw:
+    """Draw a transform; the generator lives on the CPU."""
+
+    def uniform(*shape: int) -> torch.Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    angles = (uniform(3) * torch.tensor(config.rotation)).double().numpy()
+    factors = (1 + config.axis_scale * uniform(3)) * (1 + config.scale * uniform(1))
+    matrix = _rotation(angles) @ np.diag(factors.double().numpy())
+    translation = (config.translation * uniform(3)).double().numpy()
+    n = config.control_points
+    return SpatialDraw(matrix, translation, config.elastic * uniform(3, n, n, n))
+
+
+def transformed_points(
+    window: Geometry, source: Geometry, draw: SpatialDraw, device: torch.device | str
+) -> torch.Tensor:
+    """(K, J, I, 3) continuous indices into `source` of a window's voxels under a transform."""
+    around = np.eye(4)
+    around[:3, :3] = draw.matrix @ np.diag(window.spacing)
+    around[:3, 3] = draw.translation - around[:3, :3] @ ((np.array(window.size) - 1) / 2)
+    # Window mm around its centre -> RAS -> source index, as one matrix.
+    to_source = np.eye(4)
+    to_source[:3, :3] = source.inverse[:3, :3] @ window.direction
+    to_source[:3, 3] = source.to_ijk(window.centre)
+    where = points(to_source @ around, window.size, device)
+    if not draw.control.any():
+        return where
+    linear = torch.as_tensor(to_source[:3, :3], dtype=torch.float32, device=device)
+    return where + elastic_field(draw.control.to(device), window.shape) @ linear.T
+
+
+def elastic_field(control: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """(K, J, I, 3) displacements of a uniform cubic B-spline over its control points."""
+    basis = [_bspline_basis(n, control.shape[1], control.device) for n in shape]
+    return torch.einsum("dkji,Kk,Jj,Ii->KJId", control, *basis)
+
+
+def augmented_window(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    source: Geometry,
+    window: Geometry,
+    draw: SpatialDraw,
+    classes: int,
+    outside: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Resample one case onto a transformed window.
+
+    Args:
+        image: (1, K, J, I) scaled and smoothed on the case's own grid.
+        labels: (1, K, J, I) integers.
+        outside: intensity beyond the scan.
+
+    Returns:
+        Image (1, K', J', I') float32 and labels (K', J', I') int64; labels are taken by nearest
+        neighbour, smoothed per class (sigma 1 voxel), and decided by argmax.
+    """
+    where = transformed_points(window, source, draw, image.device)
+    resampled = sample(image, where, outside=outside)
+    nearest = sample(labels, where, mode="nearest").long()[0]
+    one_hot = F.one_hot(nearest, classes).movedim(-1, 0).float()
+    return resampled, smooth_voxels(one_hot[None])[0].argmax(0)
+
+
+def augmented_intensities(
+    windows: torch.Tensor,
+    rule: IntensityRule,
+    config: AugmentationConfig,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Normalise (N, 1, K, J, I) by the rule, with a random shift and contrast per sample."""
+    contrast = config.contrast
+    if contrast is None:
+        contrast = 0.2 if rule.modality == "CT" else 0.4
+    draws = torch.rand(2, len(windows), generator=generator) * 2 - 1
+    shift, factor = (draws * torch.tensor([[config.shift], [contrast]])).to(windows.device)
+    shift, factor = shift.view(-1, 1, 1, 1, 1), 1 + factor.view(-1, 1, 1, 1, 1)
+    if rule.modality == "CT":
+        return (intensity.normalised_ct(windows, rule) * factor + shift).clamp(-1, 1)
+    return (intensity.normalised_mr(windows, rule) * factor + shift).clamp(min=-1)
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    (ci, cj, ck), (si, sj, sk) = np.cos(angles), np.sin(angles)
+    around_i = np.array([[1, 0, 0], [0, ci, -si], [0, si, ci]])
+    around_j = np.array([[cj, 0, sj], [0, 1, 0], [-sj, 0, cj]])
+    around_k = np.array([[ck, -sk, 0], [sk, ck, 0], [0, 0, 1]])
+    return around_k @ around_j @ around_i
+
+
+def _bspline_basis(length: int, controls: int, device: torch.device) -> torch.Tensor:
+    """(length, controls) weights of the uniform cubic B-spline at `length` voxel centres."""
+    spans = controls - 3
+    u = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) / length * spans
+    first = u.floor().clamp(max=spans - 1)
+    t = u - first
+    weights = torch.stack(
+        ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3), dim=1
+    )
+    columns = first.long()[:, None] + torch.arange(4, device=device)
+    return torch.zeros(length, controls, device=device).scatter_(1, columns, weights / 6)

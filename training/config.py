@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a training: typed dataclasses, presets, YAML files and overrides."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.geometry import GridSpec
+from SRCSMSegmenterLib.network import NetworkConfig
+
+from .augmentation import AugmentationConfig
+from .random_convolution import MODES
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cases are trained on, and how their intensities are read.
+
+    Attributes:
+        cases: shell patterns of the case names to use; all by default.
+        validation: shell patterns of the cases held out, or () to hold out fold `fold`.
+        folds: number of folds; case n of the sorted names belongs to fold n modulo `folds`.
+            0 holds out none.
+        fold: the fold held out for validation.
+        modality: "auto" (the dataset's first channel name), "CT" or "MR".
+        window: CT only, HU; () takes the range that every training image is clipped to, or the
+            full range where they are not clipped.
+        maximum_percentile: MR only; see `IntensityRule`.
+        smoothing: sigma in mm of the Gaussian on the image's own grid.
+        foreground: share of the windows drawn around a labelled voxel, the others anywhere.
+    """
+
+    cases: tuple[str, ...] = ("*",)
+    validation: tuple[str, ...] = ()
+    folds: int = 5
+    fold: int = 0
+    modality: str = "auto"
+    window: tuple[float, ...] = ()
+    maximum_percentile: float = 100.0
+    smoothing: float = 1.0
+    foreground: float = 0.5
+
+
+@dataclass(frozen=True)
+class OptimisationConfig:
+    """The recipe; defaults are the paper's (methods.md, section A, optimisation).
+
+    Attributes:
+        steps: optimiser steps.
+        batch: windows per step and process.
+        learning_rate: Adam's.
+        schedule: "constant", or "cosine" down to 0 at the last step after a warm-up of 1 %.
+        l2: weight of the L2 term on the convolution kernels, the head's left out.
+        cross_entropy: weight of a cross-entropy term beside the generalised Dice; 0 in the paper.
+        clip_factor: gradients are clipped at this multiple of their norm's running mean.
+        clip_start: running mean at step 0.
+        clip_rate: update rate of the running mean, which is fed with the clipped norm.
+        ema: decay of the weight average used for validation and export.
+        nan_redraws: how often SRC is drawn anew for a sample whose loss is NaN before giving up.
+        precision: "fp32", "bf16" or "fp16".
+        compile: compile the network with torch.compile (needs a C++ compiler on a CPU).
+    """
+
+    steps: int = 50_000
+    batch: int = 1
+    learning_rate: float = 5e-5
+    schedule: str = "constant"
+    l2: float = 1e-6
+    cross_entropy: float = 0.0
+    clip_factor: float = 5.0
+    clip_start: float = 10.0
+    clip_rate: float = 0.01
+    ema: float = 0.999
+    nan_redraws: int = 100
+    precision: str = "bf16"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("optimisation.schedule", self.schedule, ("constant", "cosine"))
+        _one_of("optimisation.precision", self.precision, ("fp32", "bf16", "fp16"))
+        if self.steps < 1 or self.batch < 1:
+            raise ConfigError("optimisation.steps and optimisation.batch must be at least 1.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides the result of a training, beside the dataset.
+
+    Attributes:
+        random_convolution: "off", "global", "hard" or "smoothed" (the method).
+        seed: every random draw of step s on process r is a function of (seed, s, r).
+        checkpoint_minutes: time between two checkpoints.
+        validate_every: steps between two validations; 0 validates at the end only.
+    """
+
+    grid: GridSpec
+    network: NetworkConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+    random_convolution: str = "smoothed"
+    seed: int = 0
+    checkpoint_minutes: float = 5.0
+    validate_every: int = 1000
+
+    def __post_init__(self) -> None:
+        _one_of("random_convolution", self.random_convolution, MODES)
+        for axis, (size, divisor) in enumerate(
+            zip(self.grid.size, self.network.divisor, strict=True)
+        ):
+            if size % divisor:
+                raise ConfigError(
+                    f"grid.size {self.grid.size} along {'IJK'[axis]} is not a multiple of "
+                    f"{divisor}, which the network's stem and pooling need."
+                )
+
+
+PAPER_NETWORK = NetworkConfig(classes=2)
+FAST_NETWORK = NetworkConfig(
+    classes=2, channels=(32, 64, 96, 128), stem=(2, 2, 1), norm="instance", dropout=0.0
+)
+FAST_RECIPE = OptimisationConfig(
+    steps=8000, learning_rate=1e-3, schedule="cosine", cross_entropy=1.0
+)
+
+
+def _paper(size: tuple, spacing: tuple) -> TrainingConfig:
+    return TrainingConfig(grid=GridSpec(size, spacing), network=PAPER_NETWORK)
+
+
+PRESETS: dict[str, TrainingConfig] = {
+    "abdomen-paper": _paper((160, 128, 160), (2.4, 2.4, 2.4)),
+    "abdomen-half": _paper((80, 64, 80), (4.8, 4.8, 4.8)),
+    "abdomen-fast": TrainingConfig(
+        grid=GridSpec((160, 128, 40), (2.4, 2.4, 4.8)),
+        network=FAST_NETWORK,
+        optimisation=FAST_RECIPE,
+    ),
+    "heart-paper": _paper((128, 128, 128), (1.5, 1.5, 1.5)),
+    "heart-small": _paper((96, 96, 96), (2.0, 2.0, 2.0)),
+    "heart-fast": TrainingConfig(
+        grid=GridSpec((128, 128, 16), (1.5, 1.5, 8.0), axes="slices"),
+        network=replace(FAST_NETWORK, pooling=(2, 2, 1), channels=(32, 48, 64, 96, 96)),
+        augmentation=AugmentationConfig(rotation=(0.1, 0.1, 3.1416), elastic=8.0),
+        optimisation=FAST_RECIPE,
+    ),
+    "prostate-paper": _paper((128, 128, 128), (0.75, 0.75, 0.75)),
+    "prostate-fast": TrainingConfig(
+        grid=GridSpec((128, 128, 32), (0.75, 0.75, 3.0)),
+        network=replace(FAST_NETWORK, pooling=(2, 2, 1)),
+        augmentation=AugmentationConfig(translation=10.0, elastic=6.0),
+        optimisation=FAST_RECIPE,
+    ),
+}
+"""Region and size; "paper" is the published recipe, "fast" trains on two CPU cores."""
+
+
+def preset(name: str) -> TrainingConfig:
+    """The preset of that name.
+
+    Raises:
+        ConfigError: there is none; names the nearest one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f'No preset "{name}"{_nearest(name, PRESETS)}; there are: {", ".join(PRESETS)}.'
+        )
+    return PRESETS[name]
+
+
+def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any configuration dataclass
+    """Plain dictionaries, lists, numbers and strings, ready for YAML or JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noqa: ANN401
+    """`base` (a configuration dataclass) with `values` put in, nested dictionaries likewise.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest right one), or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'The configuration'} needs keys and values, not {values!r}.")
+    known = {f.name: f for f in dataclasses.fields(base)}
+    hints = typing.get_type_hints(type(base))
+    changes = {}
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ConfigError(f"Unknown configuration key {name}{_nearest(key, known)}.")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            changes[key] = from_dict(value, current, name)
+        else:
+            changes[key] = _converted(value, hints[key], name)
+    return replace(base, **changes)
+
+
+def read_yaml(path: Path, base: TrainingConfig) -> TrainingConfig:
+    """A configuration file on top of `base`; an optional key `preset` replaces `base`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration {path}: {error}.") from error
+    if isinstance(values, dict) and "preset" in values:
+        base = preset(values.pop("preset"))
+    return from_dict(values, base)
+
+
+def with_overrides(config: TrainingConfig, overrides: list[str]) -> TrainingConfig:
+    """Put command-line overrides such as ``optimisation.steps=2000`` into a configuration."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f'An override reads key=value, not "{override}".')
+        values: Any = yaml.safe_load(text)
+        for part in reversed(key.strip().split(".")):
+            values = {part: values}
+        config = from_dict(values, config)
+    return config
+
+
+def write_yaml(path: Path, config: TrainingConfig) -> None:
+    """Write the full configuration."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
+    """`value` as the annotated type: numbers, strings, booleans, tuples of them, or None."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _converted(value, next(a for a in arguments if a is not type(None)), name)
+    if origin is tuple:
+        items = [value] if isinstance(value, str | int | float) else value
+        if not isinstance(items, list | tuple):
+            raise ConfigError(f"{name} needs a list, not {value!r}.")
+        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+            raise ConfigError(f"{name} needs {len(arguments)} values, not {value!r}.")
+        return tuple(_converted(item, arguments[0], name) for item in items)
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, int | float | str) and not isinstance(value, bool),
+        str: isinstance(value, str),
+    }
+    try:
+        if fits[hint]:
+            return hint(value)  # float("5e-5"): YAML reads that as text
+    except ValueError:
+        pass
+    raise ConfigError(f"{name} needs a value of type {hint.__name__}, not {value!r}.")
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Semantic-aware random convolution (methods.md, section A, SRC), in 2-D and 3-D.
+
+Networks are drawn first and applied second, so that a draw can be replayed and tested. All
+labels of all samples go through one grouped convolution per layer, on the image's device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from SRCSMSegmenterLib.resampling import smooth_voxels
+from torch.nn import functional as F
+
+MODES = ("off", "global", "hard", "smoothed")
+CHANNELS = (1, 2, 2, 2, 1)
+SLOPE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class RandomNetworks:
+    """A number of random convolution networks (RCNets).
+
+    Attributes:
+        weights: per layer (count, out, in, 3, 3[, 3]); a 1-wide kernel is a 3-wide one whose
+            outer taps are 0.
+        blend: (count,) the share of the network in the blend with its input.
+    """
+
+    weights: tuple[torch.Tensor, ...]
+    blend: torch.Tensor
+
+
+def draw(
+    count: int, dimensions: int, generator: torch.Generator, device: torch.device | str
+) -> RandomNetworks:
+    """Draw `count` networks for images of two or three `dimensions`.
+
+    Numbers come from the generator's own device and then move, so that a CPU generator draws the
+    same networks for every device.
+    """
+    centre = torch.zeros((3,) * dimensions, device=generator.device)
+    centre[(1,) * dimensions] = 1
+    weights = []
+    for inputs, outputs in zip(CHANNELS[:-1], CHANNELS[1:], strict=True):
+        shape = (count, outputs, inputs, *(3,) * dimensions)
+        kernel = torch.randn(shape, generator=generator, device=generator.device)
+        wide = torch.rand(count, generator=generator, device=generator.device) < 0.5
+        kernel = torch.where(wide.view(-1, *(1,) * (dimensions + 2)), kernel, kernel * centre)
+        weights.append(kernel.to(device))
+    blend = torch.rand(count, generator=generator, device=generator.device)
+    return RandomNetworks(tuple(weights), blend.to(device))
+
+
+def apply(networks: RandomNetworks, images: torch.Tensor) -> torch.Tensor:
+    """Send each image through its own network, blend, and rescale to the image's Frobenius norm.
+
+    Args:
+        images: (count, *spatial) float32, one per network.
+
+    Returns:
+        (count, *spatial) float32.
+    """
+    count, *spatial = images.shape
+    convolve = F.conv3d if len(spatial) == 3 else F.conv2d
+    layout = torch.channels_last_3d if len(spatial) == 3 else torch.channels_last
+    x = images[None].contiguous(memory_format=layout)
+    for weight in networks.weights:
+        x = convolve(x, weight.flatten(0, 1), padding=1, groups=count)
+        x = F.leaky_relu_(x, SLOPE)
+    column = (-1, *(1,) * len(spatial))
+    blended = torch.lerp(images, x[0].float(), networks.blend.view(column))
+    norms = blended.flatten(1).norm(dim=1)
+    norms = torch.where(norms == 0, torch.full_like(norms, 1e-5), norms)
+    return blended * (images.flatten(1).norm(dim=1) / norms).view(column)
+
+
+def drawn_and_applied(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """`apply` on fresh networks, once more where a result sums to 0 and its image does not."""
+    dimensions = images.dim() - 1
+    result = apply(draw(len(images), dimensions, generator, images.device), images)
+    for _ in range(100):
+        dead = (result.flatten(1).sum(1) == 0) & (images.flatten(1) != 0).any(1)
+        if not dead.any():
+            break
+        fresh = draw(int(dead.sum()), dimensions, generator, images.device)
+        result[dead] = apply(fresh, images[dead])
+    return result
+
+
+@torch.no_grad()
+def random_convolution(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    mode: str,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Give every labelled region of every image its own random look.
+
+    Args:
+        images: (N, 1, *spatial) float32, two or three spatial axes.
+        labels: (N, *spatial) integers from 0 (background) to classes - 1.
+        mode: "off", "global" (one network per image), "hard" (one per label, masks as they are)
+            or "smoothed" (the method: masks smoothed by 5 taps per axis, sigma 1 voxel, border
+            replicated so that they sum to 1 everywhere).
+        generator: source of all random numbers.
+
+    Returns:
+        (N, 1, *spatial) float32.
+    """
+    if mode == "off":
+        return images
+    if mode == "global":
+        return drawn_and_applied(images[:, 0], generator)[:, None]
+    masks = F.one_hot(labels.long(), classes).movedim(-1, 1).float()
+    sample, label = masks.flatten(2).any(2).nonzero(as_tuple=True)
+    if mode == "smoothed":
+        masks = smooth_voxels(masks)
+    looks = drawn_and_applied(images[sample, 0], generator)
+    result = torch.zeros_like(images[:, 0])
+    return result.index_add_(0, sample, looks * masks[sample, label])[:, None]
