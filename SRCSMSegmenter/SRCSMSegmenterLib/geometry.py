@@ -113,6 +113,10 @@ class GridSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(int(n) for n in self.size))
         object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
+        if len(self.size) != 3 or min(self.size) < 1:
+            raise VolumeError(f"A window has three axes of at least one voxel, not {self.size}.")
+        if len(self.spacing) != 3 or not all(0 < s < np.inf for s in self.spacing):
+            raise VolumeError(f"A window's spacing is three positive mm, not {self.spacing}.")
         if self.axes not in ("patient", "slices"):
             raise VolumeError(f'axes is "patient" or "slices", not "{self.axes}".')
 

@@ -7,6 +7,7 @@ unfolds them behind the head, so that no convolution runs at full resolution, an
 A 2-D network is the same network with kernel, pooling and stem of 1 along K.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -45,10 +46,16 @@ class NetworkConfig:
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         if self.classes < 2 or not self.channels or min(self.channels) < 1:
             raise ConfigError("A network needs two classes or more and one level or more.")
+        for name in ("stem", "kernel", "pooling"):
+            triple = getattr(self, name)
+            if len(triple) != 3 or min(triple) < 1:
+                raise ConfigError(f"{name} needs three positive numbers, not {triple}.")
         if any(k % 2 == 0 for k in self.kernel):
             raise ConfigError(f"kernel needs odd numbers, not {self.kernel}.")
         if self.norm not in ("none", "instance"):
             raise ConfigError(f'norm is "none" or "instance", not "{self.norm}".')
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is a probability below 1, not {self.dropout}.")
 
     @property
     def divisor(self) -> Triple:
@@ -111,9 +118,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(
             Block(n, m, config) for n, m in zip(inputs, channels, strict=True)
         )
-        self.up = nn.ModuleList(
-            Block(m + n, n, config) for n, m in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.up = nn.ModuleList(Block(m + n, n, config) for n, m in itertools.pairwise(channels))
         self.head = nn.Conv3d(channels[0], config.classes * block_voxels, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
