@@ -8,8 +8,7 @@ import torch
 from SRCSMSegmenterLib import intensity
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.intensity import IntensityRule
-from SRCSMSegmenterLib.resampling import points, sample, smooth_voxels
-from torch.nn import functional as F
+from SRCSMSegmenterLib.resampling import look_up, points, sample, smooth_voxels
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,12 @@ def augmented_window(
     draw: SpatialDraw,
     classes: int,
     outside: float,
+    device: torch.device | str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Resample one case onto a transformed window.
 
     Args:
-        image: (1, K, J, I) scaled and smoothed on the case's own grid.
+        image: (1, K, J, I) scaled and smoothed on the case's own grid, on any device.
         labels: (1, K, J, I) integers.
         outside: intensity beyond the scan.
 
@@ -110,11 +110,24 @@ def augmented_window(
         Image (1, K', J', I') float32 and labels (K', J', I') int64; labels are taken by nearest
         neighbour, smoothed per class (sigma 1 voxel), and decided by argmax.
     """
-    where = transformed_points(window, source, draw, image.device)
-    resampled = sample(image, where, outside=outside)
-    nearest = sample(labels, where, mode="nearest").long()[0]
-    one_hot = F.one_hot(nearest, classes).movedim(-1, 0).float()
-    return resampled, smooth_voxels(one_hot[None])[0].argmax(0)
+    where = transformed_points(window, source, draw, device)
+    lookup = look_up(where, source.shape)
+    resampled = sample(image, lookup, outside=outside)
+    nearest = sample(labels, lookup, mode="nearest")[0]
+    return resampled, smoothed_labels(nearest, classes)
+
+
+def smoothed_labels(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Smooth labels (K, J, I) per class, sigma 1 voxel, and decide by the largest; int64."""
+    present = [c for c in range(classes) if bool((labels == c).any())]
+    masks = torch.stack([labels == c for c in present]).float()
+    best, *others = smooth_voxels(masks[None])[0]
+    decided = torch.full(labels.shape, present[0], device=labels.device)
+    # A running maximum: argmax over a leading axis is ten times slower on a CPU.
+    for label, smoothed in zip(present[1:], others, strict=True):
+        decided.masked_fill_(smoothed > best, label)
+        best = torch.maximum(best, smoothed)
+    return decided
 
 
 def augmented_intensities(

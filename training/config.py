@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ class OptimisationConfig:
         ema: decay of the weight average used for validation and export.
         nan_redraws: how often SRC is drawn anew for a sample whose loss is NaN before giving up.
         precision: "fp32", "bf16" or "fp16".
-        compile: compile the network with torch.compile (needs a C++ compiler on a CPU).
     """
 
     steps: int = 50_000
@@ -79,7 +78,6 @@ class OptimisationConfig:
     ema: float = 0.999
     nan_redraws: int = 100
     precision: str = "bf16"
-    compile: bool = False
 
     def __post_init__(self) -> None:
         _one_of("optimisation.schedule", self.schedule, ("constant", "cosine"))
@@ -121,59 +119,6 @@ class TrainingConfig:
                 )
 
 
-PAPER_NETWORK = NetworkConfig(classes=2)
-FAST_NETWORK = NetworkConfig(
-    classes=2, channels=(32, 64, 96, 128), stem=(2, 2, 1), norm="instance", dropout=0.0
-)
-FAST_RECIPE = OptimisationConfig(
-    steps=8000, learning_rate=1e-3, schedule="cosine", cross_entropy=1.0
-)
-
-
-def _paper(size: tuple, spacing: tuple) -> TrainingConfig:
-    return TrainingConfig(grid=GridSpec(size, spacing), network=PAPER_NETWORK)
-
-
-PRESETS: dict[str, TrainingConfig] = {
-    "abdomen-paper": _paper((160, 128, 160), (2.4, 2.4, 2.4)),
-    "abdomen-half": _paper((80, 64, 80), (4.8, 4.8, 4.8)),
-    "abdomen-fast": TrainingConfig(
-        grid=GridSpec((160, 128, 40), (2.4, 2.4, 4.8)),
-        network=FAST_NETWORK,
-        optimisation=FAST_RECIPE,
-    ),
-    "heart-paper": _paper((128, 128, 128), (1.5, 1.5, 1.5)),
-    "heart-small": _paper((96, 96, 96), (2.0, 2.0, 2.0)),
-    "heart-fast": TrainingConfig(
-        grid=GridSpec((128, 128, 16), (1.5, 1.5, 8.0), axes="slices"),
-        network=replace(FAST_NETWORK, pooling=(2, 2, 1), channels=(32, 48, 64, 96, 96)),
-        augmentation=AugmentationConfig(rotation=(0.1, 0.1, 3.1416), elastic=8.0),
-        optimisation=FAST_RECIPE,
-    ),
-    "prostate-paper": _paper((128, 128, 128), (0.75, 0.75, 0.75)),
-    "prostate-fast": TrainingConfig(
-        grid=GridSpec((128, 128, 32), (0.75, 0.75, 3.0)),
-        network=replace(FAST_NETWORK, pooling=(2, 2, 1)),
-        augmentation=AugmentationConfig(translation=10.0, elastic=6.0),
-        optimisation=FAST_RECIPE,
-    ),
-}
-"""Region and size; "paper" is the published recipe, "fast" trains on two CPU cores."""
-
-
-def preset(name: str) -> TrainingConfig:
-    """The preset of that name.
-
-    Raises:
-        ConfigError: there is none; names the nearest one.
-    """
-    if name not in PRESETS:
-        raise ConfigError(
-            f'No preset "{name}"{_nearest(name, PRESETS)}; there are: {", ".join(PRESETS)}.'
-        )
-    return PRESETS[name]
-
-
 def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any configuration dataclass
     """Plain dictionaries, lists, numbers and strings, ready for YAML or JSON."""
     return _plain(dataclasses.asdict(config))
@@ -193,23 +138,21 @@ def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noq
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
         if key not in known:
-            raise ConfigError(f"Unknown configuration key {name}{_nearest(key, known)}.")
+            raise ConfigError(f"Unknown configuration key {name}{nearest(key, known)}.")
         current = getattr(base, key)
         if dataclasses.is_dataclass(current):
             changes[key] = from_dict(value, current, name)
         else:
             changes[key] = _converted(value, hints[key], name)
-    return replace(base, **changes)
+    return dataclasses.replace(base, **changes)
 
 
 def read_yaml(path: Path, base: TrainingConfig) -> TrainingConfig:
-    """A configuration file on top of `base`; an optional key `preset` replaces `base`."""
+    """A configuration file on top of `base`."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error}.") from error
-    if isinstance(values, dict) and "preset" in values:
-        base = preset(values.pop("preset"))
     return from_dict(values, base)
 
 
@@ -267,7 +210,8 @@ def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
     raise ConfigError(f"{name} needs a value of type {hint.__name__}, not {value!r}.")
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """' (did you mean ...?)', or nothing where no known name is near."""
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 

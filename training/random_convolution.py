@@ -5,6 +5,7 @@ Networks are drawn first and applied second, so that a draw can be replayed and 
 labels of all samples go through one grouped convolution per layer, on the image's device.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ def draw(
     centre = torch.zeros((3,) * dimensions, device=generator.device)
     centre[(1,) * dimensions] = 1
     weights = []
-    for inputs, outputs in zip(CHANNELS[:-1], CHANNELS[1:], strict=True):
+    for inputs, outputs in itertools.pairwise(CHANNELS):
         shape = (count, outputs, inputs, *(3,) * dimensions)
         kernel = torch.randn(shape, generator=generator, device=generator.device)
         wide = torch.rand(count, generator=generator, device=generator.device) < 0.5
@@ -112,10 +113,11 @@ def random_convolution(
         return images
     if mode == "global":
         return drawn_and_applied(images[:, 0], generator)[:, None]
-    masks = F.one_hot(labels.long(), classes).movedim(-1, 1).float()
-    sample, label = masks.flatten(2).any(2).nonzero(as_tuple=True)
+    # Only the labels that a sample holds: a network elsewhere would be multiplied by 0.
+    pairs = [(n, c) for n in range(len(labels)) for c in range(classes) if (labels[n] == c).any()]
+    samples = torch.tensor([n for n, _ in pairs], device=images.device)
+    masks = torch.stack([labels[n] == c for n, c in pairs]).float()
     if mode == "smoothed":
-        masks = smooth_voxels(masks)
-    looks = drawn_and_applied(images[sample, 0], generator)
-    result = torch.zeros_like(images[:, 0])
-    return result.index_add_(0, sample, looks * masks[sample, label])[:, None]
+        masks = smooth_voxels(masks[:, None])[:, 0]
+    looks = drawn_and_applied(images[samples, 0], generator)
+    return torch.zeros_like(images[:, 0]).index_add_(0, samples, looks.mul_(masks))[:, None]

@@ -84,6 +84,47 @@ def unfold(x: torch.Tensor, block: Triple) -> torch.Tensor:
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, -1, k * bk, j * bj, i * bi)
 
 
+def upsample(x: torch.Tensor, factors: Triple) -> torch.Tensor:
+    """Linear interpolation of (N, C, K, J, I), as `F.interpolate` with ``align_corners=False``.
+
+    One matrix product per axis: it keeps the channels-last layout of the convolutions around it,
+    which the library's kernel loses, and takes a fifth of its time on a CPU.
+    """
+    x = x.permute(0, 2, 3, 4, 1)
+    for axis, factor in enumerate(factors[::-1], start=1):
+        if factor > 1:
+            matrix = _linear_matrix(x.shape[axis], factor, x)
+            shape = (*x.shape[:axis], -1, *x.shape[axis + 1 :])
+            x = (matrix @ x.flatten(axis + 1).flatten(0, axis - 1)).reshape(shape)
+    return x.permute(0, 4, 1, 2, 3)
+
+
+def _linear_matrix(length: int, factor: int, like: torch.Tensor) -> torch.Tensor:
+    """(length * factor, length): each row holds the weights of the two nearest inputs."""
+    rows = torch.arange(length * factor, device=like.device)
+    position = ((rows + 0.5) / factor - 0.5).clamp(0, length - 1)
+    columns = torch.arange(length, device=like.device)
+    return (1 - (position[:, None] - columns).abs()).clamp(min=0).to(like.dtype)
+
+
+class InstanceNorm(nn.Module):
+    """Instance norm with scale and offset per channel, sample by sample.
+
+    For one sample it is batch norm, whose kernel keeps the channels-last layout, unlike
+    `torch.nn.InstanceNorm3d`, and takes a third of its time on a CPU.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.weight, self.bias
+        normed = [F.batch_norm(one, None, None, weight, bias, training=True) for one in x.split(1)]
+        return torch.cat(normed) if len(normed) > 1 else normed[0]
+
+
 class Block(nn.Module):
     """Two convolutions, each with optional instance norm and leaky ReLU; dropout between them."""
 
@@ -95,8 +136,7 @@ class Block(nn.Module):
             nn.Conv3d(n, outputs, kernel, padding=padding) for n in (inputs, outputs)
         )
         self.norms = nn.ModuleList(
-            nn.InstanceNorm3d(outputs, affine=True) if config.norm == "instance" else nn.Identity()
-            for _ in range(2)
+            InstanceNorm(outputs) if config.norm == "instance" else nn.Identity() for _ in range(2)
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -135,8 +175,7 @@ class UNet(nn.Module):
         skips.pop()
         for block in reversed(self.up):
             skip = skips.pop()
-            x = F.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=False)
-            x = block(torch.cat((x, skip), dim=1))
+            x = block(torch.cat((upsample(x, self.config.pooling), skip), dim=1))
         return unfold(self.head(x), self.config.stem)
 
     def kernels(self) -> list[nn.Parameter]:

@@ -2,6 +2,7 @@
 """Smoothing, and moving arrays between grids; on the device of the tensors handed in."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -82,37 +83,62 @@ def points(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """Where points fall in a volume: made once, used for an image and its labels.
+
+    Attributes:
+        part: slices of (K, J, I) that hold all the voxels the points touch.
+        grid: (slabs, ...) the points in `torch.nn.functional.grid_sample`'s coordinates of `part`.
+        inside: (K', J', I') False beyond the outer faces of the outer voxels.
+    """
+
+    part: tuple[slice, slice, slice]
+    grid: torch.Tensor
+    inside: torch.Tensor
+
+
+def look_up(where: torch.Tensor, shape: tuple[int, int, int]) -> Lookup:
+    """Prepare sampling a volume of `shape` (K, J, I) at (K', J', I', 3) indices (i, j, k)."""
+    size = torch.tensor(tuple(shape)[::-1], device=where.device, dtype=where.dtype)
+    inside = torch.ones_like(where[..., 0], dtype=torch.bool)
+    for axis in range(3):
+        along = where[..., axis]
+        inside &= (along > -0.5) & (along < size[axis] - 0.5)
+    low = torch.stack([where[..., a].min() for a in range(3)]).floor().clamp(min=0)
+    low = low.minimum(size - 1)
+    high = torch.stack([where[..., a].max() for a in range(3)]).ceil() + 1
+    high = high.maximum(low + 1).minimum(size)
+    grid = where * (2 / (high - low)) + ((1 - 2 * low) / (high - low) - 1)
+    # CPU grid_sample is parallel over the batch alone, so the points are dealt out in slabs.
+    slabs = math.gcd(len(grid), 8) if where.device.type == "cpu" else 1
+    starts, ends = low.long().tolist(), high.long().tolist()
+    part = tuple(slice(a, b) for a, b in zip(starts[::-1], ends[::-1], strict=True))
+    return Lookup(part, grid.reshape(slabs, -1, *grid.shape[1:]), inside)
+
+
 def sample(
-    volume: torch.Tensor, where: torch.Tensor, mode: str = "linear", outside: float = 0.0
+    volume: torch.Tensor, lookup: Lookup, mode: str = "linear", outside: float = 0.0
 ) -> torch.Tensor:
-    """Interpolate a volume at continuous indices.
+    """Interpolate a volume at the points of a lookup.
 
     Args:
-        volume: (C, K, J, I), any real dtype.
-        where: (K', J', I', 3) continuous indices (i, j, k) into `volume`.
+        volume: (C, K, J, I), any real dtype and device; only the part that is read moves to the
+            points' device.
         mode: "linear" or "nearest".
         outside: value of points beyond the outer faces of the outer voxels.
 
     Returns:
         (C, K', J', I') float32.
     """
-    size = torch.tensor(volume.shape[:0:-1], device=where.device, dtype=where.dtype)
-    inside = ((where > -0.5) & (where < size - 0.5)).all(-1)
-    # Only the part of the volume that the points touch is converted and read.
-    low = where.amin((0, 1, 2)).floor().clamp(min=0).minimum(size - 1).long()
-    high = (where.amax((0, 1, 2)).ceil() + 1).maximum(low + 1.0).minimum(size).long()
-    (i0, j0, k0), (i1, j1, k1) = low.tolist(), high.tolist()
-    part = volume[:, k0:k1, j0:j1, i0:i1].to(torch.float32)
-    extent = (high - low).to(where.dtype)
-    grid = (2 * (where - low) + 1) / extent - 1
-    # CPU grid_sample is parallel over the batch alone, so the points are dealt out in slabs.
-    slabs = math.gcd(grid.shape[0], 8) if where.device.type == "cpu" else 1
+    k, j, i = lookup.part
+    part = volume[:, k, j, i].to(lookup.grid.device).to(torch.float32)
     sampled = F.grid_sample(
-        part.expand(slabs, *part.shape),
-        grid.reshape(slabs, -1, *grid.shape[1:]),
+        part.expand(len(lookup.grid), *part.shape),
+        lookup.grid,
         mode="bilinear" if mode == "linear" else "nearest",
         padding_mode="border",
         align_corners=False,
     )
-    sampled = sampled.transpose(0, 1).reshape(volume.shape[0], *where.shape[:3])
-    return sampled.masked_fill_(~inside, outside)
+    sampled = sampled.transpose(0, 1).reshape(volume.shape[0], *lookup.inside.shape)
+    return sampled.masked_fill_(~lookup.inside, outside)

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: read it top to bottom.
+
+Every random draw of a step is a function of (seed, step, process), so nothing but the step has to
+be remembered to go on after a stop exactly as if there had been none.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from SRCSMSegmenterLib.errors import SRCSMError
+from SRCSMSegmenterLib.field_of_view import covering_centres, scan_extent
+from SRCSMSegmenterLib.geometry import GridSpec
+from SRCSMSegmenterLib.intensity import IntensityRule, normalise
+from SRCSMSegmenterLib.network import UNet
+from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
+
+from .augmentation import augmented_intensities, augmented_window, draw_spatial
+from .cases import PreparedCase, draw_window
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .config import OptimisationConfig, TrainingConfig, to_dict
+from .losses import segmentation_loss
+from .random_convolution import random_convolution
+
+
+class TrainingError(SRCSMError):
+    """The training cannot go on."""
+
+
+@dataclass
+class Progress:
+    """The state of a training, all of it plain numbers.
+
+    Attributes:
+        step: optimiser steps done.
+        gradient_norm: running mean of the clipped gradient norm.
+        best_dice: best validation Dice so far, or -1.
+        loss: running mean of the loss, for the display.
+        curve: one row per log entry: step, loss, learning rate, gradient norm, seconds per step,
+            validation Dice per label (None between validations).
+    """
+
+    step: int
+    gradient_norm: float
+    best_dice: float = -1.0
+    loss: float = math.nan
+    curve: list[dict] | None = None
+
+
+def train(
+    config: TrainingConfig,
+    rule: IntensityRule,
+    training: Sequence[PreparedCase],
+    validation: Sequence[PreparedCase],
+    run_folder: Path,
+    *,
+    accelerator: Accelerator,
+    max_minutes: float = math.inf,
+    stop_requested: Callable[[], bool] = lambda: False,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """Train until the last step, `max_minutes` or `stop_requested`, resuming where a run stopped.
+
+    Args:
+        config: with the grid, the network (its classes set) and the recipe.
+        rule: the source's intensity rule.
+        training, validation: cases from `prepare_cases`; validation may be empty.
+        run_folder: checkpoints go to its ``checkpoints`` folder.
+        report: called after every step on every process.
+
+    Returns:
+        The progress (its step tells whether the training is finished), and the averaged weights:
+        of the best validation when there are validation cases, else of the last step.
+
+    Raises:
+        TrainingError: the loss stays NaN however often SRC is redrawn.
+        CheckpointError: the run folder holds a checkpoint of another configuration.
+    """
+    recipe = config.optimisation
+    device, started = accelerator.device, time.monotonic()
+    torch.manual_seed(config.seed)
+    network = UNet(config.network).to(device)
+    average = copy.deepcopy(network).eval().requires_grad_(False)
+    kernels = network.kernels()
+    others = [p for p in network.parameters() if not any(p is kernel for kernel in kernels)]
+    optimiser = torch.optim.Adam(
+        [{"params": kernels, "weight_decay": recipe.l2}, {"params": others}],
+        lr=recipe.learning_rate,
+    )
+    progress = Progress(step=0, gradient_norm=recipe.clip_start, curve=[])
+    best_weights = average.state_dict()
+
+    last = Path(run_folder) / "checkpoints" / "last.pt"
+    if last.exists():
+        state = load_checkpoint(last)
+        if state["config"] != _identity(config):
+            raise CheckpointError(
+                f"{last} belongs to a training with another configuration; choose another run "
+                "folder, or give the same options to resume."
+            )
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        best_weights = {name: value.to(device) for name, value in state["best"].items()}
+        progress = Progress(**state["progress"])
+
+    model, optimiser = accelerator.prepare(network, optimiser)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(
+                last,
+                {
+                    "config": _identity(config),
+                    "network": network.state_dict(),
+                    "average": average.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "best": best_weights,
+                    "progress": vars(progress),
+                },
+            )
+
+    saved = time.monotonic()
+    parameters = list(network.parameters())
+    model.train()
+    while progress.step < recipe.steps:
+        step_started = time.monotonic()
+        generator = _seeded(config.seed, progress.step, accelerator.process_index)
+        images, labels = draw_batch(training, config, rule, generator, device)
+
+        for _ in range(recipe.nan_redraws + 1):
+            with accelerator.autocast():
+                looks = random_convolution(
+                    images, labels, config.network.classes, config.random_convolution, generator
+                )
+            loss = segmentation_loss(model(looks), labels, recipe.cross_entropy)
+            if torch.isfinite(loss):
+                break
+        else:
+            raise TrainingError(
+                f"The loss is NaN at step {progress.step} after {recipe.nan_redraws} redraws of "
+                "the random convolution; lower optimisation.learning_rate."
+            )
+
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, progress.step)
+        accelerator.backward(loss)
+        accelerator.unscale_gradients()
+        limit = recipe.clip_factor * progress.gradient_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        optimiser.step()
+        optimiser.zero_grad()
+        if math.isfinite(norm):  # fp16 scaling skips the other steps
+            progress.gradient_norm += recipe.clip_rate * (min(norm, limit) - progress.gradient_norm)
+        _update_average(average, network, recipe.ema, progress.step)
+
+        progress.step += 1
+        value = float(loss.detach())
+        progress.loss = value if math.isnan(progress.loss) else 0.99 * progress.loss + 0.01 * value
+        finished = progress.step == recipe.steps
+        if finished or _due(progress.step, config.validate_every) or progress.step % 50 == 0:
+            row = {
+                "step": progress.step,
+                "loss": progress.loss,
+                "learning_rate": learning_rate(recipe, progress.step - 1),
+                "gradient_norm": progress.gradient_norm,
+                "seconds": time.monotonic() - step_started,
+            }
+            if validation and (finished or _due(progress.step, config.validate_every)):
+                row["dice"] = validation_dice(average, validation, config, rule, accelerator)
+                mean = float(np.nanmean(row["dice"]))
+                if mean > progress.best_dice:
+                    progress.best_dice = mean
+                    best_weights = copy.deepcopy(average.state_dict())
+            progress.curve.append(row)
+        report(progress)
+
+        late = time.monotonic() - started > max_minutes * 60
+        stopping = _any_process(accelerator, late or stop_requested())
+        if finished or stopping or time.monotonic() - saved > config.checkpoint_minutes * 60:
+            save()
+            saved = time.monotonic()
+        if stopping:
+            break
+    accelerator.wait_for_everyone()
+    return progress, best_weights if validation else average.state_dict()
+
+
+def draw_batch(
+    cases: Sequence[PreparedCase],
+    config: TrainingConfig,
+    rule: IntensityRule,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Augmented, normalised windows, before random convolution.
+
+    Returns:
+        Images (batch, 1, K, J, I) float32 and labels (batch, K, J, I) int64 on `device`.
+    """
+    images, labels = [], []
+    for _ in range(config.optimisation.batch):
+        case = cases[int(torch.randint(len(cases), (), generator=generator))]
+        window = draw_window(case, config.grid, config.data.foreground, generator)
+        draw = draw_spatial(config.augmentation, generator)
+        image, label = augmented_window(
+            case.image,
+            case.labels,
+            case.geometry,
+            window,
+            draw,
+            config.network.classes,
+            case.outside,
+            device,
+        )
+        images.append(image)
+        labels.append(label)
+    windows = torch.stack(images)
+    return augmented_intensities(windows, rule, config.augmentation, generator), torch.stack(labels)
+
+
+@torch.no_grad()
+def validation_dice(
+    network: UNet,
+    cases: Sequence[PreparedCase],
+    config: TrainingConfig,
+    rule: IntensityRule,
+    accelerator: Accelerator,
+) -> list[float]:
+    """Mean Dice per foreground label over the cases, on the network's grid, without augmentation.
+
+    The cases are dealt out to the processes. NaN where no case has the label.
+    """
+    classes = config.network.classes
+    sums = torch.zeros(len(cases), 3, classes, device=accelerator.device)
+    for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
+        for image, labels in case_windows(cases[index], config.grid, accelerator.device):
+            with accelerator.autocast():
+                prediction = network(normalise(image[None], rule))[0].argmax(0)
+            for row, chosen in enumerate((labels[prediction == labels], prediction, labels)):
+                sums[index, row] += torch.bincount(chosen.flatten(), minlength=classes)
+    overlap, predicted, true = accelerator.reduce(sums).unbind(1)
+    dice = torch.where(true + predicted > 0, 2 * overlap / (true + predicted), torch.nan)
+    return dice[:, 1:].nanmean(0).tolist()
+
+
+def case_windows(case: PreparedCase, grid: GridSpec, device: torch.device):  # noqa: ANN201
+    """Yield (image (1, K, J, I), labels (K, J, I)) of the windows that cover a case."""
+    scan = scan_extent(case.geometry, grid)
+    for centre in covering_centres(case.body, scan, grid, overlap=0.0):
+        window = grid.placed(centre, case.directions)
+        where = points(index_map(window, case.geometry), window.size, device)
+        lookup = look_up(where, case.geometry.shape)
+        image = sample(case.image, lookup, outside=case.outside)
+        yield image, sample(case.labels, lookup, mode="nearest").long()[0]
+
+
+def learning_rate(recipe: OptimisationConfig, step: int) -> float:
+    """The learning rate of a step."""
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    warm_up = max(1, recipe.steps // 100)
+    if step < warm_up:
+        return recipe.learning_rate * (step + 1) / warm_up
+    done = (step - warm_up) / max(1, recipe.steps - warm_up)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def _update_average(average: UNet, network: UNet, decay: float, step: int) -> None:
+    # The first averages forget faster, or they would remember the random start.
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+
+
+def _seeded(seed: int, step: int, process: int) -> torch.Generator:
+    """The CPU generator of a step; also seeds torch's own, which dropout uses."""
+    state = np.random.SeedSequence((seed, step, process)).generate_state(2, np.uint64)
+    torch.manual_seed(int(state[0] >> 1))
+    return torch.Generator().manual_seed(int(state[1] >> 1))
+
+
+def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _identity(config: TrainingConfig) -> dict:
+    """What must be equal for a checkpoint to be resumed."""
+    identity = to_dict(config)
+    del identity["checkpoint_minutes"]
+    return identity

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Presets: a region of the body and a size of network, ready to train."""
+
+from dataclasses import replace
+
+from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.geometry import GridSpec
+from SRCSMSegmenterLib.network import NetworkConfig
+
+from .augmentation import AugmentationConfig
+from .config import OptimisationConfig, TrainingConfig, nearest
+
+PAPER_NETWORK = NetworkConfig(classes=2)
+FAST_NETWORK = NetworkConfig(
+    classes=2, channels=(32, 64, 96, 128), stem=(2, 2, 1), norm="instance", dropout=0.0
+)
+FAST_RECIPE = OptimisationConfig(
+    steps=8000, learning_rate=1e-3, schedule="cosine", cross_entropy=1.0
+)
+
+
+def _paper(size: tuple, spacing: tuple) -> TrainingConfig:
+    return TrainingConfig(grid=GridSpec(size, spacing), network=PAPER_NETWORK)
+
+
+PRESETS: dict[str, TrainingConfig] = {
+    "abdomen-paper": _paper((160, 128, 160), (2.4, 2.4, 2.4)),
+    "abdomen-half": _paper((80, 64, 80), (4.8, 4.8, 4.8)),
+    "abdomen-fast": TrainingConfig(
+        grid=GridSpec((128, 96, 32), (3.2, 3.2, 5.0)),
+        network=FAST_NETWORK,
+        optimisation=FAST_RECIPE,
+    ),
+    "heart-paper": _paper((128, 128, 128), (1.5, 1.5, 1.5)),
+    "heart-small": _paper((96, 96, 96), (2.0, 2.0, 2.0)),
+    "heart-fast": TrainingConfig(
+        grid=GridSpec((128, 128, 16), (1.5, 1.5, 8.0), axes="slices"),
+        network=replace(FAST_NETWORK, pooling=(2, 2, 1), channels=(32, 48, 64, 96, 96)),
+        augmentation=AugmentationConfig(rotation=(0.1, 0.1, 3.1416), elastic=8.0),
+        optimisation=FAST_RECIPE,
+    ),
+    "prostate-paper": _paper((128, 128, 128), (0.75, 0.75, 0.75)),
+    "prostate-fast": TrainingConfig(
+        grid=GridSpec((128, 128, 32), (0.75, 0.75, 3.0)),
+        network=replace(FAST_NETWORK, pooling=(2, 2, 1)),
+        augmentation=AugmentationConfig(translation=10.0, elastic=6.0),
+        optimisation=FAST_RECIPE,
+    ),
+}
+"""Region and size; "paper" is the published recipe, "fast" trains on two CPU cores."""
+
+
+def preset(name: str) -> TrainingConfig:
+    """The preset of that name.
+
+    Raises:
+        ConfigError: there is none; names the nearest one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f'No preset "{name}"{nearest(name, PRESETS)}; there are: {", ".join(PRESETS)}.'
+        )
+    return PRESETS[name]
