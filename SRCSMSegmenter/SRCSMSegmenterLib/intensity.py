@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The intensity rule of a trained network: one rule for training, source matching and inference."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,18 +53,20 @@ def scale(array: np.ndarray, rule: IntensityRule) -> np.ndarray:
     Raises:
         VolumeError: NaN or infinite voxels, or an MR volume without a positive maximum.
     """
+    return scaling(array, rule)(array)
+
+
+def scaling(array: np.ndarray, rule: IntensityRule) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that `scale` applies to every voxel of `array`, to run it block by block."""
     if not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         raise VolumeError(f"{bad} voxels are NaN or infinite; replace them and try again.")
-    values = array.astype(np.float64)
     if rule.modality == "CT":
-        return np.clip(values, *rule.window, out=values)
-    top = values.max() if rule.maximum_percentile == 100 else _percentile(values, rule)
+        return partial(_clipped, rule=rule)
+    top = float(array.max()) if rule.maximum_percentile == 100 else _percentile(array, rule)
     if top <= 0:
         raise VolumeError(f"An MR volume needs a positive maximum, got {top:g}.")
-    values *= INTEGER_RANGE
-    values /= top
-    return np.minimum(values, INTEGER_RANGE, out=values)
+    return partial(_scaled_to_maximum, top=top)
 
 
 def normalise(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
@@ -98,5 +102,18 @@ def normalised_mr(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
     return (window - lower) * (2 / (upper - lower).clamp(min=1e-6)) - 1
 
 
-def _percentile(values: np.ndarray, rule: IntensityRule) -> float:
-    return float(np.percentile(values, rule.maximum_percentile))
+def _clipped(array: np.ndarray, rule: IntensityRule) -> np.ndarray:
+    values = array.astype(np.float64)
+    return np.clip(values, *rule.window, out=values)
+
+
+def _scaled_to_maximum(array: np.ndarray, top: float) -> np.ndarray:
+    values = array.astype(np.float64)
+    values *= INTEGER_RANGE
+    values /= top
+    return np.minimum(values, INTEGER_RANGE, out=values)
+
+
+def _percentile(array: np.ndarray, rule: IntensityRule) -> float:
+    values = array.astype(np.float64)
+    return float(np.percentile(values, rule.maximum_percentile, overwrite_input=True))

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Source matching (SM): give a scan the intensity distribution of the training images.
+
+Thaler et al., arXiv 2512.01510; methods.md, section A, SM. It works on a scan's own voxels, before
+smoothing and resampling. The five points of "Our definition" there decide every integer:
+
+1. clip (CT) or scale to a maximum of 2048 (MR), round half to even (`to_integers`);
+2. the interior is what lies strictly between a volume's minimum (lo) and maximum (hi);
+3. the source is the sum of the interior counts of all training images (`fit`);
+4. an interior value goes to the largest source value whose CDF is not above its own, or, where
+   there is none, to the source minimum; lo goes to the source minimum, hi goes along with the
+   largest interior value (`match`);
+5. fewer than two distinct interior values on either side is an error.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import SourceMatchingError
+from .intensity import IntensityRule, scaling
+
+BLOCK = 1 << 17
+"""Voxels worked on at a time: their float64 and index copies (1 MiB each) stay in the cache."""
+
+TABLE = 1 << 20
+"""Longest lookup table; images that span more integers are sorted instead."""
+
+INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class SourceHistogram:
+    """Interior intensities of all training images together; travels in the model bundle.
+
+    Attributes:
+        values: (n,) int32, the distinct interior values in ascending order, n >= 2.
+        counts: (n,) int64, voxels of each value over all training images.
+        minimum: the smallest minimum of any training image, below all values.
+
+    Raises:
+        SourceMatchingError: arrays that are no such histogram.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+    minimum: int
+
+    def __post_init__(self) -> None:
+        values, counts = np.array(self.values), np.array(self.counts)
+        if fault := _fault(values, counts, self.minimum):
+            raise SourceMatchingError(
+                f"The source histogram is damaged ({fault}); use an intact one or run without "
+                "source matching."
+            )
+        values, counts = values.astype(np.int32), counts.astype(np.int64)
+        values.setflags(write=False)
+        counts.setflags(write=False)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "counts", counts)
+
+    def to_dict(self) -> dict[str, int | list[int]]:
+        """Plain integers and lists, ready for JSON."""
+        return {
+            "minimum": self.minimum,
+            "values": self.values.tolist(),
+            "counts": self.counts.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, int | list[int]]) -> "SourceHistogram":
+        """The histogram that `to_dict` wrote.
+
+        Raises:
+            SourceMatchingError: anything else.
+        """
+        try:
+            return cls(**data)
+        except (TypeError, ValueError) as error:
+            raise SourceMatchingError(
+                f"The source histogram cannot be read ({error}); use an intact one or run without "
+                "source matching."
+            ) from error
+
+
+def to_integers(array: np.ndarray, rule: IntensityRule) -> np.ndarray:
+    """Clip (CT) or scale (MR) a volume and round half to even: step 1 of source matching.
+
+    Args:
+        array: raw intensities, any shape and real dtype; left as it is.
+        rule: of the volume's own modality.
+
+    Returns:
+        int32 array of the same shape.
+
+    Raises:
+        VolumeError: NaN or infinite voxels, or an MR volume without a positive maximum.
+        SourceMatchingError: scaled intensities that do not fit int32.
+    """
+    scaled = scaling(array, rule)
+    lo, hi = np.rint(scaled(np.array([array.min(), array.max()])))
+    if lo < INT32.min or hi > INT32.max:
+        raise SourceMatchingError(
+            f"Intensities scaled to {lo:g} ... {hi:g} are too far apart for source matching; "
+            "check the volume or run without source matching."
+        )
+    flat = array.reshape(-1)
+    integers = np.empty(array.size, np.int32)
+    for part in _blocks(array.size):
+        block = scaled(flat[part])
+        integers[part] = np.rint(block, out=block)
+    return integers.reshape(array.shape)
+
+
+def fit(images: Iterable[np.ndarray]) -> SourceHistogram:
+    """Add up the interior counts of the training images: steps 2 and 3 of source matching.
+
+    Args:
+        images: int32 arrays from `to_integers`, any shape; only one is held at a time.
+
+    Raises:
+        SourceMatchingError: fewer than two distinct interior values in all images together.
+    """
+    totals: Counter[int] = Counter()
+    minima = []
+    # map, unlike a loop over the images, lets go of each before it asks for the next.
+    for values, counts in map(_distinct, images):
+        minima.append(int(values[0]))
+        totals.update(dict(zip(values[1:-1].tolist(), counts[1:-1].tolist(), strict=True)))
+    _require_two(len(totals), "the training images")
+    values = sorted(totals)
+    return SourceHistogram(
+        np.array(values), np.array([totals[value] for value in values]), min(minima)
+    )
+
+
+def match(target: np.ndarray, source: SourceHistogram) -> np.ndarray:
+    """Give an image the source's distribution: steps 2, 4 and 5 of source matching.
+
+    Args:
+        target: int32 array from `to_integers`, any shape; left as it is.
+
+    Returns:
+        int32 array of the same shape, of source values and the source minimum only.
+
+    Raises:
+        SourceMatchingError: fewer than two distinct interior values in the target.
+    """
+    values, counts = _distinct(target)
+    _require_two(values.size - 2, "the volume")
+    # Both sides are float64 quotients of integers below 2^53, so equal fractions compare equal.
+    below = np.searchsorted(_cdf(source.counts), _cdf(counts[1:-1]), side="right")
+    interior = np.append(np.int32(source.minimum), source.values)[below]
+    matched = np.concatenate([[source.minimum], interior, interior[-1:]]).astype(np.int32)
+    return _replace(target, values, matched)
+
+
+def match_to_source(array: np.ndarray, rule: IntensityRule, source: SourceHistogram) -> np.ndarray:
+    """Source matching of a raw volume, as inference does it.
+
+    Args:
+        array: raw intensities, any shape and real dtype; left as it is.
+        rule: the bundle's rule, with the modality of this volume
+            (`dataclasses.replace(bundle_rule, modality="MR")`).
+
+    Returns:
+        int32 array of the same shape; it stands where `scale` leaves a volume of the source
+        modality, so that smoothing and resampling come next.
+
+    Raises:
+        VolumeError, SourceMatchingError: as `to_integers` and `match`.
+    """
+    return match(to_integers(array, rule), source)
+
+
+def _cdf(counts: np.ndarray) -> np.ndarray:
+    cumulative = np.cumsum(counts)
+    return cumulative / cumulative[-1]
+
+
+def _distinct(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values of an int32 image in ascending order, and their counts; both int64."""
+    if image.dtype != np.int32:
+        raise TypeError(f"Source matching works on int32 (see to_integers), not {image.dtype}.")
+    lo, hi = int(image.min()), int(image.max())
+    if hi - lo >= TABLE:
+        values, counts = np.unique(image, return_counts=True)
+        return values.astype(np.int64), counts
+    flat = image.reshape(-1)
+    counts = np.zeros(hi - lo + 1, np.int64)
+    for part in _blocks(image.size):
+        counts += np.bincount(flat[part] - np.int64(lo), minlength=counts.size)
+    present = np.flatnonzero(counts)
+    return present + lo, counts[present]
+
+
+def _replace(image: np.ndarray, values: np.ndarray, matched: np.ndarray) -> np.ndarray:
+    """`image` with each of its distinct `values` (int64, ascending) replaced."""
+    lo, hi = values[0], values[-1]
+    if hi - lo >= TABLE:
+        return matched[np.searchsorted(values, image)]
+    table = np.zeros(hi - lo + 1, np.int32)
+    table[values - lo] = matched
+    flat = image.reshape(-1)
+    result = np.empty(image.size, np.int32)
+    for part in _blocks(image.size):
+        # Every index is in range; "clip" only spares take the buffer that "raise" needs.
+        table.take(flat[part] - lo, out=result[part], mode="clip")
+    return result.reshape(image.shape)
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, size, BLOCK))
+
+
+def _require_two(interior_values: int, where: str) -> None:
+    if interior_values < 2:
+        raise SourceMatchingError(
+            "Source matching needs two distinct intensities between the minimum and the maximum "
+            f"of {where}, found {max(interior_values, 0)}; run without source matching."
+        )
+
+
+def _fault(values: np.ndarray, counts: np.ndarray, minimum: int) -> str:
+    """What is wrong with a histogram, or "" where nothing is."""
+    if values.dtype.kind != "i" or counts.dtype.kind != "i" or not isinstance(minimum, int):
+        return "not all entries are integers"
+    if values.ndim != 1 or values.shape != counts.shape or values.size < 2:
+        return f"{values.shape} values and {counts.shape} counts"
+    if values.max() > INT32.max or minimum < INT32.min:
+        return "values beyond int32"
+    if minimum >= values[0] or (values[1:] <= values[:-1]).any():
+        return "minimum and values do not ascend"
+    if counts.min() < 1 or counts.sum(dtype=np.float64) >= 2**53:
+        return "counts must be positive and add up to less than 2^53"
+    return ""
