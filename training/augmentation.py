@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from SRCSMSegmenterLib import intensity
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.intensity import IntensityRule

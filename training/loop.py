@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+
 from SRCSMSegmenterLib.errors import SRCSMError
 from SRCSMSegmenterLib.field_of_view import covering_centres, scan_extent
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -65,6 +66,7 @@ def train(
     max_minutes: float = math.inf,
     stop_requested: Callable[[], bool] = lambda: False,
     report: Callable[[Progress], None] = lambda progress: None,
+    validated: Callable[[UNet, Progress], None] = lambda average, progress: None,
 ) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Train until the last step, `max_minutes` or `stop_requested`, resuming where a run stopped.
 
@@ -74,6 +76,7 @@ def train(
         training, validation: cases from `prepare_cases`; validation may be empty.
         run_folder: checkpoints go to its ``checkpoints`` folder.
         report: called after every step on every process.
+        validated: called after every validation with the averaged network, on every process.
 
     Returns:
         The progress (its step tells whether the training is finished), and the averaged weights:
@@ -180,6 +183,8 @@ def train(
                     progress.best_dice = mean
                     best_weights = copy.deepcopy(average.state_dict())
             progress.curve.append(row)
+            if "dice" in row:
+                validated(average, progress)
         report(progress)
 
         late = time.monotonic() - started > max_minutes * 60

@@ -9,8 +9,9 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from SRCSMSegmenterLib.resampling import smooth_voxels
 from torch.nn import functional as F
+
+from SRCSMSegmenterLib.resampling import smooth_voxels
 
 MODES = ("off", "global", "hard", "smoothed")
 CHANNELS = (1, 2, 2, 2, 1)

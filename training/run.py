@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run from a dataset to a model bundle, and everything its folder keeps.
+
+config.yaml               the full configuration
+environment.json          versions, git state, command, dataset, cases
+source_histogram.json     for source matching
+checkpoints/last.pt       the state to resume from
+curve.csv, curve.png      loss and validation Dice
+tensorboard/              the same as events
+previews/                 augmented slices, and validation slices with truth and prediction
+model/                    the bundle, once the training is finished
+"""
+
+import csv
+import fnmatch
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.tensorboard import SummaryWriter
+
+from SRCSMSegmenterLib.bundle import Description, ModelBundle, save_bundle
+from SRCSMSegmenterLib.devices import resolve_device
+from SRCSMSegmenterLib.errors import ConfigError, DatasetError
+from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.network import UNet
+from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
+from SRCSMSegmenterLib.terminology import segment_for
+from SRCSMSegmenterLib.volume_io import read_volume
+
+from . import loop, pictures
+from .cases import PreparedCase, default_cache, prepare_cases
+from .config import TrainingConfig, to_dict, write_yaml
+from .dataset import Case, Dataset, check_dataset, read_dataset
+
+FULL_RANGE = (-1023.0, 1024.0)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        steps: optimiser steps done.
+        finished: False where it was stopped; the same call resumes it.
+        best_dice: best mean Dice on the validation cases, nan without any.
+        model: the bundle's folder, once finished.
+    """
+
+    steps: int
+    finished: bool
+    best_dice: float
+    model: Path | None
+
+
+def run_training(
+    dataset_folder: Path,
+    config: TrainingConfig,
+    run_folder: Path,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    max_minutes: float = math.inf,
+    stop_requested: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+    progress: Callable[[loop.Progress], None] = lambda progress: None,
+) -> RunResult:
+    """Check the dataset, prepare its cases, train (or resume), and export the network.
+
+    Args:
+        dataset_folder: an nnU-Net raw dataset.
+        run_folder: made where it does not exist; a stopped run in it is resumed.
+        name: of the exported network; the run folder's by default.
+        device: see `resolve_device`; left to `accelerate launch` where that started the process.
+        cache: folder of the preprocessed cases.
+        say: called on the main process with a line for the user.
+        progress: called after every step.
+
+    Raises:
+        DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
+    """
+    run_folder = Path(run_folder)
+    accelerator = make_accelerator(device, config.optimisation.precision)
+    main = accelerator.is_main_process
+    tell = say if main else (lambda line: None)
+
+    dataset = read_dataset(dataset_folder)
+    dataset = replace(dataset, cases=_chosen(dataset.cases, config.data.cases))
+    if not dataset.cases:
+        raise DatasetError(f"No case of {dataset.name} matches data.cases {config.data.cases}.")
+    config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
+    training, validation = split(dataset.cases, config)
+    tell(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
+    if main:
+        for warning in check_dataset(dataset):
+            tell(f"Warning: {warning}")
+    rule = intensity_rule(config, dataset.modality, training)
+    if rule.modality == "CT":
+        config = replace(config, data=replace(config.data, window=rule.window))
+
+    tell(f"Preparing {len(training)} training and {len(validation)} validation cases ...")
+    with accelerator.main_process_first():
+        prepared = {
+            case.name: case
+            for case in prepare_cases(
+                (*training, *validation),
+                rule,
+                config.data.smoothing,
+                config.grid,
+                cache or default_cache(),
+            )
+        }
+    training_cases = [_resident(prepared[c.name], accelerator, len(prepared)) for c in training]
+    validation_cases = [prepared[c.name] for c in validation]
+
+    writer = None
+    if main:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(run_folder / "config.yaml", config)
+        _write_environment(run_folder, dataset, training, validation)
+        _write_source_histogram(run_folder, training, rule)
+        pictures.augmentation_preview(
+            run_folder / "previews" / "augmentation.png", training_cases, config, rule
+        )
+        writer = SummaryWriter(run_folder / "tensorboard")
+
+    labels = list(dataset.labels)
+
+    def report(state: loop.Progress) -> None:
+        if writer and state.curve and state.curve[-1]["step"] == state.step:
+            row = curve_row(state.curve[-1], labels)
+            for key, value in row.items():
+                if key != "step" and value != "":
+                    writer.add_scalar(key, value, state.step)
+        progress(state)
+
+    def validated(network: UNet, state: loop.Progress) -> None:
+        if not main:
+            return
+        write_curve(run_folder, state.curve, labels)
+        pictures.validation_preview(
+            run_folder / "previews" / f"validation_{state.step:06d}.png",
+            network,
+            validation_cases[0],
+            config,
+            rule,
+        )
+
+    tell(
+        f"Training on {accelerator.device} ({accelerator.num_processes} process"
+        f"{'es' if accelerator.num_processes > 1 else ''}, {accelerator.mixed_precision})."
+    )
+    state, weights = loop.train(
+        config,
+        rule,
+        training_cases,
+        validation_cases,
+        run_folder,
+        accelerator=accelerator,
+        max_minutes=max_minutes,
+        stop_requested=stop_requested,
+        report=report,
+        validated=validated,
+    )
+    finished = state.step == config.optimisation.steps
+    model = run_folder / "model" if finished else None
+    if main:
+        writer.close()
+        write_curve(run_folder, state.curve, labels)
+        if finished:
+            bundle = _bundle(
+                name or run_folder.resolve().name, config, dataset, rule, run_folder, state, weights
+            )
+            save_bundle(model, bundle, model_card(bundle))
+    accelerator.wait_for_everyone()
+    best = state.best_dice if validation else math.nan
+    return RunResult(state.step, finished, best, model)
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """An accelerator on the device asked for, or as `accelerate launch` set it up."""
+    mixed = "no" if precision == "fp32" else precision
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`
+        return Accelerator(mixed_precision=mixed)
+    chosen = resolve_device(device)
+    if chosen.type == "cpu" and mixed == "fp16":
+        raise ConfigError("fp16 needs a GPU; choose optimisation.precision bf16 or fp32.")
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
+    return Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu")
+
+
+def split(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], list[Case]]:
+    """Training and validation cases, by the validation patterns or else by fold.
+
+    Raises:
+        ConfigError: nothing is left to train on, or a pattern matches no case.
+    """
+    data = config.data
+    if data.validation:
+        held_out = _chosen(cases, data.validation)
+        if not held_out:
+            raise ConfigError(f"No case matches data.validation {data.validation}.")
+    elif data.folds:
+        held_out = tuple(cases[data.fold % data.folds :: data.folds])
+    else:
+        held_out = ()
+    training = [case for case in cases if case not in held_out]
+    if not training:
+        raise ConfigError("No case is left to train on; check data.validation and data.folds.")
+    return training, list(held_out)
+
+
+def intensity_rule(
+    config: TrainingConfig, dataset_modality: str, training: Sequence[Case]
+) -> IntensityRule:
+    """The source's rule; a CT window that is not given is the one all images are clipped to."""
+    modality = config.data.modality
+    modality = dataset_modality if modality == "auto" else modality
+    if modality != "CT":
+        return IntensityRule(modality, maximum_percentile=config.data.maximum_percentile)
+    if config.data.window:
+        return IntensityRule("CT", window=config.data.window)
+    limits = set()
+    for case in training:
+        array = read_volume(case.image).array
+        limits.add((float(array.min()), float(array.max())))
+        if len(limits) > 1:
+            return IntensityRule("CT", window=FULL_RANGE)
+    return IntensityRule("CT", window=limits.pop())
+
+
+def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
+    """One row of curve.csv; Dice is empty between validations."""
+    dice = row.get("dice")
+    values = [""] * len(labels) if dice is None else dice
+    mean = "" if dice is None else float(np.nanmean(dice))
+    keys = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
+    return {
+        **{key: row[key] for key in keys},
+        "dice": mean,
+        **{f"dice_{label}": value for label, value in zip(labels, values, strict=True)},
+    }
+
+
+def write_curve(run_folder: Path, curve: Sequence[dict], labels: Sequence[str]) -> None:
+    """curve.csv and curve.png."""
+    rows = [curve_row(row, labels) for row in curve]
+    if not rows:
+        return
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    _write(run_folder / "curve.csv", text.getvalue())
+    pictures.curve_picture(run_folder / "curve.png", rows, labels)
+
+
+def model_card(bundle: ModelBundle) -> str:
+    """The model card of a freshly trained network, Markdown."""
+    description, training = bundle.description, bundle.description.training
+    dice = "\n".join(
+        f"| {label} | {value:.3f} |" for label, value in training["validation_dice"].items()
+    )
+    return f"""# {description.name}
+
+{description.task}.
+
+**Research use only. Not for diagnosis.**
+
+- Expects: {description.expects}
+- Licence: {description.licence}
+- Labels: {", ".join(f"{label.value} {label.name}" for label in description.labels)}
+
+## Training
+
+- Data: {training["dataset"]}, {training["training_cases"]} cases for training,
+  {training["validation_cases"]} for validation
+- Random convolution: {training["random_convolution"]}; steps: {training["steps"]}
+- Command: `{training["command"]}`
+
+## Source validation
+
+Dice on the network's grid, averaged weights, the best of all validations:
+
+| label | Dice |
+| --- | --- |
+{dice}
+"""
+
+
+def _bundle(
+    name: str,
+    config: TrainingConfig,
+    dataset: Dataset,
+    rule: IntensityRule,
+    run_folder: Path,
+    state: loop.Progress,
+    weights: dict[str, torch.Tensor],
+) -> ModelBundle:
+    environment = json.loads((run_folder / "environment.json").read_text(encoding="utf-8"))
+    histogram = json.loads((run_folder / "source_histogram.json").read_text(encoding="utf-8"))
+    validations = [row for row in state.curve if row.get("dice")]
+    best = max(validations, key=lambda row: np.nanmean(row["dice"])) if validations else None
+    organs = ", ".join(label.replace("_", " ") for label in dataset.labels)
+    description = Description(
+        name=name,
+        task=f"Segments {organs}; trained on {rule.modality} alone, made for other modalities too",
+        labels=tuple(segment_for(label, value) for label, value in dataset.labels.items()),
+        rule=rule,
+        grid=config.grid,
+        smoothing=config.data.smoothing,
+        expects=f"{_input_of(rule)}; other modalities with source matching on",
+        licence="Weights under the terms of the training data; research use only",
+        training={
+            "dataset": dataset.name,
+            "training_cases": len(environment["training_cases"]),
+            "validation_cases": len(environment["validation_cases"]),
+            "random_convolution": config.random_convolution,
+            "steps": state.step,
+            "command": environment["command"],
+            "validation_dice": dict(zip(dataset.labels, best["dice"], strict=True)) if best else {},
+            "config": to_dict(config),
+        },
+    )
+    return ModelBundle(description, config.network, SourceHistogram.from_dict(histogram), weights)
+
+
+def _input_of(rule: IntensityRule) -> str:
+    if rule.modality == "MR":
+        return "MR of the trained region, any scale of intensities"
+    return f"CT in Hounsfield units, clipped to {rule.window[0]:g} to {rule.window[1]:g} HU"
+
+
+def _resident(case: PreparedCase, accelerator: Accelerator, cases: int) -> PreparedCase:
+    """The case in GPU memory where all cases together take under a quarter of what is free."""
+    if accelerator.device.type != "cuda":
+        return case
+    free, _ = torch.cuda.mem_get_info(accelerator.device)
+    size = case.image.nbytes + case.labels.nbytes
+    if size * cases > free / 4:
+        return case
+    return replace(
+        case, image=case.image.to(accelerator.device), labels=case.labels.to(accelerator.device)
+    )
+
+
+def _chosen(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:
+    return tuple(c for c in cases if any(fnmatch.fnmatchcase(c.name, p) for p in patterns))
+
+
+def _write_source_histogram(
+    run_folder: Path, training: Sequence[Case], rule: IntensityRule
+) -> None:
+    path = run_folder / "source_histogram.json"
+    if not path.exists():
+        histogram = fit(to_integers(read_volume(case.image).array, rule) for case in training)
+        _write(path, json.dumps(histogram.to_dict()))
+
+
+def _write_environment(
+    run_folder: Path, dataset: Dataset, training: Sequence[Case], validation: Sequence[Case]
+) -> None:
+    packages = ("torch", "numpy", "scipy", "SimpleITK", "monai", "accelerate", "safetensors")
+    environment = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "dataset": dataset.name,
+        "training_cases": [case.name for case in training],
+        "validation_cases": [case.name for case in validation],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: version(package) for package in packages},
+        "git": _git_state(),
+    }
+    _write(run_folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _git_state() -> dict[str, str | bool]:
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
