@@ -2,7 +2,8 @@
 """Placing a network's window over a scan (methods.md, section A, region)."""
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def otsu_threshold(array: np.ndarray) -> float:
     sums = np.cumsum(counts * middles)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(edges[1:][np.nanargmax(between)])
+    return float(edges[1:][np.argmax(np.nan_to_num(between))])
 
 
 def scan_extent(scan: Geometry, grid: GridSpec) -> Extent:
@@ -91,3 +92,36 @@ def covering_centres(
     counts = np.ceil((high - low) / (grid.extent * (1 - overlap)) - 1e-9).astype(int) + 1
     axes = [np.linspace(*ends) for ends in zip(low, high, counts, strict=True)]
     return [body.directions @ np.array(ijk) for ijk in itertools.product(*axes)]
+
+
+def covering_grid(
+    body: Extent, scan: Extent, grid: GridSpec, overlap: float = 0.5
+) -> tuple[Geometry, list[tuple[int, int, int]]]:
+    """One grid of the network's spacing over a scan, and the first voxels of its windows.
+
+    The windows are those of `covering_centres`, moved by less than a voxel so that all lie on one
+    grid.
+
+    Returns:
+        The grid, and the first index (i, j, k) on it of each window of `grid.size`.
+    """
+    low, high = centre_range(body, scan, grid)
+    beyond = np.ceil((high - low) / np.array(grid.spacing) - 1e-9).astype(int)
+    whole = replace(grid, size=tuple(np.array(grid.size) + beyond))
+    middle = body.directions @ ((low + high) / 2)
+    return whole.placed(middle, body.directions), window_starts(whole.size, grid.size, overlap)
+
+
+def window_starts(
+    total: Sequence[int], size: Sequence[int], overlap: float
+) -> list[tuple[int, int, int]]:
+    """First indices of evenly spread windows that cover `total`, neighbours sharing `overlap`.
+
+    All triples have one order, (i, j, k) or (k, j, i). Nowhere do neighbours share less than
+    `overlap` but for the rounding to whole voxels, which leaves no gap.
+    """
+    axes = []
+    for n, m in zip(total, size, strict=True):
+        windows = int(np.ceil((n - m) / (m * (1 - overlap)) - 1e-9)) + 1
+        axes.append(np.rint(np.linspace(0, n - m, windows)).astype(int).tolist())
+    return list(itertools.product(*axes))
