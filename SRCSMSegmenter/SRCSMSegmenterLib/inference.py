@@ -25,7 +25,7 @@ from .field_of_view import body_extent, covering_grid, scan_extent, window_start
 from .geometry import Geometry, Volume
 from .intensity import IntensityRule
 from .network import UNet
-from .resampling import index_map, look_up, points, sample, smooth_mm
+from .resampling import index_map, resample, smooth_mm
 from .source_matching import match_to_source
 
 CT_BELOW = -100
@@ -35,8 +35,8 @@ negative voxels (resampled by others) does not reach so far below 0."""
 PLAUSIBLE = 0.1
 """Probability from which a voxel may be the label's; counted in `Segmentation.least_certain`."""
 
-SLAB_VOXELS = 1 << 22
-"""Voxels of the scan decided at a time."""
+SLAB = 8
+"""Slices of the scan decided at a time."""
 
 Triple = tuple[int, int, int]
 
@@ -202,8 +202,7 @@ def _run(
 
     def predict(start: Triple) -> torch.Tensor:
         matrix = _shifted(index_map(covering, scan), start)
-        lookup = look_up(points(matrix, grid.size, device), scan.shape)
-        window = sample(smoothed[None], lookup, outside=outside)
+        window = resample(smoothed[None], matrix, grid.size, outside)
         window = intensity.normalise(window[None], rule)
         if tile == grid.size:
             return _probabilities(network, window)
@@ -286,14 +285,11 @@ def _onto_scan(
     kept = np.empty((classes, *scan.shape), np.float16) if keep else None
     wrong, expected = np.zeros((2, classes, slices))
     matrix = index_map(scan, covering)
-    # A multiple of 8 slices, which `sample` deals out to threads.
-    thickness = max(8, SLAB_VOXELS // (scan.size[0] * scan.size[1]) // 8 * 8)
-    for k in range(0, slices, thickness):
+    for k in range(0, slices, SLAB):
         step("resample", 0.9 + 0.1 * k / slices)
-        slab = slice(k, min(k + thickness, slices))
+        slab = slice(k, min(k + SLAB, slices))
         size = (*scan.size[:2], slab.stop - k)
-        where = points(_shifted(matrix, (0, 0, k)), size, probabilities.device)
-        found = sample(probabilities, look_up(where, covering.shape))
+        found = resample(probabilities, _shifted(matrix, (0, 0, k)), size)
         best, winner = _largest(found)
         labels[slab] = winner.cpu().numpy()
         confidence[slab] = best.half().cpu().numpy()

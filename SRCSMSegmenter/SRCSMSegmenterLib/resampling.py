@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from .geometry import Geometry
 
+CACHED_VOXELS = 1 << 17
+"""Voxels smoothed at a time."""
+
 
 def gaussian_matrix(
     length: int, sigma: float, radius: int, device: torch.device | str = "cpu"
@@ -47,22 +50,27 @@ def smooth_mm(x: torch.Tensor, spacing: np.ndarray, sigma: float) -> torch.Tenso
         x: (K, J, I) float32.
         spacing: mm along (I, J, K).
     """
-    volume = x[None, None]
-    for axis, step in zip((2, 3, 4), spacing[::-1], strict=True):
+    for axis, step in enumerate(spacing[::-1]):
         radius = math.ceil(3 * sigma / step - 0.5)
         if sigma <= 0 or radius == 0:
             continue
         offsets = torch.arange(-radius, radius + 1, dtype=torch.float64) * float(step)
         weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        weights = (weights / weights.sum()).to(device=x.device, dtype=x.dtype)
-        padding = [0, 0, 0, 0, 0, 0]
-        padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = radius
-        padded = F.pad(volume, padding, mode="replicate")
-        length = volume.shape[axis]
-        volume = sum(
-            weight * padded.narrow(axis, tap, length) for tap, weight in enumerate(weights)
-        )
-    return volume[0, 0]
+        first, *others = (weights / weights.sum()).tolist()
+        length = x.shape[axis]
+        replicated = torch.arange(-radius, length + radius, device=x.device).clamp(0, length - 1)
+        smoothed = torch.empty_like(x)
+        # Blocks that stay in a core's cache are smoothed seven times as fast.
+        across = 0 if axis else 1
+        block = math.ceil(CACHED_VOXELS * x.shape[across] / x.numel())
+        pieces = zip(x.split(block, across), smoothed.split(block, across), strict=True)
+        for piece, out in pieces:
+            padded = piece.index_select(axis, replicated)
+            torch.mul(padded.narrow(axis, 0, length), first, out=out)
+            for tap, weight in enumerate(others, start=1):
+                out.add_(padded.narrow(axis, tap, length), alpha=weight)
+        x = smoothed
+    return x
 
 
 def index_map(target: Geometry, source: Geometry) -> np.ndarray:
@@ -142,3 +150,53 @@ def sample(
     )
     sampled = sampled.transpose(0, 1).reshape(volume.shape[0], *lookup.inside.shape)
     return sampled.masked_fill_(~lookup.inside, outside)
+
+
+def resample(
+    volume: torch.Tensor, matrix: np.ndarray, size: tuple[int, int, int], outside: float = 0.0
+) -> torch.Tensor:
+    """Interpolate a volume linearly at every voxel of another grid.
+
+    The same as `sample` at `points(matrix, size)`, and many times as fast on a CPU where the axes
+    of the two grids are parallel, as one matrix product per axis does it then.
+
+    Args:
+        volume: (C, K, J, I) float32.
+        matrix: `index_map(target, source)`.
+        size: of the target, (I, J, K).
+        outside: value of points beyond the outer faces of the outer voxels.
+
+    Returns:
+        (C, K', J', I') float32.
+    """
+    linear, last = matrix[:3, :3], np.array(size) - 1
+    along = np.abs(linear).argmax(0)  # the source axis that each target axis follows
+    astray = np.abs(linear) @ last - np.abs(linear[along, range(3)] * last)[np.argsort(along)]
+    if sorted(along) != [0, 1, 2] or astray.max() > 1e-3:
+        where = points(matrix, size, volume.device)
+        return sample(volume, look_up(where, volume.shape[1:]), outside=outside)
+    for target in (2, 1, 0):  # thin slabs along K get thin at once
+        source = int(along[target])
+        positions = linear[source, target] * np.arange(size[target]) + matrix[source, 3]
+        volume = _interpolated(volume, 3 - source, positions, outside)
+    return volume.permute(0, *(3 - along[::-1]).tolist())
+
+
+def _interpolated(
+    x: torch.Tensor, axis: int, positions: np.ndarray, outside: float
+) -> torch.Tensor:
+    """Linear interpolation of (C, K, J, I) along one axis at continuous indices."""
+    length = x.shape[axis]
+    low = int(np.clip(np.floor(positions.min()), 0, length - 1))
+    high = int(np.clip(np.ceil(positions.max()), low, length - 1)) + 1
+    inside = (positions > -0.5) & (positions < length - 0.5)
+    columns = np.arange(low, high)
+    weights = 1 - np.abs(np.clip(positions, 0, length - 1)[:, None] - columns)
+    matrix = torch.tensor(weights.clip(min=0), dtype=x.dtype, device=x.device)
+    rows = x.narrow(axis, low, high - low)
+    rows = rows @ matrix.T if axis == 3 else (matrix @ rows.flatten(axis + 1))
+    shape = (*x.shape[:axis], len(positions), *x.shape[axis + 1 :])
+    rows = rows.reshape(shape)
+    if not inside.all():
+        rows.index_fill_(axis, torch.tensor(np.flatnonzero(~inside), device=x.device), outside)
+    return rows
