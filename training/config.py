@@ -58,7 +58,8 @@ class OptimisationConfig:
         learning_rate: Adam's.
         schedule: "constant", or "cosine" down to 0 at the last step after a warm-up of 1 %.
         l2: weight of the L2 term on the convolution kernels, the head's left out.
-        cross_entropy: weight of a cross-entropy term beside the generalised Dice; 0 in the paper.
+        dice: "generalised" (the paper), or "mean" over the classes present in a window.
+        cross_entropy: weight of a cross-entropy term beside the Dice loss; 0 in the paper.
         clip_factor: gradients are clipped at this multiple of their norm's running mean.
         clip_start: running mean at step 0.
         clip_rate: update rate of the running mean, which is fed with the clipped norm.
@@ -72,6 +73,7 @@ class OptimisationConfig:
     learning_rate: float = 5e-5
     schedule: str = "constant"
     l2: float = 1e-6
+    dice: str = "generalised"
     cross_entropy: float = 0.0
     clip_factor: float = 5.0
     clip_start: float = 10.0
@@ -82,6 +84,7 @@ class OptimisationConfig:
 
     def __post_init__(self) -> None:
         _one_of("optimisation.schedule", self.schedule, ("constant", "cosine"))
+        _one_of("optimisation.dice", self.dice, ("generalised", "mean"))
         _one_of("optimisation.precision", self.precision, ("fp32", "bf16", "fp16"))
         if self.steps < 1 or self.batch < 1:
             raise ConfigError("optimisation.steps and optimisation.batch must be at least 1.")

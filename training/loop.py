@@ -143,7 +143,7 @@ def train(
                 looks = random_convolution(
                     images, labels, config.network.classes, config.random_convolution, generator
                 )
-            loss = segmentation_loss(model(looks), labels, recipe.cross_entropy)
+            loss = segmentation_loss(model(looks), labels, recipe.dice, recipe.cross_entropy)
             if torch.isfinite(loss):
                 break
         else:
