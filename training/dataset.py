@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nnU-Net raw datasets as they are: what lies in the folder, and whether it can be trained on."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from SRCSMSegmenterLib.errors import DatasetError, VolumeError
+from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume
+
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan and, where there is one, its label map."""
+
+    name: str
+    image: Path
+    labels: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of one split of an nnU-Net raw dataset.
+
+    Attributes:
+        folder: where `dataset.json` lies.
+        name: the folder's name, e.g. "Dataset101_AbdomenCT".
+        modality: "CT" where the channel is named so, else "MR".
+        labels: name -> value in the order of the values, 1 to n; background (0) is not in it.
+        cases: in the order of their names; take a subset with `dataclasses.replace`.
+    """
+
+    folder: Path
+    name: str
+    modality: str
+    labels: dict[str, int]
+    cases: tuple[Case, ...]
+
+
+def read_dataset(folder: Path | str, split: str = "Tr") -> Dataset:
+    """Read `dataset.json` and list the cases; no volume is opened as long as all is well.
+
+    Args:
+        folder: an nnU-Net raw dataset with `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`.
+        split: "Tr", or "Ts" for `imagesTs` and, where there is one, `labelsTs`.
+
+    Raises:
+        DatasetError: no readable `dataset.json`, or one that lacks keys, or missing or extra
+            files; the message lists these faults together with those inside the volumes.
+    """
+    dataset, faults = _scan(Path(folder), split)
+    if faults:
+        raise _error(dataset, faults + _check_volumes(dataset)[0])
+    return dataset
+
+
+def check_dataset(
+    dataset: Dataset, progress: Callable[[int, int, str], None] | None = None
+) -> list[str]:
+    """Open every volume once and look for what would spoil a training.
+
+    Args:
+        dataset: from `read_dataset`.
+        progress: called as progress(done, total, case name) after every case.
+
+    Returns:
+        Warnings: label maps that lack one of the labels.
+
+    Raises:
+        DatasetError: lists all faults at once: unreadable, 2-D or 4-D files, values that are not
+            finite, image and label map on different grids (tolerance 1e-3 voxel), labels that
+            `dataset.json` does not name, label maps without any foreground.
+    """
+    faults, warnings = _check_volumes(dataset, progress)
+    if faults:
+        raise _error(dataset, faults)
+    return warnings
+
+
+def _error(dataset: Dataset, faults: list[str]) -> DatasetError:
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    return DatasetError(
+        "\n- ".join([f"{dataset.folder} has {count}; mend and try again:", *faults])
+    )
+
+
+def _scan(folder: Path, split: str) -> tuple[Dataset, list[str]]:
+    """What `dataset.json` and the file names tell, and all that is wrong with them."""
+    description = _read_json(folder / "dataset.json")
+    faults = [f'dataset.json lacks "{key}".' for key in REQUIRED_KEYS if key not in description]
+    channels = description.get("channel_names") or {"0": "MR"}
+    if len(channels) > 1:
+        faults.append(f"dataset.json names {len(channels)} channels; a network here takes one.")
+    labels, label_faults = {}, []
+    if "labels" in description:
+        labels, label_faults = _read_label_names(description["labels"])
+    cases, file_faults = _list_cases(folder, split, description.get("file_ending", ".nii.gz"))
+    count = description.get("numTraining", len(cases))
+    if split == "Tr" and count != len(cases):
+        file_faults.append(f"dataset.json promises {count} training cases, found {len(cases)}.")
+    if not cases:
+        file_faults.append(f"there is no complete case in images{split} and labels{split}.")
+    modality = "CT" if str(next(iter(channels.values()))).upper() == "CT" else "MR"
+    dataset = Dataset(folder, folder.resolve().name, modality, labels, tuple(cases))
+    return dataset, faults + label_faults + file_faults
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing; give the folder of an nnU-Net dataset.") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} holds no JSON object; see the nnU-Net dataset format.")
+    return content
+
+
+def _read_label_names(entries: dict) -> tuple[dict[str, int], list[str]]:
+    """The foreground labels by value, and what is wrong with them."""
+    if not isinstance(entries, dict) or not all(type(v) is int for v in entries.values()):
+        return {}, ['dataset.json: labels must be {"name": integer}, without regions.']
+    labels = dict(sorted(entries.items(), key=lambda entry: entry[1]))
+    faults = []
+    if list(labels.values()) != list(range(len(labels))) or labels.get("background") != 0:
+        faults.append("dataset.json: labels must be background = 0, then 1, 2, 3 without gaps.")
+    if len(labels) < 2:
+        faults.append("dataset.json: labels must name at least one structure.")
+    if "ignore" in labels:
+        faults.append('dataset.json: the special label "ignore" is not supported.')
+    return {name: value for name, value in labels.items() if value != 0}, faults
+
+
+def _list_cases(folder: Path, split: str, ending: str) -> tuple[list[Case], list[str]]:
+    """The cases that are complete, and the files that are missing or too many."""
+    images, faults = _list_files(folder / f"images{split}", f"_0000{ending}")
+    labels, label_faults = _list_files(folder / f"labels{split}", ending)
+    faults += label_faults
+    if split == "Ts" and not (folder / "labelsTs").is_dir():
+        return [Case(name, path, None) for name, path in images.items()], faults
+    for name in sorted(images.keys() - labels.keys()):
+        faults.append(f"{name}: labels{split}/{name}{ending} is missing.")
+    for name in sorted(labels.keys() - images.keys()):
+        faults.append(f"{name}: images{split}/{name}_0000{ending} is missing.")
+    complete = [name for name in images if name in labels]
+    return [Case(name, images[name], labels[name]) for name in complete], faults
+
+
+def _list_files(folder: Path, ending: str) -> tuple[dict[str, Path], list[str]]:
+    """Case name -> file, and the files whose names do not fit."""
+    if not folder.is_dir():
+        return {}, [f"The folder {folder.name} is missing."] if folder.name != "labelsTs" else []
+    files, faults = {}, []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.name.endswith(ending):
+            files[path.name.removesuffix(ending)] = path
+        else:
+            faults.append(f"{folder.name}/{path.name} is not named CASE{ending}.")
+    return files, faults
+
+
+def _check_volumes(
+    dataset: Dataset, progress: Callable[[int, int, str], None] | None = None
+) -> tuple[list[str], list[str]]:
+    """Faults and warnings of all cases, in their order."""
+    faults, warnings = [], []
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        results = pool.map(lambda case: _check_case(case, dataset.labels), dataset.cases)
+        for done, (case, (errors, remarks)) in enumerate(zip(dataset.cases, results, strict=True)):
+            faults += [f"{case.name}: {error}" for error in errors]
+            warnings += [f"{case.name}: {remark}" for remark in remarks]
+            if progress is not None:
+                progress(done + 1, len(dataset.cases), case.name)
+    return faults, warnings
+
+
+def _check_case(case: Case, labels: dict[str, int]) -> tuple[list[str], list[str]]:
+    faults = []
+    image = truth = None
+    try:
+        image = read_volume(case.image)
+        if not np.isfinite(image.array).all():
+            count = np.count_nonzero(~np.isfinite(image.array))
+            faults.append(f"the image holds NaN or infinite values (voxels: {count}).")
+    except VolumeError as error:
+        faults.append(str(error))
+    if case.labels is None:
+        return faults, []
+    try:
+        truth = read_labels(case.labels)
+    except VolumeError as error:
+        return [*faults, str(error)], []
+    if image is not None and not image.geometry.matches(truth.geometry):
+        faults.append(_describe_difference(image.geometry, truth.geometry))
+    present = set(np.unique(truth.array).tolist()) - {0}
+    unknown = sorted(present - set(labels.values()))
+    if labels and unknown:
+        faults.append(f"the label map holds {unknown}, which dataset.json does not name.")
+    if not present:
+        return [*faults, "the label map has no foreground."], []
+    return faults, [f"no {name} in it." for name, value in labels.items() if value not in present]
+
+
+def _describe_difference(image: Geometry, labels: Geometry) -> str:
+    if image.size != labels.size:
+        return f"the image has {image.size} voxels, its label map {labels.size}."
+    offset = np.abs(image.affine - labels.affine).max()
+    return f"image and label map lie on different grids (affines differ by up to {offset:.3g})."
