@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from SRCSMSegmenterLib import bundle as bundles
 from SRCSMSegmenterLib.bundle import (
     Description,

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The U-Net: its parts against the library's, and what one voxel may depend on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.network import InstanceNorm, NetworkConfig, UNet, fold, unfold, upsample
+
+SMALL = NetworkConfig(classes=3, channels=(2, 3, 4), stem=(2, 1, 1), norm="instance", dropout=0.5)
+
+
+def seeded(config: NetworkConfig) -> UNet:
+    torch.manual_seed(0)
+    return UNet(config).eval().requires_grad_(False)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("block", [(1, 1, 1), (2, 1, 1), (1, 3, 2), (2, 3, 4)])
+def test_unfold_undoes_fold(block):
+    x = noise(2, 3, 8, 6, 4)
+    bi, bj, bk = block
+    folded = fold(x, block)
+    assert folded.shape == (2, 3 * bi * bj * bk, 8 // bk, 6 // bj, 4 // bi)
+    assert torch.equal(unfold(folded, block), x)
+
+
+def test_fold_puts_the_voxels_of_a_block_into_the_channels_of_one_place():
+    x = torch.arange(2 * 6 * 4).reshape(1, 1, 2, 6, 4)
+    folded = fold(x, (2, 3, 1))
+    assert folded[0, :, 1, 1, 0].tolist() == x[0, 0, 1, 3:6, 0:2].flatten().tolist()
+
+
+@pytest.mark.parametrize("factors", [(2, 2, 2), (2, 1, 1), (1, 3, 2)])
+def test_upsampling_equals_the_librarys(factors):
+    x = noise(2, 3, 4, 1, 5)
+    expected = F.interpolate(
+        x, scale_factor=tuple(map(float, factors[::-1])), mode="trilinear", align_corners=False
+    )
+    torch.testing.assert_close(upsample(x, factors), expected)
+
+
+def test_instance_norm_equals_the_librarys():
+    ours, library = InstanceNorm(3), nn.InstanceNorm3d(3, affine=True)
+    scale, offset = torch.tensor([0.5, 2, -1]), torch.tensor([1.0, 0, 3])
+    for norm in (ours, library):
+        norm.weight.data, norm.bias.data = scale.clone(), offset.clone()
+    x = noise(2, 3, 4, 5, 6) * 3 + 1
+    torch.testing.assert_close(ours(x), library(x))
+    torch.testing.assert_close(ours(x[:1]), library(x[:1]))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        NetworkConfig(classes=5, channels=(4,)),
+        NetworkConfig(classes=2, channels=(2, 2), pooling=(2, 2, 1), kernel=(3, 3, 1)),
+        NetworkConfig(classes=2, channels=(3, 2), stem=(1, 2, 3)),
+    ],
+)
+def test_logits_have_the_size_of_the_window(config):
+    i, j, k = (2 * n for n in config.divisor)
+    logits = seeded(config)(noise(2, 1, k, j, i))
+    assert logits.shape == (2, config.classes, k, j, i)
+    assert torch.isfinite(logits).all()
+
+
+def test_the_papers_network_is_the_default():
+    network = UNet(NetworkConfig(classes=5))
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
+    assert len(convolutions) == 2 * 9 + 1
+    assert {tuple(m.kernel_size) for m in convolutions[:-1]} == {(3, 3, 3)}
+    assert {m.out_channels for m in convolutions[:-1]} == {64}
+    assert network.config.divisor == (16, 16, 16)
+    assert not any("norm" in name for name in network.state_dict())
+
+
+def test_samples_of_a_batch_do_not_see_each_other():
+    network, x = seeded(SMALL), noise(3, 1, 4, 8, 16)
+    alone = torch.cat([network(one) for one in x.split(1)])
+    torch.testing.assert_close(network(x), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_network_of_flat_kernels_keeps_slices_apart():
+    config = NetworkConfig(classes=2, channels=(2, 3), kernel=(3, 3, 1), pooling=(2, 2, 1))
+    network, x = seeded(config), noise(1, 1, 5, 8, 8)
+    changed = x.clone()
+    changed[:, :, 2] += 1
+    difference = (network(changed) - network(x)).abs().amax((0, 1, 3, 4))
+    assert difference[2] > 1e-3
+    assert (difference[[0, 1, 3, 4]] == 0).all()
+
+
+def test_the_first_triple_entry_is_i():
+    config = NetworkConfig(classes=2, channels=(2,), kernel=(5, 3, 1))
+    network, x = seeded(config), torch.zeros(1, 1, 9, 13, 21)
+    changed = x.clone()
+    changed[0, 0, 4, 6, 10] = 1
+    touched = (network(changed) != network(x))[0].any(0).nonzero()
+    low, high = touched.amin(0).tolist(), touched.amax(0).tolist()
+    assert (low, high) == ([4, 4, 6], [4, 8, 14])
+
+
+def test_dropout_acts_in_training_only():
+    network, x = seeded(SMALL), noise(1, 1, 4, 8, 16)
+    assert torch.equal(network(x), network(x))
+    network.train()
+    assert not torch.equal(network(x), network(x))
+
+
+def test_the_head_is_the_one_convolution_without_regularisation():
+    network = UNet(SMALL)
+    kernels = network.kernels()
+    assert len(kernels) == 2 * (3 + 2)
+    assert all(kernel.dim() == 5 for kernel in kernels)
+    assert not any(kernel is network.head.weight for kernel in kernels)
+
+
+def test_kernels_start_as_he_said_and_biases_at_zero():
+    weights = seeded(NetworkConfig(classes=2, channels=(64, 64))).down[1].convolutions[0]
+    expected = (2 / (64 * 27)) ** 0.5
+    assert weights.weight.std().item() == pytest.approx(expected, rel=0.02)
+    assert weights.weight.abs().max().item() <= 2 * expected / 0.8796 + 1e-6
+    assert (weights.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": 1},
+        {"channels": ()},
+        {"channels": (4, 0)},
+        {"kernel": (3, 2, 3)},
+        {"kernel": (3, 3)},
+        {"stem": (2, 0, 1)},
+        {"pooling": (2, 2, -2)},
+        {"norm": "batch"},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+    ],
+)
+def test_impossible_networks_are_refused(change):
+    with pytest.raises(ConfigError):
+        replace(SMALL, **change)
