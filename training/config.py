@@ -162,15 +162,18 @@ def read_yaml(path: Path, base: TrainingConfig) -> TrainingConfig:
 
 def with_overrides(config: TrainingConfig, overrides: list[str]) -> TrainingConfig:
     """Put command-line overrides such as ``optimisation.steps=2000`` into a configuration."""
+    merged: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f'An override reads key=value, not "{override}".')
-        values: Any = yaml.safe_load(text)
-        for part in reversed(key.strip().split(".")):
-            values = {part: values}
-        config = from_dict(values, config)
-    return config
+        *parents, name = key.strip().split(".")
+        place = merged
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = yaml.safe_load(text)
+    # All at once: two of them may only fit together, such as a window and its pooling.
+    return from_dict(merged, config)
 
 
 def write_yaml(path: Path, config: TrainingConfig) -> None:
