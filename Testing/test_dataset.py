@@ -192,7 +192,6 @@ def test_all_faults_of_files_and_volumes_come_at_once(tmp_path):
         assert part in fault
 
 
-@pytest.mark.xfail(reason="ITK reads NaN in NIfTI files as 0; volume_io has to see it first")
 def test_nan_in_a_nifti_file_is_a_fault(folder):
     bad = image_array()
     bad[0, 1, 2] = np.nan

@@ -71,6 +71,7 @@ def test_inner_voxels_are_no_surface():
     assert result.distance_max == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy")
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
