@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Presets: a region of the body and a size of network, ready to train."""
 
-from dataclasses import replace
 
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -11,11 +10,23 @@ from .augmentation import AugmentationConfig
 from .config import OptimisationConfig, TrainingConfig, nearest
 
 PAPER_NETWORK = NetworkConfig(classes=2)
+# Slabs of a few slices, several a step: on a CPU they learn about twice as fast as one deep window
+# of as many voxels, since each slab gets its own case, place and random looks.
 FAST_NETWORK = NetworkConfig(
-    classes=2, channels=(32, 64, 96, 128), stem=(2, 2, 1), norm="instance", dropout=0.0
+    classes=2,
+    channels=(32, 64, 96, 128),
+    stem=(2, 2, 1),
+    pooling=(2, 2, 1),
+    norm="instance",
+    dropout=0.0,
 )
 FAST_RECIPE = OptimisationConfig(
-    steps=8000, learning_rate=1e-3, schedule="cosine", cross_entropy=1.0
+    steps=6000,
+    batch=4,
+    learning_rate=1e-3,
+    schedule="cosine",
+    dice="mean",
+    cross_entropy=1.0,
 )
 
 
@@ -27,22 +38,22 @@ PRESETS: dict[str, TrainingConfig] = {
     "abdomen-paper": _paper((160, 128, 160), (2.4, 2.4, 2.4)),
     "abdomen-half": _paper((80, 64, 80), (4.8, 4.8, 4.8)),
     "abdomen-fast": TrainingConfig(
-        grid=GridSpec((128, 96, 32), (3.2, 3.2, 5.0)),
+        grid=GridSpec((128, 96, 8), (3.2, 3.2, 5.0)),
         network=FAST_NETWORK,
         optimisation=FAST_RECIPE,
     ),
     "heart-paper": _paper((128, 128, 128), (1.5, 1.5, 1.5)),
     "heart-small": _paper((96, 96, 96), (2.0, 2.0, 2.0)),
     "heart-fast": TrainingConfig(
-        grid=GridSpec((128, 128, 16), (1.5, 1.5, 8.0), axes="slices"),
-        network=replace(FAST_NETWORK, pooling=(2, 2, 1), channels=(32, 48, 64, 96, 96)),
+        grid=GridSpec((128, 128, 6), (1.5, 1.5, 8.0), axes="slices"),
+        network=FAST_NETWORK,
         augmentation=AugmentationConfig(rotation=(0.1, 0.1, 3.1416), elastic=8.0),
         optimisation=FAST_RECIPE,
     ),
     "prostate-paper": _paper((128, 128, 128), (0.75, 0.75, 0.75)),
     "prostate-fast": TrainingConfig(
-        grid=GridSpec((128, 128, 32), (0.75, 0.75, 3.0)),
-        network=replace(FAST_NETWORK, pooling=(2, 2, 1)),
+        grid=GridSpec((128, 128, 8), (0.75, 0.75, 3.0)),
+        network=FAST_NETWORK,
         augmentation=AugmentationConfig(translation=10.0, elastic=6.0),
         optimisation=FAST_RECIPE,
     ),

@@ -46,6 +46,11 @@ from .dataset import Case, Dataset, check_dataset, read_dataset
 
 FULL_RANGE = (-1023.0, 1024.0)
 
+LARGEST_BF16_PLANE = 8192
+"""Voxels of a slice, behind the stem. The bfloat16 weight gradient of oneDNN 3.12 and 3.13 (torch
+2.13 to 2.15) writes past its buffers on CPUs with AMX where slices are larger and windows are
+thin, and the heap is damaged."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -92,7 +97,7 @@ def run_training(
         DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
     """
     run_folder = Path(run_folder)
-    accelerator = make_accelerator(device, config.optimisation.precision)
+    accelerator = make_accelerator(device, config)
     main = accelerator.is_main_process
     tell = say if main else (lambda line: None)
 
@@ -189,16 +194,33 @@ def run_training(
     return RunResult(state.step, finished, best, model)
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """An accelerator on the device asked for, or as `accelerate launch` set it up."""
+def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
+    """An accelerator on the device asked for, or as `accelerate launch` set it up.
+
+    Raises:
+        DeviceError: unknown or absent.
+        ConfigError: a precision that the device cannot train in.
+    """
+    precision = config.optimisation.precision
     mixed = "no" if precision == "fp32" else precision
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch`
-        return Accelerator(mixed_precision=mixed)
-    chosen = resolve_device(device)
-    if chosen.type == "cpu" and mixed == "fp16":
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by `accelerate launch`
+    if not launched:
+        chosen = resolve_device(device)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
+        accelerator = Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu")
+    else:
+        accelerator = Accelerator(mixed_precision=mixed)
+    if accelerator.device.type == "cpu" and mixed == "fp16":
         raise ConfigError("fp16 needs a GPU; choose optimisation.precision bf16 or fp32.")
-    os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
-    return Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu")
+    if accelerator.device.type == "cpu" and mixed == "bf16":
+        (i, j, _), (stem_i, stem_j, _) = config.grid.size, config.network.stem
+        plane = (i // stem_i) * (j // stem_j)
+        if plane > LARGEST_BF16_PLANE:
+            raise ConfigError(
+                f"A window of {config.grid.size} voxels is too large for bf16 on a CPU (see "
+                "LARGEST_BF16_PLANE in training/run.py); choose optimisation.precision=fp32."
+            )
+    return accelerator
 
 
 def split(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], list[Case]]:
