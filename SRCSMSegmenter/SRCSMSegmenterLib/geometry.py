@@ -29,7 +29,11 @@ class Geometry:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise VolumeError(f"A geometry needs a finite 4x4 affine, got {affine!r}.")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        if affine[3].tolist() != [0, 0, 0, 1]:
+            raise VolumeError(f"The last row of an affine is 0 0 0 1, got {affine[3]}.")
+        # Relative to the spacings, so that neither micrometres nor metres decide.
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        if abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * edges.prod():
             raise VolumeError("The affine is singular: two voxel axes coincide or a spacing is 0.")
         size = tuple(int(n) for n in self.size)
         if len(size) != 3 or min(size) < 1:
@@ -102,8 +106,8 @@ class GridSpec:
         size: window in voxels along (I, J, K), e.g. (160, 128, 160).
         spacing: mm along (I, J, K); size * spacing is the field of view.
         axes: "patient" lays I, J, K along right, anterior, superior; "slices" lays them along
-            the scan's own axes, the coarsest last, for stacks without a fixed patient
-            orientation such as cardiac short-axis cine.
+            the scan's own axes, the coarsest last (K where they are equal), for stacks without a
+            fixed patient orientation such as cardiac short-axis cine.
     """
 
     size: tuple[int, int, int]
@@ -129,7 +133,7 @@ class GridSpec:
         """3x3, columns are the unit vectors of this grid's I, J and K axes in RAS over `scan`."""
         if self.axes == "patient":
             return np.eye(3)
-        through_plane = int(np.argmax(scan.spacing))
+        through_plane = int(np.flatnonzero(scan.spacing > 0.999 * scan.spacing.max())[-1])
         order = [axis for axis in range(3) if axis != through_plane] + [through_plane]
         # A sheared affine has no orthogonal axes; the nearest rotation is what a grid can follow.
         u, _, vt = np.linalg.svd(scan.direction[:, order])

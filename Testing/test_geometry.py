@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where voxels lie: conversions, comparison, and the network's grid over a scan."""
+
+import numpy as np
+import pytest
+from geometries import geometries, oblique_left_handed
+from hypothesis import given
+from hypothesis import strategies as st
+
+from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
+
+sheared_grids = geometries(max_shear=0.3)
+
+
+def with_affine(change) -> np.ndarray:
+    affine = oblique_left_handed().affine.copy()
+    change(affine)
+    return affine
+
+
+def test_a_known_voxel_lies_at_its_known_place():
+    affine = np.array([[0, 0, 3.0, 10], [-0.5, 0, 0, 20], [0, 2.0, 0, 30], [0, 0, 0, 1]])
+    grid = Geometry((4, 5, 6), affine)
+    assert grid.to_ras((1, 2, 3)).tolist() == [19.0, 19.5, 34.0]
+    assert grid.to_ijk((19.0, 19.5, 34.0)).tolist() == [1.0, 2.0, 3.0]
+    assert grid.shape == (6, 5, 4)
+    assert grid.spacing.tolist() == [0.5, 2.0, 3.0]
+    assert grid.direction.tolist() == [[0, 0, 1], [-1, 0, 0], [0, 1, 0]]
+    assert grid.centre.tolist() == [10 + 3 * 2.5, 20 - 0.5 * 1.5, 30 + 2 * 2]
+
+
+@given(grid=sheared_grids, seed=st.integers(0, 1000))
+def test_there_and_back_is_where_one_was(grid, seed):
+    ijk = np.random.default_rng(seed).uniform(-3, 12, (2, 5, 3))
+    ras = grid.to_ras(ijk)
+    assert ras.shape == (2, 5, 3)
+    np.testing.assert_allclose(grid.to_ijk(ras), ijk, atol=1e-8)
+
+
+@given(grid=sheared_grids)
+def test_points_agree_with_the_homogeneous_product(grid):
+    ijk = (3.0, -1.5, 2.25)
+    np.testing.assert_allclose(grid.to_ras(ijk), (grid.affine @ (*ijk, 1))[:3], atol=1e-9)
+
+
+@given(grid=sheared_grids)
+def test_spacing_and_direction_make_up_the_affine(grid):
+    np.testing.assert_allclose(grid.direction * grid.spacing, grid.affine[:3, :3], atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(grid.direction, axis=0), 1)
+
+
+@given(grid=sheared_grids)
+def test_the_centre_is_as_far_from_opposite_corners(grid):
+    last = np.array(grid.size) - 1
+    np.testing.assert_allclose(
+        grid.centre - grid.to_ras((0, 0, 0)), grid.to_ras(last) - grid.centre, atol=1e-9
+    )
+
+
+@given(grid=sheared_grids, axis=st.integers(0, 2), sign=st.sampled_from((-1, 1)))
+def test_a_shift_by_less_than_the_tolerance_matches_and_by_more_does_not(grid, axis, sign):
+    assert grid.matches(grid)
+    for shift, same in ((0.9e-3, True), (1.1e-3, False)):
+        affine = grid.affine.copy()
+        affine[:3, 3] += sign * shift * grid.affine[:3, axis]  # in voxels of this axis
+        assert grid.matches(Geometry(grid.size, affine)) is same
+        assert grid.matches(Geometry(grid.size, affine), tolerance=2e-3)
+        assert not grid.matches(Geometry(grid.size, affine), tolerance=5e-4)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_spacing_that_adds_up_over_the_grid_does_not_match(axis):
+    grid = oblique_left_handed((101, 101, 101))
+    for relative, same in ((0.9e-5, True), (1.1e-5, False)):  # 100 steps of it: 0.9e-3, 1.1e-3
+        affine = grid.affine.copy()
+        affine[:3, axis] *= 1 + relative
+        assert grid.matches(Geometry(grid.size, affine)) is same
+
+
+def test_a_mirrored_or_a_longer_grid_does_not_match():
+    grid = oblique_left_handed()
+    mirrored = grid.affine.copy()
+    mirrored[:3, 3] = grid.to_ras((grid.size[0] - 1, 0, 0))
+    mirrored[:3, 0] *= -1
+    assert not grid.matches(Geometry(grid.size, mirrored))
+    assert not grid.matches(Geometry((8, 5, 4), grid.affine))
+
+
+@pytest.mark.parametrize(
+    ("size", "affine"),
+    [
+        ((4, 5, 0), np.eye(4)),
+        ((4, 5), np.eye(4)),
+        ((4, 5, 6), np.eye(3)),
+        ((4, 5, 6), np.diag([1.0, 0.0, 1.0, 1.0])),
+        ((4, 5, 6), np.diag([1.0, np.nan, 1.0, 1.0])),
+        ((4, 5, 6), np.diag([1.0, 1.0, 1.0, 2.0])),
+        ((4, 5, 6), with_affine(lambda a: a.__setitem__((slice(0, 3), 1), a[:3, 0] * 3 + 1e-8))),
+    ],
+    ids=["empty", "2-D", "3x3", "no spacing", "not a number", "last row", "parallel axes"],
+)
+def test_an_impossible_grid_is_refused(size, affine):
+    with pytest.raises(VolumeError):
+        Geometry(size, affine)
+
+
+def test_a_microscopic_grid_is_not_called_singular():
+    assert Geometry((4, 5, 6), np.diag([5e-5, 4e-5, 3e-5, 1])).spacing.tolist() == [
+        5e-5,
+        4e-5,
+        3e-5,
+    ]
+
+
+def test_a_geometry_keeps_its_own_affine_and_lets_nobody_write_it():
+    affine = np.eye(4)
+    grid = Geometry((4, 5, 6), affine)
+    affine[0, 3] = 7
+    assert grid.affine[0, 3] == 0
+    with pytest.raises(ValueError, match="read-only"):
+        grid.affine[0, 3] = 7
+
+
+def test_an_array_in_the_wrong_axis_order_is_no_volume():
+    grid = oblique_left_handed((7, 5, 4))
+    assert Volume(np.zeros((4, 5, 7)), grid).array.shape == grid.shape
+    with pytest.raises(VolumeError, match=r"\(7, 5, 4\)"):
+        Volume(np.zeros((7, 5, 4)), grid)
+
+
+@given(scan=sheared_grids)
+def test_a_placed_window_has_its_size_spacing_and_middle_whatever_the_scan(scan):
+    for axes in ("patient", "slices"):
+        spec = GridSpec((16, 12, 7), (2.4, 2.0, 3.5), axes)
+        directions = spec.directions_over(scan)
+        window = spec.placed(scan.centre, directions)
+        assert window.size == (16, 12, 7)
+        np.testing.assert_allclose(window.spacing, (2.4, 2.0, 3.5))
+        np.testing.assert_allclose(window.centre, scan.centre, atol=1e-9)
+        np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-9)
+        np.testing.assert_allclose(window.direction, directions, atol=1e-9)
+        corners = window.to_ras([(-0.5, -0.5, -0.5), (15.5, 11.5, 6.5)])
+        np.testing.assert_allclose((corners[1] - corners[0]) @ directions, spec.extent, atol=1e-9)
+
+
+@given(scan=sheared_grids)
+def test_a_patient_window_runs_right_anterior_superior(scan):
+    assert np.array_equal(GridSpec((4, 4, 4), (1, 1, 1)).directions_over(scan), np.eye(3))
+
+
+@given(scan=geometries())
+def test_a_slices_window_follows_the_axes_of_the_scan_the_coarsest_last(scan):
+    directions = GridSpec((4, 4, 4), (1, 1, 1), "slices").directions_over(scan)
+    agreement = np.abs(directions.T @ scan.direction)  # 1 where axes coincide
+    np.testing.assert_allclose(np.sort(agreement, axis=1), [[0, 0, 1]] * 3, atol=1e-6)
+    along = agreement.argmax(axis=1)
+    assert along[0] < along[1]
+    assert scan.spacing[along[2]] > 0.999 * scan.spacing.max()
+
+
+def test_a_slices_window_takes_a_mirrored_axis_as_the_scan_has_it():
+    scan = oblique_left_handed()
+    directions = GridSpec((4, 4, 4), (1, 1, 1), "slices").directions_over(scan)
+    np.testing.assert_allclose(directions, scan.direction, atol=1e-12)
+
+
+def test_slices_of_an_isotropic_scan_are_along_k():
+    scan = Geometry((9, 9, 9), np.diag([1.0000001, 1.0, 1.0, 1]))
+    directions = GridSpec((4, 4, 4), (1, 1, 1), "slices").directions_over(scan)
+    np.testing.assert_allclose(directions, np.eye(3), atol=1e-12)
+
+
+def test_a_sheared_stack_is_followed_as_closely_as_a_rotation_can():
+    scan = Geometry((9, 9, 9), with_affine(lambda a: a.__setitem__((0, 2), a[0, 2] + 0.2)))
+    directions = GridSpec((4, 4, 4), (1, 1, 1), "slices").directions_over(scan)
+    np.testing.assert_allclose(directions, scan.direction, atol=0.1)
+
+
+def test_an_unknown_way_to_lay_axes_is_refused():
+    with pytest.raises(VolumeError, match="scanner"):
+        GridSpec((4, 4, 4), (1, 1, 1), "scanner")
