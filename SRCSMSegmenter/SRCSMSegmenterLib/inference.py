@@ -25,7 +25,7 @@ from .field_of_view import body_extent, covering_grid, scan_extent, window_start
 from .geometry import Geometry, Volume
 from .intensity import IntensityRule
 from .network import UNet
-from .resampling import index_map, resample, smooth_mm
+from .resampling import index_map, look_up, points, resample, smooth_mm
 from .source_matching import match_to_source
 
 CT_BELOW = -100
@@ -34,6 +34,10 @@ negative voxels (resampled by others) does not reach so far below 0."""
 
 PLAUSIBLE = 0.1
 """Probability from which a voxel may be the label's; counted in `Segmentation.least_certain`."""
+
+BEYOND = 1e-3
+"""Weight of network voxels whose middle lies beyond the scan; not 0, as a scan may have no other
+nearby."""
 
 SLAB = 8
 """Slices of the scan decided at a time."""
@@ -285,11 +289,17 @@ def _onto_scan(
     kept = np.empty((classes, *scan.shape), np.float16) if keep else None
     wrong, expected = np.zeros((2, classes, slices))
     matrix = index_map(scan, covering)
+    # What the network says of places beyond the scan, where it saw filling, hardly counts.
+    where = points(index_map(covering, scan), covering.size, probabilities.device)
+    weight = torch.where(look_up(where, scan.shape).inside, 1.0, BEYOND)
+    probabilities *= weight
     for k in range(0, slices, SLAB):
         step("resample", 0.9 + 0.1 * k / slices)
         slab = slice(k, min(k + SLAB, slices))
         size = (*scan.size[:2], slab.stop - k)
-        found = resample(probabilities, _shifted(matrix, (0, 0, k)), size)
+        part = _shifted(matrix, (0, 0, k))
+        found = resample(probabilities, part, size)
+        found = found / resample(weight[None], part, size, outside=1.0)
         best, winner = _largest(found)
         labels[slab] = winner.cpu().numpy()
         confidence[slab] = best.half().cpu().numpy()
