@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from SRCSMSegmenterLib import intensity
+from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.resampling import look_up, points, sample, smooth_voxels
@@ -22,7 +23,7 @@ class AugmentationConfig:
         scale: isotropic factor around 1.
         axis_scale: further factor per axis around 1.
         elastic: mm, displacement of the control points of a cubic B-spline.
-        control_points: control points of the B-spline per axis.
+        control_points: control points of the B-spline per axis, four or more.
         shift: added to the normalised intensities.
         contrast: factor on the normalised intensities around 1; 0.2 for CT, 0.4 for MR.
     """
@@ -35,6 +36,13 @@ class AugmentationConfig:
     control_points: int = 8
     shift: float = 0.2
     contrast: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.control_points < 4:
+            raise ConfigError(
+                "augmentation.control_points is at least 4, as the B-spline is cubic, not "
+                f"{self.control_points}."
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -46,6 +47,13 @@ class DataConfig:
     maximum_percentile: float = 100.0
     smoothing: float = 1.0
     foreground: float = 0.5
+
+    def __post_init__(self) -> None:
+        _one_of("data.modality", self.modality, ("auto", "CT", "MR"))
+        if len(self.window) not in (0, 2):
+            raise ConfigError(f"data.window is [] or [lower, upper] in HU, not {self.window}.")
+        if not 0 <= self.fold < max(1, self.folds):
+            raise ConfigError(f"data.fold counts from 0 to data.folds - 1, and is {self.fold}.")
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,12 @@ def with_overrides(config: TrainingConfig, overrides: list[str]) -> TrainingConf
         place = merged
         for parent in parents:
             place = place.setdefault(parent, {})
-        place[name] = yaml.safe_load(text)
+            if not isinstance(place, dict):
+                raise ConfigError(f"{override} follows an override of {parent} as a whole.")
+        try:
+            place[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The value of the override {override} is no YAML.") from error
     # All at once: two of them may only fit together, such as a window and its pooling.
     return from_dict(merged, config)
 
@@ -203,6 +216,8 @@ def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
         if arguments[-1] is not Ellipsis and len(items) != len(arguments):
             raise ConfigError(f"{name} needs {len(arguments)} values, not {value!r}.")
         return tuple(_converted(item, arguments[0], name) for item in items)
+    if hint is str and isinstance(value, bool):
+        value = "on" if value else "off"  # what YAML reads as booleans
     fits = {
         bool: isinstance(value, bool),
         int: isinstance(value, int) and not isinstance(value, bool),
@@ -210,7 +225,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
         str: isinstance(value, str),
     }
     try:
-        if fits[hint]:
+        if fits[hint] and (hint is not float or math.isfinite(float(value))):
             return hint(value)  # float("5e-5"): YAML reads that as text
     except ValueError:
         pass
