@@ -1,15 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demonstration: train on phantom CT, segment phantom MR, and show what SRC and SM bring."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle
+from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
+from SRCSMSegmenterLib.inference import segment
+from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
+
+from .dataset import Case, Dataset, read_dataset
+from .evaluation import evaluate, summarise
+from .loop import Progress
+from .phantom import write_dataset
 from .pictures import COLOURS, draw_slice, save
+from .presets import preset
+from .run import run_training
+
+CASES = {"CT": (8, 0), "MR": (3, 100)}
+"""Phantom patients per modality, and the first one's seed; no patient is in both."""
+
+TRAININGS = {"plain": "off", "SRC": "smoothed"}
+VARIANTS = {
+    "plain": ("plain", "off"),
+    "+ SRC": ("SRC", "off"),
+    "+ SRC and SM": ("SRC", "on"),
+}
+"""Row of the table: the training and the setting of source matching behind it."""
+
+
+def run_demo(
+    output: Path,
+    say: Callable[[str], None] = print,
+    bar: Callable[[str, Progress], None] = lambda title, progress: None,
+    steps: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Make phantoms, train on CT without and with SRC, segment the MRs, and compare.
+
+    What lies in `output` from an earlier run is used again. Left there: the two datasets, the two
+    runs, ``labels/VARIANT/CASE.seg.nrrd``, which open in Slicer, and ``overview.png``.
+
+    Args:
+        bar: called after every training step with the training's name.
+        steps: of each training; the preset's by default.
+
+    Returns:
+        Variant -> label -> mean Dice over the MRs, in the order of `VARIANTS`; "mean" is a label.
+    """
+    output = Path(output)
+    say("1/4  Making phantom patients, CT-like and MR-like ...")
+    datasets = {}
+    for modality, (cases, seed) in CASES.items():
+        folder = output / f"Dataset{900 + (modality == 'MR')}_Phantom{modality}"
+        if not (folder / "dataset.json").exists():
+            write_dataset(folder, modality, cases, seed)
+        datasets[modality] = read_dataset(folder)
+
+    config = preset("abdomen-tiny")
+    config = replace(config, data=replace(config.data, folds=0))
+    if steps is not None:
+        config = replace(config, optimisation=replace(config.optimisation, steps=steps))
+    bundles = {}
+    for number, (title, mode) in enumerate(TRAININGS.items(), start=2):
+        say(f"{number}/4  Training on CT, {title} ({config.optimisation.steps} steps) ...")
+        result = run_training(
+            datasets["CT"].folder,
+            replace(config, random_convolution=mode),
+            output / "runs" / title.lower(),
+            cache=output / "cache",
+            say=lambda line: None,
+            progress=lambda progress, title=title: bar(title, progress),
+        )
+        bundles[title] = load_bundle(result.model)
+
+    say("4/4  Segmenting the MRs ...")
+    dice = {}
+    for variant, (training, setting) in VARIANTS.items():
+        folder = output / "labels" / variant.removeprefix("+ ").replace(" ", "-")
+        dice[variant] = _test(bundles[training], datasets["MR"], setting, folder)
+    overview(output / "overview.png", _rows(datasets, output), list(datasets["MR"].labels))
+    return dice
+
+
+def _test(bundle: ModelBundle, dataset: Dataset, setting: str, folder: Path) -> dict[str, float]:
+    """Segment, save and score every case; mean Dice per label and overall."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = iter(case.name for case in dataset.cases)
+
+    def network(volume: Volume, matching: bool) -> Volume:
+        found = segment(volume, bundle, modality=dataset.modality, source_matching=matching)
+        path = folder / f"{next(names)}.seg.nrrd"
+        write_labels(path, found.labels, bundle.description.labels)
+        return found.labels
+
+    table = summarise(evaluate(network, [dataset], folder / "scores", [setting], worst=0))
+    return dict(zip(table["label"], table["dice_mean"], strict=True))
+
+
+def _rows(datasets: dict[str, Dataset], output: Path) -> list[list["Panel"]]:
+    """One row per MR: a source CT, the MR with the truth, and each variant's labels."""
+    rows = []
+    for number, case in enumerate(datasets["MR"].cases):
+        source = datasets["CT"].cases[number]
+        rows.append(
+            [
+                _panel("source CT, truth", source, source.labels),
+                _panel("target MR, truth", case, case.labels),
+            ]
+        )
+        for variant in VARIANTS:
+            folder = output / "labels" / variant.removeprefix("+ ").replace(" ", "-")
+            rows[-1].append(_panel(variant, case, folder / f"{case.name}.seg.nrrd"))
+    return rows
+
+
+def _panel(title: str, case: Case, labels: Path) -> "Panel":
+    """The axial slice of a case with the most labelled voxels in truth, in patient axes."""
+    volume, truth = read_volume(case.image), read_labels(case.labels)
+    spec = GridSpec((200, 160, 60), (2.0, 2.0, 5.0))
+    where = np.argwhere(truth.array > 0)[:, ::-1].mean(0)
+    grid = spec.placed(volume.geometry.to_ras(where), np.eye(3))
+    image = _resampled(volume, grid, "linear")
+    k = int(np.argmax(np.count_nonzero(_resampled(truth, grid, "nearest"), axis=(1, 2))))
+    return Panel(title, image[k], _resampled(read_labels(labels), grid, "nearest")[k])
+
+
+def _resampled(volume: Volume, grid: Geometry, mode: str) -> np.ndarray:
+    lookup = look_up(points(index_map(grid, volume.geometry), grid.size), volume.geometry.shape)
+    array = torch.from_numpy(volume.array.astype(np.float32))[None]
+    return sample(array, lookup, mode, outside=float(array.min()))[0].numpy()
 
 
 class Panel(NamedTuple):

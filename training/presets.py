@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Presets: a region of the body and a size of network, ready to train."""
 
+from dataclasses import replace
 
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -41,6 +42,12 @@ PRESETS: dict[str, TrainingConfig] = {
         grid=GridSpec((128, 96, 8), (3.2, 3.2, 5.0)),
         network=FAST_NETWORK,
         optimisation=FAST_RECIPE,
+    ),
+    "abdomen-tiny": TrainingConfig(
+        grid=GridSpec((64, 48, 8), (6.4, 6.4, 5.0)),
+        network=replace(FAST_NETWORK, channels=(16, 32, 64)),
+        optimisation=replace(FAST_RECIPE, steps=600, learning_rate=2e-3),
+        validate_every=0,
     ),
     "heart-paper": _paper((128, 128, 128), (1.5, 1.5, 1.5)),
     "heart-small": _paper((96, 96, 96), (2.0, 2.0, 2.0)),
