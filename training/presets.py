@@ -46,7 +46,7 @@ PRESETS: dict[str, TrainingConfig] = {
     "abdomen-tiny": TrainingConfig(
         grid=GridSpec((64, 48, 8), (6.4, 6.4, 5.0)),
         network=replace(FAST_NETWORK, channels=(16, 32, 64)),
-        optimisation=replace(FAST_RECIPE, steps=600, learning_rate=2e-3),
+        optimisation=replace(FAST_RECIPE, steps=1500, learning_rate=2e-3),
         validate_every=0,
     ),
     "heart-paper": _paper((128, 128, 128), (1.5, 1.5, 1.5)),

@@ -62,7 +62,7 @@ def apply(networks: RandomNetworks, images: torch.Tensor) -> torch.Tensor:
     Returns:
         (count, *spatial) float32.
     """
-    count, *spatial = images.shape
+    spatial = images.shape[1:]
     layout = torch.channels_last_3d if len(spatial) == 3 else torch.channels_last
     x = images[None].contiguous(memory_format=layout)
     for weight in networks.weights:
