@@ -123,13 +123,17 @@ def _rows(datasets: dict[str, Dataset], output: Path) -> list[list["Panel"]]:
 
 
 def _panel(title: str, case: Case, labels: Path) -> "Panel":
-    """The axial slice of a case with the most labelled voxels in truth, in patient axes."""
+    """The axial slice of a case that shows the organs best, in patient axes."""
     volume, truth = read_volume(case.image), read_labels(case.labels)
     spec = GridSpec((200, 160, 60), (2.0, 2.0, 5.0))
     where = np.argwhere(truth.array > 0)[:, ::-1].mean(0)
     grid = spec.placed(volume.geometry.to_ras(where), np.eye(3))
     image = _resampled(volume, grid, "linear")
-    k = int(np.argmax(np.count_nonzero(_resampled(truth, grid, "nearest"), axis=(1, 2))))
+    areas = [
+        np.count_nonzero(_resampled(truth, grid, "nearest") == value, axis=(1, 2))
+        for value in np.unique(truth.array[truth.array > 0])
+    ]
+    k = int(np.argmax(np.sqrt(areas).sum(0)))  # the root favours many organs over a large one
     return Panel(title, image[k], _resampled(read_labels(labels), grid, "nearest")[k])
 
 
