@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from srcsm_training import phantom
+from srcsm_training import anatomy, phantom
 from srcsm_training.anatomy import LABELS, TISSUES, draw_patient
 from srcsm_training.dataset import check_dataset, read_dataset
 from srcsm_training.phantom import INDEX, MODALITIES, make_case, write_dataset
@@ -179,9 +179,10 @@ def test_a_voxel_is_the_average_of_its_tissues():
     assert image.mean() == pytest.approx(0.6 * -1000 + 0.4 * look.mean, abs=look.spread)
 
 
-# The waist alone, and bent four times as much as any patient: either without room would show.
-@pytest.mark.parametrize("bend", [0, 4])
-def test_no_shape_sticks_out_of_its_bounding_box(monkeypatch, bend):
+# Waist and bends beyond any patient's, so that a box without room for either would show.
+@pytest.mark.parametrize(("waist", "bend"), [(0.25, 0), (0.05, 4)])
+def test_no_shape_sticks_out_of_its_bounding_box(monkeypatch, waist, bend):
+    monkeypatch.setattr(anatomy, "WAIST", waist)
     someone = patient(5)
     someone = replace(someone, amplitudes=bend * someone.amplitudes)
     affine = np.diag([9.0, 8, 11, 1])
