@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
@@ -47,7 +49,7 @@ class PreparedCase:
     directions: np.ndarray
     foreground: list[np.ndarray]
 
-    @property
+    @cached_property
     def outside(self) -> float:
         """Intensity beyond the scan: its minimum."""
         return float(self.image.min())
@@ -74,8 +76,10 @@ def prepare_cases(
     Args:
         smoothing: sigma in mm.
         cache: folder, made where it does not exist.
+
+    Raises:
+        VolumeError: a case cannot be read, or the cache not be written.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     prepared = []
     for done, case in enumerate(cases):
         progress(done, len(cases))
@@ -132,10 +136,17 @@ def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch
 def _store(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, {"crc32": _checksum(tensors)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, temporary, {"crc32": _checksum(tensors)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise VolumeError(
+            f"Cannot write prepared cases into {path.parent} ({error}); free some space, or set "
+            "SRCSM_CACHE to another folder."
+        ) from error
 
 
 def _load(path: Path) -> dict[str, torch.Tensor] | None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: written whole or not at all, read without running code."""
 
+import io
 import os
-import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,24 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         CheckpointError: the disk is full or the folder is not writable; an older checkpoint of
             that name is still whole.
     """
+    # Into memory first: torch.save hides why a file cannot be written.
+    content = io.BytesIO()
+    torch.save(state, content)
     temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(
-            f"Cannot write the checkpoint {path}: {error}. Free some space or choose another run "
-            "folder; the last checkpoint is untouched and the same command resumes from it."
+            f"Cannot write the checkpoint {path} ({error.strerror}). Free some space or choose "
+            "another run folder; the last checkpoint is untouched and the same command resumes "
+            "from it."
         ) from error
 
 
@@ -45,8 +51,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: unreadable or cut short.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read the checkpoint {path} ({error.strerror}).") from error
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make torch raise nearly anything
         raise CheckpointError(
-            f"Cannot read the checkpoint {path}: {error}. Delete it to start this run anew."
+            f"The checkpoint {path} is damaged or cut short; delete it to start this run anew."
         ) from error
