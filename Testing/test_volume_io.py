@@ -2,7 +2,9 @@
 """Scans and label maps survive disk: same voxels, same place, or one clear sentence."""
 
 import gzip
+import itertools
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +126,9 @@ def test_an_array_that_is_a_view_is_written_in_its_own_order(ending, folder):
     assert_same(read_volume(path), flipped)
 
 
-def test_the_same_volume_gives_the_same_bytes(folder):
+def test_the_same_volume_gives_the_same_bytes_at_another_time(folder, monkeypatch):
+    clock = itertools.count(1_700_000_000, 3600)
+    monkeypatch.setattr(gzip.time, "time", lambda: float(next(clock)))
     for ending in (".nii.gz", ".seg.nrrd"):
         paths = [folder / f"{name}{ending}" for name in ("one", "two")]
         for path in paths:
@@ -211,6 +215,20 @@ def test_scaled_voxels_and_metres_are_understood_with_sheared_axes_as_without(fo
         stored = a_scan().array
         wanted = Volume(stored * 2.0 + 5.0, Geometry(oblique_left_handed().size, affine))
         assert_same(read_volume(folder / "scaled.nii"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("layout", "at", "value"),
+    [("<h", 40, 4), ("<f", 112, np.nan), ("<f", 112, 0.0)],
+    ids=["a fourth axis of one", "scale not a number", "scale of zero"],
+)
+def test_oddities_of_nifti_headers_that_mean_nothing_are_passed_over(layout, at, value, folder):
+    path = folder / "odd.nii"
+    write_volume(path, a_scan())
+    raw = bytearray(path.read_bytes())
+    struct.pack_into(layout, raw, at, value)
+    path.write_bytes(raw)
+    assert_same(read_volume(path), a_scan())
 
 
 def test_an_nrrd_in_ras_space_lies_where_it_says(folder):
