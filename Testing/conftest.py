@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("srcsm", deadline=None)  # a loaded machine is slow, not wrong
+settings.load_profile("srcsm")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
