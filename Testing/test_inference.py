@@ -213,11 +213,23 @@ def test_the_overlap_is_followed():
     assert (found.confidence > 0.3).all()
 
 
-def test_a_single_slice_is_segmented():
-    volume = a_scan(around_origin((30, 28, 1), (2.0, 2.0, 6.0)))
+@pytest.mark.parametrize("thickness", [0.5, 3.5, 6.0])
+@pytest.mark.parametrize("turn", [(0, 0, 0), (90, 0, 90), (30, 20, 10)])
+def test_a_single_slice_is_segmented(thickness, turn):
+    volume = a_scan(around_origin((30, 28, 1), (2.0, 2.0, thickness), turn))
     found = plain(volume, a_bundle(SMALL))
     assert found.labels.array.shape == (1, 28, 30)
-    assert_right(found, volume)
+    assert (found.confidence > 0.3).all()
+    assert (found.labels.array == expected_labels(volume.array)).mean() > 0.8
+
+
+def test_windows_of_one_slice_are_computed_rightly_in_reduced_precision(monkeypatch):
+    network = NetworkConfig(classes=3, channels=(8,), dropout=0.0)
+    torch.manual_seed(0)
+    unet, window = UNet(network).eval(), torch.randn(1, 1, 1, 32, 48)
+    full = inference._probabilities(unet, window)
+    monkeypatch.setattr(inference, "_autocast", lambda d: torch.autocast("cpu", torch.bfloat16))
+    torch.testing.assert_close(inference._probabilities(unet, window), full, atol=0.1, rtol=0)
 
 
 def test_what_lies_beyond_the_field_of_view_is_background_of_no_confidence():

@@ -100,7 +100,7 @@ def covering_grid(
     """One grid of the network's spacing over a scan, and the first voxels of its windows.
 
     The windows are those of `covering_centres`, moved by less than a voxel so that all lie on one
-    grid, and so that a scan thinner than a voxel has the middle of one in it.
+    grid.
 
     Returns:
         The grid, and the first index (i, j, k) on it of each window of `grid.size`.
@@ -108,9 +108,7 @@ def covering_grid(
     low, high = centre_range(body, scan, grid)
     beyond = np.ceil((high - low) / np.array(grid.spacing) - 1e-9).astype(int)
     whole = replace(grid, size=tuple(np.array(grid.size) + beyond))
-    thin = scan.high - scan.low < grid.spacing
-    on_voxel = np.where(thin & (np.array(whole.size) % 2 == 0), 0.5, 0) * grid.spacing
-    middle = body.directions @ ((low + high) / 2 + on_voxel)
+    middle = body.directions @ ((low + high) / 2)
     return whole.placed(middle, body.directions), window_starts(whole.size, grid.size, overlap)
 
 

@@ -16,13 +16,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from . import intensity
 from .bundle import ModelBundle
 from .devices import resolve_device
 from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
-from .geometry import Geometry, Volume
+from .geometry import Geometry, GridSpec, Volume
 from .intensity import IntensityRule
 from .network import UNet
 from .resampling import index_map, look_up, points, resample, smooth_mm
@@ -199,13 +200,14 @@ def _run(
     grid = bundle.description.grid
     with _timed(seconds, "prepare"):
         smoothed = smooth_mm(image.to(device), scan.spacing, bundle.description.smoothing)
+        smoothed, seen = _thickened(smoothed, scan, grid)
         outside = float(smoothed.min())
-        body = body_extent(smoothed.cpu().numpy(), scan, grid)
-        covering, starts = covering_grid(body, scan_extent(scan, grid), grid, overlap)
+        body = body_extent(smoothed.cpu().numpy(), seen, grid)
+        covering, starts = covering_grid(body, scan_extent(seen, grid), grid, overlap)
         network = bundle.unet().to(device, memory_format=torch.channels_last_3d)
 
     def predict(start: Triple) -> torch.Tensor:
-        matrix = _shifted(index_map(covering, scan), start)
+        matrix = _shifted(index_map(covering, seen), start)
         window = resample(smoothed[None], matrix, grid.size, outside)
         window = intensity.normalise(window[None], rule)
         if tile == grid.size:
@@ -226,12 +228,30 @@ def _run(
             lambda done: step("network", 0.1 + 0.8 * done / len(starts)),
         )
     with _timed(seconds, "resample"):
-        return _onto_scan(probabilities, covering, scan, keep_probabilities, step)
+        # What the network says of places beyond the scan, where it saw filling, hardly counts.
+        where = points(index_map(covering, seen), covering.size, device)
+        weight = torch.where(look_up(where, seen.shape).inside, 1.0, BEYOND)
+        return _onto_scan(probabilities, weight, covering, scan, keep_probabilities, step)
+
+
+def _thickened(
+    image: torch.Tensor, scan: Geometry, grid: GridSpec
+) -> tuple[torch.Tensor, Geometry]:
+    """Repeat the outer slices of a scan, such as a single slice, that is thinner than a voxel of
+    the network's grid and would slip through between the voxels' middles."""
+    # Voxels of the scan that a network voxel spans along each of the scan's axes.
+    spanned = np.abs(scan.inverse[:3, :3] @ grid.directions_over(scan)) @ grid.spacing
+    extra = np.ceil((1.01 * spanned - scan.size) / 2).clip(0).astype(int)
+    if not extra.any():
+        return image, scan
+    image = F.pad(image[None, None], extra.repeat(2).tolist(), mode="replicate")[0, 0]
+    return image, Geometry(image.shape[::-1], _shifted(scan.affine, tuple(-extra)))
 
 
 def _probabilities(network: UNet, window: torch.Tensor) -> torch.Tensor:
     """(1, 1, K, J, I) network input -> (classes, K, J, I) float32."""
-    with _autocast(window.device):
+    # oneDNN's bfloat16 convolution of one channel of one slice is wrong (torch 2.15, AMX).
+    with _autocast(window.device) if window.shape[2] > 1 else nullcontext():
         logits = network(window)
     return logits[0].float().softmax(0)
 
@@ -277,22 +297,21 @@ def _gaussian(size: Triple) -> torch.Tensor:
 
 def _onto_scan(
     probabilities: torch.Tensor,
+    weight: torch.Tensor,
     covering: Geometry,
     scan: Geometry,
     keep: bool,
     step: Callable[[str, float], None],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[int, list[tuple[int, float]]]]:
-    """Interpolate onto the scan's grid and decide, slab by slab along K."""
+    """Interpolate (classes, K, J, I), each voxel with its weight (K, J, I), onto the scan's grid
+    and decide, slab by slab along K."""
     classes, slices = len(probabilities), scan.size[2]
     labels = np.empty(scan.shape, np.uint8)
     confidence = np.empty(scan.shape, np.float16)
     kept = np.empty((classes, *scan.shape), np.float16) if keep else None
     wrong, expected = np.zeros((2, classes, slices))
     matrix = index_map(scan, covering)
-    # What the network says of places beyond the scan, where it saw filling, hardly counts.
-    where = points(index_map(covering, scan), covering.size, probabilities.device)
-    weight = torch.where(look_up(where, scan.shape).inside, 1.0, BEYOND)
-    probabilities *= weight
+    probabilities = probabilities * weight
     for k in range(0, slices, SLAB):
         step("resample", 0.9 + 0.1 * k / slices)
         slab = slice(k, min(k + SLAB, slices))
