@@ -7,15 +7,13 @@ import weakref
 import literal_source_matching as literal
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from SRCSMSegmenterLib import source_matching as sm
 from SRCSMSegmenterLib.errors import SourceMatchingError, VolumeError
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
-
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 CT = IntensityRule("CT")
 SOFT_TISSUE = IntensityRule("CT", window=(-125, 275))
