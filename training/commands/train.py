@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``srcsm train``."""
+
+import argparse
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from SRCSMSegmenterLib.errors import BundleError, ConfigError
+
+from ..config import TrainingConfig, read_yaml, to_dict, with_overrides
+from ..dataset import check_dataset, read_dataset
+from ..presets import PRESETS, preset
+from ..run import intensity_rule, run_training, split
+from . import INTERRUPTED
+from .common import (
+    OutputError,
+    check_writable,
+    choose_cases,
+    making,
+    progress_display,
+    say,
+)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or resume a training, and say how it ended."""
+    if arguments.list_presets:
+        print(presets_as_text())
+        return 0
+    needed = {"--data": arguments.data, "--preset": arguments.preset}
+    if not arguments.dry_run:
+        needed["--out"] = arguments.out
+    if missing := [option for option, value in needed.items() if value is None]:
+        raise ConfigError(f"srcsm train needs {' and '.join(missing)}; see srcsm train --help.")
+    config = preset(arguments.preset)
+    if arguments.config:
+        config = read_yaml(arguments.config, config)
+    config = with_overrides(config, arguments.set)
+    if arguments.dry_run:
+        print(dry_run(arguments.data, config))
+        return 0
+    return train(arguments, config)
+
+
+def train(arguments: argparse.Namespace, config: TrainingConfig) -> int:
+    """Run the training; a stop is no error, but Ctrl-C has an exit code of its own."""
+    with making(arguments.out):
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    check_writable(arguments.out)
+    steps = config.optimisation.steps
+    # `accelerate launch` starts several processes; the first one speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    display = progress_display("training") if speaks else nullcontext(lambda *_: None)
+    with stop_on_signal() as stop_requested, display as show:
+        try:
+            result = run_training(
+                arguments.data,
+                config,
+                arguments.out,
+                name=arguments.name,
+                device=arguments.device,
+                cache=arguments.cache,
+                max_minutes=arguments.max_minutes,
+                stop_requested=stop_requested,
+                say=say,
+                progress=lambda p: show(p.step, steps, f"loss {p.loss:.3f}"),
+            )
+        except BundleError as error:  # a training reads no bundle, it writes one
+            raise OutputError(str(error)) from error
+    if result.finished:
+        if speaks:
+            dice = result.best_dice
+            validated = "" if math.isnan(dice) else f", best validation Dice {dice:.3f}"
+            print(f"Trained {steps} steps{validated}.")
+            print(f"Network: {result.model}")
+            print(f"Next: srcsm segment SCAN --model {result.model} -o labels.nii.gz")
+        return 0
+    why = "Stopped" if stop_requested() else "Stopped by --max-minutes"
+    if speaks:
+        say(
+            f"{why} at step {result.steps} of {steps}; the checkpoint is saved, and the same "
+            "command goes on from it."
+        )
+    return INTERRUPTED if stop_requested() else 0
+
+
+def dry_run(folder: Path, config: TrainingConfig) -> str:
+    """Check the dataset; returns the configuration as YAML, and as comments what goes where."""
+    dataset = choose_cases(read_dataset(folder), config.data.cases)
+    training, validation = split(dataset.cases, config)
+    with progress_display("checking") as show:
+        for warning in check_dataset(dataset, show):
+            say(f"Warning: {warning}")
+    rule = intensity_rule(config, dataset.modality, training)
+    config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
+    lines = [
+        f"# {dataset.name}: {', '.join(dataset.labels)}",
+        f"# intensities: {rule}",
+        f"# training: {', '.join(case.name for case in training)}",
+        f"# validation: {', '.join(case.name for case in validation) or 'none'}",
+        yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip(),
+    ]
+    return "\n".join(lines)
+
+
+def presets_as_text() -> str:
+    """A line for each preset."""
+    lines = [f"{'preset':<16} {'voxels':<16} {'spacing (mm)':<18} steps"]
+    for name, config in PRESETS.items():
+        size = " x ".join(map(str, config.grid.size))
+        spacing = " x ".join(f"{value:g}" for value in config.grid.spacing)
+        lines.append(f"{name:<16} {size:<16} {spacing:<18} {config.optimisation.steps}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM asks for a stop, which the yielded function tells; again, it is one."""
+    asked = False
+    previous = {}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        restore()
+        # print is not safe here: the signal may have come in the middle of another one.
+        os.write(2, b"\nStopping after this step, with a checkpoint; again to stop at once.\n")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, ask)
+    try:
+        yield lambda: asked
+    finally:
+        restore()
