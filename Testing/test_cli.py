@@ -2,6 +2,7 @@
 """The command line: what each command does, and what bad input gets for an answer."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def refused(capsys, code, *arguments):
     return printed.err
 
 
-# Help
+# Help and README
 
 
 def test_help_lists_every_exit_code(capsys):
@@ -133,6 +134,30 @@ def test_every_example_in_the_help_parses(capsys):
         assert parser.parse_args([word.strip("'") for word in example]).command == example[0]
 
 
+def readme_blocks(language):
+    """The code blocks of the README in a language."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_commands_parse():
+    lines = [line for block in readme_blocks("bash") for line in block.splitlines()]
+    scripts = re.compile(r"^(srcsm|accelerate .* training/train.py)")
+    commands = [scripts.sub("", line).split() for line in lines if scripts.match(line)]
+    assert len(commands) > 7
+    for command in commands:
+        arguments = command if command[0][0] != "-" else ["train", *command]
+        assert cli.make_parser().parse_args(arguments).command == arguments[0]
+
+
+def test_the_readmes_python_runs(models, scan, tmp_path, monkeypatch):
+    [code] = readme_blocks("python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mr.nii.gz").write_bytes(scan.read_bytes())
+    exec(compile(code, "README.md", "exec"), {})
+    assert read_volume("organs.seg.nrrd").geometry.matches(read_volume(scan).geometry)
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; from srcsm_training.cli import make_parser; make_parser().format_help();"
@@ -142,7 +167,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_the_scripts_are_the_commands(tmp_path):
-    """Run from elsewhere, by path: Python puts training/ first, whose names must hide nothing."""
+    """By path and from elsewhere, so that Python puts training/ in front of all other modules."""
     for script, option, expected in (
         ("train.py", "--list-presets", "abdomen-paper"),
         ("evaluate.py", "--help", "usage: srcsm evaluate"),
