@@ -594,7 +594,7 @@ def test_evaluate_scores_every_target_with_and_without_source_matching(
         for label in labels
     }
     assert rows == expected
-    assert told["settings"]["model"]["name"] == "abdomen-ct"
+    assert told["settings"]["identity"] == load_bundle(models / "abdomen-ct").identity
     pictures = sorted(p.name for p in (tmp_path / "scores").rglob("*.png"))
     assert len(pictures) == 4
     # Every scan is read as what its dataset says it is.

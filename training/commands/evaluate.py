@@ -16,7 +16,7 @@ from SRCSMSegmenterLib.terminology import segment_for
 
 from ..dataset import Dataset, read_dataset
 from ..evaluation import evaluate, parse_label_map, read_scores, write_comparison, write_report
-from .common import choose_cases, load_model, model_identity, print_json, progress_display
+from .common import choose_cases, load_model, print_json, progress_display
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,10 +56,11 @@ def evaluate_model(arguments: argparse.Namespace) -> tuple[str, pd.DataFrame]:
     for dataset in datasets:
         check_labels(bundle, dataset, label_map)
     settings = {
-        "model": model_identity(bundle),
-        "datasets": [dataset.name for dataset in datasets],
-        "cases": arguments.cases,
-        "map_labels": arguments.map_labels,
+        "model": bundle.description.name,
+        "identity": bundle.identity,
+        "datasets": ", ".join(dataset.name for dataset in datasets),
+        "cases": " ".join(arguments.cases),
+        "map_labels": arguments.map_labels or "none",
         "device": device,
     }
     tables = []
