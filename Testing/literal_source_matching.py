@@ -6,6 +6,7 @@ numpy arrays of any shape; histograms are dictionaries value -> count.
 """
 
 import numpy as np
+
 from SRCSMSegmenterLib.errors import SourceMatchingError
 
 
