@@ -321,6 +321,7 @@ def test_a_full_disk_leaves_the_older_bundle_as_it_was(folder, a_bundle, monkeyp
 
 def test_bundles_are_found_in_a_folder_and_as_one(folder, tmp_path):
     (tmp_path / "not-one").mkdir()
+    shutil.copytree(folder, tmp_path / ".abdomen-mr.123.tmp")
     assert find_bundles(tmp_path) == [folder]
     assert find_bundles(folder, tmp_path / "absent") == [folder]
 

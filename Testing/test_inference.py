@@ -123,6 +123,7 @@ def assert_right(found, volume: Volume) -> None:
 SMALL = GridSpec((20, 18, 18), (3.0, 4.0, 3.5))
 
 
+@pytest.mark.parametrize("axes", ["patient", "slices"])
 @pytest.mark.parametrize(
     "geometry",
     [
@@ -136,9 +137,9 @@ SMALL = GridSpec((20, 18, 18), (3.0, 4.0, 3.5))
     ],
     ids=["straight", "left-handed", "flipped", "permuted", "oblique", "fine", "coarse"],
 )
-def test_labels_lie_where_they_belong_on_any_grid(geometry):
+def test_labels_lie_where_they_belong_on_any_grid(geometry, axes):
     volume = a_scan(geometry)
-    found = plain(volume, a_bundle(SMALL))
+    found = plain(volume, a_bundle(replace(SMALL, axes=axes)))
     assert found.labels.geometry is geometry
     assert found.labels.array.shape == found.confidence.shape == geometry.shape
     assert found.labels.array.dtype == np.uint8

@@ -211,7 +211,9 @@ def find_bundles(*folders: Path) -> list[Path]:
     found = []
     for folder in map(Path, folders):
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        found += [path for path in (folder, *inside) if is_bundle(path)]
+        # A name with a dot is one that is being written, or was when the power failed.
+        shown = [path for path in inside if not path.name.startswith(".")]
+        found += [path for path in (folder, *shown) if is_bundle(path)]
     return found
 
 
