@@ -110,7 +110,7 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
             found = segment(
                 volume, bundle, modality=modality[dataset], source_matching=matching, device="cpu"
             )
-            return Volume(found.labels, volume.geometry)
+            return found.labels
 
         settings = ("off",) if run.fold else ("off", "on")
         output = runs / run.name / "evaluation" / dataset.name
