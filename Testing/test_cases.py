@@ -287,6 +287,7 @@ def test_windows_around_the_foreground_have_a_labelled_voxel_in_their_middle(dat
     inner = ((around > low) & (around < high)).all(1)
     assert inner.mean() > 0.9
     assert set(labels[inner]) == {1, 2}
+    assert len(np.unique(around[inner], axis=0)) > 250
     # Each label as often as the other, whatever its size.
     assert abs((labels[inner] == 1).mean() - 0.5) < 0.08
 

@@ -4,6 +4,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -190,8 +191,11 @@ def with_overrides(config: TrainingConfig, overrides: list[str]) -> TrainingConf
 
 
 def write_yaml(path: Path, config: TrainingConfig) -> None:
-    """Write the full configuration."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write the full configuration; the file appears complete or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

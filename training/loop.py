@@ -27,6 +27,7 @@ from .augmentation import augmented_intensities, augmented_window, draw_spatial
 from .cases import PreparedCase, draw_window
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import OptimisationConfig, TrainingConfig, to_dict
+from .dataset import Case
 from .losses import segmentation_loss
 from .random_convolution import random_convolution
 
@@ -84,7 +85,7 @@ def train(
 
     Raises:
         TrainingError: the loss stays NaN however often SRC is redrawn.
-        CheckpointError: the run folder holds a checkpoint of another configuration.
+        CheckpointError: the run folder holds a checkpoint of another training.
     """
     recipe = config.optimisation
     device, started = accelerator.device, time.monotonic()
@@ -100,14 +101,8 @@ def train(
     progress = Progress(step=0, gradient_norm=recipe.clip_start, curve=[])
     best_weights = average.state_dict()
 
-    last = Path(run_folder) / "checkpoints" / "last.pt"
-    if last.exists():
-        state = load_checkpoint(last)
-        if state["config"] != _identity(config):
-            raise CheckpointError(
-                f"{last} belongs to a training with another configuration; choose another run "
-                "folder, or give the same options to resume."
-            )
+    state = state_to_resume(run_folder, config, training, validation)
+    if state:
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -115,16 +110,20 @@ def train(
         progress = Progress(**state["progress"])
 
     model, optimiser = accelerator.prepare(network, optimiser)
+    if state and accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
 
     def save() -> None:
         if accelerator.is_main_process:
             save_checkpoint(
-                last,
+                _checkpoint(run_folder),
                 {
                     "config": _identity(config),
+                    "cases": _names(training, validation),
                     "network": network.state_dict(),
                     "average": average.state_dict(),
                     "optimiser": optimiser.state_dict(),
+                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
                     "best": best_weights,
                     "progress": vars(progress),
                 },
@@ -158,10 +157,12 @@ def train(
         accelerator.unscale_gradients()
         limit = recipe.clip_factor * progress.gradient_norm
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        optimiser.step()
-        optimiser.zero_grad()
-        if math.isfinite(norm):  # fp16 scaling skips the other steps
+        if math.isfinite(norm):
             progress.gradient_norm += recipe.clip_rate * (min(norm, limit) - progress.gradient_norm)
+        # Other steps would spoil the weights; the scaler of fp16 skips them itself, and learns.
+        if math.isfinite(norm) or accelerator.scaler:
+            optimiser.step()
+        optimiser.zero_grad()
         _update_average(average, network, recipe.ema, progress.step)
 
         progress.step += 1
@@ -196,6 +197,33 @@ def train(
             break
     accelerator.wait_for_everyone()
     return progress, best_weights if validation else average.state_dict()
+
+
+def state_to_resume(
+    run_folder: Path,
+    config: TrainingConfig,
+    training: Sequence[PreparedCase | Case],
+    validation: Sequence[PreparedCase | Case],
+) -> dict | None:
+    """The last checkpoint of a run folder, or None where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another configuration or of other cases.
+    """
+    path = _checkpoint(run_folder)
+    if not path.exists():
+        return None
+    state = load_checkpoint(path)
+    for what, key, wanted in (
+        ("another configuration", "config", _identity(config)),
+        ("other cases", "cases", _names(training, validation)),
+    ):
+        if state.get(key, wanted) != wanted:
+            raise CheckpointError(
+                f"{path} belongs to a training with {what}; choose another run folder, or give "
+                "the same dataset and options to resume."
+            )
+    return state
 
 
 def draw_batch(
@@ -300,6 +328,14 @@ def _any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _checkpoint(run_folder: Path) -> Path:
+    return Path(run_folder) / "checkpoints" / "last.pt"
+
+
+def _names(*groups: Sequence[PreparedCase | Case]) -> list[list[str]]:
+    return [[case.name for case in group] for group in groups]
 
 
 def _identity(config: TrainingConfig) -> dict:

@@ -16,6 +16,7 @@ from SRCSMSegmenterLib.network import UNet
 
 from .cases import PreparedCase
 from .config import TrainingConfig
+from .loop import case_windows, draw_batch
 from .random_convolution import MODES, random_convolution
 
 COLOURS = ("#e06c5a", "#f2c14e", "#4ea5d9", "#8e6bbf", "#5cb85c", "#d977b8", "#8c8c8c")
@@ -50,8 +51,6 @@ def augmentation_preview(
     rows: int = 3,
 ) -> None:
     """The first windows of a training, as they are and under each mode of random convolution."""
-    from .loop import draw_batch  # the loop draws pictures too
-
     figure = Figure(figsize=(2.4 * len(MODES), 2.2 * rows))
     grid = figure.subplots(rows, len(MODES), squeeze=False)
     for row in range(rows):
@@ -72,8 +71,6 @@ def validation_preview(
     path: Path, network: UNet, case: PreparedCase, config: TrainingConfig, rule: IntensityRule
 ) -> None:
     """The window of a validation case with the most foreground: truth beside prediction."""
-    from .loop import case_windows
-
     device = next(network.parameters()).device
     windows = case_windows(case, config.grid, device)
     image, labels = max(windows, key=lambda pair: int((pair[1] > 0).sum()))

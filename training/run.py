@@ -59,7 +59,7 @@ class RunResult:
     Attributes:
         steps: optimiser steps done.
         finished: False where it was stopped; the same call resumes it.
-        best_dice: best mean Dice on the validation cases, nan without any.
+        best_dice: best mean Dice on the validation cases, nan before the first validation.
         model: the bundle's folder, once finished.
     """
 
@@ -115,6 +115,7 @@ def run_training(
     if rule.modality == "CT":
         config = replace(config, data=replace(config.data, window=rule.window))
 
+    resumed = loop.state_to_resume(run_folder, config, training, validation)
     tell(f"Preparing {len(training)} training and {len(validation)} validation cases ...")
     with accelerator.main_process_first():
         prepared = {
@@ -135,11 +136,14 @@ def run_training(
         run_folder.mkdir(parents=True, exist_ok=True)
         write_yaml(run_folder / "config.yaml", config)
         _write_environment(run_folder, dataset, training, validation)
-        _write_source_histogram(run_folder, training, rule)
+        if resumed is None:
+            _write_source_histogram(run_folder, training, rule)
         pictures.augmentation_preview(
             run_folder / "previews" / "augmentation.png", training_cases, config, rule
         )
-        writer = SummaryWriter(run_folder / "tensorboard")
+        # What was logged after the checkpoint will be logged again.
+        purge = resumed and resumed["progress"]["step"] + 1
+        writer = SummaryWriter(run_folder / "tensorboard", purge_step=purge)
 
     labels = list(dataset.labels)
 
@@ -190,12 +194,12 @@ def run_training(
             )
             save_bundle(model, bundle, model_card(bundle))
     accelerator.wait_for_everyone()
-    best = state.best_dice if validation else math.nan
+    best = state.best_dice if state.best_dice >= 0 else math.nan
     return RunResult(state.step, finished, best, model)
 
 
 def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
-    """An accelerator on the device asked for, or as `accelerate launch` set it up.
+    """An accelerator on the device asked for, or as `accelerate launch` or `torchrun` set it up.
 
     Raises:
         DeviceError: unknown or absent.
@@ -203,13 +207,13 @@ def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
     """
     precision = config.optimisation.precision
     mixed = "no" if precision == "fp32" else precision
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # set by `accelerate launch`
+    launched = not {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"}.isdisjoint(os.environ)
     if not launched:
         chosen = resolve_device(device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
         accelerator = Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu")
     else:
-        accelerator = Accelerator(mixed_precision=mixed)
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
     if accelerator.device.type == "cpu" and mixed == "fp16":
         raise ConfigError("fp16 needs a GPU; choose optimisation.precision bf16 or fp32.")
     if accelerator.device.type == "cpu" and mixed == "bf16":
@@ -259,8 +263,9 @@ def intensity_rule(
         array = read_volume(case.image).array
         limits.add((float(array.min()), float(array.max())))
         if len(limits) > 1:
-            return IntensityRule("CT", window=FULL_RANGE)
-    return IntensityRule("CT", window=limits.pop())
+            break
+    clipped = len(limits) == 1 and len(training) > 1  # a lone case says nothing
+    return IntensityRule("CT", window=limits.pop() if clipped else FULL_RANGE)
 
 
 def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
@@ -335,6 +340,7 @@ def _bundle(
     histogram = json.loads((run_folder / "source_histogram.json").read_text(encoding="utf-8"))
     validations = [row for row in state.curve if row.get("dice")]
     best = max(validations, key=lambda row: np.nanmean(row["dice"])) if validations else None
+    scores = zip(dataset.labels, best["dice"], strict=True) if best else ()
     organs = ", ".join(label.replace("_", " ") for label in dataset.labels)
     description = Description(
         name=name,
@@ -352,7 +358,8 @@ def _bundle(
             "random_convolution": config.random_convolution,
             "steps": state.step,
             "command": environment["command"],
-            "validation_dice": dict(zip(dataset.labels, best["dice"], strict=True)) if best else {},
+            # No number for a label that no validation case has.
+            "validation_dice": {label: dice for label, dice in scores if not math.isnan(dice)},
             "config": to_dict(config),
         },
     )
@@ -385,10 +392,8 @@ def _chosen(cases: Sequence[Case], patterns: Sequence[str]) -> tuple[Case, ...]:
 def _write_source_histogram(
     run_folder: Path, training: Sequence[Case], rule: IntensityRule
 ) -> None:
-    path = run_folder / "source_histogram.json"
-    if not path.exists():
-        histogram = fit(to_integers(read_volume(case.image).array, rule) for case in training)
-        _write(path, json.dumps(histogram.to_dict()))
+    histogram = fit(to_integers(read_volume(case.image).array, rule) for case in training)
+    _write(run_folder / "source_histogram.json", json.dumps(histogram.to_dict()))
 
 
 def _write_environment(
