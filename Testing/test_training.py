@@ -526,6 +526,7 @@ def test_settings_that_show_beside_the_weights(tmp_path, cases, two_steps, overr
 
 
 def test_the_best_weights_are_those_of_the_best_validation(monkeypatch, tmp_path, cases):
+    """Also where the training was stopped between the best and the last."""
     scores = iter([[0.2, 0.4], [0.9, math.nan], [0.5, 0.5], [0.8, 0.9], [0.1, 0.1]])
     monkeypatch.setattr(loop, "validation_dice", lambda *_: next(scores))
     averages = {}
@@ -533,7 +534,9 @@ def test_the_best_weights_are_those_of_the_best_validation(monkeypatch, tmp_path
     def keep(average, progress):
         averages[progress.step] = {k: v.clone() for k, v in average.state_dict().items()}
 
-    progress, weights = train(tiny.config(steps=10), cases, tmp_path, validated=keep)
+    config = tiny.config(steps=10)
+    train(config, cases, tmp_path, validated=keep, stop_requested=stop_after(7))
+    progress, weights = train(config, cases, tmp_path, validated=keep)
     assert sorted(averages) == [2, 4, 6, 8, 10]
     assert progress.best_dice == pytest.approx(0.9)  # the mean of the labels there are
     assert_same(weights, averages[4])
@@ -933,6 +936,8 @@ def test_the_intensity_rule_of_a_source(tmp_path, folder):
         tiny.write_case(clipped, name, image.clip(-125, 215), labels)
     assert rule(folder) == IntensityRule("CT", window=(-1023, 1024))
     assert rule(clipped) == IntensityRule("CT", window=(-125, 215))
+    alone = read_dataset(clipped).cases[:1]  # says nothing of the others
+    assert intensity_rule(tiny.config(), "CT", alone) == IntensityRule("CT", window=(-1023, 1024))
     assert rule(clipped, "data.window=[-100, 300]") == IntensityRule("CT", window=(-100, 300))
     assert rule(clipped, "data.modality=MR") == IntensityRule("MR")
     assert rule(clipped, "data.modality=MR", "data.maximum_percentile=99") == IntensityRule(
