@@ -62,9 +62,10 @@ def cases(folder, cache):
     return others, [first]
 
 
-def train(config, cases, folder, *, mixed_precision="no", **arguments):
+def train(config, cases, folder, *, mixed_precision="no", cpu=True, scaler=None, **arguments):
     tiny.forget_accelerator()
-    accelerator = Accelerator(cpu=True, mixed_precision=mixed_precision)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+    accelerator.scaler = scaler or accelerator.scaler
     return loop.train(config, RULE, *cases, folder, accelerator=accelerator, **arguments)
 
 
@@ -122,6 +123,40 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, cases, precision,
     assert_same(weights, again)
     assert [row["step"] for row in resumed.curve] == [2, 4, 6]
     assert differs(last(tmp_path / "whole")["network"], last(tmp_path / "whole")["average"])
+
+
+def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path, cases):
+    """A scaler that grows at its fifth step, with a stop after the second."""
+
+    def a_scaler():
+        return torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=5)
+
+    train(tiny.config(), cases, tmp_path / "whole", scaler=a_scaler())
+    assert last(tmp_path / "whole")["scaler"]["scale"] == 128
+    stop = stop_after(2)
+    train(tiny.config(), cases, tmp_path / "parts", scaler=a_scaler(), stop_requested=stop)
+    assert last(tmp_path / "parts")["scaler"]["scale"] == 64
+    train(tiny.config(), cases, tmp_path / "parts", scaler=a_scaler())
+    assert_same(last(tmp_path / "whole"), last(tmp_path / "parts"))
+
+
+@pytest.mark.needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_stopped_training_on_a_gpu_goes_on_to_nearly_the_same(tmp_path, cases, precision):
+    config = tiny.config(precision=precision)
+    gpu = {"cpu": False, "mixed_precision": {"fp32": "no"}.get(precision, precision)}
+    train(config, cases, tmp_path / "whole", **gpu)
+    for stop in (1, 3):
+        train(config, cases, tmp_path / "parts", **gpu, stop_requested=stop_after(stop))
+    train(config, cases, tmp_path / "parts", **gpu)
+    whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
+    assert whole["progress"]["step"] == parts["progress"]["step"] == 6
+    assert whole["scaler"] == parts["scaler"]
+    assert whole["progress"]["loss"] == pytest.approx(parts["progress"]["loss"], rel=1e-3)
+    for part in ("network", "average", "best"):
+        for name, value in whole[part].items():
+            difference = (value - parts[part][name]).norm()
+            assert difference <= 0.01 * value.norm() + 0.01, (part, name)
 
 
 def test_nothing_of_the_global_random_state_matters(tmp_path, cases):
@@ -587,6 +622,8 @@ def test_validation_dice_by_hand(cases):
     case = cases[1][0]
     windows = list(loop.case_windows(case, config.grid, "cpu"))
     assert len(windows) == 2  # 72 mm in windows of 48 mm
+    thin = replace(config.grid, size=(16, 16, 4))
+    assert len(list(loop.case_windows(case, thin, "cpu"))) == 3  # side by side
     labels = torch.stack([labels for _, labels in windows])
     liver = int((labels == 1).sum())
     expected = 2 * liver / (liver + labels.numel())
