@@ -53,7 +53,7 @@ def body_extent(array: np.ndarray, scan: Geometry, grid: GridSpec) -> Extent:
     within a twentieth of the scan's face, as head and feet side do, the face is its end.
 
     Args:
-        array: (K, J, I) intensities, scaled (`intensity.scale`) and smoothed, as training and inference do.
+        array: (K, J, I) intensities, scaled (`intensity.scale`) and smoothed.
     """
     whole = scan_extent(scan, grid)
     step = [max(1, n // 96) for n in array.shape]
