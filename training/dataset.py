@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """nnU-Net raw datasets as they are: what lies in the folder, and whether it can be trained on."""
 
+import fnmatch
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,18 @@ def read_dataset(folder: Path | str, split: str = "Tr") -> Dataset:
     if faults:
         raise _error(dataset, faults + _check_volumes(dataset)[0])
     return dataset
+
+
+def choose_cases(dataset: Dataset, patterns: Sequence[str]) -> Dataset:
+    """The dataset with the cases whose names match one of the shell patterns.
+
+    Raises:
+        DatasetError: none does.
+    """
+    cases = tuple(c for c in dataset.cases if any(fnmatch.fnmatchcase(c.name, p) for p in patterns))
+    if not cases:
+        raise DatasetError(f"No case of {dataset.name} matches {' or '.join(patterns)}.")
+    return replace(dataset, cases=cases)
 
 
 def check_dataset(

@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from SRCSMSegmenterLib.bundle import Description, ModelBundle, save_bundle
 from SRCSMSegmenterLib.devices import resolve_device
-from SRCSMSegmenterLib.errors import ConfigError, DatasetError
+from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
@@ -42,7 +42,7 @@ from SRCSMSegmenterLib.volume_io import read_volume
 from . import loop, pictures
 from .cases import PreparedCase, default_cache, prepare_cases
 from .config import TrainingConfig, to_dict, write_yaml
-from .dataset import Case, Dataset, check_dataset, read_dataset
+from .dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
 
 FULL_RANGE = (-1023.0, 1024.0)
 
@@ -102,9 +102,7 @@ def run_training(
     tell = say if main else (lambda line: None)
 
     dataset = read_dataset(dataset_folder)
-    dataset = replace(dataset, cases=_chosen(dataset.cases, config.data.cases))
-    if not dataset.cases:
-        raise DatasetError(f"No case of {dataset.name} matches data.cases {config.data.cases}.")
+    dataset = choose_cases(dataset, config.data.cases)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
     training, validation = split(dataset.cases, config)
     tell(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")

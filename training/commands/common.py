@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several commands share: finding models, placing outputs, talking to the user."""
 
-import fnmatch
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,10 @@ from SRCSMSegmenterLib.bundle import (
 from SRCSMSegmenterLib.errors import (
     BundleError,
     ConfigError,
-    DatasetError,
     SRCSMError,
     VolumeError,
 )
 
-from ..dataset import Dataset
 from . import ENDINGS
 
 READABLE = (*ENDINGS, ".mhd", ".nhdr")
@@ -114,18 +110,6 @@ def model_identity(bundle: ModelBundle) -> dict[str, str]:
         "version": description.version,
         "identity": bundle.identity,
     }
-
-
-def choose_cases(dataset: Dataset, patterns: Sequence[str]) -> Dataset:
-    """The dataset with the cases whose names match one of the shell patterns.
-
-    Raises:
-        DatasetError: none does.
-    """
-    cases = tuple(c for c in dataset.cases if any(fnmatch.fnmatchcase(c.name, p) for p in patterns))
-    if not cases:
-        raise DatasetError(f"No case of {dataset.name} matches {' or '.join(patterns)}.")
-    return replace(dataset, cases=cases)
 
 
 def output_files(

@@ -14,9 +14,9 @@ from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.terminology import segment_for
 
-from ..dataset import Dataset, read_dataset
+from ..dataset import Dataset, choose_cases, read_dataset
 from ..evaluation import evaluate, parse_label_map, read_scores, write_comparison, write_report
-from .common import choose_cases, load_model, print_json, progress_display
+from .common import load_model, print_json, progress_display
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,14 +15,13 @@ import yaml
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 from ..config import TrainingConfig, read_yaml, to_dict, with_overrides
-from ..dataset import check_dataset, read_dataset
+from ..dataset import check_dataset, choose_cases, read_dataset
 from ..presets import PRESETS, preset
 from ..run import intensity_rule, run_training, split
 from . import INTERRUPTED
 from .common import (
     OutputError,
     check_writable,
-    choose_cases,
     making,
     progress_display,
     say,
