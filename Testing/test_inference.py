@@ -248,9 +248,9 @@ def test_what_lies_beyond_the_field_of_view_is_background_of_no_confidence():
 SAME = GridSpec((6, 5, 4), (2.0, 3.0, 4.0))
 
 
-def known_slices() -> tuple[Volume, np.ndarray]:
+def known_slices(normalised=(-0.1, -0.9, -0.52, 0.26)) -> tuple[Volume, np.ndarray]:
     """A scan on the very grid of the network, one intensity a slice, and its probabilities."""
-    normalised = np.array([-0.1, -0.9, -0.52, 0.26])
+    normalised = np.array(normalised)
     geometry = around_origin(SAME.size, SAME.spacing)
     array = np.broadcast_to(normalised[:, None, None] * 200, geometry.shape).copy()
     return Volume(array, geometry), probabilities_of(normalised)
@@ -265,6 +265,16 @@ def test_probabilities_and_confidence_are_the_networks():
     np.testing.assert_allclose(found.confidence[:, 0, 0], expected.max(0), atol=2e-3)
     assert found.labels.array[:, 4, 5].tolist() == [1, 0, 0, 2]
     assert plain(volume, a_bundle(SAME)).probabilities is None
+
+
+def test_only_the_largest_piece_of_a_label_is_kept_where_that_is_asked_for():
+    volume, p = known_slices((-0.1, -0.9, -0.2, -0.15))
+    assert plain(volume, a_bundle(SAME)).labels.array[:, 1, 1].tolist() == [1, 0, 1, 1]
+    found = plain(volume, a_bundle(SAME), largest_component=True, keep_probabilities=True)
+    assert found.labels.array[:, 1, 1].tolist() == [0, 0, 1, 1]
+    sure = [1 - p[1, 0], p[0, 1], p[1, 2], p[1, 3]]
+    np.testing.assert_allclose(found.confidence[:, 1, 1], sure, atol=2e-3)
+    np.testing.assert_allclose(found.probabilities[:, :, 1, 1], p, atol=2e-3)
 
 
 def test_the_least_certain_slices_come_first_with_their_uncertainty():

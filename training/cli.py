@@ -18,6 +18,7 @@ from SRCSMSegmenterLib.errors import (
     ConfigError,
     DatasetError,
     DeviceError,
+    PromptError,
     SourceMatchingError,
     SRCSMError,
     VolumeError,
@@ -27,7 +28,7 @@ from .commands import ENDINGS, INTERRUPTED
 
 EXIT_CODES = (
     (ConfigError, 2),
-    ((VolumeError, SourceMatchingError, DatasetError), 3),
+    ((VolumeError, SourceMatchingError, DatasetError, PromptError), 3),
     (BundleError, 4),
     (DeviceError, 5),
     (Cancelled, INTERRUPTED),
@@ -42,7 +43,7 @@ exit codes:
   0    done (a training that --max-minutes stopped as well)
   1    unexpected error; run again with --debug and report it
   2    wrong usage or configuration
-  3    a scan or a dataset cannot be used
+  3    a scan, a dataset or boxes cannot be used
   4    a model is unknown, incomplete or altered
   5    the device is unknown, absent or out of memory
   6    results cannot be written, or a training or evaluation cannot go on
@@ -162,6 +163,7 @@ def add_segment(commands: Commands) -> None:
         "its modality is another than the network's",
     )
     add_modality_option(parser)
+    add_largest_component_option(parser)
     parser.add_argument(
         "--confidence",
         type=Path,
@@ -262,6 +264,7 @@ def add_evaluate(commands: Commands) -> None:
         help="results of other networks, of several seeds each; the first is the reference",
     )
     add_modality_option(parser, "what the datasets say")
+    add_largest_component_option(parser)
     add_device_option(parser)
     add_json_option(parser)
 
@@ -380,6 +383,14 @@ def add_model_option(parser: argparse._ActionsContainer, default: str | None) ->
 def add_modality_option(parser: argparse.ArgumentParser, default: str = "guessed") -> None:
     parser.add_argument(
         "--modality", choices=("CT", "MR"), help=f"of the scan (default: {default})"
+    )
+
+
+def add_largest_component_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--largest-component",
+        action="store_true",
+        help="keep the largest connected piece of every label (default: all pieces)",
     )
 
 

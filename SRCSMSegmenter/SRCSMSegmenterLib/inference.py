@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from . import intensity
 from .bundle import ModelBundle
+from .components import smaller_components
 from .devices import resolve_device
 from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
@@ -52,8 +53,8 @@ class Segmentation:
 
     Attributes:
         labels: uint8 label map.
-        confidence: float16, the winning label's probability; 0 where no window reached, which is
-            background.
+        confidence: float16, the winning label's probability, and one minus that where a smaller
+            component was called background; 0 where no window reached, which is background.
         probabilities: float16 (classes, K, J, I) where they were asked for.
         least_certain: per label value, (slice k, uncertainty), the least certain slice first, of
             all slices where the label is plausible. The uncertainty is the area expected to be
@@ -81,6 +82,7 @@ def segment(
     source_matching: bool = True,
     device: str | torch.device = "auto",
     overlap: float = 0.5,
+    largest_component: bool = False,
     keep_probabilities: bool = False,
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -96,6 +98,8 @@ def segment(
             sees the scan normalised by the rule of its own modality.
         device: see `resolve_device`.
         overlap: share of a window that its neighbours cover too, where one does not suffice.
+        largest_component: keep the largest connected piece of every label and call the rest
+            background, for organs that are one piece; the probabilities stay what they are.
         keep_probabilities: return them; two bytes per class and voxel.
         progress: called with the stage and the fraction of the whole that is done. It starts
             anew where memory ran out.
@@ -166,6 +170,11 @@ def segment(
         raise DeviceError(
             f"Memory ran out on {place} too; free some, or crop the scan and try again."
         )
+    if largest_component:
+        with _timed(seconds, "resample"):
+            smaller = smaller_components(labels)
+            labels[smaller] = 0
+            confidence[smaller] = 1 - confidence[smaller]
     progress("resample", 1.0)
     return Segmentation(
         Volume(labels, volume.geometry),

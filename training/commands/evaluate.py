@@ -61,6 +61,7 @@ def evaluate_model(arguments: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         "datasets": ", ".join(dataset.name for dataset in datasets),
         "cases": " ".join(arguments.cases),
         "map_labels": arguments.map_labels or "none",
+        "largest_component": arguments.largest_component,
         "device": device,
     }
     tables = []
@@ -68,8 +69,14 @@ def evaluate_model(arguments: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         modality = arguments.modality or dataset.modality
 
         def network(image: Volume, on: bool, modality: str = modality) -> Volume:
-            found = segment(image, bundle, modality=modality, source_matching=on, device=device)
-            return found.labels
+            return segment(
+                image,
+                bundle,
+                modality=modality,
+                source_matching=on,
+                device=device,
+                largest_component=arguments.largest_component,
+            ).labels
 
         # Several targets get a folder each; the tables over all of them lie above.
         output = arguments.out / dataset.name if len(datasets) > 1 else arguments.out

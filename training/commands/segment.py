@@ -79,6 +79,7 @@ def segment_scan(
             modality=arguments.modality,
             source_matching=matching,
             device=device,
+            largest_component=arguments.largest_component,
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
     started = time.perf_counter()

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces of a label map."""
+
+import numpy as np
+from scipy import ndimage
+
+
+def smaller_components(labels: np.ndarray) -> np.ndarray:
+    """Where a label map shows anything but the largest face-connected component of each label.
+
+    Of components of equal size the one met first, in the order of the array, stays.
+
+    Args:
+        labels: (K, J, I) integers, 0 is background.
+
+    Returns:
+        bool (K, J, I).
+    """
+    smaller = np.zeros(labels.shape, bool)
+    for value, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        mask = labels[box] == value
+        components, count = ndimage.label(mask)
+        if count > 1:
+            sizes = np.bincount(components.ravel())
+            smaller[box] |= mask & (components != 1 + np.argmax(sizes[1:]))
+    return smaller

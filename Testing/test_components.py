@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Of every label, all but its largest piece are found."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from SRCSMSegmenterLib.components import smaller_components
+
+
+def test_the_largest_piece_of_each_label_stays_and_the_others_are_marked():
+    labels = np.zeros((4, 6, 9), np.uint8)
+    labels[0, :2, :3] = 1  # 6 voxels
+    labels[2, 4:, 2:7] = 1  # 10: stays
+    labels[3, 0, 0] = 3  # 1
+    labels[1:3, 0, 8] = 3  # 2: stays
+    expected = np.zeros(labels.shape, bool)
+    expected[0, :2, :3] = True
+    expected[3, 0, 0] = True
+    np.testing.assert_array_equal(smaller_components(labels), expected)
+
+
+def test_pieces_that_touch_by_an_edge_alone_are_two():
+    labels = np.zeros((1, 3, 4), np.uint8)
+    labels[0, 0, :2] = labels[0, 1, 2] = 2
+    assert np.argwhere(smaller_components(labels)).tolist() == [[0, 1, 2]]
+
+
+def test_an_empty_label_map_has_no_smaller_pieces():
+    assert not smaller_components(np.zeros((2, 3, 4), np.uint8)).any()
+
+
+@given(arrays.arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 2)))
+def test_no_smaller_piece_is_left_and_no_label_vanishes(labels):
+    smaller = smaller_components(labels)
+    kept = np.where(smaller, 0, labels)
+    assert set(np.unique(kept)) | {0} == set(np.unique(labels)) | {0}
+    assert not smaller_components(kept).any()
+    assert not smaller[labels == 0].any()
