@@ -30,5 +30,9 @@ class ConfigError(SRCSMError):
     """A configuration key or value is unknown or impossible."""
 
 
+class PromptError(SRCSMError):
+    """Boxes or points cannot be used (inverted, empty, of another grid, an unknown file)."""
+
+
 class Cancelled(SRCSMError):
     """The user cancelled; nothing was written."""
