@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from srcsm_training import anatomy, phantom
-from srcsm_training.anatomy import LABELS, TISSUES, draw_patient
 from srcsm_training.dataset import check_dataset, read_dataset
-from srcsm_training.phantom import INDEX, MODALITIES, make_case, write_dataset
+from srcsm_training.phantom import write_dataset
+from SRCSMSegmenterLib import anatomy, phantom
+from SRCSMSegmenterLib.anatomy import LABELS, TISSUES, draw_patient
 from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.phantom import INDEX, MODALITIES, make_case
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 SEEDS = (4, 7)  # the CT of patient 4 is stored with permuted axes
