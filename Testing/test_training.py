@@ -936,7 +936,7 @@ def test_folds_deal_out_the_sorted_cases():
 
     def names(**data):
         config = tiny.config()
-        parts = split(cases, replace(config, data=replace(config.data, **data)))
+        parts = split(cases, replace(config.data, **data))
         return ["".join(case.name for case in part) for part in parts]
 
     assert names(folds=3, fold=0) == ["bcef", "adg"]
@@ -965,7 +965,7 @@ def test_the_intensity_rule_of_a_source(tmp_path, folder):
     def rule(folder, *overrides):
         dataset = read_dataset(folder)
         config = with_overrides(tiny.config(), list(overrides))
-        return intensity_rule(config, dataset.modality, dataset.cases)
+        return intensity_rule(config.data, dataset.modality, dataset.cases)
 
     clipped = tiny.write_dataset(tmp_path / "clipped")
     for number, name in enumerate("abc"):
@@ -974,7 +974,9 @@ def test_the_intensity_rule_of_a_source(tmp_path, folder):
     assert rule(folder) == IntensityRule("CT", window=(-1023, 1024))
     assert rule(clipped) == IntensityRule("CT", window=(-125, 215))
     alone = read_dataset(clipped).cases[:1]  # says nothing of the others
-    assert intensity_rule(tiny.config(), "CT", alone) == IntensityRule("CT", window=(-1023, 1024))
+    assert intensity_rule(tiny.config().data, "CT", alone) == IntensityRule(
+        "CT", window=(-1023, 1024)
+    )
     assert rule(clipped, "data.window=[-100, 300]") == IntensityRule("CT", window=(-100, 300))
     assert rule(clipped, "data.modality=MR") == IntensityRule("MR")
     assert rule(clipped, "data.modality=MR", "data.maximum_percentile=99") == IntensityRule(

@@ -22,7 +22,7 @@ from .random_convolution import MODES
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class CasesConfig:
     """Which cases are trained on, and how their intensities are read.
 
     Attributes:
@@ -36,7 +36,6 @@ class DataConfig:
             full range where they are not clipped.
         maximum_percentile: MR only; see `IntensityRule`.
         smoothing: sigma in mm of the Gaussian on the image's own grid.
-        foreground: share of the windows drawn around a labelled voxel, the others anywhere.
     """
 
     cases: tuple[str, ...] = ("*",)
@@ -47,10 +46,9 @@ class DataConfig:
     window: tuple[float, ...] = ()
     maximum_percentile: float = 100.0
     smoothing: float = 1.0
-    foreground: float = 0.5
 
     def __post_init__(self) -> None:
-        _one_of("data.modality", self.modality, ("auto", "CT", "MR"))
+        one_of("data.modality", self.modality, ("auto", "CT", "MR"))
         if len(self.window) not in (0, 2):
             raise ConfigError(f"data.window is [] or [lower, upper] in HU, not {self.window}.")
         if not 0 <= self.fold < max(1, self.folds):
@@ -58,17 +56,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimisationConfig:
-    """The recipe; defaults are the paper's (methods.md, section A, optimisation).
+class DataConfig(CasesConfig):
+    """The cases, and where in them the windows lie.
+
+    Attributes:
+        foreground: share of the windows drawn around a labelled voxel, the others anywhere.
+    """
+
+    foreground: float = 0.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is optimised; defaults are the paper's (methods.md, section A, optimisation).
 
     Attributes:
         steps: optimiser steps.
         batch: windows per step and process.
         learning_rate: Adam's.
         schedule: "constant", or "cosine" down to 0 at the last step after a warm-up of 1 %.
-        l2: weight of the L2 term on the convolution kernels, the head's left out.
-        dice: "generalised" (the paper), or "mean" over the classes present in a window.
-        cross_entropy: weight of a cross-entropy term beside the Dice loss; 0 in the paper.
+        l2: weight of the L2 term on the U-Net's convolution kernels, its head's left out, or on all
+            parameters of another network.
         clip_factor: gradients are clipped at this multiple of their norm's running mean.
         clip_start: running mean at step 0.
         clip_rate: update rate of the running mean, which is fed with the clipped norm.
@@ -82,8 +90,6 @@ class OptimisationConfig:
     learning_rate: float = 5e-5
     schedule: str = "constant"
     l2: float = 1e-6
-    dice: str = "generalised"
-    cross_entropy: float = 0.0
     clip_factor: float = 5.0
     clip_start: float = 10.0
     clip_rate: float = 0.01
@@ -92,11 +98,27 @@ class OptimisationConfig:
     precision: str = "bf16"
 
     def __post_init__(self) -> None:
-        _one_of("optimisation.schedule", self.schedule, ("constant", "cosine"))
-        _one_of("optimisation.dice", self.dice, ("generalised", "mean"))
-        _one_of("optimisation.precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("optimisation.schedule", self.schedule, ("constant", "cosine"))
+        one_of("optimisation.precision", self.precision, ("fp32", "bf16", "fp16"))
         if self.steps < 1 or self.batch < 1:
             raise ConfigError("optimisation.steps and optimisation.batch must be at least 1.")
+
+
+@dataclass(frozen=True)
+class OptimisationConfig(Recipe):
+    """The recipe and the loss of the engine's network; defaults are the paper's.
+
+    Attributes:
+        dice: "generalised" (the paper), or "mean" over the classes present in a window.
+        cross_entropy: weight of a cross-entropy term beside the Dice loss; 0 in the paper.
+    """
+
+    dice: str = "generalised"
+    cross_entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("optimisation.dice", self.dice, ("generalised", "mean"))
 
 
 @dataclass(frozen=True)
@@ -121,7 +143,7 @@ class TrainingConfig:
     validate_every: int = 1000
 
     def __post_init__(self) -> None:
-        _one_of("random_convolution", self.random_convolution, MODES)
+        one_of("random_convolution", self.random_convolution, MODES)
         for axis, (size, divisor) in enumerate(
             zip(self.grid.size, self.network.divisor, strict=True)
         ):
@@ -160,7 +182,7 @@ def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noq
     return dataclasses.replace(base, **changes)
 
 
-def read_yaml(path: Path, base: TrainingConfig) -> TrainingConfig:
+def read_yaml(path: Path, base: Any) -> Any:  # noqa: ANN401
     """A configuration file on top of `base`."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
@@ -169,7 +191,7 @@ def read_yaml(path: Path, base: TrainingConfig) -> TrainingConfig:
     return from_dict(values, base)
 
 
-def with_overrides(config: TrainingConfig, overrides: list[str]) -> TrainingConfig:
+def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
     """Put command-line overrides such as ``optimisation.steps=2000`` into a configuration."""
     merged: dict[str, Any] = {}
     for override in overrides:
@@ -190,7 +212,7 @@ def with_overrides(config: TrainingConfig, overrides: list[str]) -> TrainingConf
     return from_dict(merged, config)
 
 
-def write_yaml(path: Path, config: TrainingConfig) -> None:
+def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
     """Write the full configuration; the file appears complete or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -242,6 +264,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean {match[0]}?)" if match else ""
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise a ConfigError where `value` is none of those allowed."""
     if value not in allowed:
         raise ConfigError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: read it top to bottom.
+"""The training loop, `fit`: read it top to bottom. `train` puts the engine's network into it.
 
 Every random draw of a step is a function of (seed, step, process), so nothing but the step has to
 be remembered to go on after a stop exactly as if there had been none.
@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from SRCSMSegmenterLib.errors import SRCSMError
 from SRCSMSegmenterLib.field_of_view import covering_centres, scan_extent
@@ -26,14 +28,31 @@ from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 from .augmentation import augmented_intensities, augmented_window, draw_spatial
 from .cases import PreparedCase, draw_window
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from .config import OptimisationConfig, TrainingConfig, to_dict
-from .dataset import Case
+from .config import Recipe, TrainingConfig, to_dict
 from .losses import segmentation_loss
 from .random_convolution import random_convolution
+
+Batch = Any
+"""Whatever `draw` gives and `loss` takes."""
 
 
 class TrainingError(SRCSMError):
     """The training cannot go on."""
+
+
+class FitConfig(Protocol):
+    """What `fit` reads of a configuration; a checkpoint is known by all of it."""
+
+    optimisation: Recipe
+    seed: int
+    checkpoint_minutes: float
+    validate_every: int
+
+
+class Named(Protocol):
+    """A case."""
+
+    name: str
 
 
 @dataclass
@@ -64,40 +83,98 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
-    max_minutes: float = math.inf,
-    stop_requested: Callable[[], bool] = lambda: False,
-    report: Callable[[Progress], None] = lambda progress: None,
-    validated: Callable[[UNet, Progress], None] = lambda average, progress: None,
+    **arguments: Any,  # noqa: ANN401 - of `fit`
 ) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Train until the last step, `max_minutes` or `stop_requested`, resuming where a run stopped.
+    """Train the engine's network until its last step; see `fit` for what else it takes and gives.
 
     Args:
         config: with the grid, the network (its classes set) and the recipe.
         rule: the source's intensity rule.
         training, validation: cases from `prepare_cases`; validation may be empty.
         run_folder: checkpoints go to its ``checkpoints`` folder.
-        report: called after every step on every process.
-        validated: called after every validation with the averaged network, on every process.
-
-    Returns:
-        The progress (its step tells whether the training is finished), and the averaged weights:
-        of the best validation when there are validation cases, else of the last step.
 
     Raises:
         TrainingError: the loss stays NaN however often SRC is redrawn.
         CheckpointError: the run folder holds a checkpoint of another training.
     """
-    recipe = config.optimisation
-    device, started = accelerator.device, time.monotonic()
+    recipe, device = config.optimisation, accelerator.device
     torch.manual_seed(config.seed)
     network = UNet(config.network).to(device)
-    average = copy.deepcopy(network).eval().requires_grad_(False)
     kernels = network.kernels()
     others = [p for p in network.parameters() if not any(p is kernel for kernel in kernels)]
     optimiser = torch.optim.Adam(
         [{"params": kernels, "weight_decay": recipe.l2}, {"params": others}],
         lr=recipe.learning_rate,
     )
+
+    def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        images, labels = batch
+        with accelerator.autocast():
+            looks = random_convolution(
+                images, labels, config.network.classes, config.random_convolution, generator
+            )
+        return segmentation_loss(model(looks), labels, recipe.dice, recipe.cross_entropy)
+
+    def validate(average: nn.Module) -> list[float]:
+        return validation_dice(average, validation, config, rule, accelerator)
+
+    return fit(
+        config,
+        network,
+        optimiser,
+        run_folder,
+        training,
+        validation,
+        draw=lambda generator: draw_batch(training, config, rule, generator, device),
+        loss=loss,
+        validate=validate if validation else None,
+        accelerator=accelerator,
+        **arguments,
+    )
+
+
+def fit(
+    config: FitConfig,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    run_folder: Path,
+    training: Sequence[Named],
+    validation: Sequence[Named],
+    *,
+    draw: Callable[[torch.Generator], Batch],
+    loss: Callable[[nn.Module, Batch, torch.Generator], torch.Tensor],
+    validate: Callable[[nn.Module], list[float]] | None,
+    accelerator: Accelerator,
+    max_minutes: float = math.inf,
+    stop_requested: Callable[[], bool] = lambda: False,
+    report: Callable[[Progress], None] = lambda progress: None,
+    validated: Callable[[nn.Module, Progress], None] = lambda average, progress: None,
+) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """Train until the last step, `max_minutes` or `stop_requested`, resuming where a run stopped.
+
+    Args:
+        config: recipe, seed, and when to validate and to save.
+        network: on the accelerator's device; what is trained, averaged and saved.
+        optimiser: of its parameters.
+        run_folder: checkpoints go to its ``checkpoints`` folder.
+        training, validation: cases, whose names a checkpoint is known by.
+        draw: what a step sees, before random convolution, from the step's generator.
+        loss: of a batch, random convolution included; drawn again where it is not finite.
+        validate: Dice per label of the averaged network, or None.
+        report: called after every step on every process.
+        validated: called after every validation with the averaged network, on every process.
+
+    Returns:
+        The progress (its step tells whether the training is finished), and the averaged weights:
+        of the best validation when there are validations, else of the last step.
+
+    Raises:
+        TrainingError: the loss stays NaN however often random convolution is redrawn.
+        CheckpointError: the run folder holds a checkpoint of another training.
+    """
+    recipe = config.optimisation
+    device, started = accelerator.device, time.monotonic()
+    average = copy.deepcopy(network).eval().requires_grad_(False)
     progress = Progress(step=0, gradient_norm=recipe.clip_start, curve=[])
     best_weights = average.state_dict()
 
@@ -135,15 +212,10 @@ def train(
     while progress.step < recipe.steps:
         step_started = time.monotonic()
         generator = _seeded(config.seed, progress.step, accelerator.process_index)
-        images, labels = draw_batch(training, config, rule, generator, device)
-
+        batch = draw(generator)
         for _ in range(recipe.nan_redraws + 1):
-            with accelerator.autocast():
-                looks = random_convolution(
-                    images, labels, config.network.classes, config.random_convolution, generator
-                )
-            loss = segmentation_loss(model(looks), labels, recipe.dice, recipe.cross_entropy)
-            if torch.isfinite(loss):
+            value = loss(model, batch, generator)
+            if torch.isfinite(value):
                 break
         else:
             raise TrainingError(
@@ -153,7 +225,7 @@ def train(
 
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, progress.step)
-        accelerator.backward(loss)
+        accelerator.backward(value)
         accelerator.unscale_gradients()
         limit = recipe.clip_factor * progress.gradient_norm
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
@@ -166,7 +238,7 @@ def train(
         _update_average(average, network, recipe.ema, progress.step)
 
         progress.step += 1
-        value = float(loss.detach())
+        value = float(value.detach())
         progress.loss = value if math.isnan(progress.loss) else 0.99 * progress.loss + 0.01 * value
         finished = progress.step == recipe.steps
         if finished or _due(progress.step, config.validate_every) or progress.step % 50 == 0:
@@ -177,8 +249,8 @@ def train(
                 "gradient_norm": progress.gradient_norm,
                 "seconds": time.monotonic() - step_started,
             }
-            if validation and (finished or _due(progress.step, config.validate_every)):
-                row["dice"] = validation_dice(average, validation, config, rule, accelerator)
+            if validate and (finished or _due(progress.step, config.validate_every)):
+                row["dice"] = validate(average)
                 mean = float(np.nanmean(row["dice"]))
                 if mean > progress.best_dice:
                     progress.best_dice = mean
@@ -196,14 +268,14 @@ def train(
         if stopping:
             break
     accelerator.wait_for_everyone()
-    return progress, best_weights if validation else average.state_dict()
+    return progress, best_weights if validate else average.state_dict()
 
 
 def state_to_resume(
     run_folder: Path,
-    config: TrainingConfig,
-    training: Sequence[PreparedCase | Case],
-    validation: Sequence[PreparedCase | Case],
+    config: FitConfig,
+    training: Sequence[Named],
+    validation: Sequence[Named],
 ) -> dict | None:
     """The last checkpoint of a run folder, or None where there is none.
 
@@ -295,7 +367,7 @@ def case_windows(case: PreparedCase, grid: GridSpec, device: torch.device):  # n
         yield image, sample(case.labels, lookup, mode="nearest").long()[0]
 
 
-def learning_rate(recipe: OptimisationConfig, step: int) -> float:
+def learning_rate(recipe: Recipe, step: int) -> float:
     """The learning rate of a step."""
     if recipe.schedule == "constant":
         return recipe.learning_rate
@@ -307,10 +379,12 @@ def learning_rate(recipe: OptimisationConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def _update_average(average: UNet, network: UNet, decay: float, step: int) -> None:
+def _update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
     # The first averages forget faster, or they would remember the random start.
     decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def _seeded(seed: int, step: int, process: int) -> torch.Generator:
@@ -334,11 +408,11 @@ def _checkpoint(run_folder: Path) -> Path:
     return Path(run_folder) / "checkpoints" / "last.pt"
 
 
-def _names(*groups: Sequence[PreparedCase | Case]) -> list[list[str]]:
+def _names(*groups: Sequence[Named]) -> list[list[str]]:
     return [[case.name for case in group] for group in groups]
 
 
-def _identity(config: TrainingConfig) -> dict:
+def _identity(config: FitConfig) -> dict:
     """What must be equal for a checkpoint to be resumed."""
     identity = to_dict(config)
     del identity["checkpoint_minutes"]

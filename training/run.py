@@ -41,7 +41,7 @@ from SRCSMSegmenterLib.volume_io import read_volume
 
 from . import loop, pictures
 from .cases import PreparedCase, default_cache, prepare_cases
-from .config import TrainingConfig, to_dict, write_yaml
+from .config import CasesConfig, TrainingConfig, to_dict, write_yaml
 from .dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
 
 FULL_RANGE = (-1023.0, 1024.0)
@@ -104,12 +104,12 @@ def run_training(
     dataset = read_dataset(dataset_folder)
     dataset = choose_cases(dataset, config.data.cases)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
-    training, validation = split(dataset.cases, config)
+    training, validation = split(dataset.cases, config.data)
     tell(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
     if main:
         for warning in check_dataset(dataset):
             tell(f"Warning: {warning}")
-    rule = intensity_rule(config, dataset.modality, training)
+    rule = intensity_rule(config.data, dataset.modality, training)
     if rule.modality == "CT":
         config = replace(config, data=replace(config.data, window=rule.window))
 
@@ -133,7 +133,7 @@ def run_training(
     if main:
         run_folder.mkdir(parents=True, exist_ok=True)
         write_yaml(run_folder / "config.yaml", config)
-        _write_environment(run_folder, dataset, training, validation)
+        write_environment(run_folder, dataset, training, validation)
         if resumed is None:
             _write_source_histogram(run_folder, training, rule)
         pictures.augmentation_preview(
@@ -197,24 +197,14 @@ def run_training(
 
 
 def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
-    """An accelerator on the device asked for, or as `accelerate launch` or `torchrun` set it up.
+    """`accelerator_for` the engine's network.
 
     Raises:
         DeviceError: unknown or absent.
         ConfigError: a precision that the device cannot train in.
     """
-    precision = config.optimisation.precision
-    mixed = "no" if precision == "fp32" else precision
-    launched = not {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"}.isdisjoint(os.environ)
-    if not launched:
-        chosen = resolve_device(device)
-        os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
-        accelerator = Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu")
-    else:
-        accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
-    if accelerator.device.type == "cpu" and mixed == "fp16":
-        raise ConfigError("fp16 needs a GPU; choose optimisation.precision bf16 or fp32.")
-    if accelerator.device.type == "cpu" and mixed == "bf16":
+    accelerator = accelerator_for(device, config.optimisation.precision)
+    if accelerator.device.type == "cpu" and config.optimisation.precision == "bf16":
         (i, j, _), (stem_i, stem_j, _) = config.grid.size, config.network.stem
         plane = (i // stem_i) * (j // stem_j)
         if plane > LARGEST_BF16_PLANE:
@@ -225,13 +215,35 @@ def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def split(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], list[Case]]:
+def accelerator_for(device: str, precision: str) -> Accelerator:
+    """An accelerator on the device asked for, or as `accelerate launch` or `torchrun` set it up.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+
+    Raises:
+        DeviceError: unknown or absent.
+        ConfigError: fp16 on a CPU.
+    """
+    mixed = "no" if precision == "fp32" else precision
+    launched = not {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"}.isdisjoint(os.environ)
+    if not launched:
+        chosen = resolve_device(device)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
+        accelerator = Accelerator(mixed_precision=mixed, cpu=chosen.type == "cpu")
+    else:
+        accelerator = Accelerator(mixed_precision=mixed, cpu=device == "cpu")
+    if accelerator.device.type == "cpu" and mixed == "fp16":
+        raise ConfigError("fp16 needs a GPU; choose optimisation.precision bf16 or fp32.")
+    return accelerator
+
+
+def split(cases: Sequence[Case], data: CasesConfig) -> tuple[list[Case], list[Case]]:
     """Training and validation cases, by the validation patterns or else by fold.
 
     Raises:
         ConfigError: nothing is left to train on, or a pattern matches no case.
     """
-    data = config.data
     if data.validation:
         held_out = _chosen(cases, data.validation)
         if not held_out:
@@ -247,15 +259,15 @@ def split(cases: Sequence[Case], config: TrainingConfig) -> tuple[list[Case], li
 
 
 def intensity_rule(
-    config: TrainingConfig, dataset_modality: str, training: Sequence[Case]
+    data: CasesConfig, dataset_modality: str, training: Sequence[Case]
 ) -> IntensityRule:
     """The source's rule; a CT window that is not given is the one all images are clipped to."""
-    modality = config.data.modality
+    modality = data.modality
     modality = dataset_modality if modality == "auto" else modality
     if modality != "CT":
-        return IntensityRule(modality, maximum_percentile=config.data.maximum_percentile)
-    if config.data.window:
-        return IntensityRule("CT", window=config.data.window)
+        return IntensityRule(modality, maximum_percentile=data.maximum_percentile)
+    if data.window:
+        return IntensityRule("CT", window=data.window)
     limits = set()
     for case in training:
         array = read_volume(case.image).array
@@ -394,9 +406,10 @@ def _write_source_histogram(
     _write(run_folder / "source_histogram.json", json.dumps(histogram.to_dict()))
 
 
-def _write_environment(
+def write_environment(
     run_folder: Path, dataset: Dataset, training: Sequence[Case], validation: Sequence[Case]
 ) -> None:
+    """environment.json: versions, git state, command, dataset, cases."""
     packages = ("torch", "numpy", "scipy", "SimpleITK", "monai", "accelerate", "safetensors")
     environment = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

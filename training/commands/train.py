@@ -93,11 +93,11 @@ def train(arguments: argparse.Namespace, config: TrainingConfig) -> int:
 def dry_run(folder: Path, config: TrainingConfig) -> str:
     """Check the dataset; returns the configuration as YAML, and as comments what goes where."""
     dataset = choose_cases(read_dataset(folder), config.data.cases)
-    training, validation = split(dataset.cases, config)
+    training, validation = split(dataset.cases, config.data)
     with progress_display("checking") as show:
         for warning in check_dataset(dataset, show):
             say(f"Warning: {warning}")
-    rule = intensity_rule(config, dataset.modality, training)
+    rule = intensity_rule(config.data, dataset.modality, training)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
     lines = [
         f"# {dataset.name}: {', '.join(dataset.labels)}",
