@@ -9,19 +9,13 @@
     LICENSE                         where one is given
     SHA256SUMS                      of every other file, for `sha256sum -c`
 
-Loading reads JSON and safetensors and runs no code of the folder. The SHA-256 of SHA256SUMS is the
-bundle's identity: it names one exact network. A folder that was altered together with its
-SHA256SUMS is whole, but is another network with another identity.
+Loading reads JSON and safetensors and runs no code of the folder. The folder's identity
+(`checked_folder`) names one exact network.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
-import shutil
-import types
-import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,22 +26,38 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from .checked_folder import (
+    SUMS,
+    check_format,
+    from_json,
+    is_empty,
+    read_folder,
+    read_whole_folder,
+    sha256,
+    to_json,
+    typed,
+    write_folder,
+)
 from .errors import BundleError, SRCSMError
 from .geometry import GridSpec
 from .intensity import IntensityRule
+from .model_list import METADATA, SUMS, is_bundle
+from .model_list import find_bundles as find_bundles
+from .model_list import shipped_models_folder as shipped_models_folder
 from .network import NetworkConfig, UNet
 from .source_matching import SourceHistogram
 from .terminology import Segment
 
 FORMAT_VERSION = 1
 
-METADATA = "configs/metadata.json"
 NETWORK = "configs/network.json"
 HISTOGRAM = "configs/source_histogram.json"
 WEIGHTS = "models/model.safetensors"
 CARD = "docs/README.md"
 LICENCE = "LICENSE"
-SUMS = "SHA256SUMS"
+SAM_CONFIG = "config.json"
+"""What a SAM's folder has in its place; its weights lie elsewhere too."""
+
 REQUIRED = (METADATA, NETWORK, HISTOGRAM, WEIGHTS, CARD)
 
 
@@ -153,22 +163,20 @@ def save_bundle(
         BundleError: the folder cannot be written, or holds something other than a bundle.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not is_bundle(folder) and not _empty(folder):
+    if folder.exists() and not is_bundle(folder) and not is_empty(folder):
         raise BundleError(f"{folder} exists and is no model folder; choose another name.")
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.to(dtype).contiguous() for name, value in bundle.weights.items()}
     files = {
-        METADATA: _json(_metadata(bundle)),
-        NETWORK: _json(dataclasses.asdict(bundle.network)),
+        METADATA: to_json(_metadata(bundle)),
+        NETWORK: to_json(dataclasses.asdict(bundle.network)),
         HISTOGRAM: json.dumps(bundle.histogram.to_dict()).encode(),
         WEIGHTS: save_tensors(weights),
         CARD: card.encode(),
     }
     if licence is not None:
         files[LICENCE] = licence.encode()
-    sums = "".join(f"{_sha256(files[path])}  {path}\n" for path in sorted(files)).encode()
-    _write({**files, SUMS: sums}, folder)
-    return _sha256(sums)
+    return write_folder(folder, files)
 
 
 def load_bundle(folder: Path) -> ModelBundle:
@@ -177,20 +185,15 @@ def load_bundle(folder: Path) -> ModelBundle:
     Raises:
         BundleError: no bundle, incomplete, altered, or of another format version.
     """
-    files, faults = _read(Path(folder))
-    if faults:
-        raise BundleError(
-            f"The model folder {folder} is incomplete or altered and was not loaded; fetch it "
-            f"anew: {'; '.join(faults)}."
-        )
+    files = read_whole_folder(Path(folder), REQUIRED)
     try:
-        metadata = _parsed(files[METADATA], METADATA)
+        metadata = fromto_json(files[METADATA], METADATA)
         return ModelBundle(
             _description(metadata),
-            _typed(_parsed(files[NETWORK], NETWORK), NetworkConfig, NETWORK),
-            SourceHistogram.from_dict(_parsed(files[HISTOGRAM], HISTOGRAM)),
+            typed(fromto_json(files[NETWORK], NETWORK), NetworkConfig, NETWORK),
+            SourceHistogram.from_dict(fromto_json(files[HISTOGRAM], HISTOGRAM)),
             {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()},
-            _sha256(files[SUMS]),
+            sha256(files[SUMS]),
         )
     except (SRCSMError, SafetensorError, ValueError) as error:
         raise BundleError(f"The model folder {folder} cannot be used: {error}") from error
@@ -198,90 +201,7 @@ def load_bundle(folder: Path) -> ModelBundle:
 
 def verify_bundle(folder: Path) -> list[str]:
     """What is wrong with a bundle's files: missing, altered and extra ones; empty where whole."""
-    return _read(Path(folder))[1]
-
-
-def is_bundle(folder: Path) -> bool:
-    """True where a folder looks like a bundle, whole or not."""
-    return (Path(folder) / METADATA).is_file() or (Path(folder) / SUMS).is_file()
-
-
-def find_bundles(*folders: Path) -> list[Path]:
-    """The bundles among `folders` and their direct subfolders, in order, by name."""
-    found = []
-    for folder in map(Path, folders):
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        # A name with a dot is one that is being written, or was when the power failed.
-        shown = [path for path in inside if not path.name.startswith(".")]
-        found += [path for path in (folder, *shown) if is_bundle(path)]
-    return found
-
-
-def shipped_models_folder() -> Path:
-    """``$SRCSM_MODELS``, or the repository's ``Resources/Models``."""
-    repository = Path(__file__).resolve().parents[2]
-    return Path(os.environ.get("SRCSM_MODELS", repository / "Resources" / "Models"))
-
-
-def _read(folder: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Every listed file's bytes, so that what was checked is what is used, and the faults."""
-    try:
-        sums = (folder / SUMS).read_bytes()
-        listed = {path: digest for digest, path in _entries(sums.decode("utf-8"))}
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return {}, [f"{SUMS} cannot be read ({reason})"]
-    present = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    } - {SUMS}
-    files, faults = {SUMS: sums}, []
-    for path in sorted({*REQUIRED, *listed, *present}):
-        if path not in present:
-            faults.append(f"{path} is missing")
-        elif path not in listed:
-            faults.append(f"{path} is not listed in {SUMS}")
-        elif (folder / path).is_symlink():
-            faults.append(f"{path} is a link")
-        else:
-            try:
-                files[path] = (folder / path).read_bytes()
-            except OSError as error:
-                faults.append(f"{path} cannot be read ({error.strerror})")
-                continue
-            if _sha256(files[path]) != listed[path]:
-                faults.append(f"{path} is altered")
-    return files, faults
-
-
-def _entries(sums: str) -> Iterator[tuple[str, str]]:
-    for line in sums.splitlines():
-        digest, separator, path = line.partition("  ")
-        if not separator or len(digest) != 64:
-            raise ValueError(f"odd line {line[:80]!r}")
-        yield digest, path
-
-
-def _write(files: dict[str, bytes], folder: Path) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    older = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        for path, content in files.items():
-            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / path).write_bytes(content)
-        if folder.exists():
-            os.replace(folder, older)
-        os.replace(temporary, folder)
-    except OSError as error:
-        if older.exists():
-            os.replace(older, folder)
-        raise BundleError(
-            f"Cannot write the model folder {folder} ({error.strerror}); nothing was changed."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(older, ignore_errors=True)
+    return read_folder(Path(folder), REQUIRED)[1]
 
 
 def _metadata(bundle: ModelBundle) -> dict[str, Any]:
@@ -340,52 +260,8 @@ def _description(metadata: Any) -> Description:  # noqa: ANN401 - anything JSON 
     ours = metadata.get("srcsm") if isinstance(metadata, dict) else None
     if not isinstance(ours, dict) or "format_version" not in ours:
         raise BundleError(f'{METADATA} has no "srcsm" entry, so it is no bundle of this program.')
-    found = ours.pop("format_version")
-    if found != FORMAT_VERSION:
-        newer = isinstance(found, int) and found > FORMAT_VERSION
-        remedy = "update this program" if newer else "export the network anew"
-        raise BundleError(
-            f"its format is {found!r}, this program reads {FORMAT_VERSION}; {remedy}."
-        )
-    return _typed(ours, Description, f"{METADATA}: srcsm")
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401
-    """A JSON value as the annotated type, to the letter: no key too few or many, no conversion."""
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            raise BundleError(f"{where} needs exactly the keys {', '.join(hints)}.")
-        return hint(**{key: _typed(value[key], hints[key], f"{where}.{key}") for key in hints})
-    if typing.get_origin(hint) is tuple:
-        kinds = typing.get_args(hint)
-        if not isinstance(value, list) or (kinds[-1] is not ... and len(value) != len(kinds)):
-            raise BundleError(f"{where} needs a list like {hint}, not {value!r}.")
-        return tuple(_typed(item, kinds[0], f"{where}[{n}]") for n, item in enumerate(value))
-    if typing.get_origin(hint) is types.UnionType:
-        return None if value is None else _typed(value, typing.get_args(hint)[0], where)
-    allowed = (int, float) if hint is float else hint
-    if not isinstance(value, allowed) or isinstance(value, bool):
-        raise BundleError(f"{where} needs a value of type {hint.__name__}, not {value!r}.")
-    return hint(value)
-
-
-def _parsed(content: bytes, where: str) -> Any:  # noqa: ANN401
-    def refuse(constant: str) -> None:
-        raise BundleError(f"{where} holds {constant}.")
-
-    try:
-        return json.loads(content, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where} is no JSON ({error}).") from error
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    check_format(ours.pop("format_version"), FORMAT_VERSION, "export the network anew")
+    return typed(ours, Description, f"{METADATA}: srcsm")
 
 
 def _installed(package: str) -> str:
@@ -393,7 +269,3 @@ def _installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())

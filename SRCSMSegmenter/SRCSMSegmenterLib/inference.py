@@ -26,13 +26,10 @@ from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
 from .geometry import Geometry, GridSpec, Volume
 from .intensity import IntensityRule
+from .modality import CT_BELOW, guess_modality
 from .network import UNet
 from .resampling import index_map, look_up, points, resample, smooth_mm
 from .source_matching import match_to_source
-
-CT_BELOW = -100
-"""A scan of unknown modality that reaches below this is taken for CT; air is -1000 HU, and MR with
-negative voxels (resampled by others) does not reach so far below 0."""
 
 PLAUSIBLE = 0.1
 """Probability from which a voxel may be the label's; counted in `Segmentation.least_certain`."""
@@ -184,11 +181,6 @@ def segment(
         messages,
         seconds,
     )
-
-
-def guess_modality(array: np.ndarray) -> str:
-    """The modality of raw intensities: CT where the minimum is below -100, else MR."""
-    return "CT" if array.min() < CT_BELOW else "MR"
 
 
 @torch.inference_mode()
