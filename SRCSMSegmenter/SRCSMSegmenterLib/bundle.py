@@ -15,7 +15,6 @@ Loading reads JSON and safetensors and runs no code of the folder. The folder's 
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,7 +40,7 @@ from .checked_folder import (
 from .errors import BundleError, SRCSMError
 from .geometry import GridSpec
 from .intensity import IntensityRule
-from .model_list import METADATA, SUMS, is_bundle
+from .model_list import METADATA, is_bundle
 from .model_list import find_bundles as find_bundles
 from .model_list import shipped_models_folder as shipped_models_folder
 from .network import NetworkConfig, UNet
@@ -187,11 +186,11 @@ def load_bundle(folder: Path) -> ModelBundle:
     """
     files = read_whole_folder(Path(folder), REQUIRED)
     try:
-        metadata = fromto_json(files[METADATA], METADATA)
+        metadata = from_json(files[METADATA], METADATA)
         return ModelBundle(
             _description(metadata),
-            typed(fromto_json(files[NETWORK], NETWORK), NetworkConfig, NETWORK),
-            SourceHistogram.from_dict(fromto_json(files[HISTOGRAM], HISTOGRAM)),
+            typed(from_json(files[NETWORK], NETWORK), NetworkConfig, NETWORK),
+            SourceHistogram.from_dict(from_json(files[HISTOGRAM], HISTOGRAM)),
             {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()},
             sha256(files[SUMS]),
         )

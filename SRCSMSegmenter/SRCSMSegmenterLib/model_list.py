@@ -10,10 +10,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checked_folder import SUMS
 from .errors import BundleError
 
 METADATA = "configs/metadata.json"
-SUMS = "SHA256SUMS"
+SAM_CONFIG = "config.json"
+"""What the folder of a SAM (`SAMRefineLib.models`) has in its place."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,11 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def is_bundle(folder: Path) -> bool:
-    """True where a folder looks like a bundle, whole or not."""
-    return (Path(folder) / METADATA).is_file() or (Path(folder) / SUMS).is_file()
+    """True where a folder looks like a bundle, whole or not; that of a SAM is none."""
+    folder = Path(folder)
+    if (folder / METADATA).is_file():
+        return True
+    return (folder / SUMS).is_file() and not (folder / SAM_CONFIG).is_file()
 
 
 def find_bundles(*folders: Path) -> list[Path]:
