@@ -48,7 +48,7 @@ COMMANDS = (
 
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
-    monkeypatch.setattr(inference, "_autocast", lambda device: nullcontext())
+    monkeypatch.setattr(inference, "autocast", lambda device: nullcontext())
 
 
 @pytest.fixture(scope="session")

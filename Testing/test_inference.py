@@ -35,7 +35,7 @@ SHARPNESS = 40.0
 
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
-    monkeypatch.setattr(inference, "_autocast", lambda device: nullcontext())
+    monkeypatch.setattr(inference, "autocast", lambda device: nullcontext())
 
 
 def threshold_weights(network: NetworkConfig) -> dict[str, torch.Tensor]:
@@ -229,7 +229,7 @@ def test_windows_of_one_slice_are_computed_rightly_in_reduced_precision(monkeypa
     torch.manual_seed(0)
     unet, window = UNet(network).eval(), torch.randn(1, 1, 1, 32, 48)
     full = inference._probabilities(unet, window)
-    monkeypatch.setattr(inference, "_autocast", lambda d: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(inference, "autocast", lambda d: torch.autocast("cpu", torch.bfloat16))
     torch.testing.assert_close(inference._probabilities(unet, window), full, atol=0.1, rtol=0)
 
 
@@ -432,7 +432,7 @@ def test_reduced_precision_hardly_changes_the_result(tmp_path, monkeypatch):
     bundle = random_bundle(tmp_path)
     volume = a_scan(around_origin((24, 25, 30), (3.0, 2.5, 4.0)))
     full = plain(volume, bundle)
-    monkeypatch.setattr(inference, "_autocast", lambda d: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(inference, "autocast", lambda d: torch.autocast("cpu", torch.bfloat16))
     reduced = plain(volume, bundle)
     assert (full.labels.array != reduced.labels.array).mean() < 0.03
     assert not np.array_equal(full.confidence, reduced.confidence)

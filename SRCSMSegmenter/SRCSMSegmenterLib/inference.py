@@ -10,7 +10,7 @@ interpolated linearly onto the scan's grid, where the likeliest label wins.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from . import intensity
 from .bundle import ModelBundle
 from .components import smaller_components
-from .devices import resolve_device
+from .devices import autocast, resolve_device
 from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
 from .geometry import Geometry, GridSpec, Volume
@@ -252,7 +252,7 @@ def _thickened(
 def _probabilities(network: UNet, window: torch.Tensor) -> torch.Tensor:
     """(1, 1, K, J, I) network input -> (classes, K, J, I) float32."""
     # oneDNN's bfloat16 convolution of one channel of one slice is wrong (torch 2.15, AMX).
-    with _autocast(window.device) if window.shape[2] > 1 else nullcontext():
+    with autocast(window.device) if window.shape[2] > 1 else nullcontext():
         logits = network(window)
     return logits[0].float().softmax(0)
 
@@ -363,19 +363,6 @@ def _part(start: Triple, size: Triple) -> tuple[slice, slice, slice]:
     """Slices (K, J, I) of a window from its first index and size (I, J, K)."""
     i, j, k = (slice(first, first + n) for first, n in zip(start, size, strict=True))
     return k, j, i
-
-
-def _autocast(device: torch.device) -> AbstractContextManager:
-    """bfloat16 where the device has instructions for it: 3.6 times as fast on a CPU with AMX."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.autocast("cuda", torch.bfloat16 if native else torch.float16)
-    if device.type == "cpu":
-        # Older versions of torch do not tell.
-        can = getattr(torch.cpu, "get_capabilities", dict)()
-        if can.get("amx_bf16") or can.get("avx512_bf16"):
-            return torch.autocast("cpu", torch.bfloat16)
-    return nullcontext()
 
 
 def _out_of_memory(error: Exception) -> bool:
