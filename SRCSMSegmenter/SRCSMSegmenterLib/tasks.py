@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from .errors import Cancelled
-
 
 @dataclass(frozen=True)
 class Context:

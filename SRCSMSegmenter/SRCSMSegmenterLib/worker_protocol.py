@@ -18,15 +18,16 @@ private folder, which the receiver maps into memory and unlinks. Over a socket a
 
 import json
 import os
+import socket
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from math import prod
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -44,6 +45,7 @@ LONGEST_MESSAGE = 64 << 20
 
 Message = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 REMEDIES = {
     "VolumeError": "Check the input volume.",
@@ -117,7 +119,7 @@ class Channel(Protocol):
     """One end of the line between a worker and its client; any thread may send."""
 
     def send(
-        self, message: Message, arrays: Arrays = {}, stopped: Callable[[], bool] = lambda: False
+        self, message: Message, arrays: Arrays = NONE, stopped: Callable[[], bool] = lambda: False
     ) -> None:
         """Send a message.
 
@@ -148,7 +150,7 @@ class FileChannel:
         self._lock = threading.Lock()
 
     def send(
-        self, message: Message, arrays: Arrays = {}, stopped: Callable[[], bool] = lambda: False
+        self, message: Message, arrays: Arrays = NONE, stopped: Callable[[], bool] = lambda: False
     ) -> None:
         """See `Channel`."""
         files: dict[str, Path] = {}
@@ -205,25 +207,42 @@ class FileChannel:
 
 
 class SocketChannel:
-    """A channel over an authenticated socket; arrays are inline."""
+    """A channel over a socket; arrays are inline.
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    A thread may wait in `receive` while another closes it.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        # Of its own descriptor, which is not closed, and given to others, under a waiting thread.
+        self._connection = Connection(connected.dup().detach())
         self._lock = threading.Lock()
 
+    def authenticate(self, token: str, *, listens: bool) -> None:
+        """Prove to know the token, and have the other end prove it; it does not travel.
+
+        Raises:
+            multiprocessing.AuthenticationError: one of the two does not know it.
+            EOFError, OSError: the other end is gone.
+        """
+        steps = (deliver_challenge, answer_challenge)
+        for step in steps if listens else reversed(steps):
+            step(self._connection, token.encode())
+
     def send(
-        self, message: Message, arrays: Arrays = {}, stopped: Callable[[], bool] = lambda: False
+        self, message: Message, arrays: Arrays = NONE, stopped: Callable[[], bool] = lambda: False
     ) -> None:
-        """See `Channel`; where it is stopped among the arrays the connection is closed."""
+        """See `Channel`; where it is stopped among the arrays it is closed."""
         shapes = {name: [_described(array), array.shape] for name, array in arrays.items()}
+        content = json.dumps({**message, "arrays": shapes}).encode()
         with self._lock:
             try:
-                self._connection.send_bytes(json.dumps({**message, "arrays": shapes}).encode())
+                self._connection.send_bytes(content)
                 for array in arrays.values():
                     for block in _blocks(array, stopped):
                         self._connection.send_bytes(block)
             except BaseException:
-                self._connection.close()
+                self.close()
                 raise
 
     def receive(self) -> tuple[Message, dict[str, np.ndarray]]:
@@ -241,6 +260,19 @@ class SocketChannel:
                 target[done : done + len(block)] = block
                 done += len(block)
         return message, arrays
+
+    def quiet(self) -> bool:
+        """True where the other end is there and has said nothing that was not received."""
+        try:
+            return not self._connection.poll()
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """End it; who waits in `receive` at either end gets an EOFError."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
 
 
 def _parsed(content: bytes) -> Message:
