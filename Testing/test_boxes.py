@@ -370,7 +370,7 @@ def test_the_voxels_inside_are_those_of_the_block(geometry, block, axis):
 
 def test_the_block_around_a_turned_box_holds_its_corners():
     geometry = Geometry((20, 20, 20), np.diag([0.5, 2, 1, 1]))
-    corners = np.array([[4, 0, 0], [-4, 0, 0], [0, 4, 0], [0, -4, 3]]) + (5, 8, 2)  # mm, RAS
+    corners = np.array([(9, 8, 2), (1, 8, 2), (5, 12, 2), (5, 4, 5)])  # mm, RAS
     around = Box3D.around(corners, geometry)
     np.testing.assert_allclose(around.lower, (1 / 0.5 + 0.5, 4 / 2 + 0.5, 2.5))
     np.testing.assert_allclose(around.upper, (9 / 0.5 + 0.5, 12 / 2 + 0.5, 5.5))
