@@ -82,6 +82,7 @@ def fail(parameters, arrays, context):
             return {"no JSON": object()}, {}
         case "array":
             return {}, {"objects": np.array([{}])}
+    raise AssertionError(parameters)
 
 
 def chatter(parameters, arrays, context):

@@ -20,7 +20,7 @@ SAM_CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Organ:
-    """A label: its name as a reader writes it, and its colour (RGB, 0-255)."""
+    """A label: its name, such as "right_kidney", and its colour (RGB, 0-255)."""
 
     name: str
     color: tuple[int, int, int]
@@ -34,7 +34,7 @@ class ModelCard:
         name, task, expects, licence: see `bundle.Description`.
         modality: "CT" or "MR", which it was trained on.
         organs: foreground labels, in the order of their values 1, 2, ...
-        window_mm: extent (I, J, K) of the part it looks at.
+        spacing: in mm, of the grid it looks at.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class ModelCard:
     licence: str
     modality: str
     organs: tuple[Organ, ...]
-    window_mm: tuple[float, float, float]
+    spacing: tuple[float, float, float]
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -55,16 +55,15 @@ def read_card(folder: Path) -> ModelCard:
     """
     try:
         ours = json.loads((folder / METADATA).read_bytes())["srcsm"]
-        grid = ours["grid"]
         return ModelCard(
             folder,
             *(str(ours[key]) for key in ("name", "task", "expects", "licence")),
             str(ours["rule"]["modality"]),
             tuple(
-                Organ(label["name"].replace("_", " "), tuple(map(int, label["color"])))
+                Organ(str(label["name"]), tuple(map(int, label["color"])))
                 for label in ours["labels"]
             ),
-            tuple(n * mm for n, mm in zip(grid["size"], grid["spacing"], strict=True)),
+            tuple(map(float, ours["grid"]["spacing"])),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(
@@ -89,6 +88,23 @@ def find_bundles(*folders: Path) -> list[Path]:
         shown = [path for path in inside if not path.name.startswith(".")]
         found += [path for path in (folder, *shown) if is_bundle(path)]
     return found
+
+
+def find_model(model: str) -> Path:
+    """The folder of a model: the folder itself, or that of a shipped model's name.
+
+    Raises:
+        BundleError: neither; names the shipped ones.
+    """
+    shipped = shipped_models_folder()
+    for folder in (Path(model), shipped / model):
+        if is_bundle(folder):
+            return folder
+    names = ", ".join(folder.name for folder in find_bundles(shipped)) or "none"
+    raise BundleError(
+        f"{model} is neither a model folder nor the name of a shipped model; of those there "
+        f"are in {shipped}: {names}."
+    )
 
 
 def shipped_models_folder() -> Path:

@@ -10,19 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from SRCSMSegmenterLib.bundle import (
-    ModelBundle,
-    find_bundles,
-    is_bundle,
-    load_bundle,
-    shipped_models_folder,
-)
-from SRCSMSegmenterLib.errors import (
-    BundleError,
-    ConfigError,
-    SRCSMError,
-    VolumeError,
-)
+from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle
+from SRCSMSegmenterLib.errors import ConfigError, SRCSMError, VolumeError
+from SRCSMSegmenterLib.model_list import find_model
 
 from . import ENDINGS
 
@@ -74,23 +64,6 @@ def progress_display(what: str) -> Iterator[Callable[[int, int, str], None]]:
     finally:
         if bar is not None:
             bar.close()
-
-
-def find_model(model: str) -> Path:
-    """The folder of a model: the folder itself, or that of a shipped model's name.
-
-    Raises:
-        BundleError: neither; names the shipped ones.
-    """
-    shipped = shipped_models_folder()
-    for folder in (Path(model), shipped / model):
-        if is_bundle(folder):
-            return folder
-    names = ", ".join(folder.name for folder in find_bundles(shipped)) or "none"
-    raise BundleError(
-        f"{model} is neither a model folder nor the name of a shipped model; of those there "
-        f"are in {shipped}: {names}."
-    )
 
 
 def load_model(model: str) -> ModelBundle:

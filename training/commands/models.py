@@ -12,8 +12,9 @@ from SRCSMSegmenterLib.bundle import (
     verify_bundle,
 )
 from SRCSMSegmenterLib.errors import BundleError
+from SRCSMSegmenterLib.model_list import find_model
 
-from .common import find_model, model_identity, print_json
+from .common import model_identity, print_json
 
 
 def run(arguments: argparse.Namespace) -> int:
