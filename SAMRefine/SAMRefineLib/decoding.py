@@ -53,4 +53,52 @@ def decode(
         Logits (B, 4h, 4w), 4 x 4 for each patch, and SAM's own estimate of each mask's IoU (B,);
         float32, on the model's device.
     """
-    raise NotImplementedError
+    embeddings = embeddings.to(model.device, torch.float32)
+    sparse, dense = _prompt_embeddings(model, prompts, corners, embeddings.shape[-2:])
+    positions = _positions(model, corners, embeddings.shape[-2:])
+    decoder = model.sam.mask_decoder
+    tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([tokens.expand(len(sparse), -1, -1), sparse], 1)
+    tokens, image = decoder.transformer(embeddings + dense, positions, tokens)
+    image = decoder.output_upscaling(image.transpose(1, 2).reshape(embeddings.shape))
+    # Token 0 tells the IoU, token 1 draws the mask of an unambiguous prompt, the others the rest.
+    strokes = decoder.output_hypernetworks_mlps[0](tokens[:, 1])
+    logits = torch.einsum("bc,bchw->bhw", strokes, image)
+    return logits, decoder.iou_prediction_head(tokens[:, 0])[:, 0]
+
+
+def _prompt_embeddings(
+    model: SamModel, prompts: Prompts, corners: torch.Tensor | None, size: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sparse (B, tokens, C) and dense (B, C, h, w)."""
+    # SAM means the middles of pixels, whose coordinates it counts from the first one's middle.
+    shift = torch.tensor(-0.5, device=model.device)
+    if corners is not None and not model.local_positions:
+        shift = shift + corners.to(model.device, torch.float32)[:, None]
+
+    def on_canvas(coordinates: torch.Tensor) -> torch.Tensor:
+        return coordinates.to(model.device).unflatten(1, (-1, 2)) + shift
+
+    points, masks = None, None
+    if prompts.points is not None:
+        xy = on_canvas(prompts.points.flatten(1))
+        points = xy, prompts.point_labels.to(model.device)
+    if prompts.masks is not None:
+        masks = prompts.masks.to(model.device)
+    encoder = model.sam.prompt_encoder
+    sparse, dense = encoder(points, on_canvas(prompts.boxes).flatten(1), masks)
+    if masks is None:  # the same everywhere, but spread over a whole canvas
+        dense = dense[..., :1, :1].expand(-1, -1, *size)
+    return sparse, dense
+
+
+def _positions(
+    model: SamModel, corners: torch.Tensor | None, size: tuple[int, int]
+) -> torch.Tensor:
+    """Where a tile's tokens lie, (B or 1, C, h, w)."""
+    height, width = size
+    canvas = model.sam.prompt_encoder.get_dense_pe()
+    if corners is None or model.local_positions:
+        return canvas[..., :height, :width]
+    first = (corners // model.patch).long().tolist()
+    return torch.cat([canvas[..., y : y + height, x : x + width] for x, y in first])

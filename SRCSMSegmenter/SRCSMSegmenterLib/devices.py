@@ -47,3 +47,10 @@ def autocast(device: torch.device) -> AbstractContextManager:
         if can.get("amx_bf16") or can.get("avx512_bf16"):
             return torch.autocast("cpu", torch.bfloat16)
     return nullcontext()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """True for what torch raises where memory runs out."""
+    # CUDA and MPS say the one, the CPU's allocator the other.
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from . import intensity
 from .bundle import ModelBundle
 from .components import smaller_components
-from .devices import autocast, resolve_device
+from .devices import autocast, out_of_memory, resolve_device
 from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
 from .geometry import Geometry, GridSpec, Volume
@@ -159,7 +159,7 @@ def segment(
             labels, confidence, probabilities, least_certain = attempt(place, tile)
             break
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         # Out here the error is gone, and with it its hold on the tensors of the attempt.
         torch.cuda.empty_cache()
@@ -363,12 +363,6 @@ def _part(start: Triple, size: Triple) -> tuple[slice, slice, slice]:
     """Slices (K, J, I) of a window from its first index and size (I, J, K)."""
     i, j, k = (slice(first, first + n) for first, n in zip(start, size, strict=True))
     return k, j, i
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # CUDA and MPS say the one, the CPU's allocator the other.
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def _times(size: Triple) -> str:
