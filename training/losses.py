@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss (methods.md, section A, optimisation)."""
+"""The losses (methods.md, sections A, optimisation, and C.4)."""
 
 import torch
 from torch.nn import functional as F
@@ -49,6 +49,20 @@ def mean_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
     present = volume > 0
     dice = torch.where(present, 2 * overlap / total.clamp(min=1e-6), 0.0)
     return (1 - dice.sum(1) / present.sum(1)).mean()
+
+
+def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """One minus the soft Dice, plus cross-entropy, of single objects (methods.md, C.4).
+
+    Args:
+        logits: (P, rows, columns).
+        masks: (P, rows, columns) bool or 0 and 1, none of them empty.
+    """
+    logits, masks = logits.float().flatten(1), masks.float().flatten(1)
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * masks).sum(1)
+    dice = 2 * overlap / (probabilities.square().sum(1) + masks.sum(1))
+    return (1 - dice).mean() + F.binary_cross_entropy_with_logits(logits, masks)
 
 
 def _sums(

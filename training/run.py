@@ -101,15 +101,10 @@ def run_training(
     main = accelerator.is_main_process
     tell = say if main else (lambda line: None)
 
-    dataset = read_dataset(dataset_folder)
-    dataset = choose_cases(dataset, config.data.cases)
+    source = open_source(dataset_folder, config.data, tell, check=main)
+    dataset, rule = source.dataset, source.rule
+    training, validation = source.training, source.validation
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
-    training, validation = split(dataset.cases, config.data)
-    tell(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
-    if main:
-        for warning in check_dataset(dataset):
-            tell(f"Warning: {warning}")
-    rule = intensity_rule(config.data, dataset.modality, training)
     if rule.modality == "CT":
         config = replace(config, data=replace(config.data, window=rule.window))
 
@@ -194,6 +189,46 @@ def run_training(
     accelerator.wait_for_everyone()
     best = state.best_dice if state.best_dice >= 0 else math.nan
     return RunResult(state.step, finished, best, model)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The domain that is trained on.
+
+    Attributes:
+        dataset: its chosen cases, training and validation.
+        rule: its intensity rule.
+    """
+
+    dataset: Dataset
+    rule: IntensityRule
+    training: list[Case]
+    validation: list[Case]
+
+
+def open_source(
+    dataset_folder: Path,
+    data: CasesConfig,
+    tell: Callable[[str], None] = lambda line: None,
+    check: bool = True,
+) -> Source:
+    """Read a dataset, divide its cases, and open every volume to check it.
+
+    Args:
+        tell: called with a line for the user.
+        check: open every volume; other processes leave that to the main one.
+
+    Raises:
+        DatasetError, ConfigError, VolumeError.
+    """
+    dataset = choose_cases(read_dataset(dataset_folder), data.cases)
+    training, validation = split(dataset.cases, data)
+    tell(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
+    if check:
+        for warning in check_dataset(dataset):
+            tell(f"Warning: {warning}")
+    rule = intensity_rule(data, dataset.modality, training)
+    return Source(dataset, rule, training, validation)
 
 
 def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
