@@ -93,7 +93,7 @@ def test_image_and_labels_share_grid_and_types(scans, modality):
 def test_contrasts_between_neighbours_turn_round_between_the_modalities(scans, seed):
     def means(modality):
         image, _ = scans[seed, modality]
-        tissues = phantom._paint(patient(seed), image.geometry)
+        tissues = phantom.paint(patient(seed), image.geometry)
         names = list(INDEX)
         return {names[n]: image.array[tissues == n].mean() for n in np.unique(tissues)}
 
@@ -119,7 +119,7 @@ def test_contrasts_between_neighbours_turn_round_between_the_modalities(scans, s
 def test_air_is_minus_1000_in_ct_and_positive_noise_in_mr(scans):
     for modality, low, high in (("CT", -1024, -990), ("MR", 1, 60)):
         image, _ = scans[7, modality]
-        air = image.array[phantom._paint(patient(7), image.geometry) == INDEX["air"]]
+        air = image.array[phantom.paint(patient(7), image.geometry) == INDEX["air"]]
         assert low < np.median(air) < high
     assert scans[7, "MR"][0].array.min() >= 0
 
@@ -190,9 +190,9 @@ def test_no_shape_sticks_out_of_its_bounding_box(monkeypatch, waist, bend):
     affine[:3, 3] = someone.to_ras(np.array([-200.0, -160, -260]))
     affine[0, 2], affine[2, 1] = 1.5, -1.2
     grid = Geometry((45, 40, 44), affine)
-    boxed = phantom._paint(someone, grid)
+    boxed = phantom.paint(someone, grid)
     monkeypatch.setattr(phantom, "_box", lambda *_: (slice(None),) * 3)
-    np.testing.assert_array_equal(boxed, phantom._paint(someone, grid))
+    np.testing.assert_array_equal(boxed, phantom.paint(someone, grid))
 
 
 def test_a_written_dataset_is_a_faultless_nnunet_dataset(tmp_path, scans):

@@ -211,7 +211,7 @@ def fit(
     model.train()
     while progress.step < recipe.steps:
         step_started = time.monotonic()
-        generator = _seeded(config.seed, progress.step, accelerator.process_index)
+        generator = seeded(config.seed, progress.step, accelerator.process_index)
         batch = draw(generator)
         for _ in range(recipe.nan_redraws + 1):
             value = loss(model, batch, generator)
@@ -261,7 +261,7 @@ def fit(
         report(progress)
 
         late = time.monotonic() - started > max_minutes * 60
-        stopping = _any_process(accelerator, late or stop_requested())
+        stopping = any_process(accelerator, late or stop_requested())
         if finished or stopping or time.monotonic() - saved > config.checkpoint_minutes * 60:
             save()
             saved = time.monotonic()
@@ -387,14 +387,14 @@ def _update_average(average: nn.Module, network: nn.Module, decay: float, step: 
         kept.copy_(current)
 
 
-def _seeded(seed: int, step: int, process: int) -> torch.Generator:
+def seeded(seed: int, step: int, process: int) -> torch.Generator:
     """The CPU generator of a step; also seeds torch's own, which dropout uses."""
     state = np.random.SeedSequence((seed, step, process)).generate_state(2, np.uint64)
     torch.manual_seed(int(state[0] >> 1))
     return torch.Generator().manual_seed(int(state[1] >> 1))
 
 
-def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)

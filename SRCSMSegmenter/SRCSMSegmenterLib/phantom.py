@@ -39,7 +39,7 @@ def make_case(seed: int, modality: str) -> tuple[Volume, Volume]:
     rng = np.random.default_rng([seed, 1 + MODALITIES.index(modality)])
     geometry = _draw_grid(rng, patient, modality)
     fine = _supersampled(geometry, POINTS_ACROSS[modality])
-    tissues = _paint(patient, fine).reshape(-1, POINTS_ACROSS[modality], *geometry.shape[1:])
+    tissues = paint(patient, fine).reshape(-1, POINTS_ACROSS[modality], *geometry.shape[1:])
     labels = LABEL_OF[tissues[:, POINTS_ACROSS[modality] // 2]]
     image = _intensities(rng, tissues, modality, geometry.spacing)
     image = (_acquire_ct if modality == "CT" else _acquire_mr)(rng, image)
@@ -80,7 +80,7 @@ def _supersampled(geometry: Geometry, factor: int) -> Geometry:
     return Geometry((*geometry.size[:2], geometry.size[2] * factor), affine)
 
 
-def _paint(patient: Patient, grid: Geometry) -> np.ndarray:
+def paint(patient: Patient, grid: Geometry) -> np.ndarray:
     """The tissue at each point of `grid`: (K, J, I) uint8 indices into TISSUES."""
     points = _patient_points(patient, grid)
     canvas = np.zeros(grid.shape, np.uint8)
