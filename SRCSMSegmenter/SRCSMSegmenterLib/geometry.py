@@ -75,6 +75,13 @@ class Geometry:
         """(..., 3) RAS mm -> continuous voxel indices (i, j, k)."""
         return np.asarray(ras) @ self.inverse[:3, :3].T + self.inverse[:3, 3]
 
+    def mirrored(self) -> "Geometry":
+        """The same voxels with the K axis running the other way."""
+        affine = self.affine.copy()
+        affine[:3, 3] += affine[:3, 2] * (self.size[2] - 1)
+        affine[:3, 2] *= -1
+        return Geometry(self.size, affine)
+
     def matches(self, other: "Geometry", tolerance: float = 1e-3) -> bool:
         """True where both grids have one size and no voxel is off by over `tolerance` voxel."""
         if self.size != other.size:
