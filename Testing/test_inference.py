@@ -193,6 +193,25 @@ def test_the_same_scan_stored_otherwise_gets_the_same_labels(axes, flips):
     assert len(np.unique(expected.array)) == 3
 
 
+def test_a_left_handed_scan_gets_what_its_mirrored_copy_gets_voxel_for_voxel():
+    left = around_origin((21, 18, 13), (2.0, 2.5, -3.0), turn=(5, 10, -20))
+    assert np.linalg.det(left.affine[:3, :3]) < 0
+    noise = np.random.default_rng(0).normal(0, 60, left.shape)
+    scan = Volume(a_scan(left).array + noise, left)
+    mirrored = Volume(scan.array[::-1].copy(), left.mirrored())
+    bundle = a_bundle(SMALL, smoothing=1.5)
+    found, expected = (
+        segment(v, bundle, modality="CT", source_matching=False, keep_probabilities=True)
+        for v in (scan, mirrored)
+    )
+    assert found.labels.geometry is left
+    np.testing.assert_array_equal(found.labels.array, expected.labels.array[::-1])
+    np.testing.assert_array_equal(found.confidence, expected.confidence[::-1])
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities[:, ::-1])
+    (k, mm), *_ = expected.least_certain[2]
+    assert found.least_certain[2][0] == (12 - k, mm)
+
+
 def test_a_long_scan_is_covered_from_end_to_end():
     volume = a_scan(around_origin((24, 25, 90), (3.0, 2.5, 4.0)))
     counted = []

@@ -10,6 +10,7 @@ import vtk
 from geometries import geometries, oblique_left_handed
 from hypothesis import given, settings
 from slicer_scene_fixture import empty_scene
+from vtk.util.numpy_support import vtk_to_numpy
 
 from SRCSMSegmenterLib import slicer_scene
 from SRCSMSegmenterLib.errors import VolumeError
@@ -370,6 +371,10 @@ def test_updating_replaces_organs_and_leaves_what_the_user_drew(drawn):
         expected = result.labels.array == each.value
         np.testing.assert_array_equal(voxels(segmentation, each.name, node), expected)
         np.testing.assert_allclose(labelmap_affine(segmentation, each.name), GRID.affine)
+    # Nothing of the old organs is left in the layer they shared with the cyst.
+    cyst = segmentation.GetSegmentation().GetSegment("cyst")
+    scalars = cyst.GetRepresentation(slicer_scene.BINARY).GetPointData().GetScalars()
+    assert set(vtk_to_numpy(scalars)) == {0, cyst.GetLabelValue()}
 
 
 def test_undoing_an_update_returns_to_the_state_before(drawn):

@@ -86,6 +86,9 @@ def segment(
 ) -> Segmentation:
     """Segment a scan of any modality, spacing, orientation and size.
 
+    A left-handed scan is looked at mirrored along K, as Slicer mirrors it on reading, so that a
+    file gets the same labels here as there, voxel for voxel.
+
     Args:
         volume: raw intensities.
         modality: "CT" or "MR"; None guesses (`guess_modality`) and says so in the messages.
@@ -115,6 +118,10 @@ def segment(
         progress(stage, fraction)
 
     device = resolve_device(str(device))
+    stored = volume.geometry
+    left_handed = np.linalg.det(stored.affine[:3, :3]) < 0
+    if left_handed:
+        volume = Volume(volume.array[::-1], stored.mirrored())
     messages: list[str] = []
     seconds: dict[str, float] = {}
     step("prepare", 0.0)
@@ -173,13 +180,29 @@ def segment(
             labels[smaller] = 0
             confidence[smaller] = 1 - confidence[smaller]
     progress("resample", 1.0)
-    return Segmentation(
+    found = Segmentation(
         Volume(labels, volume.geometry),
         confidence,
         probabilities,
         least_certain,
         messages,
         seconds,
+    )
+    return _mirrored(found, stored) if left_handed else found
+
+
+def _mirrored(found: Segmentation, stored: Geometry) -> Segmentation:
+    """The same on the mirrored grid."""
+    kept, last = found.probabilities, stored.size[2] - 1
+    return replace(
+        found,
+        labels=Volume(found.labels.array[::-1], stored),
+        confidence=found.confidence[::-1],
+        probabilities=None if kept is None else kept[:, ::-1],
+        least_certain={
+            label: [(last - k, mm) for k, mm in slices]
+            for label, slices in found.least_certain.items()
+        },
     )
 
 
