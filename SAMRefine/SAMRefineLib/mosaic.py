@@ -92,17 +92,8 @@ class Mosaic:
         drawn = np.full((self.side, self.side), self.fill, np.float32)
         for member in self.members[number]:
             tile = self.tiles[member]
-            x0, y0, x1, y1 = tile.source
-            shown = torch.from_numpy(np.ascontiguousarray(self.slices[member][y0:y1, x0:x1]))
-            if shown.shape != (tile.height, tile.width):
-                shown = F.interpolate(
-                    shown[None, None].float(),
-                    (tile.height, tile.width),
-                    mode="bilinear",
-                    align_corners=False,
-                    antialias=True,
-                )[0, 0]
-            drawn[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = shown.numpy()
+            shown = _shown(self.slices[member], tile).numpy()
+            drawn[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = shown
         return drawn
 
 
@@ -197,6 +188,37 @@ def mask_from_tile(logits: torch.Tensor, tile: Tile, patch: int) -> torch.Tensor
         x1 - x0, tile.width, patch * (columns.stop - columns.start), logits.shape[-1]
     )
     return along_y.to(logits) @ logits @ along_x.to(logits).T
+
+
+def mask_to_tile(probability: np.ndarray, tile: Tile, patch: int) -> torch.Tensor:
+    """A slice's mask as SAM decodes one for the tile; 0 where the tile's patches show no slice.
+
+    Args:
+        probability: (rows, columns) of the whole slice, or a bool mask.
+
+    Returns:
+        (4 h, 4 w) float32 probabilities, h and w being the tile's patches.
+    """
+    rows, columns = tile.patches(patch)
+    right = patch * (columns.stop - columns.start) - tile.width
+    bottom = patch * (rows.stop - rows.start) - tile.height
+    shown = F.pad(_shown(probability, tile), (0, right, 0, bottom))
+    return F.avg_pool2d(shown[None], patch // 4)[0]
+
+
+def _shown(image: np.ndarray, tile: Tile) -> torch.Tensor:
+    """(height, width) float32: what a tile shows of its slice."""
+    x0, y0, x1, y1 = tile.source
+    part = torch.from_numpy(np.ascontiguousarray(image[y0:y1, x0:x1], np.float32))
+    if part.shape == (tile.height, tile.width):
+        return part
+    return F.interpolate(
+        part[None, None],
+        (tile.height, tile.width),
+        mode="bilinear",
+        align_corners=False,
+        antialias=True,
+    )[0, 0]
 
 
 def _tile_size(source: Rectangle, at_least: int, at_most: int, aspect: float) -> tuple[int, int]:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mask of an organ that a refinement starts from."""
+
+import numpy as np
+
+from .boxes import SliceGrid, filter_mask
+
+THRESHOLD = 0.5
+"""Probability from which a voxel belongs to the mask."""
+
+
+class CoarseMask:
+    """A coarse mask, its largest piece, and where it shows anything.
+
+    Attributes:
+        given: (K, J, I) probabilities, or a bool mask; not to be written to.
+        voxels: how many it has, for the slices that show any.
+    """
+
+    def __init__(self, given: np.ndarray, grid: SliceGrid) -> None:
+        self.given = given
+        self._stack = grid.stack(given)
+        mask = given if given.dtype == bool else given >= THRESHOLD
+        self._piece = grid.stack(filter_mask(mask, grid, in_slices=False))
+        counts = grid.stack(mask).sum(axis=(1, 2))
+        self.voxels = {int(n): int(counts[n]) for n in np.flatnonzero(counts)}
+
+    def shown(self, n: int) -> np.ndarray:
+        """(rows, columns) bool: the mask of slice n as it came."""
+        image = self._stack[n]
+        return image if image.dtype == bool else image >= THRESHOLD
+
+    def piece(self, n: int) -> np.ndarray:
+        """(rows, columns) bool: the mask of slice n without strays, pieces apart from the largest
+        in the volume."""
+        return self._piece[n]
+
+    def probability(self, n: int) -> np.ndarray:
+        """(rows, columns) float16 of slice n, 0 where it shows strays."""
+        strays = self.shown(n) & ~self.piece(n)
+        return np.where(strays, 0, self._stack[n]).astype(np.float16)
