@@ -26,7 +26,14 @@ from srcsm_training.checkpoint import CheckpointError, load_checkpoint
 from srcsm_training.config import OptimisationConfig, TrainingConfig, to_dict, with_overrides
 from srcsm_training.dataset import read_dataset
 from srcsm_training.losses import segmentation_loss
-from srcsm_training.run import curve_row, intensity_rule, make_accelerator, run_training, split
+from srcsm_training.run import (
+    curve_row,
+    intensity_rule,
+    make_accelerator,
+    open_source,
+    run_training,
+    split,
+)
 from SRCSMSegmenterLib.bundle import load_bundle, verify_bundle
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, DeviceError
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -963,9 +970,9 @@ def test_cases_are_chosen_by_pattern(tmp_path, folder, cache):
 
 def test_the_intensity_rule_of_a_source(tmp_path, folder):
     def rule(folder, *overrides):
-        dataset = read_dataset(folder)
-        config = with_overrides(tiny.config(), list(overrides))
-        return intensity_rule(config.data, dataset.modality, dataset.cases)
+        data = with_overrides(tiny.config(), list(overrides)).data
+        source = open_source(folder, data, check=False)
+        return intensity_rule(data, source.modality, source.dataset.cases)
 
     clipped = tiny.write_dataset(tmp_path / "clipped")
     for number, name in enumerate("abc"):

@@ -23,7 +23,7 @@ from .random_convolution import MODES
 
 @dataclass(frozen=True)
 class CasesConfig:
-    """Which cases are trained on, and how their intensities are read.
+    """Which cases are trained on.
 
     Attributes:
         cases: shell patterns of the case names to use; all by default.
@@ -32,10 +32,6 @@ class CasesConfig:
             0 holds out none.
         fold: the fold held out for validation.
         modality: "auto" (the dataset's first channel name), "CT" or "MR".
-        window: CT only, HU; () takes the range that every training image is clipped to, or the
-            full range where they are not clipped.
-        maximum_percentile: MR only; see `IntensityRule`.
-        smoothing: sigma in mm of the Gaussian on the image's own grid.
     """
 
     cases: tuple[str, ...] = ("*",)
@@ -43,21 +39,37 @@ class CasesConfig:
     folds: int = 5
     fold: int = 0
     modality: str = "auto"
-    window: tuple[float, ...] = ()
-    maximum_percentile: float = 100.0
-    smoothing: float = 1.0
 
     def __post_init__(self) -> None:
         one_of("data.modality", self.modality, ("auto", "CT", "MR"))
-        if len(self.window) not in (0, 2):
-            raise ConfigError(f"data.window is [] or [lower, upper] in HU, not {self.window}.")
         if not 0 <= self.fold < max(1, self.folds):
             raise ConfigError(f"data.fold counts from 0 to data.folds - 1, and is {self.fold}.")
 
 
 @dataclass(frozen=True)
-class DataConfig(CasesConfig):
-    """The cases, and where in them the windows lie.
+class ScansConfig(CasesConfig):
+    """The cases, and how their intensities are read.
+
+    Attributes:
+        window: CT only, HU; () takes the range that every training image is clipped to, or the
+            full range where they are not clipped.
+        maximum_percentile: MR only; see `IntensityRule`.
+        smoothing: sigma in mm of the Gaussian on the image's own grid.
+    """
+
+    window: tuple[float, ...] = ()
+    maximum_percentile: float = 100.0
+    smoothing: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.window) not in (0, 2):
+            raise ConfigError(f"data.window is [] or [lower, upper] in HU, not {self.window}.")
+
+
+@dataclass(frozen=True)
+class DataConfig(ScansConfig):
+    """The scans, and where in them the windows lie.
 
     Attributes:
         foreground: share of the windows drawn around a labelled voxel, the others anywhere.

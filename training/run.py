@@ -41,7 +41,7 @@ from SRCSMSegmenterLib.volume_io import read_volume
 
 from . import loop, pictures
 from .cases import PreparedCase, default_cache, prepare_cases
-from .config import CasesConfig, TrainingConfig, to_dict, write_yaml
+from .config import CasesConfig, ScansConfig, TrainingConfig, to_dict, write_yaml
 from .dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
 
 FULL_RANGE = (-1023.0, 1024.0)
@@ -102,8 +102,8 @@ def run_training(
     tell = say if main else (lambda line: None)
 
     source = open_source(dataset_folder, config.data, tell, check=main)
-    dataset, rule = source.dataset, source.rule
-    training, validation = source.training, source.validation
+    dataset, training, validation = source.dataset, source.training, source.validation
+    rule = intensity_rule(config.data, source.modality, training)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
     if rule.modality == "CT":
         config = replace(config, data=replace(config.data, window=rule.window))
@@ -197,11 +197,11 @@ class Source:
 
     Attributes:
         dataset: its chosen cases, training and validation.
-        rule: its intensity rule.
+        modality: what the configuration or else the dataset says, "CT" or "MR".
     """
 
     dataset: Dataset
-    rule: IntensityRule
+    modality: str
     training: list[Case]
     validation: list[Case]
 
@@ -227,8 +227,8 @@ def open_source(
     if check:
         for warning in check_dataset(dataset):
             tell(f"Warning: {warning}")
-    rule = intensity_rule(data, dataset.modality, training)
-    return Source(dataset, rule, training, validation)
+    modality = dataset.modality if data.modality == "auto" else data.modality
+    return Source(dataset, modality, training, validation)
 
 
 def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
@@ -293,12 +293,8 @@ def split(cases: Sequence[Case], data: CasesConfig) -> tuple[list[Case], list[Ca
     return training, list(held_out)
 
 
-def intensity_rule(
-    data: CasesConfig, dataset_modality: str, training: Sequence[Case]
-) -> IntensityRule:
+def intensity_rule(data: ScansConfig, modality: str, training: Sequence[Case]) -> IntensityRule:
     """The source's rule; a CT window that is not given is the one all images are clipped to."""
-    modality = data.modality
-    modality = dataset_modality if modality == "auto" else modality
     if modality != "CT":
         return IntensityRule(modality, maximum_percentile=data.maximum_percentile)
     if data.window:

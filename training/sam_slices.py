@@ -29,8 +29,9 @@ class TileConfig:
         side: pixels of a tile.
         margin: the tile's side over the longer side of its object, drawn evenly on a log scale.
         pixel: mm; no pixel is smaller, however small the object.
-        whole_slices: share of the batches that show slices at about their own resolution, in
-            tiles of twice the side and a quarter the number.
+        whole_slices: share of the batches that show slices, at about their own resolution in
+            tiles of twice the side or, as many, at twice that in tiles of four times the side;
+            the number of the tiles falls as their area grows.
         shapes: synthetic shapes behind the labelled objects of a tile. They can be seen only where
             random convolution is per label.
         smallest: pixels; a smaller piece of an object is no prompt.
@@ -110,15 +111,16 @@ def draw_tiles(
     Args:
         cases: intensities normalised as the SAM wants them.
         classes: labels, background included.
-        count: tiles; a quarter of it, at least one, where the batch shows whole slices.
+        count: tiles of the usual size.
         generator: on the CPU.
     """
-    whole = _uniform(generator) < tiles.whole_slices
-    side, count = (2 * tiles.side, max(1, count // 4)) if whole else (tiles.side, count)
+    kind = _uniform(generator) / max(tiles.whole_slices, 1e-9)
+    factor = 2 if kind < 0.5 else 4 if kind < 1 else 1
+    side, count = factor * tiles.side, max(1, count // factor**2)
     drawn = []
     while len(drawn) < count:
         case = cases[int(_uniform(generator) * len(cases))]
-        window = _draw_window(case, tiles, side, whole, generator)
+        window = _draw_window(case, tiles, factor, generator)
         spatial = AugmentationConfig(
             translation=0.0,
             rotation=(tiles.tilt, tiles.tilt, tiles.rotation),
@@ -252,29 +254,29 @@ def add_shapes(
 
 
 def _draw_window(
-    case: PreparedCase, tiles: TileConfig, side: int, whole: bool, generator: torch.Generator
+    case: PreparedCase, tiles: TileConfig, factor: int, generator: torch.Generator
 ) -> Geometry:
-    """Place a tile around an object of the case, which lies anywhere in it."""
+    """Place a tile around an object of the case."""
     label, voxel, zoom, x, y, *flips = torch.rand(
         8, generator=generator, dtype=torch.float64
     ).tolist()
     voxels = case.foreground[int(label * len(case.foreground))]
     middle, extent = object_in_slice(case, voxels[int(voxel * len(voxels))])
-    smallest = tiles.pixel * side
     grid = SliceGrid(case.geometry, acquisition_axis(case.geometry))
-    if whole:
-        smallest = side * min(grid.spacing) * (0.8 + 0.4 * zoom)
-    low, high = (math.log(tiles.margin[0]), math.log(tiles.margin[0 if whole else 1]))
-    widest = max(n * s for n, s in zip(grid.shape, grid.spacing, strict=True))
-    tile_mm = max(extent * math.exp(low + (high - low) * zoom), smallest)
+    side = factor * tiles.side
+    if factor == 1:
+        low, high = map(math.log, tiles.margin)
+        tile_mm = max(extent * math.exp(low + (high - low) * zoom), tiles.pixel * side)
+    else:
+        tile_mm = 2 * tiles.side * min(grid.spacing) * (0.8 + 0.4 * zoom)
+        tile_mm = max(tile_mm, tiles.margin[0] * extent)
+    widest = max(n * mm for n, mm in zip(grid.shape, grid.spacing, strict=True))
     tile_mm = min(tile_mm, max(widest, extent))
+    # It lies anywhere in the tile.
+    in_plane = case.geometry.direction[:, [grid.column_axis, grid.row_axis]]
+    middle = middle + in_plane @ (np.array([x - 0.5, y - 0.5]) * (tile_mm - extent))
     mirror_x, mirror_y, exchanged = (flip < 0.5 for flip in flips)
-    window = place_tile(case.geometry, middle, tile_mm, side, (mirror_x, mirror_y), exchanged)
-    room = tile_mm - extent
-    offset = np.array([x - 0.5, y - 0.5, 0.0]) * room
-    return GridSpec(window.size, tuple(window.spacing)).placed(
-        middle + window.direction @ offset, window.direction
-    )
+    return place_tile(case.geometry, middle, tile_mm, side, (mirror_x, mirror_y), exchanged)
 
 
 def _augmented_intensities(

@@ -29,10 +29,18 @@ from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample, smo
 
 from . import loop
 from .cases import PreparedCase, default_cache, prepare_cases
-from .config import CasesConfig, Recipe, one_of, to_dict, write_yaml
+from .config import Recipe, ScansConfig, one_of, to_dict, write_yaml
 from .losses import mask_loss
 from .random_convolution import MODES, random_convolution
-from .run import RunResult, Source, accelerator_for, open_source, write_curve, write_environment
+from .run import (
+    RunResult,
+    Source,
+    accelerator_for,
+    intensity_rule,
+    open_source,
+    write_curve,
+    write_environment,
+)
 from .sam_slices import (
     BoxConfig,
     TileConfig,
@@ -81,7 +89,7 @@ class SamConfig:
     """
 
     network: SmallSamConfig = field(default_factory=SmallSamConfig)
-    data: CasesConfig = field(default_factory=lambda: CasesConfig(folds=7, smoothing=0.0))
+    data: ScansConfig = field(default_factory=lambda: ScansConfig(folds=7, smoothing=0.0))
     tiles: TileConfig = field(default_factory=TileConfig)
     boxes: BoxConfig = field(default_factory=BoxConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
@@ -154,13 +162,12 @@ def run_sam_training(
     tell = say if main else (lambda line: None)
     source = open_source(dataset_folder, config.data, tell, check=main)
     loop.state_to_resume(run_folder, config, source.training, source.validation)
+    rule = intensity_rule(config.data, source.modality, source.training)
     cases = (*source.training, *source.validation)
     tell(f"Preparing {len(cases)} cases, {len(source.validation)} of them for validation ...")
     with accelerator.main_process_first():
-        scaled = prepare_cases(
-            cases, source.rule, config.data.smoothing, SLICES, cache or default_cache()
-        )
-    prepared = [with_pixels(case, SRCSM, source.rule.modality) for case in scaled]
+        scaled = prepare_cases(cases, rule, config.data.smoothing, SLICES, cache or default_cache())
+    prepared = [with_pixels(case, SRCSM, source.modality) for case in scaled]
     labels = list(source.dataset.labels)
     if main:
         write_run_folder(run_folder, config, source)
@@ -424,7 +431,7 @@ def summary(config: object, source: Source, state: loop.Progress) -> dict:
     scores = zip(source.dataset.labels, best["dice"], strict=True) if best else ()
     return {
         "dataset": source.dataset.name,
-        "modality": source.rule.modality,
+        "modality": source.modality,
         "training_cases": len(source.training),
         "validation_cases": len(source.validation),
         "steps": state.step,

@@ -15,9 +15,8 @@ import yaml
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 from ..config import TrainingConfig, read_yaml, to_dict, with_overrides
-from ..dataset import check_dataset, choose_cases, read_dataset
 from ..presets import PRESETS, preset
-from ..run import intensity_rule, run_training, split
+from ..run import intensity_rule, open_source, run_training
 from . import INTERRUPTED
 from .common import (
     OutputError,
@@ -92,12 +91,9 @@ def train(arguments: argparse.Namespace, config: TrainingConfig) -> int:
 
 def dry_run(folder: Path, config: TrainingConfig) -> str:
     """Check the dataset; returns the configuration as YAML, and as comments what goes where."""
-    dataset = choose_cases(read_dataset(folder), config.data.cases)
-    training, validation = split(dataset.cases, config.data)
-    with progress_display("checking") as show:
-        for warning in check_dataset(dataset, show):
-            say(f"Warning: {warning}")
-    rule = intensity_rule(config.data, dataset.modality, training)
+    source = open_source(folder, config.data, say)
+    dataset, training, validation = source.dataset, source.training, source.validation
+    rule = intensity_rule(config.data, source.modality, training)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
     lines = [
         f"# {dataset.name}: {', '.join(dataset.labels)}",
