@@ -375,6 +375,11 @@ def slices_without_box(coarse: np.ndarray, grid: SliceGrid, boxes: Collection[in
 
 def _filter(stack: np.ndarray, in_volume: bool, in_slices: bool) -> None:
     """Drop all but the largest components from a bool stack (n, rows, columns), in place."""
+    if not stack.any():
+        return
+    # Organs fill a small part of a volume; the rest need not be searched.
+    around = (_extent(stack.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    stack = stack[tuple(slice(*extent) for extent in around)]
     if in_volume:
         stack &= ~smaller_components(stack.view(np.uint8))
     if in_slices:
