@@ -43,6 +43,7 @@ COMMANDS = (
     ["models", "describe"],
     ["phantom"],
     ["demo"],
+    ["worker"],
 )
 
 

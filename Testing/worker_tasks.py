@@ -4,6 +4,7 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from SRCSMSegmenterLib.errors import Cancelled, VolumeError
+
+
+def echo(parameters, arrays, context):
+    """The parameters back."""
+    return parameters, {}
 
 
 def double(parameters, arrays, context):
@@ -22,10 +28,15 @@ def where(parameters, arrays, context):
     """What the process is like."""
     return {
         "pid": os.getpid(),
-        "cwd": os.getcwd(),
+        "file": __file__,
         "torch": "torch" in sys.modules,
         "environment": {k: v for k, v in os.environ.items() if k.startswith("SRCSM_TEST")},
     }, {}
+
+
+def have_child(parameters, arrays, context):
+    """Starts a process that would live on."""
+    return {"child": subprocess.Popen(["sleep", "600"]).pid}, {}
 
 
 def obedient(parameters, arrays, context):
@@ -74,6 +85,8 @@ def fail(parameters, arrays, context):
             raise MemoryError
         case "package":
             import no_such_package  # noqa: F401
+        case "file":
+            open("/no/such/file").close()
         case "exit":
             sys.exit("a task that ends the program")
         case "unexpected":
@@ -154,8 +167,10 @@ def private_memory() -> int:
 TASKS = {
     function.__name__: function
     for function in (
+        echo,
         double,
         where,
+        have_child,
         obedient,
         deaf,
         busy,

@@ -29,6 +29,7 @@ from .worker_protocol import (
     Message,
     WorkerError,
     as_worker_error,
+    refusal,
 )
 
 SECONDS_BETWEEN_PROGRESS = 0.05
@@ -91,16 +92,15 @@ def read(
         while True:
             try:
                 message, arrays = channel.receive()
-                if "cancel" in message:
-                    unwanted.add(message["cancel"])
+                if isinstance(cancelled := message.get("cancel"), int):
+                    unwanted.add(cancelled)
                 elif isinstance(message.get("id"), int):
                     waiting.put((message, arrays))
                 else:
-                    raise CorruptMessageError("a request without id")
+                    raise CorruptMessageError("it has no id")
                 del message, arrays  # or they stay until the next
-            except (CorruptMessageError, TypeError) as error:
-                refused = WorkerError("CorruptMessage", f"The request cannot be read: {error}.")
-                channel.send({"id": getattr(error, "id", None), "error": vars(refused)})
+            except CorruptMessageError as error:
+                channel.send(refusal(error))
     finally:
         end()
 

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import AuthenticationError
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -185,9 +186,9 @@ class Worker:
         self._submitted = 0
         if address is None:
             python = command or [shutil.which("PythonSlicer") or sys.executable]
-            self._connect = lambda: _Child(python, tasks, environment, folder, self._lines)
+            self._connect = partial(_Child, python, tasks, environment, folder, self._lines)
         else:
-            self._connect = lambda: _Remote(address, token)
+            self._connect = partial(_Remote, address, token)
 
     def submit(
         self,
@@ -212,7 +213,7 @@ class Worker:
         self._submitted += 1
         job = Job(self, self._submitted, task, parameters, arrays, progress, log, done)
         self._waiting.append(job)
-        self.pump()
+        self._start_next()
         return job
 
     def pump(self, seconds: float = 0.0) -> None:
@@ -246,7 +247,8 @@ class Worker:
         self.pump()  # the thread may have connected just now
         self._disconnect()
         for job in left:
-            self._finish(job, error=_cancelled())
+            if not job.finished:
+                self._finish(job, error=_cancelled())
 
     def __enter__(self) -> "Worker":
         return self
@@ -273,7 +275,11 @@ class Worker:
                 if job._unwanted.is_set():  # and perhaps nobody pumps any more
                     connection.close()
                     raise Cancelled
-                connection.greet()
+                try:
+                    connection.greet()
+                except WorkerError:
+                    connection.close()
+                    raise
             message, arrays = job._request
             job._request = None  # or the arrays stay for as long as the job
             connection.channel.send(message, arrays, job._unwanted.is_set)
@@ -291,8 +297,9 @@ class Worker:
         except Cancelled:
             self._events.put((job, "error", _cancelled()))
         except (EOFError, ConnectionError, CorruptMessageError):
-            self._events.put((job, "error", connection.obituary()))
+            error = connection.obituary()
             connection.close()
+            self._events.put((job, "error", error))
         except Exception as error:
             self._events.put((job, "error", as_worker_error(error)))
 
@@ -327,11 +334,11 @@ class Worker:
             self._send_cancel(job)
         else:
             self._waiting.remove(job)
-            self._finish(job, error=_cancelled())
+            self._events.put((job, "error", _cancelled()))
 
     def _send_cancel(self, job: Job) -> None:
         def send(channel: Channel) -> None:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # it may be closed by now
                 channel.send({"cancel": job._number})
 
         if self._connection is not None:
@@ -369,6 +376,7 @@ class _Child:
     ) -> None:
         self._greeted = False
         self._tail: deque[str] = deque(maxlen=DETAILS)
+        environment = _environment(os.environ if environment is None else environment, tasks)
         private, lock = _make_private_folder(Path(folder or tempfile.gettempdir()))
         options = [option for module in tasks for option in ("--tasks", module)]
         try:
@@ -378,7 +386,7 @@ class _Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                env=_environment(os.environ if environment is None else environment, tasks),
+                env=environment,
                 **_SEPARATE,
             )
         except OSError as error:
@@ -550,7 +558,6 @@ def _listen(stderr: BinaryIO, *logs: deque[str]) -> None:
 
 def _end(process: subprocess.Popen, folder: Path, lock: BinaryIO) -> None:
     """Kill a worker with all its processes, and remove its folder."""
-    process.stdin.close()
     if sys.platform == "win32":
         subprocess.run(
             ["taskkill", "/F", "/T", "/PID", str(process.pid)],
@@ -558,10 +565,12 @@ def _end(process: subprocess.Popen, folder: Path, lock: BinaryIO) -> None:
             capture_output=True,
         )
     else:
-        with suppress(ProcessLookupError):
+        with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
         process.wait(1)
+    # Not before: a thread may have been writing. Tells a worker that left the group, too.
+    process.stdin.close()
     lock.close()
     shutil.rmtree(folder, ignore_errors=True)
 

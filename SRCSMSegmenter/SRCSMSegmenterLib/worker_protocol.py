@@ -115,6 +115,12 @@ class CorruptMessageError(Exception):
         self.id = id
 
 
+def refusal(error: CorruptMessageError) -> Message:
+    """What a client is told of a request that makes no sense."""
+    told = WorkerError("CorruptMessage", f"The request cannot be read: {error}.", REPORT)
+    return {"id": error.id, "error": vars(told)}
+
+
 class Channel(Protocol):
     """One end of the line between a worker and its client; any thread may send."""
 
