@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from SAMRefineLib.mosaic import Mosaic, Tile, mask_from_tile, pack, place
+from SAMRefineLib.mosaic import Mosaic, Tile, mask_from_tile, mask_to_tile, pack, place
 
 
 def ellipse(shape, centre, radii):
@@ -155,6 +155,22 @@ def test_masks_of_several_boxes_come_back_together():
     assert together.shape == (3, 1, 20, 13)
     for n in range(3):
         torch.testing.assert_close(together[n, 0], mask_from_tile(logits[n, 0], tile, 8))
+
+
+def test_a_mask_goes_onto_its_tile_as_sam_would_decode_it():
+    """Two pixels of a patch of 8 are one value; patches reach beyond the tile, where there is 0."""
+    mask = np.zeros((50, 60))
+    mask[10:20, 30:50] = 0.75
+    tile = Tile(2, 64, 32, 60, 50, (0, 0, 60, 50))
+    found = mask_to_tile(mask, tile, 8)
+    expected = np.zeros((28, 32), np.float32)
+    expected[5:10, 15:25] = 0.75
+    np.testing.assert_allclose(found.numpy(), expected)
+    crop = Tile(0, 8, 8, 40, 20, (30, 10, 50, 20))
+    found = mask_to_tile(mask > 0, crop, 8)
+    assert found.shape == (12, 20)
+    assert found[:10].min() == 1
+    assert found[10:].max() == 0
 
 
 def test_tiles_have_square_pixels():
