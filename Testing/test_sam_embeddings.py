@@ -211,3 +211,18 @@ def test_a_decoder_can_be_trained_on_cached_embeddings(model):
     weight = torch.ones(16, requires_grad=True)
     (embedding.float() * weight[:, None, None]).sum().backward()
     assert weight.grad is not None
+
+
+@pytest.mark.needs_gpu
+def test_a_gpu_finds_the_same_in_half_precision(model, monkeypatch):
+    monkeypatch.undo()
+    images = canvases(70)  # more than go through the encoder at a time, were they larger
+    monkeypatch.setattr(embeddings, "PASS_PIXELS", 32 * 64 * 64)
+    expected = encode(model, torch.from_numpy(images))
+    on_gpu = small_model()
+    on_gpu.sam.cuda()
+    steps = []
+    found = EmbeddingCache().embed(on_gpu, images, steps.append)
+    assert steps == [0, 32, 64]
+    error = torch.stack(found).float() - expected
+    assert error.norm() < 0.03 * expected.norm()

@@ -207,6 +207,12 @@ def test_a_fine_tuned_official_sam_is_a_folder_too(tmp_path, little):
     assert loaded.sam.state_dict().keys() == model.sam.state_dict().keys()
 
 
+def test_a_folder_of_another_kind_than_named_is_refused(folder):
+    assert load_sam(folder, "small", "cpu").kind == "small"
+    with pytest.raises(BundleError, match='of kind "small", not "vit_b"'):
+        load_sam(folder, "vit_b", "cpu")
+
+
 def test_shipped_ones_have_names(folder, monkeypatch):
     monkeypatch.setenv("SRCSM_MODELS", str(folder.parent))
     assert load_sam("sam-small-ct", device="cpu").name == "sam-small-ct"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The small SAM: small enough, and made so that tiles do not see each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_sam import SMALL
@@ -34,17 +36,20 @@ def test_its_sizes_are_those_of_the_config():
     assert not sam.training
 
 
-def test_a_window_spans_the_waves_that_sams_image_does():
-    torch.manual_seed(3)
-    sam = build_small_sam(SMALL)
-    window = sam.prompt_encoder.get_dense_pe()[0, :, :8, :8]
-    # As over an image of one window, from whose middle SAM counts; ours is elsewhere.
-    matrix = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix / 2
-    edges = ((torch.arange(8) + 0.5) / 8 * 2 - 1) * 2 * torch.pi
-    phase = edges[None, :, None] * matrix[0] + edges[:, None, None] * matrix[1]
-    both = torch.complex(window[8:], window[:8]).permute(1, 2, 0)
-    turned = both / torch.polar(torch.ones_like(phase), phase)
-    assert torch.allclose(turned, turned[:1, :1].expand_as(turned), atol=1e-4)
+def test_positions_vary_within_a_window_as_sams_do_within_an_image():
+    def positions(config):
+        torch.manual_seed(3)
+        return build_small_sam(config).prompt_encoder
+
+    canvas, one_window = positions(SMALL), positions(replace(SMALL, canvas=32))
+    corners = torch.tensor([[[0.0, 0.0], [32.0, 20.0]]])
+    for encoder, side in ((canvas, 64), (one_window, 32)):
+        assert encoder.input_image_size == (side, side)
+    phases = [
+        corners / side @ encoder.pe_layer.positional_encoding_gaussian_matrix
+        for encoder, side in ((canvas, 64), (one_window, 32))
+    ]
+    assert torch.allclose(*phases)
 
 
 def test_random_weights_differ_and_the_seed_decides_them():

@@ -169,8 +169,8 @@ def load_sam(path: str | Path, kind: str | None = None, device: str = "auto") ->
 
     Args:
         path: a .pth file, a folder, or the name of a folder among the shipped models.
-        kind: of a file, a key of `CHECKPOINTS`; None recognises the official files by their
-            SHA-256. MedSAM's file has no known SHA-256: name its kind.
+        kind: "small" or a key of `CHECKPOINTS`; None takes what a folder says, and recognises the
+            official files by their SHA-256. MedSAM's has no known SHA-256: name its kind.
         device: see `resolve_device`.
 
     Raises:
@@ -182,6 +182,8 @@ def load_sam(path: str | Path, kind: str | None = None, device: str = "auto") ->
     if not path.exists() and (shipped_models_folder() / path.name).is_dir():
         path = shipped_models_folder() / path.name
     model = _load_folder(path) if path.is_dir() else _load_file(path, kind)
+    if kind not in (None, model.kind):
+        raise BundleError(f'{path} holds a SAM of kind "{model.kind}", not "{kind}".')
     model.sam.to(where)
     return model
 
