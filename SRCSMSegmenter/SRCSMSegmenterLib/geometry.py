@@ -75,6 +75,11 @@ class Geometry:
         """(..., 3) RAS mm -> continuous voxel indices (i, j, k)."""
         return np.asarray(ras) @ self.inverse[:3, :3].T + self.inverse[:3, 3]
 
+    @property
+    def left_handed(self) -> bool:
+        """True where I, J and K are related as the thumb and two fingers of a left hand."""
+        return bool(np.linalg.det(self.affine[:3, :3]) < 0)
+
     def mirrored(self) -> "Geometry":
         """The same voxels with the K axis running the other way."""
         affine = self.affine.copy()

@@ -119,8 +119,7 @@ def segment(
 
     device = resolve_device(str(device))
     stored = volume.geometry
-    left_handed = np.linalg.det(stored.affine[:3, :3]) < 0
-    if left_handed:
+    if stored.left_handed:
         volume = Volume(volume.array[::-1], stored.mirrored())
     messages: list[str] = []
     seconds: dict[str, float] = {}
@@ -188,7 +187,7 @@ def segment(
         messages,
         seconds,
     )
-    return _mirrored(found, stored) if left_handed else found
+    return _mirrored(found, stored) if stored.left_handed else found
 
 
 def _mirrored(found: Segmentation, stored: Geometry) -> Segmentation:

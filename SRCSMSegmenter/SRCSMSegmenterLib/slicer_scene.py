@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import slicer
 import vtk
-from scipy.ndimage import find_objects
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .errors import VolumeError
@@ -194,7 +193,7 @@ def place(
     if result.labels.array.dtype != np.uint8:
         raise TypeError(f"labels are uint8, not {result.labels.array.dtype}")
     if segmentation_node is not None:
-        _check_target(segmentation_node, volume_node, result.labels.geometry)
+        check_target(segmentation_node, volume_node, result.labels.geometry)
     layer = _layer(result.labels)
     change = Change()
     try:
@@ -206,11 +205,16 @@ def place(
     return change
 
 
-def _check_target(
+def check_target(
     node: slicer.vtkMRMLSegmentationNode,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     geometry: Geometry,
 ) -> None:
+    """See whether a result on this grid could be put into a segmentation.
+
+    Raises:
+        VolumeError: see `place`.
+    """
     segmentation, name = node.GetSegmentation(), node.GetName()
     if segmentation.GetNumberOfSegments() == 0:
         return
@@ -359,6 +363,8 @@ def _replace_labelmap(
 
 def _own_labelmap(segment: slicer.vtkSegment) -> slicer.vtkOrientedImageData:
     """A segment's voxels as an image of 0 and 1 of its own, cut to where they are."""
+    from scipy.ndimage import find_objects  # when needed: Slicer loads this file at its start
+
     labelmap, matrix = segment.GetRepresentation(BINARY), vtk.vtkMatrix4x4()
     labelmap.GetImageToWorldMatrix(matrix)
     own = slicer.vtkOrientedImageData()
