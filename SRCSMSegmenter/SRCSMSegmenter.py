@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SRCSMSegmenter: find organs in a scan of any modality, in 3D Slicer.
+
+Module, panel, logic and test as Slicer looks for them by name. What the panel's widgets show is in
+SRCSMSegmenterLib/slicer_panel.py, the work on the scene in slicer_logic.py and slicer_scene.py,
+all computing in a worker process. PyTorch is never imported here.
+"""
+
+import sys
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+from SRCSMSegmenterLib import slicer_logic, slicer_models, slicer_packages, slicer_scene
+from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
+from SRCSMSegmenterLib.slicer_panel import OrganResult, Panel
+from SRCSMSegmenterLib.slicer_parameters import FRAME_SHOWN, Parameters
+
+
+class SRCSMSegmenter(ScriptedLoadableModule):
+    """What Slicer shows of the module in its list."""
+
+    def __init__(self, parent: "qt.QObject") -> None:
+        super().__init__(parent)
+        parent.title = _("SRCSM Segmenter")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = ["Segmentations", "Sequences"]
+        parent.contributors = ["SRCSM contributors"]
+        parent.helpText = _(
+            "Finds organs in a CT or MR volume with a network that was trained on one modality "
+            "and works on others. Choose a volume and a model, and press Segment."
+            "<p><b>Research use only. Not for diagnosis.</b></p>"
+        )
+        parent.acknowledgementText = _(
+            "The method is by F. Thaler et al., <i>Semantic-Aware Random Convolution and Source "
+            "Matching for Domain Generalization in Medical Image Segmentation</i>, IEEE Access, "
+            '2026, <a href="https://arxiv.org/abs/2512.01510">arXiv 2512.01510</a>.'
+        )
+        slicer.app.connect("startupCompleted()", slicer_logic.register_sample_data)
+
+
+class SRCSMSegmenterWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel: what the user does goes to the parameter node and the logic, what comes of it to
+    `panel`.
+
+    Attributes:
+        panel: how things are shown.
+        run: the segmentation that is running, or None.
+    """
+
+    def __init__(self, parent: "qt.QWidget | None" = None) -> None:
+        VTKObservationMixin.__init__(self)
+        self.logic: SRCSMSegmenterLogic | None = None
+        self.panel: Panel | None = None
+        self.run: slicer_logic.SegmentationRun | None = None
+        self._lastRun: slicer_logic.SegmentationRun | None = None
+        self._parameterNode: Parameters | None = None
+        self._guiTag: int | None = None
+        self._cards: dict[str, slicer_models.ModelCard] = {}
+        self._missing: list[str] = []
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+
+    # Life cycle
+
+    def setup(self) -> None:
+        """Build the panel, the first time the module is opened and after a reload."""
+        super().setup()
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/SRCSMSegmenter.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        for selector in (self.ui.inputSelector, self.ui.outputSelector):
+            selector.setMRMLScene(slicer.mrmlScene)
+        self.logic = SRCSMSegmenterLogic()
+        self.panel = Panel(self.ui)
+
+        ui = self.ui
+        ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChosen)
+        ui.organList.connect("itemChanged(QListWidgetItem*)", self.onOrganTicked)
+        ui.addModelButton.connect("clicked()", self.onAddModel)
+        ui.removeModelButton.connect("clicked()", self.onRemoveModel)
+        ui.installButton.connect("clicked()", self.onInstall)
+        ui.segmentButton.connect("clicked()", self.onSegment)
+        ui.cancelButton.connect("clicked()", self.onCancel)
+        ui.undoButton.connect("clicked()", self.onUndo)
+        ui.editButton.connect("clicked()", self.onEdit)
+        ui.refineButton.connect("clicked()", self.onRefine)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.enter()
+
+    def enter(self) -> None:
+        """Slicer calls this whenever the user comes to the module."""
+        self._cards = slicer_models.model_cards()
+        self._missing = slicer_packages.missing()
+        self.panel.show_missing(
+            slicer_packages.described(self._missing), slicer_packages.offline_help()
+        )
+        self._observe(self.logic.getParameterNode())
+        if not self._parameterNode.inputVolume:
+            self._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass(
+                "vtkMRMLScalarVolumeNode"
+            )
+
+    def exit(self) -> None:
+        """Slicer calls this whenever the user goes to another module; a run goes on."""
+        self._observe(None)
+
+    def cleanup(self) -> None:
+        """Slicer calls this before it unloads or reloads the module, and when it ends."""
+        self.onCancel()
+        self._observe(None)
+        self.removeObservers()
+        self.logic.stop()
+
+    def onReload(self) -> None:
+        """Slicer's developer button reloads this file alone; the library has to follow."""
+        for name in [name for name in sys.modules if name.startswith("SRCSMSegmenterLib")]:
+            del sys.modules[name]
+        super().onReload()
+
+    def onSceneStartClose(self, caller: object = None, event: object = None) -> None:
+        """Let go of all that is about to be deleted."""
+        self.onCancel()
+        self._lastRun = None
+        self._observe(None)
+
+    def onSceneEndClose(self, caller: object = None, event: object = None) -> None:
+        """Start afresh, where the module is open."""
+        if self.parent.isEntered:
+            self.enter()
+
+    def _observe(self, parameters: Parameters | None) -> None:
+        """Show and change these parameters, and those before no more."""
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(
+                self._parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update
+            )
+        self._parameterNode = parameters
+        if parameters is not None:
+            # Unlike connectGui, this returns the tag in every version of Slicer.
+            bound = {w.property("SlicerParameterName"): w for w in vars(self.ui).values()}
+            bound.pop(None, None)
+            self._guiTag = parameters.connectParametersToGui(bound)
+            self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
+            self.update()
+
+    def update(self, caller: object = None, event: object = None) -> None:
+        """Show the state of the parameter node."""
+        parameters = self._parameterNode
+        if parameters is None:
+            return
+        panel, volume = self.panel, parameters.inputVolume
+        card = self._cards.get(parameters.model)
+        panel.show_models(self._cards, parameters.model, slicer_models.own_models())
+        panel.show_organs(card, parameters.skippedOrgans)
+        panel.show_frames(slicer_scene.frame_count(volume) if volume else 0)
+        panel.show_warnings(self._warnings())
+        panel.show_state(self.run is not None, self._lacking())
+        self._showResult(parameters.result)
+
+    def _lacking(self) -> list[str]:
+        """What has to be done before Segment can be pressed."""
+        parameters, reasons = self._parameterNode, []
+        if self._missing:
+            reasons.append(_("Install the missing packages first; see the top of the panel."))
+        if parameters.inputVolume is None:
+            reasons.append(_("Choose a volume."))
+        else:
+            try:
+                slicer_scene.node_geometry(parameters.inputVolume)
+            except VolumeError as error:
+                reasons.append(str(error))
+        if parameters.model not in self._cards:
+            reasons.append(_("Choose a model."))
+        elif not self.panel.organs(ticked=True):
+            reasons.append(_("Tick an organ."))
+        return reasons
+
+    def _warnings(self) -> list[str]:
+        parameters = self._parameterNode
+        card = self._cards.get(parameters.model)
+        if card is None or parameters.inputVolume is None:
+            return []
+        try:
+            return slicer_logic.input_warnings(
+                parameters.inputVolume, card, parameters.sourceMatching.value, frame=self._frame()
+            )
+        except VolumeError:
+            return []  # why it cannot be segmented is in the tooltip of Segment
+
+    def _frame(self) -> int | None:
+        """The frame that was picked; None for the one shown, and where there is no sequence."""
+        parameters = self._parameterNode
+        count = slicer_scene.frame_count(parameters.inputVolume)
+        return parameters.frame if FRAME_SHOWN < parameters.frame < count else None
+
+    # What the user chooses
+
+    def onModelChosen(self, index: int) -> None:
+        """Another model."""
+        if index >= 0:
+            self._parameterNode.model = self.panel.chosen_model()
+
+    def onOrganTicked(self, item: "qt.QListWidgetItem") -> None:
+        """An organ is wanted, or is not any more."""
+        self._parameterNode.skippedOrgans = self.panel.organs(ticked=False)
+
+    def onAddModel(self) -> None:
+        """Let the user point at a model folder."""
+        folder = qt.QFileDialog.getExistingDirectory(
+            slicer.util.mainWindow(), _("Folder of a trained network, or of several")
+        )
+        if folder:
+            self.addModels(folder)
+
+    def addModels(self, folder: str) -> None:
+        """Add the model or models of a folder to the list and choose the first."""
+        try:
+            added = slicer_models.add_models(folder)
+        except SRCSMError as error:
+            self.panel.show_message(str(error))
+            return
+        self.panel.show_message("")
+        self._cards = slicer_models.model_cards()
+        self._parameterNode.model = added[0]
+        self.update()
+
+    def onRemoveModel(self) -> None:
+        """Take the chosen model off the list."""
+        slicer_models.remove_model(self._parameterNode.model)
+        self._cards = slicer_models.model_cards()
+        self._parameterNode.model = next(iter(self._cards), "")
+        self.update()
+
+    def onInstall(self) -> None:
+        """Install what is missing; the text above the button said what and how large."""
+        self.panel.show_message("")
+        try:
+            slicer_packages.install(self._missing)
+        except Exception as error:  # of pip, light-the-torch, the network, the disk
+            self.panel.show_message(str(error))
+            self.panel.log(str(error))
+        self.enter()
+
+    # The run
+
+    def onSegment(self) -> None:
+        """Start; the result is put into the scene when it is complete."""
+        parameters = self._parameterNode
+        self.panel.show_message("")
+        wanted, skipped = self.panel.organs(ticked=True), self.panel.organs(ticked=False)
+        try:
+            self.run = self.logic.segment(
+                parameters.inputVolume,
+                model=parameters.model,
+                sourceMatching=parameters.sourceMatching.value,
+                organs=wanted if skipped else None,
+                device=parameters.device.value,
+                outputSegmentation=parameters.outputSegmentation,
+                frame=self._frame(),
+                progress=self.panel.show_progress,
+                log=self.panel.log,
+                done=self.onDone,
+                wait=False,
+            )
+        except SRCSMError as error:
+            self.panel.show_message(str(error))
+        self.panel.show_progress("", 0.0, None)
+        self.update()
+
+    def onCancel(self) -> None:
+        """Stop the run, if there is one; the scene stays as it is."""
+        if self.run is not None:
+            self.run.cancel()
+
+    def onDone(self, run: "slicer_logic.SegmentationRun") -> None:
+        """The run is finished, in whatever way."""
+        self.run = None
+        if run.error is None:
+            parameters = self.logic.getParameterNode()  # the panel may be closed meanwhile
+            parameters.result, self._lastRun = run.segmentationNode, run
+            if parameters.show3D:
+                run.segmentationNode.CreateClosedSurfaceRepresentation()
+        elif run.error.kind == "Cancelled":
+            self.panel.log(str(run.error))
+        else:
+            self.panel.show_message(f"{run.error} {run.error.remedy}")
+            self.panel.log(f"{run.error}\n{run.error.details}")
+        self.update()
+
+    # The result
+
+    def _showResult(self, segmentation: "slicer.vtkMRMLSegmentationNode | None") -> None:
+        measures = slicer_scene.measures(segmentation) if segmentation else []
+        colors = {organ.name: organ.color for card in self._cards.values() for organ in card.organs}
+        organs = [
+            OrganResult(m.name, colors.get(m.name, (128, 128, 128)), m.volume_ml, m.least_certain)
+            for m in measures
+        ]
+        name = segmentation.GetName() if segmentation else ""
+        self.panel.show_results(name, organs, self.onJump)
+        last = self._lastRun if segmentation and self._lastRun else None
+        self.panel.show_notes(last.messages if last else [], last is not None)
+        self.panel.show_refine("SAMRefine" in slicer.app.moduleManager().modulesNames())
+
+    def onJump(self, k: int) -> None:
+        """Show a slice of the volume that was segmented in all slice views."""
+        volume = _segmentedVolume(self._parameterNode.result)
+        if volume is not None:
+            slicer_scene.jump_to_slice(volume, k)
+
+    def onUndo(self) -> None:
+        """Take the last result out of the scene again."""
+        self._lastRun.undo()
+        self._lastRun = None
+        self.update()
+
+    def onEdit(self) -> None:
+        """Open the result in Slicer's Segment Editor."""
+        result = self._parameterNode.result
+        slicer.util.selectModule("SegmentEditor")
+        editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
+        editor.setSegmentationNode(result)
+        editor.setSourceVolumeNode(_segmentedVolume(result))
+
+    def onRefine(self) -> None:
+        """Go on in SAM Refine, with boxes from the result."""
+        result = self._parameterNode.result
+        slicer.util.selectModule("SAMRefine")
+        refine = slicer.modules.samrefine.widgetRepresentation().self()
+        refine.startFrom(result, _segmentedVolume(result))
+
+
+class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):
+    """Segmentation without widgets; see the README for a script to paste."""
+
+    def getParameterNode(self) -> Parameters:
+        """The panel's state in this scene."""
+        return Parameters(super().getParameterNode())
+
+    def segment(
+        self, volumeNode: "slicer.vtkMRMLScalarVolumeNode", **options: object
+    ) -> "slicer.vtkMRMLSegmentationNode | slicer_logic.SegmentationRun":
+        """See `slicer_logic.segment`."""
+        return slicer_logic.segment(volumeNode, **options)
+
+    def stop(self) -> None:
+        """End the worker; the next segmentation starts it again."""
+        slicer_logic.stop_worker()
+
+
+class SRCSMSegmenterTest(ScriptedLoadableModuleTest):
+    """Run by "Reload and Test" and by CTest, inside Slicer."""
+
+    def runTest(self) -> None:
+        """The panel's tests, and a segmentation where the packages are there."""
+
+
+def _segmentedVolume(
+    segmentation: "slicer.vtkMRMLSegmentationNode",
+) -> "slicer.vtkMRMLScalarVolumeNode | None":
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())

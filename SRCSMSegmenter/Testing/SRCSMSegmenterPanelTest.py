@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user does in the panel, and what comes of it; the segmentation itself is played.
+
+Runs in Slicer (CTest, or `slicer.testing.runUnitTest`), and in Testing/test_panel.py on stand-ins
+for Slicer's widgets.
+"""
+
+import contextlib
+import shutil
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import slicer
+
+
+class PlayedRun:
+    """A segmentation that goes on until the test ends it."""
+
+    def __init__(self, done):
+        self.error, self.segmentationNode, self._done = None, None, done
+        self.cancelled = self.undone = False
+        self.messages = ["Not found: spleen & pancreas."]
+
+    def cancel(self):
+        self.cancelled = True
+        self.end(error=("Cancelled", "Cancelled; nothing was changed."))
+
+    def undo(self):
+        self.undone = True
+        slicer.mrmlScene.RemoveNode(self.segmentationNode)
+
+    def end(self, segmentation=None, error=None):
+        from SRCSMSegmenterLib.worker_protocol import WorkerError
+
+        self.segmentationNode, self.error = segmentation, error and WorkerError(*error)
+        self._done(self)
+
+
+class PlayedLogic:
+    """What the panel asks of the logic, written down."""
+
+    def __init__(self, real):
+        self.getParameterNode = real.getParameterNode
+        self.asked, self.run, self.stopped, self.refusal = None, None, False, None
+
+    def segment(self, volumeNode, **options):
+        if self.refusal:
+            raise self.refusal
+        self.asked = {"volumeNode": volumeNode, **options}
+        self.run = PlayedRun(options["done"])
+        return self.run
+
+    def stop(self):
+        self.stopped = True
+
+
+class SRCSMSegmenterPanelTest(unittest.TestCase):
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+        self.cleanUps = contextlib.ExitStack()
+        self.addCleanup(self.cleanUps.close)
+        self.widget = slicer.util.getModuleWidget("SRCSMSegmenter")
+        self.ui = self.widget.ui
+        real = self.widget.logic
+        self.logic = self.widget.logic = PlayedLogic(real)
+        self.addCleanup(setattr, self.widget, "logic", real)
+        self.packages([])
+        self.volume = addVolume("MR", 0.0, 900.0)
+        self.widget.enter()
+
+    def tearDown(self):
+        self.widget.onCancel()
+        slicer.mrmlScene.Clear()
+
+    def packages(self, missing):
+        from SRCSMSegmenterLib import slicer_packages
+
+        patch = mock.patch.object(slicer_packages, "missing", lambda: list(missing))
+        self.cleanUps.enter_context(patch)
+
+    @property
+    def parameters(self):
+        return self.logic.getParameterNode()
+
+    def choose(self, combo, text):
+        index = [combo.itemText(n) for n in range(combo.count)].index(text)
+        combo.currentIndex = index
+
+    def tick(self, organ, ticked):
+        import qt
+
+        rows = [self.ui.organList.item(n) for n in range(self.ui.organList.count)]
+        row = next(row for row in rows if row.text() == organ)
+        row.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
+
+    def placeResult(self):
+        """A result as the logic leaves it in the scene."""
+        from SRCSMSegmenterLib import slicer_scene
+        from SRCSMSegmenterLib.geometry import Volume
+
+        geometry = slicer_scene.node_geometry(self.volume)
+        labels = np.zeros(geometry.shape, np.uint8)
+        labels[4:9, 10:20, 10:20] = 1
+        labels[4:9, 22:30, 10:20] = 2
+        organs = (
+            slicer_scene.Organ("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
+            slicer_scene.Organ("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
+        )
+        result = slicer_scene.Result(Volume(labels, geometry), organs)
+        return slicer_scene.place(result, self.volume).segmentation
+
+    # Choices
+
+    def test_the_first_volume_and_model_are_chosen_and_segment_can_be_pressed(self):
+        self.assertEqual(self.ui.inputSelector.currentNode(), self.volume)
+        self.assertEqual(self.ui.modelComboBox.currentText, "abdomen-ct")
+        self.assertIn("Hounsfield", self.ui.modelLabel.text)
+        self.assertIn("CC BY 4.0", self.ui.modelLabel.text)
+        self.assertTrue(self.ui.segmentButton.enabled)
+        self.assertFalse(self.ui.cancelButton.enabled)
+        self.assertFalse(shown(self.ui.frameSpinBox))
+        self.assertIn("Not for diagnosis", self.ui.noticeLabel.text)
+
+    def test_every_choice_reaches_the_logic(self):
+        other = addVolume("CT", -1000.0, 1500.0)
+        old = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "old")
+        self.ui.inputSelector.setCurrentNode(other)
+        self.ui.outputSelector.setCurrentNode(old)
+        self.choose(self.ui.modelComboBox, "abdomen-mr")
+        self.choose(self.ui.sourceMatchingComboBox, "Off")
+        self.choose(self.ui.deviceComboBox, "Processor (CPU)")
+        self.tick("right kidney", False)
+        self.tick("spleen", False)
+        self.ui.segmentButton.click()
+        asked = self.logic.asked
+        self.assertEqual(asked["volumeNode"], other)
+        self.assertEqual(asked["outputSegmentation"], old)
+        self.assertEqual(asked["model"], "abdomen-mr")
+        self.assertEqual(asked["sourceMatching"], "off")
+        self.assertEqual(asked["device"], "cpu")
+        self.assertEqual(asked["organs"], ["liver", "left_kidney"])
+        self.assertIsNone(asked["frame"])
+        self.assertFalse(asked["wait"])
+
+    def test_left_alone_everything_is_automatic(self):
+        self.ui.segmentButton.click()
+        asked = self.logic.asked
+        self.assertEqual((asked["sourceMatching"], asked["device"]), ("auto", "auto"))
+        self.assertIsNone(asked["organs"])
+        self.assertIsNone(asked["outputSegmentation"])
+
+    def test_a_frame_of_a_sequence_can_be_picked(self):
+        proxy = addSequence(frames=5)
+        self.ui.inputSelector.setCurrentNode(proxy)
+        self.assertTrue(shown(self.ui.frameSpinBox))
+        self.assertEqual(self.ui.frameSpinBox.maximum, 4)
+        self.ui.segmentButton.click()
+        self.assertIsNone(self.logic.asked["frame"])
+        self.logic.run.cancel()
+        self.ui.frameSpinBox.value = 3
+        self.ui.segmentButton.click()
+        self.assertEqual(self.logic.asked["frame"], 3)
+        self.logic.run.cancel()
+        self.ui.inputSelector.setCurrentNode(self.volume)
+        self.ui.segmentButton.click()
+        self.assertIsNone(self.logic.asked["frame"])
+
+    def test_organs_of_another_model_are_all_wanted(self):
+        self.tick("liver", False)
+        self.parameters.skippedOrgans = ["liver", "an organ that only another model knows"]
+        self.assertEqual(len(self.widget.panel.organs(ticked=True)), 3)
+
+    def test_what_is_missing_is_in_the_tooltip_of_segment(self):
+        for organ in ("liver", "right kidney", "left kidney", "spleen"):
+            self.tick(organ, False)
+        self.assertFalse(self.ui.segmentButton.enabled)
+        self.assertEqual(self.ui.segmentButton.toolTip, "Tick an organ.")
+        slicer.mrmlScene.RemoveNode(self.volume)
+        self.widget.update()
+        self.assertIn("Choose a volume.", self.ui.segmentButton.toolTip)
+
+    def test_a_volume_without_voxels_cannot_be_segmented(self):
+        empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
+        self.ui.inputSelector.setCurrentNode(empty)
+        self.assertFalse(self.ui.segmentButton.enabled)
+        self.assertIn("has no voxels", self.ui.segmentButton.toolTip)
+
+    def test_source_matching_off_on_another_modality_is_warned_of(self):
+        self.assertFalse(shown(self.ui.warningLabel))
+        self.choose(self.ui.sourceMatchingComboBox, "Off")
+        self.assertTrue(shown(self.ui.warningLabel))
+        self.assertIn("looks like MR", self.ui.warningLabel.text)
+
+    def test_a_thin_slab_is_warned_of(self):
+        self.ui.inputSelector.setCurrentNode(addVolume("slab", 0.0, 900.0, spacing=(3, 3, 1)))
+        self.assertIn("12 mm thick", self.ui.warningLabel.text)
+        self.ui.inputSelector.setCurrentNode(self.volume)
+        self.assertFalse(shown(self.ui.warningLabel))
+
+    # The run
+
+    def test_progress_shows_the_stage_and_the_time_left(self):
+        self.ui.segmentButton.click()
+        self.assertTrue(shown(self.ui.progressFrame))
+        self.assertFalse(self.ui.segmentButton.enabled)
+        self.assertFalse(self.ui.inputsFrame.enabled)
+        self.logic.asked["progress"]("network", 0.42, 37.2)
+        self.assertEqual(self.ui.progressBar.value, 42)
+        self.assertEqual(self.ui.progressLabel.text, "Finding the organs, about 37 s left")
+        self.logic.asked["progress"]("resample", 0.9, 200.0)
+        self.assertIn("about 3 min left", self.ui.progressLabel.text)
+
+    def test_cancel_stops_the_run_and_changes_nothing(self):
+        before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+        self.ui.segmentButton.click()
+        self.assertTrue(self.ui.cancelButton.enabled)
+        self.ui.cancelButton.click()
+        self.assertTrue(self.logic.run.cancelled)
+        self.assertFalse(shown(self.ui.progressFrame))
+        self.assertFalse(shown(self.ui.messageLabel))
+        self.assertTrue(self.ui.segmentButton.enabled)
+        after = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
+        self.assertEqual(after, before)
+
+    def test_an_error_is_shown_and_logged_and_one_can_try_again(self):
+        self.ui.segmentButton.click()
+        self.logic.run.end(error=("DeviceError", "There is no <x>.", "Choose auto.", "trace 17"))
+        self.assertTrue(shown(self.ui.messageLabel))
+        self.assertEqual(self.ui.messageLabel.text, "There is no &lt;x&gt;. Choose auto.")
+        self.assertIn("There is no <x>.\ntrace 17", self.ui.logText.plainText)
+        self.ui.segmentButton.click()
+        self.assertFalse(shown(self.ui.messageLabel))
+        self.assertIsNotNone(self.widget.run)
+
+    def test_what_the_logic_refuses_is_shown_and_nothing_runs(self):
+        from SRCSMSegmenterLib.errors import VolumeError
+
+        self.logic.refusal = VolumeError("The volume has no voxels.")
+        self.ui.segmentButton.click()
+        self.assertIn("no voxels", self.ui.messageLabel.text)
+        self.assertIsNone(self.widget.run)
+        self.assertTrue(self.ui.segmentButton.enabled)
+
+    # The result
+
+    def test_the_result_lists_volumes_and_slices_and_a_click_jumps(self):
+        self.assertFalse(shown(self.ui.resultsCollapsibleButton))
+        self.ui.segmentButton.click()
+        segmentation = self.placeResult()
+        self.logic.run.end(segmentation)
+        self.assertTrue(shown(self.ui.resultsCollapsibleButton))
+        table = self.ui.resultTable
+        self.assertEqual(
+            [[table.item(row, column).text() for column in (0, 1)] for row in (0, 1)],
+            [["liver", "1432.2"], ["right kidney", "160.0"]],
+        )
+        view = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode")
+        if view is None:
+            view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode")
+        view.SetOrientationToAxial()
+        click(table.cellWidget(0, 2), "7")
+        world = [0.0, 0.0, 0.0]
+        self.volume.TransformPointToWorld((0.0, 0.0, 7 * self.volume.GetSpacing()[2]), world)
+        self.assertAlmostEqual(view.GetSliceToRAS().GetElement(2, 3), world[2], places=3)
+
+    def test_a_result_can_be_undone_once(self):
+        self.assertFalse(self.ui.undoButton.enabled)
+        self.ui.segmentButton.click()
+        self.logic.run.end(self.placeResult())
+        self.assertEqual(self.ui.resultMessagesLabel.text, "Not found: spleen &amp; pancreas.")
+        self.ui.undoButton.click()
+        self.assertTrue(self.logic.run.undone)
+        self.assertIsNone(self.parameters.result)
+        self.assertFalse(shown(self.ui.resultsCollapsibleButton))
+        self.assertFalse(self.ui.undoButton.enabled)
+
+    def test_the_result_comes_back_with_the_scene(self):
+        self.widget.exit()
+        self.parameters.result = self.placeResult()
+        self.assertFalse(shown(self.ui.resultsCollapsibleButton))
+        self.widget.enter()
+        self.assertTrue(shown(self.ui.resultsCollapsibleButton))
+        self.assertEqual(self.ui.resultTable.rowCount, 2)
+
+    def test_a_result_that_is_deleted_leaves_the_panel(self):
+        self.parameters.result = self.placeResult()
+        slicer.mrmlScene.RemoveNode(self.parameters.result)
+        self.widget.update()
+        self.assertFalse(shown(self.ui.resultsCollapsibleButton))
+
+    def test_the_result_of_a_run_is_kept_when_the_panel_was_left(self):
+        self.ui.segmentButton.click()
+        self.widget.exit()
+        segmentation = self.placeResult()
+        self.logic.run.end(segmentation)
+        self.widget.enter()
+        self.assertEqual(self.parameters.result, segmentation)
+        self.assertEqual(self.ui.resultTable.rowCount, 2)
+
+    def test_without_sam_refine_its_button_says_so(self):
+        modules = slicer.app.moduleManager().modulesNames()
+        if "SAMRefine" in modules:
+            self.skipTest("SAM Refine is installed")
+        self.parameters.result = self.placeResult()
+        self.assertFalse(self.ui.refineButton.enabled)
+        self.assertIn("not installed", self.ui.refineButton.toolTip)
+
+    # Packages
+
+    def test_missing_packages_are_named_with_their_size_and_installed_on_request(self):
+        from SRCSMSegmenterLib import slicer_packages
+
+        self.packages([slicer_packages.TORCH, "safetensors>=0.4"])
+        self.widget.enter()
+        self.assertTrue(shown(self.ui.packagesFrame))
+        self.assertIn("PyTorch", self.ui.packagesLabel.text)
+        self.assertIn("GB", self.ui.packagesLabel.text)
+        self.assertIn("safetensors", self.ui.packagesLabel.text)
+        self.assertIn("--no-index", self.ui.offlineLabel.text)
+        self.assertFalse(self.ui.segmentButton.enabled)
+        self.assertIn("Install", self.ui.segmentButton.toolTip)
+        with mock.patch.object(slicer_packages, "install") as install:
+            self.packages([])
+            self.ui.installButton.click()
+        install.assert_called_once_with([slicer_packages.TORCH, "safetensors>=0.4"])
+        self.assertFalse(shown(self.ui.packagesFrame))
+        self.assertTrue(self.ui.segmentButton.enabled)
+
+    def test_a_failed_installation_says_why(self):
+        from SRCSMSegmenterLib import slicer_packages
+
+        self.packages([slicer_packages.TORCH])
+        self.widget.enter()
+        refused = RuntimeError("No network.")
+        with mock.patch.object(slicer_packages, "install", side_effect=refused):
+            self.ui.installButton.click()
+        self.assertIn("No network.", self.ui.messageLabel.text)
+        self.assertTrue(shown(self.ui.packagesFrame))
+
+    # Own models
+
+    def test_a_folder_with_a_model_can_be_added_and_taken_off_again(self):
+        from SRCSMSegmenterLib import slicer_models
+
+        self.assertFalse(self.ui.removeModelButton.enabled)
+        shipped = slicer_models.shipped_models_folder() / "abdomen-mr"
+        with tempfile.TemporaryDirectory(prefix="Modèles à moi ") as folder:
+            own = Path(folder).resolve() / "mine"
+            shutil.copytree(shipped, own)
+            self.widget.addModels(folder)
+            self.assertEqual(self.parameters.model, str(own))
+            self.assertEqual(self.ui.modelComboBox.count, 3)
+            self.ui.segmentButton.click()
+            self.assertEqual(self.logic.asked["model"], str(own))
+            self.logic.run.cancel()
+            self.ui.removeModelButton.click()
+            self.assertTrue(own.is_dir())
+        self.assertEqual(slicer_models.own_models(), [])
+        self.assertEqual(self.parameters.model, "abdomen-ct")
+        self.assertEqual(self.ui.modelComboBox.count, 2)
+
+    def test_a_folder_without_a_model_is_refused(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.widget.addModels(folder)
+        self.assertIn("There is no model in", self.ui.messageLabel.text)
+        self.assertEqual(self.ui.modelComboBox.currentText, "abdomen-ct")
+
+    def test_a_model_that_is_not_here_any_more_is_named(self):
+        self.parameters.model = "/gone/with the drive"
+        self.assertIn("/gone/with the drive", self.ui.modelLabel.text)
+        self.assertFalse(self.ui.segmentButton.enabled)
+        self.assertEqual(self.ui.segmentButton.toolTip, "Choose a model.")
+
+    # Life cycle
+
+    def test_choices_are_in_the_scene_and_shown_again(self):
+        self.choose(self.ui.sourceMatchingComboBox, "On")
+        self.tick("spleen", False)
+        self.widget.exit()
+        self.parameters.show3D = True
+        self.assertFalse(self.ui.show3DCheckBox.checked)
+        self.widget.enter()
+        self.assertTrue(self.ui.show3DCheckBox.checked)
+        self.assertEqual(self.ui.sourceMatchingComboBox.currentText, "On")
+        self.assertEqual(self.widget.panel.organs(ticked=False), ["spleen"])
+
+    def test_closing_the_scene_ends_the_run_and_starts_afresh(self):
+        self.choose(self.ui.sourceMatchingComboBox, "On")
+        self.ui.segmentButton.click()
+        run = self.logic.run
+        slicer.mrmlScene.Clear()
+        self.assertTrue(run.cancelled)
+        self.assertIsNone(self.widget.run)
+        self.widget.enter()
+        self.assertIsNone(self.ui.inputSelector.currentNode())
+        self.assertEqual(self.ui.sourceMatchingComboBox.currentText, "Automatic")
+        self.assertFalse(self.ui.segmentButton.enabled)
+
+    def test_deleting_the_volume_in_use_does_no_harm(self):
+        self.ui.segmentButton.click()
+        slicer.mrmlScene.RemoveNode(self.volume)
+        self.logic.run.end(error=("VolumeError", "The volume is gone."))
+        self.assertIsNone(self.ui.inputSelector.currentNode())
+        self.assertFalse(self.ui.segmentButton.enabled)
+
+    def test_other_parameter_nodes_of_the_module_do_no_harm(self):
+        ours = self.parameters.parameterNode
+        for n in range(3):
+            other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode", f"other {n}")
+            other.SetAttribute("ModuleName", "SRCSMSegmenter")
+            other.SetParameter("sourceMatching", "OFF")
+        self.widget.exit()
+        self.widget.enter()
+        self.assertEqual(self.parameters.parameterNode, ours)
+        self.assertEqual(self.ui.sourceMatchingComboBox.currentText, "Automatic")
+
+    def test_coming_and_going_leaves_no_observer_behind(self):
+        before = len(self.widget.Observations)
+        for _ in range(3):
+            self.widget.exit()
+            self.assertEqual(len(self.widget.Observations), before - 1)
+            self.widget.enter()
+        self.assertEqual(len(self.widget.Observations), before)
+
+
+def shown(widget):
+    """Not hidden, whether or not the module is the one that Slicer shows now."""
+    return not widget.isHidden()
+
+
+def click(label, link):
+    """As if a link of a label were clicked."""
+    signal = label.linkActivated
+    (signal.emit if hasattr(signal, "emit") else signal)(link)
+
+
+def addVolume(name, low, high, spacing=(3, 3, 6)):
+    """A volume of 40 x 40 x 12 voxels with intensities from low to high."""
+    rng = np.random.default_rng(4)
+    array = rng.uniform(low, high, (12, 40, 40)).astype(np.float32)
+    array.flat[:2] = low, high
+    return slicer.util.addVolumeFromArray(array, np.diag([*spacing, 1.0]), name)
+
+
+def addSequence(frames):
+    """The volume that a sequence browser shows of a sequence."""
+    scene = slicer.mrmlScene
+    sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine")
+    for n in range(frames):
+        frame = addVolume(f"frame {n}", 0.0, 900.0 + n)
+        sequence.SetDataNodeAtValue(frame, str(n))
+        scene.RemoveNode(frame)
+    browser = scene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "browser")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    return browser.GetProxyNode(sequence)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Slicer's build, its Extensions Index and its start-up ask of the files."""
+
+import ast
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = [folder for folder in ROOT.iterdir() if (folder / f"{folder.name}.py").is_file()]
+IN_SLICER = {"slicer", "vtk", "qt", "ctk", "numpy"}
+"""What Slicer has when it loads all modules at its start."""
+
+EXTENSION = dict(
+    re.findall(r'^set\(EXTENSION_(\w+) "(.*)"\)$', (ROOT / "CMakeLists.txt").read_text(), re.M)
+)
+
+
+def source_of(name: str) -> Path | None:
+    """The file of a module of our own, by its dotted name."""
+    for folder in MODULES:
+        path = folder / name.replace(".", "/")
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of what a file imports when it is imported, in `try` and `if` too."""
+    names, package = set(), path.parent.name
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, (package if node.level else None, node.module)))
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
+def imported_in_the_end(path: Path, seen: frozenset[Path] = frozenset()) -> set[str]:
+    """The packages that are not ours which importing a file imports, through ours too."""
+    found = set()
+    for name in imported(path):
+        ours = source_of(name)
+        if ours is None and source_of(name.rpartition(".")[0]) is None:
+            found.add(name.partition(".")[0])
+        elif ours is not None and ours not in seen:
+            found |= imported_in_the_end(ours, seen | {path, ours})
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        path
+        for folder in MODULES
+        for path in (folder / f"{folder.name}.py", *folder.glob("*Lib/slicer_*.py"))
+    ),
+    ids=lambda path: path.name,
+)
+def test_what_slicer_loads_imports_only_what_slicer_has(path):
+    # SciPy and SimpleITK come with Slicer too, but are for when they are needed, not its start-up.
+    allowed = IN_SLICER | set(sys.stdlib_module_names)
+    assert imported_in_the_end(path) <= allowed
+
+
+def test_imports_are_found_wherever_they_hide(tmp_path):
+    """The check above could not fail otherwise."""
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import os\ntry:\n    import torch\nexcept ImportError:\n    pass\n"
+        "class A:\n    import monai.losses\ndef f():\n    import pandas\n"
+    )
+    assert imported_in_the_end(file) == {"os", "torch", "monai"}
+
+
+def listed(folder: Path, variable: str) -> set[str]:
+    text = (folder / "CMakeLists.txt").read_text()
+    block = re.search(rf"set\({variable}\s+(.*?)\)", text, re.S)[1]
+    return set(block.replace("${MODULE_NAME}", folder.name).split())
+
+
+@pytest.mark.parametrize("folder", MODULES, ids=lambda folder: folder.name)
+def test_cmake_lists_every_file_to_be_packaged(folder):
+    def tree(*patterns):
+        return {p.relative_to(folder).as_posix() for each in patterns for p in folder.glob(each)}
+
+    assert listed(folder, "MODULE_PYTHON_SCRIPTS") == tree("*.py", "*Lib/**/*.py")
+    everything = {path for path in tree("Resources/**/*") if (folder / path).is_file()}
+    drawn_from = {path for path in everything if path.endswith(".svg")}
+    assert listed(folder, "MODULE_PYTHON_RESOURCES") == everything - drawn_from
+
+
+def test_every_module_is_built_and_every_test_of_it_registered():
+    top = (ROOT / "CMakeLists.txt").read_text()
+    for folder in MODULES:
+        assert f"add_subdirectory({folder.name})" in top
+        tests = {path.name for path in (folder / "Testing").glob("*.py")}
+        registered = (folder / "Testing" / "CMakeLists.txt").read_text()
+        assert set(re.findall(r"slicer_add_python_unittest\(SCRIPT (\S+)\)", registered)) == tests
+
+
+def test_the_extension_describes_itself_on_single_lines():
+    needed = {"HOMEPAGE", "CATEGORY", "CONTRIBUTORS", "DESCRIPTION", "ICONURL", "SCREENSHOTURLS"}
+    assert EXTENSION.keys() == needed | {"DEPENDS"}
+    lines = (ROOT / "CMakeLists.txt").read_text().split()
+    assert lines[-2:] == [
+        "include(${Slicer_EXTENSION_GENERATE_CONFIG})",
+        "include(${Slicer_EXTENSION_CPACK})",
+    ]
+
+
+def test_the_index_entry_belongs_to_the_extension():
+    project = re.search(r"^project\((\w+)\)", (ROOT / "CMakeLists.txt").read_text(), re.M)[1]
+    entry = json.loads((ROOT / f"{project}.json").read_text())
+    repository = entry["scm_url"].removesuffix(".git")
+    assert repository == EXTENSION["HOMEPAGE"]
+    assert repository.rpartition("/")[2] == f"Slicer{project}"
+    assert entry["category"] == EXTENSION["CATEGORY"]
+    assert entry["build_dependencies"] == EXTENSION["DEPENDS"].split()
+
+
+def test_the_extensions_icon_is_a_file_of_the_repository():
+    path = EXTENSION["ICONURL"].partition("/main/")[2]
+    assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize(
+    "svg", sorted(ROOT.glob("*/Resources/Icons/*.svg")) + sorted(ROOT.glob("Resources/Icons/*.svg"))
+)
+def test_icons_are_128_pixels_square(svg):
+    header = svg.with_suffix(".png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", header[16:24]) == (128, 128)
+
+
+SLICER_FOR_CMAKE = """
+# What our CMake files ask of Slicer's build, copying files as ctkMacroCompilePythonScript does.
+set(Slicer_USE_FILE ${CMAKE_CURRENT_LIST_DIR}/empty.cmake)
+set(Slicer_EXTENSION_GENERATE_CONFIG ${Slicer_USE_FILE})
+set(Slicer_EXTENSION_CPACK ${Slicer_USE_FILE})
+set(Slicer_QTSCRIPTEDMODULES_LIB_DIR lib/Slicer-5.12/qt-scripted-modules)
+set(Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR lib/Slicer-5.12/qt-scripted-modules)
+macro(slicerMacroBuildScriptedModule)
+  cmake_parse_arguments(MODULE "WITH_GENERIC_TESTS" "NAME" "SCRIPTS;RESOURCES" ${ARGN})
+  foreach(file ${MODULE_SCRIPTS} ${MODULE_RESOURCES})
+    get_filename_component(folder ${file} DIRECTORY)
+    install(FILES ${file} DESTINATION ${Slicer_INSTALL_QTSCRIPTEDMODULES_LIB_DIR}/${folder})
+  endforeach()
+endmacro()
+macro(slicer_add_python_unittest)
+  cmake_parse_arguments(TEST "" "SCRIPT" "" ${ARGN})
+  if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${TEST_SCRIPT})
+    message(FATAL_ERROR "no ${TEST_SCRIPT}")
+  endif()
+endmacro()
+"""
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="CMake is not installed")
+def test_the_installed_extension_has_its_models_and_finds_them(tmp_path):
+    slicer, build, installed = (tmp_path / name for name in ("slicer", "build", "an extension"))
+    slicer.mkdir()
+    (slicer / "empty.cmake").write_text("")
+    (slicer / "SlicerConfig.cmake").write_text(SLICER_FOR_CMAKE)
+    for command in (
+        ["cmake", "-S", ROOT, "-B", build, f"-DSlicer_DIR={slicer}", "-DBUILD_TESTING=ON"],
+        ["cmake", "--install", build, "--prefix", installed],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    modules = installed / "lib" / "Slicer-5.12" / "qt-scripted-modules"
+    code = (
+        "from SRCSMSegmenterLib.model_list import find_bundles, shipped_models_folder\n"
+        "print(shipped_models_folder(), *[b.name for b in find_bundles(shipped_models_folder())])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=modules,
+        env={"PYTHONPATH": str(modules)},
+    )
+    names = "abdomen-ct abdomen-mr"
+    assert found.stdout.strip() == f"{modules / 'Resources' / 'Models'} {names}"
+    in_build = build / "lib" / "Slicer-5.12" / "qt-scripted-modules" / "Resources" / "Models"
+    assert (in_build / "abdomen-ct" / "SHA256SUMS").is_file()
