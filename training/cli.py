@@ -52,6 +52,7 @@ exit codes:
 examples:
   srcsm demo
   srcsm segment mr.nii.gz -o organs.seg.nrrd
+  srcsm segment mr.nii.gz -o organs.seg.nrrd --refine
   srcsm train --data Dataset101_AbdomenCT --preset abdomen-fast --out runs/ct
   srcsm evaluate --model runs/ct/model --data Dataset102_AbdomenMR --out runs/ct/on-mr
 
@@ -98,6 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"srcsm {version('srcsm')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_segment(commands)
+    add_boxes(commands)
+    add_refine(commands)
     add_train(commands)
     add_evaluate(commands)
     add_match(commands)
@@ -138,7 +141,8 @@ def add_segment(commands: Commands) -> None:
         "  srcsm segment mr.nii.gz -o organs.seg.nrrd\n"
         "  srcsm segment dicom_folder -o organs.nii.gz --confidence sure.nii.gz --json\n"
         "  srcsm segment *.nii.gz -o labels --format .seg.nrrd --model runs/ct/model\n"
-        "  srcsm segment ct.nii.gz -o organs.nii.gz --source-matching off --device cuda:1",
+        "  srcsm segment ct.nii.gz -o organs.nii.gz --source-matching off --device cuda:1\n"
+        "  srcsm segment mr.nii.gz -o organs.seg.nrrd --refine",
     )
     parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help=SCAN_HELP)
     parser.add_argument(
@@ -171,6 +175,106 @@ def add_segment(commands: Commands) -> None:
         metavar="PATH",
         help="also write the probability of the chosen label; a file, or a folder for several",
     )
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="draw boxes around what the network finds and let SAM refine it",
+    )
+    add_sam_options(parser, "sam-small-ct or sam-small-mr, as the network was trained on CT or MR")
+    add_series_option(parser)
+    add_device_option(parser)
+    add_json_option(parser)
+
+
+def add_boxes(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "boxes",
+        "draw boxes around the organs that a network is sure of, slice by slice",
+        "For srcsm refine, as they are or corrected by hand. x0 y0 x1 y1 are edges in\n"
+        "voxels, voxel n reaching from n to n + 1. Without --coarse the scan is segmented first.",
+        "  srcsm boxes mr.nii.gz -o boxes.json --pictures pictures\n"
+        "  srcsm boxes mr.nii.gz -o boxes.json --coarse organs.nii.gz \\\n"
+        "      --coarse-confidence sure.nii.gz --threshold 0.9",
+    )
+    parser.add_argument("scan", type=Path, metavar="SCAN", help=SCAN_HELP)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json")
+    add_coarse_options(parser)
+    add_model_option(parser, DEFAULT_MODEL)
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.75,
+        metavar="P",
+        help="probability from which the network counts as sure (default: 0.75)",
+    )
+    parser.add_argument(
+        "--shrink",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="average N x N pixels first, as the paper does with 4 (default: 1)",
+    )
+    parser.add_argument(
+        "--unfiltered", action="store_true", help="box stray pieces too (default: the largest)"
+    )
+    parser.add_argument(
+        "--axis",
+        choices=("auto", "I", "J", "K"),
+        default="auto",
+        help="across which slices lie (default: auto, the coarsest)",
+    )
+    add_pictures_option(parser, "of the boxes")
+    add_modality_option(parser)
+    add_series_option(parser)
+    add_device_option(parser)
+    add_json_option(parser)
+
+
+def add_refine(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "refine",
+        "let SAM redraw organs within boxes",
+        "Where SAM's mask is not to be trusted, the coarse one stays; both are said. Without\n"
+        "--coarse, SAM's stays. Research use only, not for diagnosis.",
+        "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.seg.nrrd\n"
+        "  srcsm refine mr.nii.gz --boxes boxes.json --coarse coarse.nii.gz \\\n"
+        "      --coarse-confidence sure.nii.gz -o organs.seg.nrrd --pictures pictures\n"
+        "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.nii.gz \\\n"
+        "      --sam sam_vit_b_01ec64.pth --mosaic slices",
+    )
+    parser.add_argument("scan", type=Path, metavar="SCAN", help=SCAN_HELP)
+    parser.add_argument(
+        "--boxes", type=Path, required=True, metavar="FILE.json", help="from srcsm boxes or Slicer"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help=f"a file ending in {', '.join(ENDINGS)}"
+    )
+    add_coarse_options(parser)
+    add_sam_options(parser, "sam-small-ct")
+    parser.add_argument(
+        "--mosaic",
+        choices=("crops", "slices", "off"),
+        default="crops",
+        help="what goes through SAM's encoder at once: squares around the organ (default), whole "
+        "slices side by side, or one slice",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="of SAM's probabilities (default: 0.5)",
+    )
+    parser.add_argument(
+        "--mask-prompt", action="store_true", help="also give SAM the coarse mask as a first guess"
+    )
+    parser.add_argument(
+        "--confidence", type=Path, metavar="FILE", help="also write the labels' probability"
+    )
+    add_pictures_option(parser, "of the boxes and of both masks")
+    add_modality_option(parser)
     add_series_option(parser)
     add_device_option(parser)
     add_json_option(parser)
@@ -297,7 +401,7 @@ def add_match(commands: Commands) -> None:
 
 
 def add_models(commands: Commands) -> None:
-    summary = "list, verify and describe trained networks"
+    summary = "list, verify and describe trained networks and SAMs"
     parser = commands.add_parser("models", help=summary, description=f"{summary}.")
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     parser = add_command(
@@ -403,6 +507,37 @@ def add_model_option(parser: argparse._ActionsContainer, default: str | None) ->
         default=default,
         metavar="NAME_OR_FOLDER",
         help=f"a shipped network or a model folder{shown}",
+    )
+
+
+def add_coarse_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--coarse", type=Path, metavar="FILE", help="label map to begin with, on the scan's grid"
+    )
+    parser.add_argument(
+        "--coarse-confidence",
+        type=Path,
+        metavar="FILE",
+        help="its probabilities, from srcsm segment --confidence (default: all are 1)",
+    )
+
+
+def add_sam_options(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--sam",
+        metavar="NAME_OR_PATH",
+        help=f"a shipped SAM, a folder, or SAM's or MedSAM's own file (default: {default})",
+    )
+    parser.add_argument(
+        "--sam-kind",
+        choices=("vit_b", "vit_l", "vit_h", "medsam"),
+        help="of a checkpoint file (default: known by the file's SHA-256; MedSAM's is not)",
+    )
+
+
+def add_pictures_option(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help=f"also draw pictures {what}, one per organ"
     )
 
 

@@ -3,14 +3,16 @@
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SRCSMSegmenterLib.bundle import ModelBundle
+from SRCSMSegmenterLib.components import smaller_components
 from SRCSMSegmenterLib.devices import resolve_device
-from SRCSMSegmenterLib.errors import SourceMatchingError, VolumeError
+from SRCSMSegmenterLib.errors import ConfigError, SourceMatchingError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.inference import Segmentation, guess_modality, segment
 from SRCSMSegmenterLib.volume_io import read_volume, write_labels, write_volume
@@ -25,11 +27,16 @@ from .common import (
     writing,
 )
 
+if TYPE_CHECKING:  # refining needs packages that segmenting does not
+    from SAMRefineLib.models import SamModel
+
 SLICES_SHOWN = 5
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment scans; one that cannot be used does not keep the others from being segmented."""
+    if (arguments.sam or arguments.sam_kind) and not arguments.refine:
+        raise ConfigError("--sam and --sam-kind need --refine.")
     scans = arguments.scans
     outputs = output_files(scans, arguments.output, arguments.format)
     confidences: list[Path | None] = [None] * len(scans)
@@ -39,10 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
     device = str(resolve_device(arguments.device))
     bundle = load_model(arguments.model)
+    sam = None
+    if arguments.refine:
+        from .refine import find_sam
+
+        sam = find_sam(arguments.sam, arguments.sam_kind, bundle.description.rule.modality, device)
     results, code = [], 0
     for scan, output, confidence in zip(scans, outputs, confidences, strict=True):
         try:
-            result = segment_scan(scan, output, confidence, bundle, device, arguments)
+            result = segment_scan(scan, output, confidence, bundle, sam, device, arguments)
         except (VolumeError, SourceMatchingError) as error:
             say(f"srcsm: error: {error}")
             results.append({"input": str(scan), "error": str(error)})
@@ -61,10 +73,12 @@ def segment_scan(
     output: Path,
     confidence: Path | None,
     bundle: ModelBundle,
+    sam: "SamModel | None",
     device: str,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Segment one scan and write the results; returns what a program would want to know."""
+    """Segment one scan, refine it where there is a SAM, and write the results; returns what a
+    program would want to know."""
     started = time.perf_counter()
     volume = read_volume(scan, arguments.series)
     seconds = {"read": time.perf_counter() - started}
@@ -80,8 +94,12 @@ def segment_scan(
             source_matching=matching,
             device=device,
             largest_component=arguments.largest_component,
+            keep_probabilities=sam is not None,
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
+    refined = None
+    if sam is not None:
+        found, refined = refine_scan(volume, found, bundle, sam, modality, arguments)
     started = time.perf_counter()
     with writing():
         write_labels(output, found.labels, bundle.description.labels)
@@ -95,9 +113,42 @@ def segment_scan(
         "modality": modality,
         "source_matching": matching,
         "organs": organs(found, bundle),
+        "refinement": refined,
         "messages": found.messages,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
+
+
+def refine_scan(
+    volume: Volume,
+    found: Segmentation,
+    bundle: ModelBundle,
+    sam: "SamModel",
+    modality: str,
+    arguments: argparse.Namespace,
+) -> tuple[Segmentation, dict[str, Any]]:
+    """The segmentation with SAM's labels and confidence, and what happened to each organ.
+
+    The least certain slices stay those of the network.
+    """
+    from .boxes import CoarseOrgan, slice_grid
+    from .refine import as_rows, refine_coarse, sam_identity
+
+    coarse = [
+        CoarseOrgan(label.name, label.value, found.probabilities[label.value])
+        for label in bundle.description.labels
+    ]
+    started = time.perf_counter()
+    grid = slice_grid(volume.geometry, "auto")
+    refined = refine_coarse(volume, coarse, grid, sam, modality, "refining")
+    labels, confidence = refined.labels.array, refined.confidence()
+    if arguments.largest_component:
+        smaller = smaller_components(labels)
+        labels[smaller] = 0
+        confidence[smaller] = 1 - confidence[smaller]
+    seconds = found.seconds | {"refine": time.perf_counter() - started}
+    found = replace(found, labels=refined.labels, confidence=confidence, seconds=seconds)
+    return found, {"sam": sam_identity(sam), "organs": as_rows(refined, volume.geometry)}
 
 
 def organs(found: Segmentation, bundle: ModelBundle) -> list[dict[str, Any]]:
@@ -134,4 +185,8 @@ def as_text(result: dict[str, Any]) -> str:
         sure = "-" if organ["confidence"] is None else f"{organ['confidence']:.2f}"
         slices = ", ".join(str(s["k"]) for s in organ["least_certain_slices"][:SLICES_SHOWN])
         lines.append(f"  {organ['name']:<20} {organ['volume_ml']:9.1f}  {sure:>10}  {slices}")
+    if result["refinement"]:
+        from .refine import as_text as refinement_as_text
+
+        lines += ["  refined:", refinement_as_text(result["refinement"]["organs"])]
     return "\n".join([*lines, *(f"  {message}" for message in result["messages"])])
