@@ -665,6 +665,13 @@ def test_a_worker_of_another_version_is_refused(make_worker):
     assert "version 99" in failure(worker, "echo").sentence
 
 
+def test_an_answer_that_makes_no_sense_is_an_error(make_worker):
+    code = 'print(\'{"hello": {"protocol": 1}}\\nnonsense\', flush=True); input()'
+    error = failure(make_worker(command=[sys.executable, "-c", code]), "echo")
+    assert error.kind == "CorruptMessage"
+    assert "no JSON" in error.sentence
+
+
 @pytest.fixture
 def launcher(tmp_path, monkeypatch):
     """PythonSlicer as it is: a program that prints, starts Python as its child, and waits."""

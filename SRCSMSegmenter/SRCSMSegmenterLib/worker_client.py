@@ -41,6 +41,7 @@ from .worker_protocol import (
     NONE,
     PROTOCOL,
     REMEDIES,
+    REPORT,
     Arrays,
     Channel,
     CorruptMessageError,
@@ -296,10 +297,14 @@ class Worker:
                         self._events.put((job, kind, message[kind]))
         except Cancelled:
             self._events.put((job, "error", _cancelled()))
-        except (EOFError, ConnectionError, CorruptMessageError):
+        except (EOFError, ConnectionError):
             error = connection.obituary()
             connection.close()
             self._events.put((job, "error", error))
+        except CorruptMessageError as error:
+            connection.close()
+            told = f"The worker's answer cannot be read ({error})."
+            self._events.put((job, "error", WorkerError("CorruptMessage", told, REPORT)))
         except Exception as error:
             self._events.put((job, "error", as_worker_error(error)))
 
