@@ -25,6 +25,7 @@ from SRCSMSegmenterLib import slicer_logic, slicer_models, slicer_packages, slic
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
 from SRCSMSegmenterLib.slicer_panel import OrganResult, Panel
 from SRCSMSegmenterLib.slicer_parameters import FRAME_SHOWN, Parameters
+from SRCSMSegmenterLib.slicer_samples import load_phantom, register_sample_data
 
 
 class SRCSMSegmenter(ScriptedLoadableModule):
@@ -46,7 +47,7 @@ class SRCSMSegmenter(ScriptedLoadableModule):
             "Matching for Domain Generalization in Medical Image Segmentation</i>, IEEE Access, "
             '2026, <a href="https://arxiv.org/abs/2512.01510">arXiv 2512.01510</a>.'
         )
-        slicer.app.connect("startupCompleted()", slicer_logic.register_sample_data)
+        slicer.app.connect("startupCompleted()", register_sample_data)
 
 
 class SRCSMSegmenterWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -107,10 +108,10 @@ class SRCSMSegmenterWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             slicer_packages.described(self._missing), slicer_packages.offline_help()
         )
         self._observe(self.logic.getParameterNode())
-        if not self._parameterNode.inputVolume:
-            self._parameterNode.inputVolume = slicer.mrmlScene.GetFirstNodeByClass(
-                "vtkMRMLScalarVolumeNode"
-            )
+        volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
+        if scalar and self._parameterNode.inputVolume is None:
+            self._parameterNode.inputVolume = scalar[0]
 
     def exit(self) -> None:
         """Slicer calls this whenever the user goes to another module; a run goes on."""
@@ -247,11 +248,14 @@ class SRCSMSegmenterWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onInstall(self) -> None:
         """Install what is missing; the text above the button said what and how large."""
         self.panel.show_message("")
+        self.panel.show_installing(True)
+        slicer.app.processEvents()
         try:
             slicer_packages.install(self._missing)
         except Exception as error:  # of pip, light-the-torch, the network, the disk
             self.panel.show_message(str(error))
             self.panel.log(str(error))
+        self.panel.show_installing(False)
         self.enter()
 
     # The run
@@ -350,11 +354,9 @@ class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):
         """The panel's state in this scene."""
         return Parameters(super().getParameterNode())
 
-    def segment(
-        self, volumeNode: "slicer.vtkMRMLScalarVolumeNode", **options: object
-    ) -> "slicer.vtkMRMLSegmentationNode | slicer_logic.SegmentationRun":
-        """See `slicer_logic.segment`."""
-        return slicer_logic.segment(volumeNode, **options)
+    segment = staticmethod(slicer_logic.segment)
+    segmentFolder = staticmethod(slicer_logic.segment_folder)
+    useWorker = staticmethod(slicer_logic.use_worker)
 
     def stop(self) -> None:
         """End the worker; the next segmentation starts it again."""
@@ -362,10 +364,26 @@ class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):
 
 
 class SRCSMSegmenterTest(ScriptedLoadableModuleTest):
-    """Run by "Reload and Test" and by CTest, inside Slicer."""
+    """Run by "Reload and Test" and by CTest, inside Slicer; the panel's tests are in Testing."""
 
     def runTest(self) -> None:
-        """The panel's tests, and a segmentation where the packages are there."""
+        """What "Reload and Test" calls."""
+        self.setUp()
+        self.test_the_phantoms_organs_are_found()
+
+    def setUp(self) -> None:
+        """Start with an empty scene."""
+        slicer.mrmlScene.Clear()
+
+    def test_the_phantoms_organs_are_found(self) -> None:
+        """From the sample data to a segmentation, by the worker."""
+        if missing := slicer_packages.missing():
+            self.skipTest(f"not installed: {', '.join(missing)}")
+        volume = load_phantom("MR")
+        node = SRCSMSegmenterLogic().segment(volume, model="abdomen-ct")
+        found = {measure.name: measure.volume_ml for measure in slicer_scene.measures(node)}
+        assert len(found) == node.GetSegmentation().GetNumberOfSegments()
+        assert found["liver"] > 100
 
 
 def _segmentedVolume(

@@ -449,6 +449,9 @@ class App:
     def connect(self, signal: str, slot: Callable) -> None:
         self.connected.append((signal, slot))
 
+    def processEvents(self) -> None:
+        QtWidgets.QApplication.processEvents()
+
     def moduleManager(self) -> "App":
         return self
 

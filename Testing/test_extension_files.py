@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from SRCSMSegmenterLib.model_list import find_bundles, shipped_models_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [folder for folder in ROOT.iterdir() if (folder / f"{folder.name}.py").is_file()]
 IN_SLICER = {"slicer", "vtk", "qt", "ctk", "numpy"}
@@ -192,7 +194,7 @@ def test_the_installed_extension_has_its_models_and_finds_them(tmp_path):
         cwd=modules,
         env={"PYTHONPATH": str(modules)},
     )
-    names = "abdomen-ct abdomen-mr"
+    names = " ".join(folder.name for folder in find_bundles(shipped_models_folder()))
     assert found.stdout.strip() == f"{modules / 'Resources' / 'Models'} {names}"
     in_build = build / "lib" / "Slicer-5.12" / "qt-scripted-modules" / "Resources" / "Models"
     assert (in_build / "abdomen-ct" / "SHA256SUMS").is_file()

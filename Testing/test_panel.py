@@ -5,7 +5,9 @@ What a user does is in SRCSMSegmenter/Testing/SRCSMSegmenterPanelTest.py, which 
 runner runs too. Here is what needs no Slicer or cannot be seen there.
 """
 
+import os
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,11 +144,44 @@ def test_ending_stops_the_worker_and_observes_nothing(window):
     assert widget._parameterNode is None
 
 
-def test_what_is_computed_is_asked_of_the_logic_functions(window, monkeypatch):
-    """`SRCSMSegmenterLogic` only forwards."""
-    module, calls = sys.modules["SRCSMSegmenter"], []
-    monkeypatch.setattr(
-        module.slicer_logic, "segment", lambda node, **options: calls.append((node, options))
-    )
-    module.SRCSMSegmenterLogic().segment("volume", model="m", wait=False)
-    assert calls == [("volume", {"model": "m", "wait": False})]
+def test_the_logic_only_forwards(window):
+    module = sys.modules["SRCSMSegmenter"]
+    assert module.SRCSMSegmenterLogic().segment is module.slicer_logic.segment
+    assert module.SRCSMSegmenterLogic().segmentFolder is module.slicer_logic.segment_folder
+
+
+def wait_while(condition):
+    """Leave the event loop to Qt meanwhile, as Slicer does."""
+    while condition():
+        slicer.app.processEvents()
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_click_segments_the_phantom_and_another_cancels(window, monkeypatch):
+    from SRCSMSegmenterLib.slicer_samples import load_phantom
+
+    monkeypatch.setattr(slicer.util, "setSliceViewerLayers", lambda **layers: None)
+    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: dict(os.environ))
+    volume = load_phantom("MR")
+    widget, ui = window.self(), window.self().ui
+    widget.enter()
+    ui.segmentButton.click()
+    wait_while(lambda: widget.run is not None)
+    assert ui.messageLabel.text == ""
+    assert ui.progressBar.value == 100
+    assert [ui.resultTable.item(row, 0).text() for row in range(ui.resultTable.rowCount)] == [
+        "liver",
+        "right kidney",
+        "left kidney",
+        "spleen",
+    ]
+    result = widget.logic.getParameterNode().result
+    assert result.GetNodeReference(result.GetReferenceImageGeometryReferenceRole()) is volume
+    ui.segmentButton.click()
+    wait_while(lambda: ui.progressBar.value < 10)
+    ui.cancelButton.click()
+    wait_while(lambda: widget.run is not None)
+    assert ui.messageLabel.isHidden()
+    assert "nothing was changed" in ui.logText.plainText
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1

@@ -114,6 +114,12 @@ class Panel:
         )
         self.ui.offlineLabel.text = help
 
+    def show_installing(self, going_on: bool) -> None:
+        """That it takes a while."""
+        button = self.ui.installButton
+        button.enabled = not going_on
+        button.text = _("Installing (some minutes)...") if going_on else _("Install")
+
     def show_warnings(self, warnings: Sequence[str]) -> None:
         """What may go wrong, before it does."""
         self.ui.warningLabel.text = "<br>".join(map(escape, warnings))
