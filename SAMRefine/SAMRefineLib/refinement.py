@@ -90,7 +90,8 @@ class Refinement:
         labels: uint8 (uint16 where a value needs it); where several organs claim a voxel, the
             most probable one has it.
         reports: one per organ, in the order of the prompts.
-        changed: numbers of the slices that differ from the `Refiner`'s result before.
+        changed: numbers of the slices that were decided anew; no others differ from the result
+            before.
         encoder_passes: canvases that had to be encoded.
         seconds: duration per stage: "encode", "decode".
         outcomes: by label and slice number.
