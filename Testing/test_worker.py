@@ -20,7 +20,7 @@ import tiny
 import torch
 
 from srcsm_training.commands import worker as worker_command
-from SRCSMSegmenterLib import worker_client
+from SRCSMSegmenterLib import worker_connections
 from SRCSMSegmenterLib.bundle import Description, ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.errors import ConfigError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
@@ -484,7 +484,7 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(make_wo
     [used, *_] = private_folders_of(living)
     [dead] = set(private_folders(tmp_path)) - {used, young}
     for folder in (used, dead):
-        long_ago = time.time() - 2 * worker_client.YOUNG
+        long_ago = time.time() - 2 * worker_connections.YOUNG
         os.utime(folder, (long_ago, long_ago))
     pid_of(make_worker())
     assert not dead.exists()
