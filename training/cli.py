@@ -102,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_boxes(commands)
     add_refine(commands)
     add_train(commands)
+    add_train_sam(commands)
     add_evaluate(commands)
     add_match(commands)
     add_models(commands)
@@ -323,6 +324,67 @@ def add_train(commands: Commands) -> None:
     parser.add_argument("--list-presets", action="store_true", help="list the presets and exit")
     parser.add_argument(
         "--dry-run", action="store_true", help="check the dataset, print the configuration, exit"
+    )
+    add_device_option(parser)
+
+
+def add_train_sam(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "train-sam",
+        "train a small SAM from nothing, or fine-tune a SAM's mask decoder; or resume that",
+        "On an nnU-Net raw dataset, the source. With --sam, encoder and prompt encoder stay as\n"
+        "they are and the boxes are those of the coarse network --coarse. Ctrl-C stops after the\n"
+        "step, with a checkpoint; the same command goes on from it. The SAM is RUN/model.",
+        "  srcsm train-sam --data Dataset101_AbdomenCT --out runs/sam-ct\n"
+        "  srcsm train-sam --data Dataset101_AbdomenCT --sam sam_vit_b_01ec64.pth \\\n"
+        "      --coarse abdomen-ct --out runs/vit-b-ct --device cuda\n"
+        "  srcsm train-sam --data Dataset101_AbdomenCT --sam sam-small-ct --coarse abdomen-ct \\\n"
+        "      --set embed_once=false random_convolution=smoothed --out runs/sam-ct-looks",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the dataset")
+    parser.add_argument(
+        "--sam",
+        metavar="NAME_OR_PATH",
+        help="fine-tune this one: a shipped SAM, a SAM folder or a checkpoint file",
+    )
+    parser.add_argument(
+        "--sam-kind",
+        choices=("vit_b", "vit_l", "vit_h", "medsam"),
+        help="of a checkpoint file (default: known by the file's SHA-256; MedSAM's is not)",
+    )
+    parser.add_argument(
+        "--coarse", metavar="NAME_OR_FOLDER", help="the network whose boxes are given, for --sam"
+    )
+    parser.set_defaults(command="train_sam")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="of the preprocessed cases (from nothing; default: $SRCSM_CACHE or ~/.cache/srcsm)",
+    )
+    add_run_options(parser)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What every training has."""
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="of the configuration")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="single values, such as optimisation.steps=2000",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--name", help="of the result (default: the folder's)")
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        default=float("inf"),
+        metavar="M",
+        help="stop cleanly after that time (exit code 0)",
     )
     add_device_option(parser)
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,9 +127,7 @@ def run_training(
 
     writer = None
     if main:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        write_yaml(run_folder / "config.yaml", config)
-        write_environment(run_folder, dataset, training, validation)
+        write_run_folder(run_folder, config, source)
         if resumed is None:
             _write_source_histogram(run_folder, training, rule)
         pictures.augmentation_preview(
@@ -229,6 +228,17 @@ def open_source(
             tell(f"Warning: {warning}")
     modality = dataset.modality if data.modality == "auto" else data.modality
     return Source(dataset, modality, training, validation)
+
+
+def write_run_folder(
+    run_folder: Path,
+    config: Any,  # noqa: ANN401 - any configuration dataclass
+    source: Source,
+) -> None:
+    """config.yaml, and environment.json: versions, git state, command, dataset, cases."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    write_yaml(run_folder / "config.yaml", config)
+    _write_environment(run_folder, source.dataset, source.training, source.validation)
 
 
 def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
@@ -437,10 +447,9 @@ def _write_source_histogram(
     _write(run_folder / "source_histogram.json", json.dumps(histogram.to_dict()))
 
 
-def write_environment(
+def _write_environment(
     run_folder: Path, dataset: Dataset, training: Sequence[Case], validation: Sequence[Case]
 ) -> None:
-    """environment.json: versions, git state, command, dataset, cases."""
     packages = ("torch", "numpy", "scipy", "SimpleITK", "monai", "accelerate", "safetensors")
     environment = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -37,8 +37,8 @@ from .config import CasesConfig, Recipe, one_of
 from .dataset import Case
 from .losses import mask_loss
 from .random_convolution import MODES, random_convolution
-from .run import RunResult, accelerator_for, open_source, write_curve
-from .sam_training import LICENCE, sam_card, summary, write_run_folder
+from .run import RunResult, accelerator_for, open_source, write_curve, write_run_folder
+from .sam_training import LICENCE, sam_card, summary
 
 BOX_KINDS = ("filtered", "unfiltered", "whole", "true")
 """Where a box comes from: the coarse mask, filtered (the method) or not; the edges of the slices

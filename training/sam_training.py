@@ -29,7 +29,7 @@ from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample, smo
 
 from . import loop
 from .cases import PreparedCase, default_cache, prepare_cases
-from .config import Recipe, ScansConfig, one_of, to_dict, write_yaml
+from .config import Recipe, ScansConfig, one_of, to_dict
 from .losses import mask_loss
 from .random_convolution import MODES, random_convolution
 from .run import (
@@ -39,7 +39,7 @@ from .run import (
     intensity_rule,
     open_source,
     write_curve,
-    write_environment,
+    write_run_folder,
 )
 from .sam_slices import (
     BoxConfig,
@@ -415,13 +415,6 @@ def true_box_dice(
     overlap, total = accelerator.reduce(sums).unbind(1)
     dice = torch.where(total > 0, overlap / total, torch.nan)
     return dice[:, 1:].nanmean(0).tolist()
-
-
-def write_run_folder(run_folder: Path, config: object, source: Source) -> None:
-    """config.yaml and environment.json."""
-    run_folder.mkdir(parents=True, exist_ok=True)
-    write_yaml(run_folder / "config.yaml", config)
-    write_environment(run_folder, source.dataset, source.training, source.validation)
 
 
 def summary(config: object, source: Source, state: loop.Progress) -> dict:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,7 @@ from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 from ..config import TrainingConfig, read_yaml, to_dict, with_overrides
 from ..presets import PRESETS, preset
-from ..run import intensity_rule, open_source, run_training
+from ..run import RunResult, intensity_rule, open_source, run_training
 from . import INTERRUPTED
 from .common import (
     OutputError,
@@ -48,37 +49,54 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace, config: TrainingConfig) -> int:
-    """Run the training; a stop is no error, but Ctrl-C has an exit code of its own."""
+    """Run the training of an engine's network."""
+    return run_to_end(
+        arguments,
+        config.optimisation.steps,
+        partial(write_or_fail, arguments.data, config, arguments.out, cache=arguments.cache),
+        "Network: {model}\nNext: srcsm segment SCAN --model {model} -o labels.nii.gz",
+    )
+
+
+def write_or_fail(*given: object, **settings: object) -> RunResult:
+    """`run_training`, which reads no bundle: where one is at fault, it could not be written."""
+    try:
+        return run_training(*given, **settings)
+    except BundleError as error:
+        raise OutputError(str(error)) from error
+
+
+def run_to_end(
+    arguments: argparse.Namespace, steps: int, training: Callable[..., RunResult], done: str
+) -> int:
+    """Run a training; a stop is no error, but Ctrl-C has an exit code of its own.
+
+    Args:
+        arguments: out, name, device and max_minutes.
+        training: called with the rest of what `run_training` takes.
+        done: lines for the user, with the folder of the result for {model}.
+    """
     with making(arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
     check_writable(arguments.out)
-    steps = config.optimisation.steps
     # `accelerate launch` starts several processes; the first one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     display = progress_display("training") if speaks else nullcontext(lambda *_: None)
     with stop_on_signal() as stop_requested, display as show:
-        try:
-            result = run_training(
-                arguments.data,
-                config,
-                arguments.out,
-                name=arguments.name,
-                device=arguments.device,
-                cache=arguments.cache,
-                max_minutes=arguments.max_minutes,
-                stop_requested=stop_requested,
-                say=say,
-                progress=lambda p: show(p.step, steps, f"loss {p.loss:.3f}"),
-            )
-        except BundleError as error:  # a training reads no bundle, it writes one
-            raise OutputError(str(error)) from error
+        result = training(
+            name=arguments.name,
+            device=arguments.device,
+            max_minutes=arguments.max_minutes,
+            stop_requested=stop_requested,
+            say=say,
+            progress=lambda p: show(p.step, steps, f"loss {p.loss:.3f}"),
+        )
     if result.finished:
         if speaks:
             dice = result.best_dice
             validated = "" if math.isnan(dice) else f", best validation Dice {dice:.3f}"
             print(f"Trained {steps} steps{validated}.")
-            print(f"Network: {result.model}")
-            print(f"Next: srcsm segment SCAN --model {result.model} -o labels.nii.gz")
+            print(done.format(model=result.model))
         return 0
     why = "Stopped" if stop_requested() else "Stopped by --max-minutes"
     if speaks:
