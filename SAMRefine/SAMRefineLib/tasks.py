@@ -70,9 +70,9 @@ def refine(
 
     Returns:
         Reply: axis: 0, 1 or 2 (I, J or K), which is sliced; changed: numbers of the slices that
-        were decided anew since the session's last result; organs: `OrganReport`s, {value, name, boxes, kept:
-        {slice: reason}, dice, voxels_before, voxels_after, predicted_iou}; encoder_passes; seconds:
-        per stage; sam: {name, kind, identity}; device.
+        were decided anew since the session's last result; organs: `OrganReport`s, {value, name,
+        boxes, kept: {slice: reason}, dice, voxels_before, voxels_after, predicted_iou};
+        encoder_passes; seconds: per stage; sam: {name, kind, identity}; device.
         Arrays: labels, (K, J, I); or, where `whole` is False, (changed, rows, columns).
 
     Raises:
