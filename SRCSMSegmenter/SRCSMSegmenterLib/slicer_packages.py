@@ -3,6 +3,7 @@
 
 import importlib
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def missing() -> list[str]:
 def described(requirements: list[str]) -> dict[str, str]:
     """Name of each -> how large the download is, in words."""
     sizes = {"PyTorch": _("0.2 GB; with an NVIDIA graphics card 3 GB")}
-    names = ["PyTorch" if each == TORCH else each for each in requirements]
+    names = ["PyTorch" if r == TORCH else re.match(r"[\w.-]+", r)[0] for r in requirements]
     return {name: sizes.get(name, _("less than 1 MB")) for name in names}
 
 

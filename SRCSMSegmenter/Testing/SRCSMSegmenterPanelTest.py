@@ -318,7 +318,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertTrue(shown(self.ui.packagesFrame))
         self.assertIn("PyTorch", self.ui.packagesLabel.text)
         self.assertIn("GB", self.ui.packagesLabel.text)
-        self.assertIn("safetensors", self.ui.packagesLabel.text)
+        self.assertIn("<b>safetensors</b>: less than 1 MB", self.ui.packagesLabel.text)
         self.assertIn("--no-index", self.ui.offlineLabel.text)
         self.assertFalse(self.ui.segmentButton.enabled)
         self.assertIn("Install", self.ui.segmentButton.toolTip)
