@@ -35,6 +35,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RULE = IntensityRule("CT", window=(-200.0, 300.0))
 COMMANDS = (
     ["segment"],
+    ["boxes"],
+    ["refine"],
     ["train"],
     ["evaluate"],
     ["match"],

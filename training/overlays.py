@@ -60,7 +60,7 @@ def overlay_picture(
     low, high = np.percentile(image, (1, 99))
     row_mm, column_mm = grid.spacing
     rows = max(1, math.ceil(len(chosen) / COLUMNS))
-    figure = Figure(figsize=(2.6 * COLUMNS, 2.6 * rows + 0.6))
+    figure = Figure(figsize=(2.6 * COLUMNS, 2.6 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
@@ -91,7 +91,7 @@ def overlay_picture(
     lines = [("box", BOX_COLOUR), *((outline.name, outline.colour) for outline in outlines)]
     figure.legend(
         handles=[Line2D([], [], color=colour, label=name) for name, colour in lines],
-        loc="lower center",
+        loc="outside lower center",
         ncol=len(lines),
         fontsize=8,
     )
