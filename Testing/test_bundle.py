@@ -87,6 +87,15 @@ def test_what_is_loaded_is_what_was_saved(folder, a_bundle):
         assert torch.equal(value, a_bundle.weights[name].half().float())
 
 
+def test_a_network_from_before_its_later_settings_is_the_same_network(folder, a_bundle):
+    def without(network):
+        assert network.pop("pool_by") == "average"
+        assert network.pop("decoder") == []
+
+    change(folder, "configs/network.json", without)
+    assert load_bundle(folder).network == a_bundle.network
+
+
 def test_full_precision_is_kept_on_request(tmp_path, a_bundle):
     save_bundle(tmp_path / "b", a_bundle, "", half=False)
     for name, value in load_bundle(tmp_path / "b").weights.items():

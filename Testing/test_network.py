@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net: its parts against the library's, and what one voxel may depend on."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from SRCSMSegmenterLib.errors import ConfigError
-from SRCSMSegmenterLib.network import InstanceNorm, NetworkConfig, UNet, fold, unfold, upsample
+from SRCSMSegmenterLib.network import (
+    InstanceNorm,
+    NetworkConfig,
+    SwitchableNorm,
+    UNet,
+    fold,
+    unfold,
+    upsample,
+)
 
 SMALL = NetworkConfig(classes=3, channels=(2, 3, 4), stem=(2, 1, 1), norm="instance", dropout=0.5)
+FLAT = NetworkConfig(
+    classes=3,
+    channels=(2, 3, 5),
+    kernel=(3, 3, 1),
+    pooling=(2, 2, 1),
+    norm="switchable",
+    dropout=0.0,
+    pool_by="max",
+    decoder=(4, 6),
+)
 
 
 def seeded(config: NetworkConfig) -> UNet:
@@ -57,10 +76,91 @@ def test_instance_norm_equals_the_librarys():
     torch.testing.assert_close(ours(x[:1]), library(x[:1]))
 
 
+def literal_switchable_norm(x, weight, bias, mean_shares, variance_shares):
+    """Luo et al., equations 2 to 5, one channel of one sample at a time."""
+    shares = [[math.exp(v) for v in values] for values in (mean_shares, variance_shares)]
+    shares = [[v / sum(values) for v in values] for values in shares]
+    result = torch.empty_like(x)
+    for n in range(len(x)):
+        for c in range(x.shape[1]):
+            parts = (x[n, c], x[n], x[:, c])
+            mean = sum(s * part.mean() for s, part in zip(shares[0], parts, strict=True))
+            variance = sum(
+                s * ((part - part.mean()) ** 2).mean()
+                for s, part in zip(shares[1], parts, strict=True)
+            )
+            result[n, c] = weight[c] * (x[n, c] - mean) / (variance + 1e-5) ** 0.5 + bias[c]
+    return result
+
+
+def a_switchable_norm():
+    norm = SwitchableNorm(4)
+    norm.weight.data = torch.tensor([0.5, 2, -1, 1])
+    norm.bias.data = torch.tensor([1.0, 0, 3, -2])
+    norm.mean_shares.data = torch.tensor([0.3, -0.5, 1.1])
+    norm.variance_shares.data = torch.tensor([-0.7, 0.9, 0.2])
+    return norm
+
+
+def test_switchable_norm_equals_its_equations():
+    norm, x = a_switchable_norm(), noise(3, 4, 1, 5, 6) * torch.arange(1.0, 4).view(3, 1, 1, 1, 1)
+    x = x + torch.arange(4.0).view(1, 4, 1, 1, 1)
+    values = (norm.weight, norm.bias, norm.mean_shares.tolist(), norm.variance_shares.tolist())
+    torch.testing.assert_close(norm(x), literal_switchable_norm(x, *values))
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_switchable_norm_remembers_the_batches_and_keeps_samples_apart_in_evaluation():
+    norm, x = a_switchable_norm(), 2 * noise(3, 4, 1, 5, 6) + 1
+    norm(x)
+    over = (0, 2, 3, 4)
+    torch.testing.assert_close(norm.mean, 0.1 * x.mean(over))
+    torch.testing.assert_close(norm.variance, 0.9 + 0.1 * x.var(over, correction=0))
+    before = norm.mean.clone()
+    together = norm.eval()(x)
+    assert torch.equal(norm.mean, before)
+    torch.testing.assert_close(together, torch.cat([norm(one) for one in x.split(1)]))
+    assert not torch.allclose(together, norm.train()(x), atol=0.01)
+
+
+def test_the_published_slice_network_has_the_published_widths():
+    config = NetworkConfig(
+        classes=5,
+        channels=(32, 64, 128, 256, 256),
+        kernel=(3, 3, 1),
+        pooling=(2, 2, 1),
+        norm="switchable",
+        dropout=0.0,
+        pool_by="max",
+        decoder=(32, 32, 64, 128),
+    )
+    with torch.device("meta"):
+        network = UNet(config)
+        features = network.encode(torch.zeros(2, 1, 1, 96, 128))
+        logits = network.decode(features)
+    assert [f.shape[1] for f in features] == [32, 64, 128, 256, 256]
+    assert features[-1].shape == (2, 256, 1, 6, 8)
+    widths = [
+        (up.convolutions[0].in_channels, up.convolutions[1].out_channels) for up in network.up
+    ]
+    assert widths == [(64, 32), (128, 32), (256, 64), (512, 128)]
+    assert logits.shape == (2, 5, 1, 96, 128)
+
+
+def test_pooling_takes_the_mean_or_the_largest():
+    config = NetworkConfig(classes=2, channels=(2, 3), kernel=(1, 1, 1), pooling=(2, 2, 1))
+    x = noise(1, 1, 1, 4, 6)
+    for pool_by, pool in (("average", F.avg_pool3d), ("max", F.max_pool3d)):
+        network = seeded(replace(config, pool_by=pool_by))
+        finest, deepest = network.encode(x)
+        torch.testing.assert_close(deepest, network.down[1](pool(finest, (1, 2, 2))))
+
+
 @pytest.mark.parametrize(
     "config",
     [
         SMALL,
+        FLAT,
         NetworkConfig(classes=5, channels=(4,)),
         NetworkConfig(classes=2, channels=(2, 2), pooling=(2, 2, 1), kernel=(3, 3, 1)),
         NetworkConfig(classes=2, channels=(3, 2), stem=(1, 2, 3)),
@@ -83,8 +183,9 @@ def test_the_papers_network_is_the_default():
     assert not any("norm" in name for name in network.state_dict())
 
 
-def test_samples_of_a_batch_do_not_see_each_other():
-    network, x = seeded(SMALL), noise(3, 1, 4, 8, 16)
+@pytest.mark.parametrize("config", [SMALL, FLAT])
+def test_samples_of_a_batch_do_not_see_each_other(config):
+    network, x = seeded(config), noise(3, 1, 4, 8, 16)
     alone = torch.cat([network(one) for one in x.split(1)])
     torch.testing.assert_close(network(x), alone, atol=1e-5, rtol=1e-4)
 
@@ -143,6 +244,9 @@ def test_kernels_start_as_he_said_and_biases_at_zero():
         {"stem": (2, 0, 1)},
         {"pooling": (2, 2, -2)},
         {"norm": "batch"},
+        {"pool_by": "median"},
+        {"decoder": (2,)},
+        {"decoder": (2, 0)},
         {"dropout": 1.0},
         {"dropout": -0.1},
     ],

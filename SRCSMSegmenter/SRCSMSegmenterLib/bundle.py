@@ -57,6 +57,9 @@ LICENCE = "LICENSE"
 SAM_CONFIG = "config.json"
 """What a SAM's folder has in its place; its weights lie elsewhere too."""
 
+LATER_SETTINGS = {"pool_by": "average", "decoder": []}
+"""Of a network, and what they were before there was a choice."""
+
 REQUIRED = (METADATA, NETWORK, HISTOGRAM, WEIGHTS, CARD)
 
 
@@ -189,7 +192,7 @@ def load_bundle(folder: Path) -> ModelBundle:
         metadata = from_json(files[METADATA], METADATA)
         return ModelBundle(
             _description(metadata),
-            typed(from_json(files[NETWORK], NETWORK), NetworkConfig, NETWORK),
+            _network(from_json(files[NETWORK], NETWORK)),
             SourceHistogram.from_dict(from_json(files[HISTOGRAM], HISTOGRAM)),
             {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()},
             sha256(files[SUMS]),
@@ -261,6 +264,12 @@ def _description(metadata: Any) -> Description:  # noqa: ANN401 - anything JSON 
         raise BundleError(f'{METADATA} has no "srcsm" entry, so it is no bundle of this program.')
     check_format(ours.pop("format_version"), FORMAT_VERSION, "export the network anew")
     return typed(ours, Description, f"{METADATA}: srcsm")
+
+
+def _network(content: Any) -> NetworkConfig:  # noqa: ANN401 - anything JSON holds
+    if isinstance(content, dict):
+        content = LATER_SETTINGS | content
+    return typed(content, NetworkConfig, NETWORK)
 
 
 def _installed(package: str) -> str:

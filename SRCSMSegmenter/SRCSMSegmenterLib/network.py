@@ -4,10 +4,12 @@
 The paper's network (methods.md, section A, network) is `NetworkConfig(classes)`. Two additions
 make it trainable on a CPU: a `stem` that folds voxels into channels before the first level and
 unfolds them behind the head, so that no convolution runs at full resolution, and instance norm.
-A 2-D network is the same network with kernel, pooling and stem of 1 along K.
+A 2-D network is the same network with kernel, pooling and stem of 1 along K; that of methods.md,
+section B.4, has maximum pooling, a decoder of its own widths, and switchable norm.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,9 +30,12 @@ class NetworkConfig:
         channels: feature maps per level, finest first.
         stem: block of voxels folded into channels before the first level; (1, 1, 1) for none.
         kernel: convolution kernel, odd numbers; (3, 3, 1) makes a 2-D network.
-        pooling: window of the average pooling between levels.
-        norm: "none" (the paper) or "instance".
+        pooling: window of the pooling between levels.
+        norm: "none" (the paper), "instance" or "switchable".
         dropout: probability, between the two convolutions of a block.
+        pool_by: "average" (the paper) or "max".
+        decoder: feature maps per level of the decoder, finest first, one fewer than `channels`;
+            () takes those of `channels`.
     """
 
     classes: int
@@ -40,9 +45,11 @@ class NetworkConfig:
     pooling: Triple = (2, 2, 2)
     norm: str = "none"
     dropout: float = 0.1
+    pool_by: str = "average"
+    decoder: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("channels", "stem", "kernel", "pooling"):
+        for name in ("channels", "stem", "kernel", "pooling", "decoder"):
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         if self.classes < 2 or not self.channels or min(self.channels) < 1:
             raise ConfigError("A network needs two classes or more and one level or more.")
@@ -52,8 +59,15 @@ class NetworkConfig:
                 raise ConfigError(f"{name} needs three positive numbers, not {triple}.")
         if any(k % 2 == 0 for k in self.kernel):
             raise ConfigError(f"kernel needs odd numbers, not {self.kernel}.")
-        if self.norm not in ("none", "instance"):
-            raise ConfigError(f'norm is "none" or "instance", not "{self.norm}".')
+        if self.norm not in NORMS:
+            raise ConfigError(f'norm is one of {", ".join(NORMS)}, not "{self.norm}".')
+        if self.pool_by not in ("average", "max"):
+            raise ConfigError(f'pool_by is "average" or "max", not "{self.pool_by}".')
+        if self.decoder and (len(self.decoder) != len(self.channels) - 1 or min(self.decoder) < 1):
+            raise ConfigError(
+                f"decoder needs {len(self.channels) - 1} positive numbers, one fewer than "
+                f"channels, not {self.decoder}."
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is a probability below 1, not {self.dropout}.")
 
@@ -125,8 +139,57 @@ class InstanceNorm(nn.Module):
         return torch.cat(normed) if len(normed) > 1 else normed[0]
 
 
+class SwitchableNorm(nn.Module):
+    """Switchable norm with scale and offset per channel (Luo et al., ICLR 2019, arXiv 1806.10779).
+
+    Mean and variance are blends of those over a channel (instance norm), a sample (layer norm)
+    and a batch (batch norm), with learned shares for each. In evaluation the batch's are running
+    averages, so that samples do not see each other.
+    """
+
+    MOMENTUM = 0.1
+    EPSILON = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.mean_shares = nn.Parameter(torch.zeros(3))
+        self.variance_shares = nn.Parameter(torch.zeros(3))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x.float(), dim=(2, 3, 4), correction=0)
+        square = variance + mean**2
+        layer_mean = mean.mean(1, keepdim=True)
+        layer_variance = square.mean(1, keepdim=True) - layer_mean**2
+        if self.training:
+            batch_mean = mean.mean(0)
+            batch_variance = square.mean(0) - batch_mean**2
+            with torch.no_grad():
+                self.mean.lerp_(batch_mean, self.MOMENTUM)
+                self.variance.lerp_(batch_variance, self.MOMENTUM)
+        else:
+            batch_mean, batch_variance = self.mean, self.variance
+        a, b = self.mean_shares.softmax(0), self.variance_shares.softmax(0)
+        mean = a[0] * mean + a[1] * layer_mean + a[2] * batch_mean
+        variance = b[0] * variance + b[1] * layer_variance + b[2] * batch_variance
+        scale = self.weight / (variance + self.EPSILON).sqrt()
+        shift = self.bias - mean * scale
+        scale, shift = (values[:, :, None, None, None] for values in (scale, shift))
+        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": nn.Identity,
+    "instance": InstanceNorm,
+    "switchable": SwitchableNorm,
+}
+
+
 class Block(nn.Module):
-    """Two convolutions, each with optional instance norm and leaky ReLU; dropout between them."""
+    """Two convolutions, each with an optional norm and leaky ReLU; dropout between them."""
 
     def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -135,9 +198,7 @@ class Block(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv3d(n, outputs, kernel, padding=padding) for n in (inputs, outputs)
         )
-        self.norms = nn.ModuleList(
-            InstanceNorm(outputs) if config.norm == "instance" else nn.Identity() for _ in range(2)
-        )
+        self.norms = nn.ModuleList(NORMS[config.norm](outputs) for _ in range(2))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -147,7 +208,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """U-Net with average pooling down, linear interpolation up, and concatenated skips."""
+    """U-Net with pooling down, linear interpolation up, and concatenated skips."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -158,23 +219,35 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(
             Block(n, m, config) for n, m in zip(inputs, channels, strict=True)
         )
-        self.up = nn.ModuleList(Block(m + n, n, config) for n, m in itertools.pairwise(channels))
-        self.head = nn.Conv3d(channels[0], config.classes * block_voxels, 1)
+        decoder = (*(config.decoder or channels[:-1]), channels[-1])
+        self.up = nn.ModuleList(
+            Block(below + skip, outputs, config)
+            for skip, (outputs, below) in zip(channels, itertools.pairwise(decoder), strict=False)
+        )
+        self.head = nn.Conv3d(decoder[0], config.classes * block_voxels, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 _he_truncated_normal(module)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 1, K, J, I) network input -> (N, classes, K, J, I) logits."""
+        return self.decode(self.encode(x))
+
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(N, 1, K, J, I) network input -> features of every level, the bottleneck's last."""
         pooling = self.config.pooling[::-1]
+        pool = F.avg_pool3d if self.config.pool_by == "average" else F.max_pool3d
         x = fold(x, self.config.stem).contiguous(memory_format=torch.channels_last_3d)
-        skips = []
+        features = []
         for level, block in enumerate(self.down):
-            x = block(x if level == 0 else F.avg_pool3d(x, pooling))
-            skips.append(x)
-        skips.pop()
-        for block in reversed(self.up):
-            skip = skips.pop()
+            x = block(x if level == 0 else pool(x, pooling))
+            features.append(x)
+        return features
+
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Features of `encode` -> (N, classes, K, J, I) logits."""
+        *skips, x = features
+        for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             x = block(torch.cat((upsample(x, self.config.pooling), skip), dim=1))
         return unfold(self.head(x), self.config.stem)
 
