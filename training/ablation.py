@@ -175,13 +175,13 @@ def _read(name: str) -> pd.DataFrame | None:
     return pd.read_csv(path) if path.exists() else None
 
 
-def write_report(document: Path) -> None:
-    """Put `report` between the ablation marks of a Markdown document."""
-    text = document.read_text(encoding="utf-8")
-    start, end = "<!-- ablation -->\n", "<!-- /ablation -->"
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    document.write_text(f"{before}{start}{report()}\n{end}{after}", encoding="utf-8")
+def write_report(document: Path, mark: str, text: str) -> None:
+    """Put a text between the two marks of that name in a Markdown document."""
+    before, start, rest = document.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    if not end:
+        raise ValueError(f"{document} lacks the marks <!-- {mark} --> and <!-- /{mark} -->.")
+    document.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> int:
@@ -197,7 +197,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.report:
-        write_report(REPOSITORY / "BENCHMARKS.md")
+        write_report(REPOSITORY / "BENCHMARKS.md", "ablation", report())
         return 0
     chosen = [r for r in RUNS if not arguments.only or r.name in arguments.only]
     missing = [r for r in chosen if not (RESULTS / f"{r.name}.csv").exists()]

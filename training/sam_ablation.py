@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ablation of the SAM paper on CT→MR and MR→CT, behind BENCHMARKS.md. Resumable.
+
+    python training/sam_ablation.py --data ../shared/data              run what is missing
+    python training/sam_ablation.py --data ../shared/data --only ct_plain --cases 'mr_0[1-3]'
+    python training/sam_ablation.py --report                           tables into BENCHMARKS.md
+
+Coarse masks come from the shipped networks and from the plain ones of ``training/ablation.py``
+(``--runs``), with source matching. No SAM here has seen its target. Scores go to
+``training/results`` case by case; a case that lies there is not run again.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from SAMRefineLib.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.embeddings import EmbeddingCache
+from SAMRefineLib.key_frames import KeyFrames
+from SAMRefineLib.models import SamModel, load_sam
+from SAMRefineLib.refinement import OrganPrompt, Refiner
+from SAMRefineLib.trust import ANYTHING, DEFAULT_TRUST
+from srcsm_training.ablation import CT, MR, REPOSITORY, RESULTS, write_report
+from srcsm_training.dataset import Case, choose_cases, read_dataset
+from srcsm_training.sam_decoder import organ_boxes
+from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, shipped_models_folder
+from SRCSMSegmenterLib.inference import segment
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume
+
+THETA1 = 0.75
+THETAS = (0.5, 0.75, 0.9)
+MOSAICS = ("off", "slices", "crops")
+KINDS = {
+    "whole": "SAM, whole image as box",
+    "unfiltered": "SAM, unfiltered boxes",
+    "filtered": "SAM, filtered boxes",
+    "true": "SAM, true boxes",
+    "fallback": "SAM, filtered boxes, coarse mask where it looks better",
+}
+"""What SAM is given. The first four are the paper's: SAM's masks and nothing else. The last is
+what ``srcsm refine`` does."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A coarse network and a SAM of one source, on the cases of the other modality.
+
+    Attributes:
+        coarse: a shipped model's name, or the name of a run of ``training/ablation.py``.
+        sam: a shipped SAM's name.
+    """
+
+    name: str
+    title: str
+    coarse: str
+    sam: str
+    target: str
+
+
+RUNS = (
+    Run("ct_shipped", "CT→MR, abdomen-ct", "abdomen-ct", "sam-small-ct", MR),
+    Run("ct_plain", "CT→MR, plain", "ct_off", "sam-small-ct", MR),
+    Run("mr_shipped", "MR→CT, abdomen-mr", "abdomen-mr", "sam-small-mr", CT),
+    Run("mr_plain", "MR→CT, plain", "mr_off", "sam-small-mr", CT),
+)
+
+
+def execute(run: Run, data: Path, runs: Path, sam: str | None, cases: Sequence[str]) -> None:
+    """Score the cases that are missing; each is written as soon as it is done.
+
+    Args:
+        runs: folder of the runs of ``training/ablation.py``.
+        sam: another SAM, such as one with a fine-tuned decoder; its name goes into the file's.
+        cases: shell patterns.
+    """
+    shipped = shipped_models_folder() / run.coarse
+    coarse = load_bundle(shipped if shipped.is_dir() else runs / run.coarse / "model")
+    model = load_sam(sam or run.sam, device="cpu")
+    path = results_file(run, model.name if sam else "")
+    dataset = choose_cases(read_dataset(data / run.target), cases)
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    if len(table) and (table["sam"] != identity(model)).any():
+        raise SystemExit(f"{path} holds scores of another SAM; move it away first.")
+    done = set(table["case"]) if len(table) else set()
+    for case in dataset.cases:
+        if case.name in done:
+            continue
+        started = time.perf_counter()
+        rows = score_case(case, coarse, model, dataset.modality, dataset.labels)
+        table = pd.concat([table, pd.DataFrame(rows).assign(sam=identity(model))])
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        table.round(4).to_csv(temporary, index=False)
+        temporary.rename(path)
+        print(f"{run.name} {case.name}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def score_case(
+    case: Case,
+    coarse: ModelBundle,
+    model: SamModel,
+    modality: str,
+    labels: dict[str, int],
+) -> list[dict]:
+    """A row for each label, kind of box, mosaic and θ2; one for the coarse mask alone."""
+    volume, truth = read_volume(case.image), read_labels(case.labels).array
+    found = segment(
+        volume,
+        coarse,
+        modality=modality,
+        source_matching=True,
+        device="cpu",
+        keep_probabilities=True,
+    )
+    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    rows = scores(case.name, found.labels.array, truth, labels, kind="coarse")
+    cache = EmbeddingCache()
+    for mosaic in MOSAICS:
+        for kind in KINDS:
+            organs = [
+                OrganPrompt(
+                    KeyFrames(
+                        name,
+                        value,
+                        grid,
+                        organ_boxes(
+                            "filtered" if kind == "fallback" else kind,
+                            found.probabilities[value],
+                            truth == value,
+                            grid,
+                            THETA1,
+                        ),
+                    ),
+                    found.probabilities[value] if kind == "fallback" else None,
+                )
+                for name, value in labels.items()
+            ]
+            refiner = Refiner(volume, grid, model, modality=modality, mosaic=mosaic, cache=cache)
+            trust = DEFAULT_TRUST if kind == "fallback" else ANYTHING
+            for theta2 in THETAS:
+                result = refiner.refine(organs, threshold=theta2, trust=trust)
+                setting = {"kind": kind, "mosaic": mosaic, "theta2": theta2}
+                kept = {report.name: len(report.kept) for report in result.reports}
+                for row in scores(case.name, result.labels.array, truth, labels, **setting):
+                    rows.append(row | {"kept": kept[row["label"]]})
+    return rows
+
+
+def scores(
+    case: str, found: np.ndarray, truth: np.ndarray, labels: dict[str, int], **setting: object
+) -> list[dict]:
+    """Dice of each label; NaN where neither has it."""
+    rows = []
+    for name, value in labels.items():
+        one, other = found == value, truth == value
+        total = int(one.sum()) + int(other.sum())
+        dice = 2 * int((one & other).sum()) / total if total else np.nan
+        rows.append({"case": case, "label": name, **setting, "dice": dice})
+    return rows
+
+
+def identity(model: SamModel) -> str:
+    """Name of the SAM, and what its decoder was trained on."""
+    tuned = model.training.get("config", {}).get("boxes")
+    boxes = f"fine-tuned on {tuned} boxes" if isinstance(tuned, str) else "not fine-tuned"
+    return f"{model.name} {model.identity[:8]}, decoder {boxes}"
+
+
+def results_file(run: Run, sam: str = "") -> Path:
+    """Where the scores of a run lie."""
+    return RESULTS / f"sam_{run.name}{f'_{sam}' if sam else ''}.csv"
+
+
+def report() -> str:
+    """The tables of BENCHMARKS.md from the scores at hand; runs not done are dashes."""
+    lines = [
+        "| coarse network | given to SAM | mosaic | θ2 0.5 | θ2 0.75 | θ2 0.9 | decoder |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    organs = [
+        "| coarse network | masks | liver | right kidney | left kidney | spleen | mean |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for run in RUNS:
+        others = sorted(set(RESULTS.glob(f"sam_{run.name}_*.csv")))
+        for path in (results_file(run), *others):
+            table = pd.read_csv(path) if path.exists() else None
+            lines += _rows(run, table)
+            organs += _organ_rows(run, table)
+    return "\n".join([*lines, "", *organs])
+
+
+def _rows(run: Run, table: pd.DataFrame | None) -> list[str]:
+    if table is None:
+        return [f"| {run.title} | – | – | – | – | – | – |"]
+    title = f"{run.title}, {table['case'].nunique()} cases"
+    decoder = table["sam"].iloc[0].partition("decoder ")[2]
+    alone = _mean(table[table["kind"] == "coarse"])
+    lines = [f"| {title} | nothing: coarse alone | – | {alone:.3f} | | | – |"]
+    for kind, given in KINDS.items():
+        for mosaic in MOSAICS:
+            part = table[(table["kind"] == kind) & (table["mosaic"] == mosaic)]
+            cells = [f"{_mean(part[part['theta2'] == theta]):.3f}" for theta in THETAS]
+            lines.append(f"| {title} | {given} | {mosaic} | {' | '.join(cells)} | {decoder} |")
+    return lines
+
+
+def _organ_rows(run: Run, table: pd.DataFrame | None) -> list[str]:
+    """Per organ, crops and θ2 0.5."""
+    if table is None:
+        return [f"| {run.title} | – | – | – | – | – | – |"]
+    usual = (table["mosaic"] == "crops") & (table["theta2"] == THETAS[0])
+    lines = []
+    for kind, title in {"coarse": "coarse alone", **KINDS}.items():
+        part = table[(table["kind"] == kind) & (usual | (kind == "coarse"))]
+        dice = part.groupby("label")["dice"].mean()
+        labels = ("liver", "right_kidney", "left_kidney", "spleen")
+        cells = [f"{dice[label]:.3f}" for label in labels] + [f"{_mean(part):.3f}"]
+        lines.append(f"| {run.title} | {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _mean(table: pd.DataFrame) -> float:
+    """Over labels, each its mean over cases."""
+    return float(table.groupby("label")["dice"].mean().mean())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, or report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "ablation")
+    parser.add_argument("--only", nargs="+", choices=[run.name for run in RUNS])
+    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN")
+    parser.add_argument("--sam", metavar="NAME_OR_FOLDER", help="instead of the shipped ones")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args(argv)
+    if arguments.report:
+        write_report(REPOSITORY / "BENCHMARKS.md", "sam-ablation", report())
+        return 0
+    torch.set_num_threads(arguments.threads)
+    for run in RUNS:
+        if not arguments.only or run.name in arguments.only:
+            execute(run, arguments.data, arguments.runs, arguments.sam, arguments.cases)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
