@@ -6,26 +6,22 @@ SRCSMSegmenterLib/slicer_panel.py, the work on the scene in slicer_logic.py and 
 all computing in a worker process. PyTorch is never imported here.
 """
 
-import sys
-
 import qt
 import slicer
-import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
 )
-from slicer.util import VTKObservationMixin
 
 from SRCSMSegmenterLib import slicer_logic, slicer_models, slicer_packages, slicer_scene
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
 from SRCSMSegmenterLib.slicer_panel import OrganResult, Panel
 from SRCSMSegmenterLib.slicer_parameters import FRAME_SHOWN, Parameters
 from SRCSMSegmenterLib.slicer_samples import load_phantom, register_sample_data
+from SRCSMSegmenterLib.slicer_widget import ModuleWidget
 
 
 class SRCSMSegmenter(ScriptedLoadableModule):
@@ -50,112 +46,53 @@ class SRCSMSegmenter(ScriptedLoadableModule):
         slicer.app.connect("startupCompleted()", register_sample_data)
 
 
-class SRCSMSegmenterWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+class SRCSMSegmenterWidget(ModuleWidget):
     """The panel: what the user does goes to the parameter node and the logic, what comes of it to
     `panel`.
 
     Attributes:
-        panel: how things are shown.
         run: the segmentation that is running, or None.
     """
 
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
-        VTKObservationMixin.__init__(self)
-        self.logic: SRCSMSegmenterLogic | None = None
-        self.panel: Panel | None = None
         self.run: slicer_logic.SegmentationRun | None = None
         self._lastRun: slicer_logic.SegmentationRun | None = None
-        self._parameterNode: Parameters | None = None
-        self._guiTag: int | None = None
         self._cards: dict[str, slicer_models.ModelCard] = {}
-        self._missing: list[str] = []
-        ScriptedLoadableModuleWidget.__init__(self, parent)
+        super().__init__(parent)
 
     # Life cycle
 
     def setup(self) -> None:
         """Build the panel, the first time the module is opened and after a reload."""
         super().setup()
-        uiWidget = slicer.util.loadUI(self.resourcePath("UI/SRCSMSegmenter.ui"))
-        self.layout.addWidget(uiWidget)
-        self.ui = slicer.util.childWidgetVariables(uiWidget)
-        for selector in (self.ui.inputSelector, self.ui.outputSelector):
+        ui = self.ui
+        for selector in (ui.inputSelector, ui.outputSelector):
             selector.setMRMLScene(slicer.mrmlScene)
         self.logic = SRCSMSegmenterLogic()
-        self.panel = Panel(self.ui)
+        self.panel = Panel(ui)
 
-        ui = self.ui
         ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChosen)
         ui.organList.connect("itemChanged(QListWidgetItem*)", self.onOrganTicked)
         ui.addModelButton.connect("clicked()", self.onAddModel)
         ui.removeModelButton.connect("clicked()", self.onRemoveModel)
-        ui.installButton.connect("clicked()", self.onInstall)
         ui.segmentButton.connect("clicked()", self.onSegment)
-        ui.cancelButton.connect("clicked()", self.onCancel)
         ui.undoButton.connect("clicked()", self.onUndo)
         ui.editButton.connect("clicked()", self.onEdit)
         ui.refineButton.connect("clicked()", self.onRefine)
-        scene = slicer.mrmlScene
-        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.enter()
+        self.begin()
 
     def enter(self) -> None:
         """Slicer calls this whenever the user comes to the module."""
         self._cards = slicer_models.model_cards()
-        self._missing = slicer_packages.missing()
-        self.panel.show_missing(
-            slicer_packages.described(self._missing), slicer_packages.offline_help()
-        )
-        self._observe(self.logic.getParameterNode())
+        super().enter()
         volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
         scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
         if scalar and self._parameterNode.inputVolume is None:
             self._parameterNode.inputVolume = scalar[0]
 
-    def exit(self) -> None:
-        """Slicer calls this whenever the user goes to another module; a run goes on."""
-        self._observe(None)
-
-    def cleanup(self) -> None:
-        """Slicer calls this before it unloads or reloads the module, and when it ends."""
-        self.onCancel()
-        self._observe(None)
-        self.removeObservers()
-        self.logic.stop()
-
-    def onReload(self) -> None:
-        """Slicer's developer button reloads this file alone; the library has to follow."""
-        for name in [name for name in sys.modules if name.startswith("SRCSMSegmenterLib")]:
-            del sys.modules[name]
-        super().onReload()
-
-    def onSceneStartClose(self, caller: object = None, event: object = None) -> None:
-        """Let go of all that is about to be deleted."""
-        self.onCancel()
+    def forget(self) -> None:
+        """Let go of what belongs to this scene."""
         self._lastRun = None
-        self._observe(None)
-
-    def onSceneEndClose(self, caller: object = None, event: object = None) -> None:
-        """Start afresh, where the module is open."""
-        if self.parent.isEntered:
-            self.enter()
-
-    def _observe(self, parameters: Parameters | None) -> None:
-        """Show and change these parameters, and those before no more."""
-        if self._parameterNode is not None:
-            self._parameterNode.disconnectGui(self._guiTag)
-            self.removeObserver(
-                self._parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update
-            )
-        self._parameterNode = parameters
-        if parameters is not None:
-            # Unlike connectGui, this returns the tag in every version of Slicer.
-            bound = {w.property("SlicerParameterName"): w for w in vars(self.ui).values()}
-            bound.pop(None, None)
-            self._guiTag = parameters.connectParametersToGui(bound)
-            self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
-            self.update()
 
     def update(self, caller: object = None, event: object = None) -> None:
         """Show the state of the parameter node."""
@@ -173,9 +110,7 @@ class SRCSMSegmenterWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _lacking(self) -> list[str]:
         """What has to be done before Segment can be pressed."""
-        parameters, reasons = self._parameterNode, []
-        if self._missing:
-            reasons.append(_("Install the missing packages first; see the top of the panel."))
+        parameters, reasons = self._parameterNode, self.lackingPackages()
         if parameters.inputVolume is None:
             reasons.append(_("Choose a volume."))
         else:
@@ -244,19 +179,6 @@ class SRCSMSegmenterWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._cards = slicer_models.model_cards()
         self._parameterNode.model = next(iter(self._cards), "")
         self.update()
-
-    def onInstall(self) -> None:
-        """Install what is missing; the text above the button said what and how large."""
-        self.panel.show_message("")
-        self.panel.show_installing(True)
-        slicer.app.processEvents()
-        try:
-            slicer_packages.install(self._missing)
-        except Exception as error:  # of pip, light-the-torch, the network, the disk
-            self.panel.show_message(str(error))
-            self.panel.log(str(error))
-        self.panel.show_installing(False)
-        self.enter()
 
     # The run
 

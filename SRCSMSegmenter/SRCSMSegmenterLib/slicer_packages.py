@@ -11,38 +11,58 @@ import slicer
 from slicer.i18n import tr as _
 
 TORCH = "torch>=2.3"
-"""PyTorch is installed by its own extension, which knows which build fits the graphics card."""
+TORCHVISION = "torchvision>=0.18"
+FROM_EXTENSION = (TORCH, TORCHVISION)
+"""Installed by Slicer's PyTorch extension, which knows which build fits the graphics card."""
 
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 
 
-def missing() -> list[str]:
-    """The requirements that are not met, PyTorch first; imports none of them."""
+def missing(more: Path | None = None) -> list[str]:
+    """The requirements that are not met, PyTorch first; imports none of them.
+
+    Args:
+        more: file with requirements beside those of the whole extension.
+    """
     from slicer.packaging import load_requirements, pip_check
 
-    return [str(r) for r in [TORCH, *load_requirements(REQUIREMENTS)] if not pip_check(r)]
+    files = (REQUIREMENTS, more) if more else (REQUIREMENTS,)
+    listed = [str(each) for file in files for each in load_requirements(file)]
+    needed = dict.fromkeys([TORCH, *sorted(listed, key=lambda each: each not in FROM_EXTENSION)])
+    return [each for each in needed if not pip_check(each)]
 
 
 def described(requirements: list[str]) -> dict[str, str]:
     """Name of each -> how large the download is, in words."""
-    sizes = {"PyTorch": _("0.2 GB; with an NVIDIA graphics card 3 GB")}
-    names = ["PyTorch" if r == TORCH else re.match(r"[\w.-]+", r)[0] for r in requirements]
+    sizes = {
+        "PyTorch": _("0.2 GB; with an NVIDIA graphics card 3 GB"),
+        "torchvision": _("less than 10 MB"),
+    }
+    names = ["PyTorch" if r == TORCH else _name(r) for r in requirements]
     return {name: sizes.get(name, _("less than 1 MB")) for name in names}
 
 
-def install(requirements: list[str]) -> None:
+def install(requirements: list[str], more: Path | None = None) -> None:
     """Install them; the user has been told what and how large, and clicked.
+
+    Args:
+        more: see `missing`.
 
     Raises:
         RuntimeError: something was not installed; the message says what to do.
     """
-    if TORCH in requirements:
-        _torch_logic().installTorch(torchVersionRequirement=TORCH.removeprefix("torch"))
+    if set(requirements) & set(FROM_EXTENSION):
+        _torch_logic().installTorch(
+            torchVersionRequirement=TORCH.removeprefix("torch"),
+            torchvisionVersionRequirement=TORCHVISION.removeprefix("torchvision"),
+        )
     slicer.packaging.pip_ensure(
-        [r for r in requirements if r != TORCH], prompt_install=False, requester="SRCSM"
+        [r for r in requirements if r not in FROM_EXTENSION],
+        prompt_install=False,
+        requester="SRCSM",
     )
     importlib.invalidate_caches()
-    if left := missing():
+    if left := missing(more):
         raise RuntimeError(
             _("Not installed: {packages}. Restart Slicer and try again.").format(
                 packages=", ".join(left)
@@ -64,9 +84,9 @@ def _torch_logic() -> "PyTorchUtilsLogic":  # noqa: F821 - of Slicer's PyTorch e
     return PyTorchUtilsLogic()
 
 
-def offline_help() -> str:
-    """How to install without internet, as HTML."""
-    packages = "torch safetensors"
+def offline_help(requirements: list[str]) -> str:
+    """How to install them without internet, as HTML."""
+    packages = " ".join(map(_name, requirements))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     system = f"{platform.system()} {platform.machine()}"
     fetch = f"python -m pip download --python-version {version} --only-binary :all: -d wheels"
@@ -78,3 +98,7 @@ def offline_help() -> str:
         "<code>slicer.util.pip_install(\"--no-index --find-links '/path/to/wheels' "
         '{packages}")</code></p>'
     ).format(system=system, fetch=fetch, packages=packages)
+
+
+def _name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0]

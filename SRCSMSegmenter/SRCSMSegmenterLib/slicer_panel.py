@@ -4,8 +4,7 @@
 Attributes of widgets are set and read as Qt properties (`label.text = ...`), as in all of Slicer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from html import escape
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,14 +13,10 @@ import qt
 from slicer.i18n import tr as _
 
 from .model_list import ModelCard
+from .slicer_common_panel import CommonPanel, quiet, readable, swatch
 
 SLICES_SHOWN = 5
 _NAME = qt.Qt.UserRole
-
-
-def readable(organ: str) -> str:
-    """An organ's name as a reader writes it: "right_kidney" is a right kidney."""
-    return organ.replace("_", " ")
 
 
 class OrganResult(NamedTuple):
@@ -33,14 +28,12 @@ class OrganResult(NamedTuple):
     slices: Sequence[tuple[int, float]]
 
 
-class Panel:
+class Panel(CommonPanel):
     """The widgets of the panel; `ui` has one attribute per name in the .ui file."""
 
     def __init__(self, ui: SimpleNamespace) -> None:
-        self.ui = ui
+        super().__init__(ui)
         self._results: tuple = ()
-        for row in (ui.packagesFrame, ui.warningLabel, ui.messageLabel, ui.progressFrame):
-            row.visible = False
         ui.resultsCollapsibleButton.visible = False
         header = ui.resultTable.horizontalHeader()
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
@@ -52,7 +45,7 @@ class Panel:
         """The models by what the parameter node calls them, which is chosen, and which the user
         may take off the list."""
         ui, box = self.ui, self.ui.modelComboBox
-        with _quiet(box):
+        with quiet(box):
             if [box.itemData(n) for n in range(box.count)] != list(cards):
                 box.clear()
                 for key, card in cards.items():
@@ -75,12 +68,12 @@ class Panel:
     def show_organs(self, card: ModelCard | None, skipped: Sequence[str]) -> None:
         """The model's organs, ticked where they are not skipped."""
         view, organs = self.ui.organList, card.organs if card else ()
-        with _quiet(view):
+        with quiet(view):
             # The rows stay where they can: this is also called while a row is being ticked.
             if [item.data(_NAME) for item in self._organ_items()] != [o.name for o in organs]:
                 view.clear()
                 for organ in organs:
-                    item = qt.QListWidgetItem(_swatch(organ.color), readable(organ.name))
+                    item = qt.QListWidgetItem(swatch(organ.color), readable(organ.name))
                     item.setData(_NAME, organ.name)
                     item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
                     view.addItem(item)
@@ -103,33 +96,6 @@ class Panel:
         if count:
             self.ui.frameSpinBox.maximum = count - 1
 
-    # What is missing or odd
-
-    def show_missing(self, sizes: dict[str, str], help: str) -> None:
-        """Which packages are missing, how large they are, and what to do without internet."""
-        self.ui.packagesFrame.visible = bool(sizes)
-        rows = "".join(f"<li><b>{escape(p)}</b>: {escape(s)}</li>" for p, s in sizes.items())
-        self.ui.packagesLabel.text = (
-            _("To segment, these packages have to be downloaded once:") + f"<ul>{rows}</ul>"
-        )
-        self.ui.offlineLabel.text = help
-
-    def show_installing(self, going_on: bool) -> None:
-        """That it takes a while."""
-        button = self.ui.installButton
-        button.enabled = not going_on
-        button.text = _("Installing (some minutes)...") if going_on else _("Install")
-
-    def show_warnings(self, warnings: Sequence[str]) -> None:
-        """What may go wrong, before it does."""
-        self.ui.warningLabel.text = "<br>".join(map(escape, warnings))
-        self.ui.warningLabel.visible = bool(warnings)
-
-    def show_message(self, text: str) -> None:
-        """Why nothing came of it; "" takes the message away."""
-        self.ui.messageLabel.text = escape(text)
-        self.ui.messageLabel.visible = bool(text)
-
     # The run
 
     def show_state(self, running: bool, lacking: Sequence[str]) -> None:
@@ -150,15 +116,13 @@ class Panel:
         for row in (ui.inputsFrame, ui.advancedCollapsibleButton, ui.installButton):
             row.enabled = not running
 
-    def show_progress(self, stage: str, fraction: float, seconds_left: float | None) -> None:
-        """How far it is."""
-        self.ui.progressBar.value = round(100 * fraction)
-        left = "" if seconds_left is None else ", " + _time_left(seconds_left)
-        self.ui.progressLabel.text = _stage(stage) + left
-
-    def log(self, line: str) -> None:
-        """Add a line to the log."""
-        self.ui.logText.appendPlainText(line)
+    def stages(self) -> dict[str, str]:
+        """See `CommonPanel.stages`."""
+        return super().stages() | {
+            "prepare": _("Preparing the volume"),
+            "network": _("Finding the organs"),
+            "resample": _("Bringing the result to the volume's grid"),
+        }
 
     # The result
 
@@ -179,7 +143,7 @@ class Panel:
         ui.resultsCollapsibleButton.text = _("Result: {name}").format(name=name)
         table.setRowCount(len(organs))
         for row, organ in enumerate(organs):
-            table.setItem(row, 0, qt.QTableWidgetItem(_swatch(organ.color), readable(organ.name)))
+            table.setItem(row, 0, qt.QTableWidgetItem(swatch(organ.color), readable(organ.name)))
             millilitres = qt.QTableWidgetItem(f"{organ.millilitres:.1f}")
             millilitres.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             table.setItem(row, 1, millilitres)
@@ -214,15 +178,6 @@ class Panel:
         )
 
 
-@contextmanager
-def _quiet(widget: "qt.QWidget") -> Iterator[None]:
-    blocked = widget.blockSignals(True)
-    try:
-        yield
-    finally:
-        widget.blockSignals(blocked)
-
-
 def _card_text(card: ModelCard) -> str:
     # As small print: what it was made from, and what may be done with it.
     return "{task}.<br><b>{expects_label}</b> {expects}<br><b>{licence_label}</b> {licence}".format(
@@ -240,29 +195,6 @@ def _absent_text(key: str) -> str:
     return escape(_("The model {model} is not here; choose another.").format(model=key))
 
 
-def _stage(stage: str) -> str:
-    return {
-        "": _("Starting"),
-        "load": _("Loading the model"),
-        "prepare": _("Preparing the volume"),
-        "network": _("Finding the organs"),
-        "resample": _("Bringing the result to the volume's grid"),
-    }.get(stage, stage)
-
-
-def _time_left(seconds: float) -> str:
-    if seconds < 1:
-        return _("nearly done")
-    if seconds < 90:
-        return _("about {n} s left").format(n=round(seconds))
-    return _("about {n} min left").format(n=round(seconds / 60))
-
-
 def _links(slices: Sequence[tuple[int, float]]) -> str:
     return "&nbsp; ".join(f'<a href="{k}" title="{mm:.1f} mm">{k}</a>' for k, mm in slices)
 
-
-def _swatch(color: Sequence[int]) -> qt.QIcon:
-    pixmap = qt.QPixmap(12, 12)
-    pixmap.fill(qt.QColor(*color))
-    return qt.QIcon(pixmap)

@@ -78,7 +78,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
     def packages(self, missing):
         from SRCSMSegmenterLib import slicer_packages
 
-        patch = mock.patch.object(slicer_packages, "missing", lambda: list(missing))
+        patch = mock.patch.object(slicer_packages, "missing", lambda more: list(missing))
         self.cleanUps.enter_context(patch)
 
     @property
@@ -325,7 +325,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         with mock.patch.object(slicer_packages, "install") as install:
             self.packages([])
             self.ui.installButton.click()
-        install.assert_called_once_with([slicer_packages.TORCH, "safetensors>=0.4"])
+        install.assert_called_once_with([slicer_packages.TORCH, "safetensors>=0.4"], None)
         self.assertFalse(shown(self.ui.packagesFrame))
         self.assertTrue(self.ui.segmentButton.enabled)
 
