@@ -80,7 +80,7 @@ class Looking:
 def a_looking_sam(a_random_sam, monkeypatch):
     """A SAM that finds what is bright in the box, more surely the brighter it is.
 
-    `asked` keeps the prompts of each call; `answer` may be replaced.
+    `asked` and `corners` keep what it was called with; `answer` may be replaced.
     """
 
     def bright(picture, box):
@@ -91,11 +91,12 @@ def a_looking_sam(a_random_sam, monkeypatch):
         return torch.where(inside, 6 * picture, -6.0), 0.9
 
     sam = SimpleNamespace(
-        model=a_random_sam, cache=Looking(a_random_sam.patch), asked=[], answer=bright
+        model=a_random_sam, cache=Looking(a_random_sam.patch), asked=[], corners=[], answer=bright
     )
 
     def decode(model, embeddings, prompts, corners):
         sam.asked.append(prompts)
+        sam.corners += corners.tolist()
         pictures = F.pixel_shuffle(embeddings, 4)[:, 0]
         answers = [sam.answer(p, b) for p, b in zip(pictures, prompts.boxes, strict=True)]
         return torch.stack([a[0] for a in answers]), torch.tensor([a[1] for a in answers])
@@ -200,12 +201,12 @@ def test_probabilities_and_threshold(a_looking_sam):
 
 
 def test_the_more_probable_organ_has_a_voxel_whatever_the_order(a_looking_sam):
-    """Both claim what lies in both boxes; the second is surer of it."""
+    """Both claim what lies in both boxes; the first is surer of it."""
     one, other = ball((4, 30, 25), (3, 12, 12)), ball((4, 30, 35), (3, 12, 12))
-    both = one & other
+    both = ball((4, 30, 25), (3, 12, 10)) & ball((4, 30, 35), (3, 12, 10))
 
     def answer(picture, box):
-        surer = box[0] + box[2] > 2 * 30 * 1.2  # a column is 1.2 pixels wide
+        surer = box[0] + box[2] < 2 * 30 * 1.2  # a column is 1.2 pixels wide
         mask = torch.full_like(picture, -5)
         x0, y0, x1, y1 = box.round().int().tolist()
         mask[y0:y1, x0:x1] = 4.0 if surer else 2.0
@@ -215,8 +216,8 @@ def test_the_more_probable_organ_has_a_voxel_whatever_the_order(a_looking_sam):
     organs = prompt(one, 1, coarse=None), prompt(other, 2, coarse=None)
     for order in (organs, organs[::-1]):
         found = run(a_looking_sam, scan(one, other), *order, mosaic="slices", trust=ANYTHING)
-        assert (found.labels.array[both] == 2).all()
-        assert (found.labels.array[one & ~other & (found.labels.array > 0)] == 1).any()
+        assert (found.labels.array[both] == 1).all()
+        assert (found.labels.array[other & ~one] == 2).any()
 
 
 def test_a_label_map_serves_as_coarse_mask_and_large_labels_fit(a_looking_sam):
@@ -392,6 +393,12 @@ def test_another_coarse_mask_is_noticed(a_looking_sam):
     assert refiner.refine([replace(organ, coarse=None)]).reports[0].dice is None
 
 
+def test_sam_is_told_where_on_its_canvas_a_tile_lies(a_looking_sam):
+    run(a_looking_sam, scan(LIVER), prompt(LIVER), mosaic="crops")
+    four = [[0, 0], [64, 0], [0, 64], [64, 64]]
+    assert a_looking_sam.corners == four + four[:3]
+
+
 def test_points_reach_sam_in_the_coordinates_of_their_tile(a_looking_sam):
     organ = prompt(LIVER)
     n = 4
@@ -522,19 +529,22 @@ def test_progress_only_ever_grows_and_ends_at_one(a_looking_sam):
 def test_crops_are_squares_that_follow_the_automatic_boxes():
     affine = np.diag([1.5, 0.75, 5, 1])
     grid = SliceGrid(Geometry((200, 300, 4), affine), 2)
-    automatic = {0: Box(100, 100, 140, 130), 1: Box(110, 110, 112, 112), 2: Box(0, 280, 40, 300)}
+    automatic = {0: Box(60, 100, 132, 130), 1: Box(110, 110, 112, 112), 2: Box(0, 280, 40, 300)}
     found = crops(automatic, automatic, grid)
-    # 60 mm long: 90 mm are 60 columns and 120 rows; around (120, 115).
-    assert found[0] == (90, 55, 150, 175)
-    # A tiny cross-section is shown with half as much: 50 mm at least.
-    assert found[1] == (94, 78, 128, 145)
+    # 108 mm long: 162 mm are 108 columns and 216 rows, around (96, 115).
+    assert found[0] == (42, 7, 150, 223)
+    # A tiny cross-section is shown with half as much around it.
+    assert found[1] == (84, 57, 138, 165)
+    # 60 mm long, in a corner.
     assert found[2] == (0, 180, 60, 300)
-    moved = {**automatic, 0: Box(95, 100, 146, 133)}
+    moved = {**automatic, 0: Box(50, 100, 140, 133)}
     assert crops(automatic, moved, grid)[0] == found[0]
-    far = crops(automatic, {**automatic, 0: Box(40, 100, 60, 130)}, grid)[0]
-    assert far[0] <= 40
-    assert far[2] >= 140
-    assert crops({}, {3: Box(100, 100, 140, 130)}, grid)[3] == found[0]
+    far = crops(automatic, {**automatic, 0: Box(20, 100, 40, 130)}, grid)[0]
+    assert far[0] <= 20
+    assert far[2] >= 132
+    # Without automatic boxes, and never less than 50 mm.
+    assert crops({}, {3: Box(60, 100, 132, 130)}, grid)[3] == found[0]
+    assert crops({}, {3: automatic[1]}, grid)[3] == (94, 78, 128, 145)
     assert crops({}, {}, grid) == {}
 
 
