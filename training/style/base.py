@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base models: text-to-image latent diffusion of Stable Diffusion 1.x's kind, diffusers format.
+
+A base is a folder with model_index.json and the parts vae, unet, text_encoder, tokenizer and
+scheduler, or the name of such a repository on the Hugging Face hub. Only what is on this machine
+is read, unless a download is asked for. The parts are built by the classes named here, whatever
+the folder asks for, from safetensors, or from .bin files that are read without running code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+)
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from SRCSMSegmenterLib.errors import BundleError, ConfigError
+
+from .slices import StyleError, file_sha256, write_bytes
+
+DEFAULT = "Nihirc/Prompt2MedImage"
+
+PARTS = {
+    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+"""Parts of a pipeline and the classes they may have; a scheduler of any class comes on top."""
+
+IGNORED = {"scheduler", "safety_checker", "feature_extractor", "image_encoder"}
+"""Parts that other pipelines of the same models may have beside those."""
+
+WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model"}
+WEIGHTS["text_encoder"] = "model"
+
+CONDITION_CHANNELS = (16, 32, 96, 256)
+"""Of a ControlNet's stem: as many as halvings bring the picture to the latents' size, plus one."""
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A base model in memory, evaluation mode, without gradients.
+
+    Attributes:
+        name: as it was asked for.
+        scheduler: configuration of its noise, any diffusers scheduler's.
+        licence: what its card says.
+        identity: part -> SHA-256 of its weights.
+    """
+
+    name: str
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: dict[str, Any]
+    licence: str
+    identity: dict[str, str]
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture per pixel of the latents."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def check_size(self, size: int) -> None:
+        """See whether the networks take pictures of `size` pixels.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        multiple = self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if size % multiple:
+            raise ConfigError(
+                f"Slices of {size} pixels do not fit the base model {self.name}, which needs a "
+                f"multiple of {multiple}; prepare them with another size."
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What manifests and model files say of it."""
+        return {"name": self.name, "licence": self.licence, **self.identity}
+
+
+def load_base(
+    name: str, *, download: bool = False, say: Callable[[str], None] = print
+) -> BaseModel:
+    """Load a base model onto the CPU in full precision.
+
+    Args:
+        name: a folder, or a name on the hub.
+        download: fetch what is not on this machine.
+        say: told the licence.
+
+    Raises:
+        BundleError: there is none of that name here, or it is incomplete, in another format, or of
+            another architecture.
+    """
+    folder = find_base(name, download)
+    _check(folder, name)
+    parts, identity = {}, {}
+    for part, kind in (
+        ("vae", AutoencoderKL),
+        ("unet", UNet2DConditionModel),
+        ("text_encoder", CLIPTextModel),
+    ):
+        files = weight_files(folder / part, WEIGHTS[part])
+        safe = files[0].suffix == ".safetensors"
+        parts[part] = _built(
+            lambda: kind.from_pretrained(  # noqa: B023 - called at once
+                folder / part,  # noqa: B023
+                use_safetensors=safe,  # noqa: B023
+                local_files_only=True,
+                dtype=torch.float32,
+            ),
+            name,
+            part,
+        )
+        parts[part].eval().requires_grad_(False)
+        identity[part] = weights_sha256(files)
+    tokenizer = _built(
+        lambda: CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        name,
+        "tokenizer",
+    )
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", name)
+    base = BaseModel(
+        name, **parts, tokenizer=tokenizer, scheduler=scheduler, licence=licence(folder),
+        identity=identity,
+    )  # fmt: skip
+    _check_networks(base)
+    say(f"Base model {name}; its licence: {base.licence}.")
+    return base
+
+
+def find_base(name: str, download: bool) -> Path:
+    """The folder of a base model on this machine, fetched into the hub's cache where asked for.
+
+    Raises:
+        BundleError: a single file; no folder and not in the cache; or it cannot be fetched.
+    """
+    path = Path(name)
+    if path.is_file():
+        raise BundleError(
+            f"{name} is a single file; the style stages read diffusers folders, which "
+            "diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(...) makes."
+        )
+    if path.is_dir():
+        return path
+    if download:
+        try:
+            return Path(snapshot_download(name, allow_patterns=_files_needed(name)))
+        except Exception as error:  # whatever the network raises
+            raise BundleError(f"The base model {name} cannot be fetched: {error}") from error
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except IncompleteSnapshotError as error:  # without what is not needed
+        return Path(error.snapshot_path)
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise BundleError(
+            f"The base model {name} is not on this machine; give a folder in diffusers format, "
+            "or --download to fetch it from the Hugging Face hub."
+        ) from error
+
+
+def licence(folder: Path) -> str:
+    """What a model's card says of its licence."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        front = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else {}
+        stated = front.get("license_name") or front.get("license")
+        return str(stated) if stated else "not stated; look for it where the model comes from"
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, IndexError):
+        return "not stated; look for it where the model comes from"
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The files that hold a part's weights: safetensors where there are some, else .bin.
+
+    Raises:
+        BundleError: there are none.
+    """
+    old = "pytorch_model" if stem == "model" else stem
+    for pattern in (f"{stem}.safetensors", f"{stem}-*-of-*.safetensors", f"{old}.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise BundleError(
+        f"{folder} has no weights ({stem}.safetensors); the model is incomplete, fetch it anew."
+    )
+
+
+def weights_sha256(files: list[Path]) -> str:
+    """One hex digest for one or several files."""
+    sums = [file_sha256(path) for path in files]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def save_model(save: Callable[[Path], None], folder: Path) -> None:
+    """Write a model's folder; an older one is replaced once the new one is whole.
+
+    Args:
+        save: writes the model into the folder that it is given.
+
+    Raises:
+        StyleError: it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    older = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        save(temporary)
+        if folder.exists():
+            os.replace(folder, older)
+        os.replace(temporary, folder)
+    except Exception as error:  # safetensors hides an OSError in errors of its own
+        if older.exists():
+            os.replace(older, folder)
+        raise StyleError(
+            f"Cannot write the model {folder} ({error}); free some space, and the same command "
+            "writes it from the last checkpoint."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """Write model.json, which says what a run made.
+
+    Raises:
+        StyleError: it cannot be written.
+    """
+    made = {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "packages": {p: version(p) for p in ("torch", "diffusers", "transformers", "peft")},
+    }
+    write_bytes(run / "model.json", (json.dumps({**record, **made}, indent=1) + "\n").encode())
+
+
+def read_record(run: Path, stage: str) -> dict[str, Any]:
+    """model.json of a finished run of a stage.
+
+    Raises:
+        BundleError: not finished, not there, or of another stage.
+    """
+    if not (run / "model.json").is_file():
+        raise BundleError(
+            f"{run} holds no finished srcsm style {stage} (no model.json); run that to its end."
+        )
+    record = _read_json(run / "model.json", str(run))
+    if record.get("stage") != stage:
+        raise BundleError(f"{run} holds a style {record.get('stage')}, not a style {stage}.")
+    return record
+
+
+def check_weights(files: list[Path], record: dict[str, Any]) -> None:
+    """Compare weights with what their run's record says.
+
+    Raises:
+        BundleError: they differ.
+    """
+    if not all(path.is_file() for path in files) or weights_sha256(files) != record["weights"]:
+        raise BundleError(f"{files[0]} is missing or changed since it was trained; train it anew.")
+
+
+def check_base(base: BaseModel, record: dict[str, Any], run: Path) -> None:
+    """See whether a run was trained on this base.
+
+    Raises:
+        BundleError: it was trained on another.
+    """
+    other = [part for part, digest in base.identity.items() if record["base"].get(part) != digest]
+    if other:
+        raise BundleError(
+            f"{run} was trained on the base model {record['base']['name']}, whose "
+            f"{' and '.join(other)} differ from those of {base.name}; give that one."
+        )
+
+
+def _files_needed(name: str) -> list[str]:
+    """What to fetch of a hub repository: one kind of weights, no variants."""
+    there = set(HfApi().list_repo_files(name))
+    wanted = ["model_index.json", "README.md", "LICENSE*", "tokenizer/*", "scheduler/*"]
+    for part, stem in WEIGHTS.items():
+        old = "pytorch_model" if stem == "model" else stem
+        safe = f"{part}/{stem}.safetensors"
+        wanted += [f"{part}/config.json", safe if safe in there else f"{part}/{old}.bin"]
+    return wanted
+
+
+def _check(folder: Path, name: str) -> None:
+    """Refuse other formats and architectures by what model_index.json says."""
+    if not (folder / "model_index.json").is_file():
+        raise BundleError(
+            f"{name} is no model in diffusers format (it has no model_index.json); give a folder "
+            "that diffusers' save_pretrained wrote."
+        )
+    index = _read_json(folder / "model_index.json", name)
+    parts = {
+        part: entry[1]
+        for part, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+    }
+    fits = all(parts.get(part) in kinds for part, kinds in PARTS.items())
+    extra = sorted(parts.keys() - PARTS.keys() - IGNORED)
+    if not fits or extra:
+        raise BundleError(
+            f"{name} is a {index.get('_class_name', 'pipeline of an unknown kind')}; the style "
+            "stages need a base of Stable Diffusion 1.x's architecture (one CLIP text encoder, "
+            "AutoencoderKL, UNet2DConditionModel), not SDXL, SD 3 or others."
+        )
+
+
+def _check_networks(base: BaseModel) -> None:
+    """Refuse U-Nets that need other inputs than latents, a time and a prompt."""
+    unet, vae = base.unet.config, base.vae.config
+    latents = vae.latent_channels
+    prediction = base.scheduler.get("prediction_type", "epsilon")
+    for wrong, what in (
+        (
+            unet.in_channels != latents,
+            f"its U-Net takes {unet.in_channels} channels, not {latents}",
+        ),
+        (
+            unet.addition_embed_type is not None,
+            "its U-Net needs more than a prompt, as SDXL's does",
+        ),
+        (unet.class_embed_type is not None, "its U-Net needs a class"),
+        (
+            unet.cross_attention_dim != base.text_encoder.config.hidden_size,
+            "its U-Net does not fit its text encoder",
+        ),
+        (
+            base.factor > 2 ** (len(CONDITION_CHANNELS) - 1),
+            f"its latents are {base.factor} times smaller",
+        ),
+        (prediction not in ("epsilon", "v_prediction"), f"it predicts {prediction}"),
+    ):
+        if wrong:
+            raise BundleError(
+                f"{base.name} cannot be used: {what}; take a text-to-image base of Stable "
+                "Diffusion 1.x's architecture."
+            )
+
+
+def _built(build: Callable[[], Any], name: str, part: str) -> Any:  # noqa: ANN401
+    try:
+        return build()
+    except Exception as error:  # the two libraries raise nearly anything
+        raise BundleError(
+            f"The {part} of {name} cannot be read ({str(error).splitlines()[0]}); the model is "
+            "incomplete, damaged or of another architecture, fetch it anew."
+        ) from error
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{name} is incomplete or damaged: {path.name}: {error}.") from error
+    return content

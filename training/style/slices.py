@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of slices on disk: what every stage reads and writes.
+
+A set is a folder with one manifest. `style prepare` makes the source set; `style swap` makes a set
+of restyled slices beside it, `style phantom` one to train a small base on. All have one format:
+
+    slices/ct/                      the source set
+        manifest.json               a `SliceSet`, every file with its SHA-256
+        images/ct_01_K034.png       8-bit grey, size x size: the slice in its window
+        masks/ct_01_K034.png        8-bit, the same grid: label values, 0 is background
+        styled/abdomen/             a set of restyled slices, from one `style swap`
+            manifest.json           `source` and `models` tell from what and by what
+            images/ct_01_K034_t2.png
+
+- A slice's `image` and `mask` are paths relative to its set's folder. A restyled slice has no mask
+  of its own; its `mask` is ../../masks/ct_01_K034.png, and its `source` the name ct_01_K034.
+  Pairs are therefore: for every slice s of a restyled set, (source set's slice s.source, s).
+- Pictures are laid out as radiologists look at them: of an axial slice the patient's right is on
+  the left and the front is up. Pixels are square; `affine` takes (column, row, 0) to RAS mm, so
+  any picture can be put back into its scan. `prepare.picture_grids` lays the same grids over any
+  other scan, such as one of the target domain.
+- `pixels` counts each label's pixels by name, for filters and for rare-class sampling.
+- The manifest is written whole or not at all and says whether the set is complete: an incomplete
+  one is refused by the stages that follow, and continued by the same command that began it.
+- What was set aside (`style check`) stays in the manifest, with the reason in `rejected`; whoever
+  trains takes `kept()`.
+"""
+
+import hashlib
+import io
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class StyleError(SRCSMError):
+    """A stage cannot go on, or its results cannot be written."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One picture of a set; see the module's docstring.
+
+    Attributes:
+        name: unique in its set, the stem of its file.
+        case: of the nnU-Net dataset it comes from.
+        image, mask: paths relative to the set's folder.
+        image_sha256, mask_sha256: of the files.
+        style: such as "ct" or "t2"; a key of the prompts file.
+        pixels: label name -> number of its pixels; only labels that are there.
+        affine: 16 numbers, row by row: (column, row, 0, 1) -> RAS mm.
+        prompt, seed: what a restyled slice was made with.
+        source: name of the slice that it restyles.
+        rejected: why it was set aside; "" where it was not.
+    """
+
+    name: str
+    case: str
+    image: str
+    mask: str
+    image_sha256: str
+    mask_sha256: str
+    style: str
+    pixels: dict[str, int]
+    affine: list[float]
+    prompt: str = ""
+    seed: int | None = None
+    source: str = ""
+    rejected: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class SliceSet:
+    """A manifest.
+
+    Attributes:
+        folder: where it lies; not stored.
+        name: the dataset's.
+        modality: "CT" or "MR", of the source.
+        labels: name -> value in the masks, without background.
+        size: pixels of a side.
+        settings: everything that decided the pictures; a set of other settings is not continued.
+        slices: in the order of their making.
+        cases: case -> SHA-256 of image and label map (of prepared sets).
+        source: the source set's folder relative to this one (of restyled sets).
+        models: what restyled: name, licence and SHA-256 of each part (of restyled sets).
+        complete: False while its making goes on.
+    """
+
+    folder: Path
+    name: str
+    modality: str
+    labels: dict[str, int]
+    size: int
+    settings: dict[str, Any]
+    slices: tuple[Slice, ...] = ()
+    cases: dict[str, list[str]] = field(default_factory=dict)
+    source: str = ""
+    models: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+
+    def kept(self) -> tuple[Slice, ...]:
+        """The slices that were not set aside."""
+        return tuple(s for s in self.slices if not s.rejected)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended.
+
+    Attributes:
+        done, total: steps, cases or pictures.
+        output: what it made, once finished; the same call resumes one that was stopped.
+    """
+
+    done: int
+    total: int
+    output: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """False where it was stopped."""
+        return self.done == self.total
+
+
+def read_slices(folder: Path | str, *, incomplete: bool = False) -> SliceSet:
+    """Read a manifest and check every file against it.
+
+    Args:
+        incomplete: also take a set whose making was stopped; files it does not list are ignored.
+
+    Raises:
+        DatasetError: no manifest, an unreadable one, one whose files changed, an incomplete one.
+    """
+    found = read_manifest(folder)
+    if not found.complete and not incomplete:
+        raise DatasetError(
+            f"{found.folder} is incomplete: its making was stopped; run the command that began it "
+            "again."
+        )
+    faults = [fault for s in found.slices for fault in _faults(found.folder, s)]
+    if faults:
+        raise DatasetError(
+            f"{len(faults)} files of {found.folder} are not what its manifest says, the first is "
+            f"{faults[0]}; put them back, or make the set anew in another folder."
+        )
+    return found
+
+
+def read_manifest(folder: Path | str) -> SliceSet:
+    """Read a manifest without looking at the pictures.
+
+    Raises:
+        DatasetError: there is none, or it is unreadable.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format_version")
+        slices = tuple(Slice(**entry) for entry in content.pop("slices"))
+        found = SliceSet(folder=folder, slices=slices, **content)
+    except FileNotFoundError:
+        raise DatasetError(
+            f"{folder} has no {MANIFEST}; make a set of slices with srcsm style prepare."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} cannot be read as a manifest of slices: {error}.") from error
+    if version != FORMAT_VERSION:
+        raise DatasetError(f"{path} is of format {version}, this program reads {FORMAT_VERSION}.")
+    return found
+
+
+def write_manifest(slices: SliceSet) -> None:
+    """Write the manifest into the set's folder.
+
+    Raises:
+        StyleError: it cannot be written; an older one is still whole.
+    """
+    content = {"format_version": FORMAT_VERSION, **asdict(replace(slices, folder=None))}
+    del content["folder"]
+    write_bytes(slices.folder / MANIFEST, json.dumps(content, indent=1).encode())
+
+
+def read_picture(slices: SliceSet, path: str) -> np.ndarray:
+    """(size, size) uint8 of an image or mask of the set.
+
+    Raises:
+        DatasetError: unreadable, or of another size.
+    """
+    try:
+        with Image.open(slices.folder / path) as picture:
+            array = np.array(picture)
+    except (OSError, SyntaxError) as error:
+        raise DatasetError(
+            f"{slices.folder / path} cannot be read as a picture: {error}."
+        ) from error
+    if array.shape != (slices.size, slices.size) or array.dtype != np.uint8:
+        raise DatasetError(
+            f"{slices.folder / path} is no grey picture of {slices.size} x {slices.size} pixels."
+        )
+    return array
+
+
+def write_picture(path: Path, array: np.ndarray) -> str:
+    """Write (rows, columns) or (rows, columns, 3) uint8 as PNG; returns the file's SHA-256.
+
+    Raises:
+        StyleError: it cannot be written; no part of it is left.
+    """
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, "PNG")
+    write_bytes(path, content.getvalue())
+    return hashlib.sha256(content.getvalue()).hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write under a temporary name, flush to disk, rename.
+
+    Raises:
+        StyleError: the disk is full or the folder is not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StyleError(
+            f"Cannot write {path} ({error.strerror}); free some space, and the same command goes "
+            "on: what was made before is kept."
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_sha256(slices: SliceSet) -> str:
+    """What names a set's exact content."""
+    return file_sha256(slices.folder / MANIFEST)
+
+
+def _faults(folder: Path, s: Slice) -> list[str]:
+    faults = []
+    for path, digest in ((s.image, s.image_sha256), (s.mask, s.mask_sha256)):
+        try:
+            if file_sha256(folder / path) != digest:
+                faults.append(f"{path} (altered)")
+        except OSError as error:
+            faults.append(f"{path} ({error.strerror})")
+    return faults
