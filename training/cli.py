@@ -87,7 +87,8 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"Cannot use {error.filename} ({error.strerror}); is it there, writable, not full?"
     if isinstance(error, ModuleNotFoundError):
-        return f"This needs the package {error.name}: pip install 'srcsm[training]'."
+        extra = "style" if error.name in ("diffusers", "transformers", "peft") else "training"
+        return f"This needs the package {error.name}: pip install 'srcsm[{extra}]'."
     return f"Unexpected {type(error).__name__}: {error}. Run again with --debug and report it."
 
 
@@ -108,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_models(commands)
     add_phantom(commands)
     add_demo(commands)
+    add_style(commands)
     add_worker(commands)
     return parser
 
@@ -553,6 +555,152 @@ def add_worker(commands: Commands) -> None:
         metavar="FILE",
         help="with the token (default: $SRCSM_WORKER_TOKEN, else one is made and shown)",
     )
+
+
+def add_style(commands: Commands) -> None:
+    summary = "restyle training slices by diffusion, steered by their masks"
+    parser = commands.add_parser("style", help=summary, description=f"{summary}.")
+    actions = parser.add_subparsers(title="stages", metavar="STAGE", required=True)
+    slices = {"type": Path, "metavar": "SLICES", "help": "folder of slices"}
+
+    parser = add_style_stage(
+        actions,
+        "prepare",
+        "slice an nnU-Net raw dataset, with masks",
+        "  srcsm style prepare --data Dataset101_AbdomenCT --out slices/ct\n"
+        "  srcsm style prepare --data Dataset201_HeartBSSFP --out slices/heart \\\n"
+        "      --set prompts=heart prepare.style=bssfp",
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the dataset")
+
+    add_style_stage(
+        actions,
+        "phantom",
+        "make phantom slices in several looks, to train a small base on",
+        "  srcsm style phantom --config training/configs/style_tiny.yaml --out slices/phantom",
+    )
+
+    parser = add_style_stage(
+        actions,
+        "base",
+        "train a small base model of your own",
+        "  srcsm style base --config training/configs/style_tiny.yaml \\\n"
+        "      --slices slices/phantom slices/ct --out bases/tiny",
+        device=True,
+    )
+    parser.add_argument("--slices", nargs="+", required=True, **slices)
+
+    parser = add_style_stage(
+        actions,
+        "tune",
+        "teach the base's U-Net the style of the source's slices",
+        "  srcsm style tune --slices slices/ct --base stable-diffusion-folder --out runs/tuned\n"
+        "  srcsm style tune --slices slices/ct --download --out runs/tuned \\\n"
+        "      --set tune.lora=16 tune.learning_rate=1e-4\n"
+        "  accelerate launch --num_processes 4 -m srcsm_training style tune --slices slices/ct ...",
+        device=True,
+        base=True,
+    )
+    parser.add_argument("--slices", required=True, **slices)
+
+    parser = add_style_stage(
+        actions,
+        "control",
+        "teach a ControlNet on the tuned U-Net what the masks mean",
+        "  srcsm style control --slices slices/ct --tuned runs/tuned --out runs/control",
+        device=True,
+        base=True,
+    )
+    parser.add_argument("--slices", required=True, **slices)
+    parser.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="RUN",
+        help="of style tune (default: none, the base's own U-Net; for the ablation)",
+    )
+
+    parser = add_style_stage(
+        actions,
+        "swap",
+        "draw the slices in other styles, with the original U-Net",
+        "  srcsm style swap --slices slices/ct --control runs/control\n"
+        "  srcsm style swap --slices slices/ct --control runs/control --out restyled \\\n"
+        "      --set swap.styles=[t1,t2] swap.per_slice=0",
+        device=True,
+        base=True,
+        out_default="SLICES/styled/PROMPTS",
+    )
+    parser.add_argument("--slices", required=True, **slices)
+    parser.add_argument(
+        "--control", type=Path, required=True, metavar="RUN", help="of style control"
+    )
+    parser.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="RUN",
+        help="draw with the tuned U-Net instead; for the ablation",
+    )
+
+
+def add_style_stage(
+    actions: Commands,
+    name: str,
+    summary: str,
+    examples: str,
+    *,
+    device: bool = False,
+    base: bool = False,
+    out_default: str = "",
+) -> argparse.ArgumentParser:
+    """A stage of `srcsm style`: configuration, output and time are the same for all."""
+    parser = add_command(
+        actions,
+        name,
+        summary,
+        "One configuration serves all stages; each reads its own section. Ctrl-C stops with all\n"
+        "that was made kept; the same command goes on after any stop.",
+        examples,
+    )
+    parser.set_defaults(command="style", action=name)
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="the configuration")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="single values of it, such as size=256 tune.steps=2000",
+    )
+    shown = f" (default: {out_default})" if out_default else ""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=not out_default,
+        metavar="FOLDER",
+        help=f"for what the stage makes{shown}",
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        default=float("inf"),
+        metavar="M",
+        help="stop cleanly after that time (exit code 0)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and exit")
+    if device:
+        add_device_option(parser)
+    if base:
+        parser.add_argument(
+            "--base",
+            default="Nihirc/Prompt2MedImage",
+            metavar="NAME_OR_FOLDER",
+            help="a base of Stable Diffusion 1.x's architecture in diffusers format, a folder or a "
+            "name on the Hugging Face hub (default: Nihirc/Prompt2MedImage)",
+        )
+        parser.add_argument(
+            "--download", action="store_true", help="fetch it from the hub where it is not here"
+        )
+    return parser
 
 
 def positive(text: str) -> int:
