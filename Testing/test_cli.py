@@ -38,6 +38,7 @@ COMMANDS = (
     ["boxes"],
     ["refine"],
     ["train"],
+    ["train-sam"],
     ["evaluate"],
     ["match"],
     ["models", "list"],

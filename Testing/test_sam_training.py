@@ -16,9 +16,9 @@ from SAMRefineLib.decoding import Prompts
 from SAMRefineLib.models import load_sam, save_sam
 from SAMRefineLib.pixels import SRCSM
 from SAMRefineLib.small_sam import SmallSamConfig
-from srcsm_training import sam_decoder, sam_training
+from srcsm_training import cli, sam_decoder, sam_training
 from srcsm_training.checkpoint import CheckpointError, load_checkpoint
-from srcsm_training.config import CasesConfig, Recipe, ScansConfig, to_dict
+from srcsm_training.config import CasesConfig, Recipe, ScansConfig, to_dict, write_yaml
 from srcsm_training.sam_decoder import DecoderConfig, organ_boxes, run_decoder_training
 from srcsm_training.sam_slices import TileConfig, tight_boxes
 from srcsm_training.sam_training import (
@@ -281,6 +281,26 @@ def test_pixels_are_those_of_the_refinement(folder, cache):
     seen = with_pixels(case, SRCSM, "CT").image.float()
     expected = ((case.image.float() + 125) / 200 - 1).clamp(-1, 1)
     torch.testing.assert_close(seen, expected, atol=2e-3, rtol=0)
+
+
+def test_the_command_line(tmp_path, folder, cache, sam_folder, capsys):
+    write_yaml(tmp_path / "small.yaml", CONFIG)
+    common = ["train-sam", "--data", str(folder), "--device", "cpu"]
+    arguments = ["--out", str(tmp_path / "run"), "--config", str(tmp_path / "small.yaml")]
+    arguments += ["--cache", str(cache), "--set", "optimisation.steps=1", "--name", "x"]
+    assert cli.main([*common, *arguments]) == 0
+    assert f"SAM: {tmp_path / 'run' / 'model'}" in capsys.readouterr().out
+    assert load_sam(tmp_path / "run" / "model", device="cpu").name == "x"
+    out = ["--out", str(tmp_path / "no")]
+    for wrong, sentence in (
+        (["--sam", str(sam_folder)], "--coarse"),
+        (["--sam-kind", "medsam"], "--sam-kind"),
+        (["--sam", str(sam_folder), "--coarse", "x", "--cache", str(cache)], "--cache"),
+        (["--set", "tiles.sides=1"], "tiles.side"),
+    ):
+        assert cli.main([*common, *out, *wrong]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 # --- the decoder

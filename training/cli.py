@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (`HELP` lists them)."""
     arguments = make_parser().parse_args(argv)
     try:
-        return import_module(f".commands.{arguments.command}", __package__).run(arguments)
+        module = f".commands.{arguments.command.replace('-', '_')}"
+        return import_module(module, __package__).run(arguments)
     except KeyboardInterrupt:
         print("srcsm: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -358,7 +359,6 @@ def add_train_sam(commands: Commands) -> None:
     parser.add_argument(
         "--coarse", metavar="NAME_OR_FOLDER", help="the network whose boxes are given, for --sam"
     )
-    parser.set_defaults(command="train_sam")
     parser.add_argument(
         "--cache",
         type=Path,
