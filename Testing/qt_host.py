@@ -14,7 +14,7 @@ import importlib.util
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,9 @@ import vtk
 from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from slicer_scene_fixture import start_scene
 
-MODULE = Path(__file__).resolve().parents[1] / "SRCSMSegmenter" / "SRCSMSegmenter.py"
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("SRCSM", "SAMRefine")
+"""What the names of our modules and libraries hold."""
 
 VIRTUAL = {"sizeHint", "minimumSizeHint"}
 """Properties of PythonQt that stay methods, as C++ calls them."""
@@ -197,8 +199,53 @@ class NodeComboBox(pythonqt(QtWidgets.QWidget)):
             self.currentNodeChanged.emit(self.currentNode())
 
 
+class SliderWidget(pythonqt(QtWidgets.QWidget)):
+    """ctkSliderWidget: a slider and a spin box that show one number."""
+
+    valueChanged = QtCore.Signal(float)
+
+    def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._slider = QtWidgets.QSlider(QtCore.Qt.Horizontal)
+        self._box = QtWidgets.QDoubleSpinBox()
+        layout = QtWidgets.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._slider)
+        layout.addWidget(self._box)
+        self._box.valueChanged.connect(self._tell)
+        self._slider.valueChanged.connect(self._slid)
+
+    def _scale(self) -> None:
+        step = self._box.singleStep()
+        blocked = self._slider.blockSignals(True)
+        self._slider.setRange(round(self.minimum / step), round(self.maximum / step))
+        self._slider.setValue(round(self.value / step))
+        self._slider.blockSignals(blocked)
+
+    def _slid(self, steps: int) -> None:
+        self._box.setValue(steps * self._box.singleStep())
+
+    def _tell(self, value: float) -> None:
+        self._scale()
+        self.valueChanged.emit(value)
+
+    def _declare(kind: object, name: str) -> QtCore.Property:
+        def write(self: "SliderWidget", value: object) -> None:
+            getattr(self._box, f"set{name[0].upper()}{name[1:]}")(value)
+            self._scale()
+
+        return QtCore.Property(kind, lambda self: getattr(self._box, name)(), write)
+
+    value = _declare(float, "value")
+    minimum = _declare(float, "minimum")
+    maximum = _declare(float, "maximum")
+    singleStep = _declare(float, "singleStep")
+    decimals = _declare(int, "decimals")
+
+
 CUSTOM = {
     "ctkCollapsibleButton": CollapsibleButton,
+    "ctkSliderWidget": SliderWidget,
     "qMRMLWidget": MRMLWidget,
     "qMRMLNodeComboBox": NodeComboBox,
 }
@@ -222,6 +269,25 @@ class Minimum(NamedTuple):
     """Annotation: the least value."""
 
     minimum: int
+
+
+class WithinRange(NamedTuple):
+    """Annotation: the least and the greatest value."""
+
+    minimum: float
+    maximum: float
+
+
+class Decimals(NamedTuple):
+    """Annotation: of a number that is shown."""
+
+    value: int
+
+
+class SingleStep(NamedTuple):
+    """Annotation: by which an arrow changes a number."""
+
+    value: float
 
 
 class _Store(NamedTuple):
@@ -272,11 +338,10 @@ def _get_list(node: Any, name: str) -> list[str]:
 
 def parameter_node_wrapper(cls: type) -> type:
     """Typed attributes kept in a vtkMRMLScriptedModuleNode, and bound to widgets."""
-    kinds, least = {}, {}
+    kinds, notes = {}, {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
-        annotations = getattr(hint, "__metadata__", ())
-        kinds[name] = typing.get_args(hint)[0] if annotations else hint
-        least[name] = next((a.minimum for a in annotations if isinstance(a, Minimum)), None)
+        notes[name] = {type(note): note for note in getattr(hint, "__metadata__", ())}
+        kinds[name] = typing.get_args(hint)[0] if notes[name] else hint
     defaults = {name: getattr(cls, name, _store(kind).default) for name, kind in kinds.items()}
 
     def field(name: str) -> property:
@@ -287,8 +352,9 @@ def parameter_node_wrapper(cls: type) -> type:
             node_kind = isinstance(accepted, type) and issubclass(accepted, slicer.vtkMRMLNode)
             if not isinstance(value, accepted) and not (node_kind and value is None):
                 raise TypeError(f"{name} is a {kind}, not {value!r}")
-            if least[name] is not None and value < least[name]:
-                raise ValueError(f"{name} is {least[name]} or more, not {value}")
+            least, most = _bounds(notes[name])
+            if kind in (int, float) and not least <= value <= most:
+                raise ValueError(f"{name} is from {least} to {most}, not {value}")
             store.write(self.parameterNode, name, value)
 
         return property(lambda self: store.read(self.parameterNode, name), write)
@@ -304,7 +370,7 @@ def parameter_node_wrapper(cls: type) -> type:
         unknown = widgets.keys() - kinds.keys()
         if unknown:
             raise ValueError(f"there is no parameter {', '.join(unknown)}")
-        bindings = {n: _binding(w, kinds[n], least[n]) for n, w in widgets.items()}
+        bindings = {n: _binding(w, kinds[n], notes[n]) for n, w in widgets.items()}
 
         def show(*_: object) -> None:
             if self._showing:
@@ -349,7 +415,14 @@ class _Binding(NamedTuple):
     write: Callable[[Any], None]
 
 
-def _binding(widget: QtWidgets.QWidget, kind: type, least: int | None) -> _Binding:
+def _bounds(notes: dict[type, Any]) -> tuple[float, float]:
+    """The least and the greatest value that annotations allow."""
+    if WithinRange in notes:
+        return notes[WithinRange]
+    return notes[Minimum].minimum if Minimum in notes else float("-inf"), float("inf")
+
+
+def _binding(widget: QtWidgets.QWidget, kind: type, notes: dict[type, Any]) -> _Binding:
     """What Slicer's guiConnectors bind: exactly these classes, to exactly these types."""
     is_class = isinstance(kind, type)
     if type(widget) is qt.QCheckBox and kind is bool:
@@ -357,7 +430,18 @@ def _binding(widget: QtWidgets.QWidget, kind: type, least: int | None) -> _Bindi
             widget.toggled, lambda: widget.checked, lambda value: setattr(widget, "checked", value)
         )
     if type(widget) is qt.QSpinBox and kind is int:
-        widget.setRange(-(2**31) if least is None else least, 2**31 - 1)
+        least, most = _bounds(notes)
+        widget.setRange(max(least, -(2**31)), min(most, 2**31 - 1))
+        return _Binding(
+            widget.valueChanged, lambda: widget.value, lambda value: setattr(widget, "value", value)
+        )
+    if type(widget) is SliderWidget and kind is float:
+        if WithinRange not in notes:
+            raise RuntimeError("a slider needs a range")
+        for note, name in ((Decimals, "decimals"), (SingleStep, "singleStep")):
+            if note in notes:
+                setattr(widget, name, notes[note].value)
+        widget.minimum, widget.maximum = notes[WithinRange]
         return _Binding(
             widget.valueChanged, lambda: widget.value, lambda value: setattr(widget, "value", value)
         )
@@ -391,7 +475,7 @@ class ScriptedLoadableModuleWidget:
         self.layout = parent.layout()
 
     def resourcePath(self, filename: str) -> str:
-        return str(MODULE.parent / "Resources" / filename)
+        return str(ROOT / self.moduleName / "Resources" / filename)
 
     def setup(self) -> None:
         pass
@@ -419,17 +503,18 @@ class ScriptedLoadableModuleLogic:
 class ModuleWindow(MRMLWidget):
     """qSlicerScriptedLoadableModuleWidget: what holds a module's panel."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
         self.isEntered = True
         QtWidgets.QVBoxLayout(self).setContentsMargins(6, 6, 6, 6)
+        self._name = name
         self.reload()
 
     def reload(self) -> None:
         """Make the panel, of the module's code as it is loaded now."""
-        self._widget = sys.modules["SRCSMSegmenter"].SRCSMSegmenterWidget(self)
+        self._widget = getattr(sys.modules[self._name], f"{self._name}Widget")(self)
         self._widget.setup()
-        slicer.modules.SRCSMSegmenterWidget = self._widget
+        setattr(slicer.modules, f"{self._name}Widget", self._widget)
 
     def self(self) -> ScriptedLoadableModuleWidget:
         return self._widget
@@ -438,9 +523,10 @@ class ModuleWindow(MRMLWidget):
 class App:
     """slicer.app, as far as the module asks it."""
 
-    def __init__(self, settings: Path) -> None:
+    def __init__(self, settings: Path, modules: Sequence[str]) -> None:
+        self.slicerUserSettingsFilePath = str(settings)
         self._settings = qt.QSettings(str(settings), QtCore.QSettings.IniFormat)
-        self.modules = ["SRCSMSegmenter"]
+        self.modules = list(modules)
         self.connected: list[tuple[str, Callable]] = []
 
     def userSettings(self) -> QtCore.QSettings:
@@ -463,8 +549,9 @@ class App:
 
 
 @contextmanager
-def slicer_with_qt(settings: Path) -> Iterator[ModuleWindow]:
-    """Slicer's names for the stand-ins, while in use, and the module's panel in a window.
+def slicer_with_qt(settings: Path, *names: str) -> Iterator[ModuleWindow]:
+    """Slicer's names for the stand-ins, while in use, and modules' panels in windows; the first
+    one's is given.
 
     Whatever was imported meanwhile is forgotten afterwards.
     """
@@ -473,35 +560,58 @@ def slicer_with_qt(settings: Path) -> Iterator[ModuleWindow]:
     start_scene().Clear(0)
     modules, before = _stand_ins(), dict(sys.modules)
     sys.modules.update(modules)
-    slicer.app = App(settings)
+    slicer.app = App(settings, names)
     slicer.qSlicerScriptedLoadableModuleWidget = ModuleWindow
+    main, windows = pythonqt(QtWidgets.QMainWindow)(), {}
+    util = slicer.util.mainWindow, slicer.util.selectModule
+    slicer.util.mainWindow = lambda: main
+
+    def select(name: str) -> None:
+        for other in names:
+            if windows[other].isEntered and other != name:
+                windows[other].isEntered = False
+                windows[other].self().exit()
+        windows[name].isEntered = True
+        windows[name].self().enter()
+
+    slicer.util.selectModule = select
     try:
-        load_module()
-        window = ModuleWindow()
-        slicer.modules.srcsmsegmenter = SimpleNamespace(
-            path=str(MODULE), widgetRepresentation=lambda: window
-        )
-        window.resize(420, 760)
-        window.show()
-        yield window
-        window.self().cleanup()
-        window.deleteLater()
-        application.sendPostedEvents(window, QtCore.QEvent.DeferredDelete)
+        for name in names:
+            load_module(name)
+            windows[name] = ModuleWindow(name)
+            representation = lambda name=name: windows[name]  # noqa: E731
+            held = SimpleNamespace(path=str(path_of(name)), widgetRepresentation=representation)
+            setattr(slicer.modules, name.lower(), held)
+            windows[name].resize(420, 760)
+            windows[name].show()
+        yield windows[names[0]]
+        for window in windows.values():
+            window.self().cleanup()
+            window.deleteLater()
+            application.sendPostedEvents(window, QtCore.QEvent.DeferredDelete)
     finally:
         slicer.mrmlScene.Clear(0)
+        main.deleteLater()
+        slicer.util.mainWindow, slicer.util.selectModule = util
         del slicer.app, slicer.qSlicerScriptedLoadableModuleWidget
-        for name in [name for name in sys.modules if name in modules or "SRCSM" in name]:
+        for name in [name for name in sys.modules if name in modules or _ours(name)]:
             del sys.modules[name]
             package, _, child = name.rpartition(".")
             if package in before and name not in before:
                 vars(before[package]).pop(child, None)
-        sys.modules.update({name: module for name, module in before.items() if "SRCSM" in name})
+        sys.modules.update({name: module for name, module in before.items() if _ours(name)})
+
+
+def _ours(name: str) -> bool:
+    return any(part in name for part in OURS)
 
 
 def _stand_ins() -> dict[str, Any]:
     return {
         "qt": qt,
-        "ctk": SimpleNamespace(ctkCollapsibleButton=CollapsibleButton),
+        "ctk": SimpleNamespace(
+            ctkCollapsibleButton=CollapsibleButton, ctkSliderWidget=SliderWidget
+        ),
         "slicer.i18n": SimpleNamespace(tr=str, translate=lambda context, text: text),
         "slicer.ScriptedLoadableModule": SimpleNamespace(
             ScriptedLoadableModule=ScriptedLoadableModule,
@@ -510,15 +620,24 @@ def _stand_ins() -> dict[str, Any]:
             ScriptedLoadableModuleTest=object,
         ),
         "slicer.parameterNodeWrapper": SimpleNamespace(
-            parameterNodeWrapper=parameter_node_wrapper, Minimum=Minimum
+            parameterNodeWrapper=parameter_node_wrapper,
+            Minimum=Minimum,
+            WithinRange=WithinRange,
+            Decimals=Decimals,
+            SingleStep=SingleStep,
         ),
     }
 
 
-def load_module() -> ModuleType:
-    """The module's file as Slicer loads it."""
-    spec = importlib.util.spec_from_file_location("SRCSMSegmenter", MODULE)
+def path_of(name: str) -> Path:
+    """A module's file."""
+    return ROOT / name / f"{name}.py"
+
+
+def load_module(name: str) -> ModuleType:
+    """A module's file as Slicer loads it."""
+    spec = importlib.util.spec_from_file_location(name, path_of(name))
     module = importlib.util.module_from_spec(spec)
-    sys.modules["SRCSMSegmenter"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -34,7 +34,7 @@ def window(tmp_path, monkeypatch):
     """The panel in a window, with all packages there."""
     packaging = SimpleNamespace(load_requirements=lambda path: [], pip_check=lambda one: True)
     monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
-    with qt_host.slicer_with_qt(tmp_path / "settings.ini") as window:
+    with qt_host.slicer_with_qt(tmp_path / "settings.ini", "SRCSMSegmenter") as window:
         yield window
 
 

@@ -43,7 +43,8 @@ from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, SRCSMError
 from SRCSMSegmenterLib.model_list import SAM_CONFIG, shipped_models_folder
 
-from .pixels import OFFICIAL, UNIT, PixelRule
+from .checkpoints import CHECKPOINTS as CHECKPOINTS
+from .pixels import PixelRule
 from .small_sam import SmallSamConfig, build_small_sam
 
 FORMAT_VERSION = 1
@@ -55,46 +56,6 @@ REQUIRED = (SAM_CONFIG, WEIGHTS, CARD, LICENCE)
 
 SMALL = "small"
 """The kind of our own SAM; the other kinds are those of `CHECKPOINTS`."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint file made by others.
-
-    Attributes:
-        architecture: key of segment_anything's registry.
-        pixels: normalisation it was trained with.
-        sha256: of the file; None where none is known.
-        file: its usual name.
-    """
-
-    architecture: str
-    pixels: PixelRule
-    sha256: str | None
-    file: str
-
-
-CHECKPOINTS = {
-    "vit_b": Checkpoint(
-        "vit_b",
-        OFFICIAL,
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        "sam_vit_b_01ec64.pth",
-    ),
-    "vit_l": Checkpoint(
-        "vit_l",
-        OFFICIAL,
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-        "sam_vit_l_0b3195.pth",
-    ),
-    "vit_h": Checkpoint(
-        "vit_h",
-        OFFICIAL,
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-        "sam_vit_h_4b8939.pth",
-    ),
-    "medsam": Checkpoint("vit_b", UNIT, None, "medsam_vit_b.pth"),
-}
 
 
 @dataclass(frozen=True, eq=False)

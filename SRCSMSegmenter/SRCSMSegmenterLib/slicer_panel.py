@@ -197,4 +197,3 @@ def _absent_text(key: str) -> str:
 
 def _links(slices: Sequence[tuple[int, float]]) -> str:
     return "&nbsp; ".join(f'<a href="{k}" title="{mm:.1f} mm">{k}</a>' for k, mm in slices)
-

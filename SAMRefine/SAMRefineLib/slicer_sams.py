@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SAMs that the panel offers: shipped ones, official ones, and the user's own files."""
+
+import json
+from pathlib import Path
+
+import slicer
+
+from SRCSMSegmenterLib.errors import BundleError
+from SRCSMSegmenterLib.model_list import shipped_models_folder
+
+from .checkpoints import CHECKPOINTS
+from .sam_list import SamCard, checkpoint_card, find_sam_folders, read_sam_card
+
+SETTING = "SRCSM/SamFiles"
+
+DEFAULT = "sam-small-ct"
+
+
+def sam_cards() -> dict[str, SamCard]:
+    """What the parameter node calls a SAM -> its card.
+
+    That is a shipped one's name, an official one's kind, or the path of one of the user's.
+    Official ones are listed whether they are here or not, the user's where they are.
+    """
+    cards = {}
+    for folder in (*find_sam_folders(shipped_models_folder()), *map(Path, own_sams())):
+        try:
+            key = folder.name if folder.parent == shipped_models_folder() else str(folder)
+            kind = own_sams().get(str(folder))
+            cards[key] = checkpoint_card(folder, kind) if kind else read_sam_card(folder)
+        except BundleError:
+            continue  # altered, or on a drive that is not there today; the setting keeps it
+    cards = {key: card for key, card in cards.items() if card.present}
+    for kind, entry in CHECKPOINTS.items():
+        if entry.url:
+            cards[kind] = checkpoint_card(downloads_folder() / entry.file, kind)
+    return cards
+
+
+def downloads_folder() -> Path:
+    """Beside Slicer's settings: it outlives updates of Slicer and of this extension."""
+    return Path(slicer.app.slicerUserSettingsFilePath).parent / "SRCSM" / "Models"
+
+
+def own_sams() -> dict[str, str]:
+    """Path of each that the user added -> its kind; "" for a folder, which says so itself."""
+    return json.loads(slicer.app.userSettings().value(SETTING) or "{}")
+
+
+def add_sam(path: Path, kind: str = "") -> str:
+    """Remember a checkpoint file of a kind, or a folder of ours; returns its key.
+
+    Raises:
+        BundleError: the folder holds no SAM.
+    """
+    if not kind:
+        read_sam_card(path)
+    key = str(path.resolve())
+    _remember(own_sams() | {key: kind})
+    return key
+
+
+def forget_sam(key: str) -> None:
+    """Take one of the user's off the list; its file stays."""
+    _remember({path: kind for path, kind in own_sams().items() if path != key})
+
+
+def _remember(sams: dict[str, str]) -> None:
+    slicer.app.userSettings().setValue(SETTING, json.dumps(sams))
