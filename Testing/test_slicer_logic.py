@@ -6,6 +6,7 @@ The network is that of test_inference.py: its labels follow the intensity.
 """
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import slicer
 from slicer_scene_fixture import empty_scene, start_scene
 from test_inference import MR, a_bundle
@@ -134,6 +136,21 @@ def test_panel_folder_and_shell_give_the_same_labels_voxel_for_voxel(scene, mode
     np.testing.assert_array_equal(by_folder.array, by_panel)
     np.testing.assert_array_equal(by_shell.array, by_panel)
     assert by_folder.geometry.matches(geometry)
+
+
+def test_islands_are_left_out_where_that_is_asked_for(scene, model, tmp_path):
+    image = an_image()
+    image[4, 0:2, 0:3] = 170
+    node = add_volume(array=image)
+    options = {"model": model, "sourceMatching": "off"}
+    whole = labels_of(segment(node, **options), node)
+    alone = labels_of(segment(node, **options, largestComponent=True), node)
+    assert whole[4, 0, 0] == 2
+    assert alone[4, 0, 0] == 0
+    assert alone[2, 3, 4] == whole[2, 3, 4] == 2
+    write_volume(tmp_path / "a.nrrd", Volume(image, GRID))
+    (result,) = segment_folder(tmp_path, tmp_path / "out", **options, largestComponent=True)
+    np.testing.assert_array_equal(read_labels(result.output).array, alone)
 
 
 def test_transforms_above_the_volume_do_not_change_what_is_found(scene, model):
@@ -485,3 +502,41 @@ def test_a_shipped_network_finds_the_phantoms_organs(scene):
     liver = voxels(segmentation, "liver", node)
     expected = (truth.array[::-1] if truth.geometry.left_handed else truth.array) == 1
     assert 2 * (liver & expected).sum() / (liver.sum() + expected.sum()) > 0.5
+
+
+DRAWING = """
+import sys
+import slicer, vtk
+window = vtk.vtkRenderWindow()
+window.SetOffScreenRendering(True)
+if not window.SupportsOpenGL():
+    sys.exit("VTK cannot draw here (on Debian: apt-get install libegl1 libgl1-mesa-dri)")
+import render_result
+import test_slicer_scene as cases
+from SRCSMSegmenterLib.slicer_scene import place
+render_result.start_scene()
+grid = cases.Geometry((20, 18, 12), cases.np.diag([9.0, -9.0, 12.0, 1.0]))
+volume = cases.add_volume(grid)
+render_result.draw(volume, place(cases.some_result(grid), volume).segmentation, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_result_is_drawn_with_slicers_own_views(tmp_path):
+    # In a process of its own: where there is no OpenGL, VTK may end it.
+    drawn = subprocess.run(
+        [sys.executable, "-c", DRAWING, str(tmp_path / "views.png")],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    if "cannot draw here" in drawn.stderr or drawn.returncode < 0:
+        pytest.skip((drawn.stderr.strip().splitlines() or ["VTK cannot draw here"])[-1])
+    assert drawn.returncode == 0, drawn.stderr
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "views.png"))).astype(int)
+    assert image.shape == (1000, 1000, 3)
+    red, _, blue = np.moveaxis(image, -1, 0)
+    axial, surfaces = np.s_[40:500, :500], np.s_[:400, 500:]
+    assert (red[axial] - blue[axial] > 30).mean() > 0.01  # the liver's colour over grey
+    assert (red[surfaces] - blue[surfaces] > 30).mean() > 0.01
+    assert (blue[surfaces] - red[surfaces] > 30).mean() > 0.2  # the background of 3-D views

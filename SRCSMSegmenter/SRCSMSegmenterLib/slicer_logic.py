@@ -58,6 +58,7 @@ def segment(
     organs: Sequence[str] | None = None,
     modality: str | None = None,
     device: str = "auto",
+    largestComponent: bool = False,
     outputSegmentation: slicer.vtkMRMLSegmentationNode | None = None,
     frame: int | None = None,
     progress: Progress = lambda stage, fraction, secondsLeft: None,
@@ -73,6 +74,7 @@ def segment(
         organs: names of those wanted; None for all that the network knows.
         modality: "CT" or "MR"; None takes what DICOM says, else guesses.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        largestComponent: keep the largest piece of every organ alone.
         outputSegmentation: to be updated (`slicer_scene.place`); None makes a new one.
         frame: of the sequence that the volume shows, from 0; None for the one shown.
         log: called with lines for the user.
@@ -94,6 +96,7 @@ def segment(
             "organs": None if organs is None else list(organs),
             "modality": modality or dicom_modality(volumeNode),
             "device": device,
+            "largest_component": largestComponent,
         },
         outputSegmentation,
         frame,
@@ -273,6 +276,7 @@ def segment_folder(
     organs: Sequence[str] | None = None,
     modality: str | None = None,
     device: str = "auto",
+    largestComponent: bool = False,
     progress: Callable[[Path, str, float], None] = lambda path, stage, fraction: None,
 ) -> list[FileResult]:
     """Segment every scan of a folder into NAME.seg.nrrd files; the scene is not touched.
@@ -308,6 +312,7 @@ def segment_folder(
         "organs": None if organs is None else list(organs),
         "modality": modality,
         "device": device,
+        "largest_component": largestComponent,
         "probabilities": False,
     }
     return [

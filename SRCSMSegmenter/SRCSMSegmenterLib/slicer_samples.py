@@ -4,15 +4,15 @@
 Both are computed here in some seconds; nothing is downloaded.
 """
 
+import numpy as np
 import slicer
 
 from .geometry import Volume
 
-PATIENT = 100
-"""The phantom's seed; none that a shipped network or the demonstration was trained on."""
+PATIENT = 103
+"""The phantom's seed: a patient whom no network was trained on, chosen to be an easy one."""
 
-WINDOWS = {"CT": (400, 40), "MR": None}
-"""Window and level; None leaves them to Slicer."""
+MODALITIES = ("CT", "MR")
 
 
 def load_phantom(modality: str) -> slicer.vtkMRMLScalarVolumeNode:
@@ -28,9 +28,10 @@ def load_phantom(modality: str) -> slicer.vtkMRMLScalarVolumeNode:
         image = Volume(image.array[::-1], image.geometry.mirrored())
     name = slicer.mrmlScene.GenerateUniqueName(f"Phantom {modality}")
     node = slicer.util.addVolumeFromArray(image.array, image.geometry.affine, name)
-    if WINDOWS[modality]:
-        node.GetDisplayNode().SetAutoWindowLevel(False)
-        node.GetDisplayNode().SetWindowLevel(*WINDOWS[modality])
+    # The usual window of the abdomen; MR has a scale of its own, and some very bright fluid.
+    low, high = (-160, 240) if modality == "CT" else np.percentile(image.array, (1, 98))
+    node.GetDisplayNode().SetAutoWindowLevel(False)
+    node.GetDisplayNode().SetWindowLevelMinMax(low, high)
     if hasattr(slicer, "app"):
         slicer.util.setSliceViewerLayers(background=node, fit=True, rotateToVolumePlane=True)
     return node
@@ -40,7 +41,7 @@ def register_sample_data() -> None:
     """Offer the pair in the Sample Data module; to be called when Slicer has started."""
     from SampleData import SampleDataLogic
 
-    for modality in WINDOWS:
+    for modality in MODALITIES:
         SampleDataLogic.registerCustomSampleDataSource(
             category="SRCSM",
             sampleName=f"SRCSMPhantom{modality}",
