@@ -34,12 +34,14 @@ CHANGED = {
     "grid.spacing": (1.0, 2.5, 3.25),
     "grid.axes": "slices",
     "network.classes": 7,
-    "network.channels": (8, 16),
+    "network.channels": (8, 16, 24),
     "network.stem": (1, 2, 1),
     "network.kernel": (3, 5, 1),
     "network.pooling": (2, 1, 2),
     "network.norm": "none",
     "network.dropout": 0.25,
+    "network.pool_by": "max",
+    "network.decoder": (8, 12),
     "data.cases": ("a*", "b"),
     "data.validation": ("c",),
     "data.folds": 3,
@@ -57,6 +59,7 @@ CHANGED = {
     "augmentation.control_points": 6,
     "augmentation.shift": 0.1,
     "augmentation.contrast": 0.3,
+    "augmentation.strong": 0.5,
     "optimisation.steps": 17,
     "optimisation.batch": 3,
     "optimisation.learning_rate": 2e-4,
@@ -70,6 +73,13 @@ CHANGED = {
     "optimisation.ema": 0.9,
     "optimisation.nan_redraws": 5,
     "optimisation.precision": "fp16",
+    "optimisation.patience": 3,
+    "optimisation.optimiser": "adamw",
+    "pairs.use": True,
+    "pairs.styled": ("slices/a", "slices/b"),
+    "pairs.contrast": 0.5,
+    "pairs.temperature": 0.1,
+    "pairs.projection": 64,
     "random_convolution": "hard",
     "seed": 5,
     "checkpoint_minutes": 1.5,
@@ -226,8 +236,13 @@ def test_a_value_of_the_wrong_type_is_refused(written, needs):
 @pytest.mark.parametrize(
     ("written", "named"),
     [
-        (["optimisation.schedule=linear"], "constant, cosine"),
-        (["optimisation.dice=soft"], "generalised, mean"),
+        (["optimisation.schedule=linear"], "constant, cosine, icm"),
+        (["optimisation.optimiser=sgd"], "adam, adamw"),
+        (["optimisation.patience=-1"], "optimisation.patience"),
+        (["pairs.temperature=0"], "pairs.temperature"),
+        (["pairs.contrast=-1"], "pairs.contrast"),
+        (["pairs.projection=0"], "pairs.projection"),
+        (["optimisation.dice=soft"], "generalised, mean, batch"),
         (["optimisation.precision=fp8"], "fp32, bf16, fp16"),
         (["random_convolution=on"], "off, global, hard, smoothed"),
         (["random_convolution=soft"], "off, global, hard, smoothed"),
@@ -325,11 +340,29 @@ def test_the_papers_fields_of_view_and_recipe(name, size, spacing, extent):
     assert config.data.smoothing == 1.0
 
 
+def test_the_published_recipe_of_icm():
+    """methods.md, section B.4."""
+    config = preset("icm")
+    network, recipe, pairs = config.network, config.optimisation, config.pairs
+    assert network.channels == (32, 64, 128, 256, 512 // 2)
+    assert network.decoder == (32, 32, 64, 128)
+    assert (network.kernel, network.pooling, network.stem) == ((3, 3, 1), (2, 2, 1), (1, 1, 1))
+    assert (network.norm, network.pool_by) == ("switchable", "max")
+    assert (recipe.optimiser, recipe.learning_rate, recipe.l2) == ("adamw", 1e-3, 1e-5)
+    assert (recipe.batch, recipe.schedule, recipe.dice) == (64, "icm", "batch")
+    assert (recipe.steps, recipe.patience) == (100 * config.validate_every, 40)
+    assert (pairs.contrast, pairs.temperature, pairs.projection) == (1.0, 0.2, 128)
+    assert config.grid.size[2] == 1
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_presets_window_fits_its_network(name):
     config = preset(name)
     assert [n % d for n, d in zip(config.grid.size, config.network.divisor, strict=True)] == [0] * 3
-    assert config.random_convolution == "smoothed"
+    pairs = name.startswith("icm")
+    assert (config.random_convolution, config.pairs.use) == (
+        ("off", True) if pairs else ("smoothed", False)
+    )
 
 
 @pytest.mark.parametrize("region", ["abdomen", "heart", "prostate"])

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss against sums done by hand: methods.md, section A, optimisation."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from srcsm_training.losses import generalised_dice_loss, mean_dice_loss, segmentation_loss
+from srcsm_training.losses import (
+    batch_dice_loss,
+    generalised_dice_loss,
+    mean_dice_loss,
+    segmentation_loss,
+)
 
 FORMS = {"generalised": generalised_dice_loss, "mean": mean_dice_loss}
 
@@ -53,6 +61,42 @@ def test_generalised_dice_equals_the_sums_by_hand():
 def test_mean_dice_equals_the_sums_by_hand():
     dice = (2 * OVERLAP[0] / (3 + SQUARES[0]), 2 * OVERLAP[1] / (1 + SQUARES[1]))
     assert float(mean_dice_loss(*KNOWN)) == pytest.approx(1 - sum(dice) / 2, rel=1e-6)
+
+
+def literal_batch_dice(probabilities, labels):
+    """methods.md, section B.4, pixel by pixel."""
+    samples, classes, *shape = probabilities.shape
+    terms = []
+    for label in range(classes):
+        both = true = predicted = 0.0
+        for n in range(samples):
+            for place in itertools.product(*map(range, shape)):
+                p = float(probabilities[(n, label, *place)])
+                g = float(labels[(n, *place)] == label)
+                both, true, predicted = both + p * g, true + g, predicted + p
+        terms.append((2 * both + 1e-5) / (true + predicted + 1e-5))
+    return 1 - sum(terms) / classes
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 99), st.integers(5, 6), st.tuples(*[st.integers(1, 4)] * 4))
+def test_batch_dice_equals_the_published_definition(seed, classes, shape):
+    """Classes that no sample shows included."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, shape, generator=generator)
+    values = torch.randn(shape[0], classes, *shape[1:], generator=generator)
+    expected = literal_batch_dice(values.softmax(1), labels)
+    assert float(batch_dice_loss(values.softmax(1), labels)) == pytest.approx(expected, abs=1e-5)
+    both = float(segmentation_loss(values, labels, "batch", 0.5))
+    added = 0.5 * float(F.cross_entropy(values, labels))
+    assert both == pytest.approx(expected + added, abs=1e-5)
+
+
+def test_batch_dice_of_a_batch_is_not_the_mean_of_its_samples():
+    values, labels = random_sample()
+    alone = [batch_dice_loss(values[n : n + 1].softmax(1), labels[n : n + 1]) for n in range(2)]
+    together = batch_dice_loss(values.softmax(1), labels)
+    assert not torch.isclose(together, sum(alone) / 2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)

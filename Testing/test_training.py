@@ -429,6 +429,16 @@ def test_gradients_are_clipped_at_a_multiple_of_their_running_mean(
     assert limits[:2] == pytest.approx(expected[0][:2])
 
 
+def test_weight_decay_of_adamw_acts_on_all_parameters():
+    network = UNet(tiny.config().network)
+    recipe = tiny.config(optimiser="adamw", l2=0.25, learning_rate=2e-3).optimisation
+    optimiser = loop.make_optimiser(recipe, network, network.kernels())
+    (group,) = optimiser.param_groups
+    assert type(optimiser) is torch.optim.AdamW
+    assert (group["weight_decay"], group["lr"]) == (0.25, 2e-3)
+    assert len(group["params"]) == len(list(network.parameters()))
+
+
 def test_clipping_really_shortens_the_step(monkeypatch, tmp_path, cases):
     """A tiny running mean, plain steps in place of Adam's: the weights move by the limit."""
 
@@ -478,6 +488,13 @@ def test_learning_rates():
     assert rates[505] == pytest.approx(1.5e-4)
     assert rates[999] < 1e-9
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    icm = replace(constant, schedule="icm")
+    rates = [loop.learning_rate(icm, step) for step in range(1000)]
+    assert rates[:100] == pytest.approx([3e-6 * n for n in range(1, 101)])  # 10 % warm-up
+    assert rates[550] == pytest.approx((3e-4 + 1e-6) / 2)
+    assert rates[999] == pytest.approx(1e-6, rel=1e-2)
+    assert min(rates[100:]) == rates[999]
+    assert rates[100:] == sorted(rates[100:], reverse=True)
 
 
 def test_the_optimiser_gets_rate_and_l2_of_the_recipe(monkeypatch, tmp_path, cases):
@@ -519,10 +536,13 @@ CHANGES = [
     "augmentation.control_points=6",
     "augmentation.shift=0.0",
     "augmentation.contrast=0.0",
+    "augmentation.strong=1.0",
     "optimisation.batch=1",
     "optimisation.learning_rate=2e-3",
     "optimisation.l2=0.1",
     "optimisation.dice=mean",
+    "optimisation.dice=batch",
+    "optimisation.optimiser=adamw",
     "optimisation.cross_entropy=1.0",
     "optimisation.clip_factor=0.01",
     "optimisation.clip_start=0.001",
@@ -532,6 +552,9 @@ CHANGES = [
     "seed=1",
     "network.dropout=0.0",
     "network.norm=instance",
+    "network.norm=switchable",
+    "network.pool_by=max",
+    "network.decoder=[5]",
     "network.kernel=[3, 3, 1]",
     "network.pooling=[2, 2, 1]",
     "grid.size=[16, 16, 6]",
@@ -584,6 +607,20 @@ def test_the_best_weights_are_those_of_the_best_validation(monkeypatch, tmp_path
     assert_same(weights, averages[4])
     assert_same(last(tmp_path)["best"], averages[4])
     assert differs(averages[10], averages[4])
+
+
+def test_a_training_ends_when_its_patience_does(monkeypatch, tmp_path, cases):
+    """Two validations without a better, that is a higher, Dice; stopped and resumed meanwhile."""
+    scores = iter([[0.5, 0.3], [0.4, 0.2], [0.6, 0.4], [0.5, 0.4], [0.1, 0.1], [0.9, 0.9]])
+    monkeypatch.setattr(loop, "validation_dice", lambda *_: next(scores))
+    config = tiny.config(steps=100, patience=2)
+    progress, _ = train(config, cases, tmp_path, stop_requested=stop_after(9))
+    assert (progress.step, progress.finished, progress.waited) == (9, False, 1)
+    progress, _ = train(config, cases, tmp_path)
+    assert (progress.step, progress.finished) == (10, True)
+    assert progress.best_dice == pytest.approx(0.5)
+    progress, _ = train(config, cases, tmp_path)
+    assert progress.step == 10
 
 
 def test_without_validation_cases_the_last_average_counts(tmp_path, cases):

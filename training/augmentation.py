@@ -26,6 +26,7 @@ class AugmentationConfig:
         control_points: control points of the B-spline per axis, four or more.
         shift: added to the normalised intensities.
         contrast: factor on the normalised intensities around 1; 0.2 for CT, 0.4 for MR.
+        strong: strength of further changes of intensity (`strong_changes`), 0 to 1 or so.
     """
 
     translation: float = 20.0
@@ -36,6 +37,7 @@ class AugmentationConfig:
     control_points: int = 8
     shift: float = 0.2
     contrast: float | None = None
+    strong: float = 0.0
 
     def __post_init__(self) -> None:
         if self.control_points < 4:
@@ -145,16 +147,42 @@ def augmented_intensities(
     config: AugmentationConfig,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Normalise (N, 1, K, J, I) by the rule, with a random shift and contrast per sample."""
+    """Normalise (N, 1, K, J, I) by the rule, with random changes of intensity per sample."""
     contrast = config.contrast
     if contrast is None:
         contrast = 0.2 if rule.modality == "CT" else 0.4
     draws = torch.rand(2, len(windows), generator=generator) * 2 - 1
     shift, factor = (draws * torch.tensor([[config.shift], [contrast]])).to(windows.device)
     shift, factor = shift.view(-1, 1, 1, 1, 1), 1 + factor.view(-1, 1, 1, 1, 1)
-    if rule.modality == "CT":
-        return (intensity.normalised_ct(windows, rule) * factor + shift).clamp(-1, 1)
-    return (intensity.normalised_mr(windows, rule) * factor + shift).clamp(min=-1)
+    highest = 1 if rule.modality == "CT" else None
+    form = intensity.normalised_ct if rule.modality == "CT" else intensity.normalised_mr
+    changed = (form(windows, rule) * factor + shift).clamp(-1, highest)
+    if config.strong:
+        changed = strong_changes(changed, config.strong, generator).clamp(-1, highest)
+    return changed
+
+
+def strong_changes(
+    windows: torch.Tensor, strength: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Change normalised intensities strongly (methods.md, section B.4; its own were not published).
+
+    Per sample, at strength 1: a gamma of 0.5 to 2 between -1 and 1, a smooth field that doubles or
+    halves, blur (as by a Gaussian of 1 voxel) or sharpening, and noise with an SD of up to 0.1.
+
+    Args:
+        windows: (N, 1, K, J, I), -1 or more.
+    """
+    count, device = len(windows), windows.device
+    draws = torch.rand(3, count, generator=generator) * 2 - 1
+    draws = draws.to(device)[:, :, None, None, None, None]
+    control = torch.rand(count, 5, 5, 5, generator=generator) * 2 - 1
+    field = elastic_field(control.to(device), windows.shape[2:]).movedim(-1, 0)[:, None]
+    noise = torch.randn(windows.shape, generator=generator).to(device)
+    x = ((windows + 1) / 2).clamp(min=0) ** (2 ** (strength * draws[0]))
+    x = x * 2 ** (strength * field)
+    x = x + strength * draws[1] * (smooth_voxels(x) - x)
+    return 2 * (x + 0.05 * strength * draws[2] * noise) - 1
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

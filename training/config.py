@@ -18,6 +18,7 @@ from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
 
 from .augmentation import AugmentationConfig
+from .losses import DICE
 from .random_convolution import MODES
 
 
@@ -86,7 +87,8 @@ class Recipe:
         steps: optimiser steps.
         batch: windows per step and process.
         learning_rate: Adam's.
-        schedule: "constant", or "cosine" down to 0 at the last step after a warm-up of 1 %.
+        schedule: "constant", "cosine" down to 0 at the last step after a warm-up of 1 %, or "icm":
+            down to 1e-6 after a warm-up of 10 % (methods.md, section B.4).
         l2: weight of the L2 term on the U-Net's convolution kernels, its head's left out, or on all
             parameters of another network.
         clip_factor: gradients are clipped at this multiple of their norm's running mean.
@@ -95,6 +97,7 @@ class Recipe:
         ema: decay of the weight average used for validation and export.
         nan_redraws: how often SRC is drawn anew for a sample whose loss is NaN before giving up.
         precision: "fp32", "bf16" or "fp16".
+        patience: validations without a better Dice after which the training ends; 0: it goes on.
     """
 
     steps: int = 50_000
@@ -108,12 +111,15 @@ class Recipe:
     ema: float = 0.999
     nan_redraws: int = 100
     precision: str = "bf16"
+    patience: int = 0
 
     def __post_init__(self) -> None:
-        one_of("optimisation.schedule", self.schedule, ("constant", "cosine"))
+        one_of("optimisation.schedule", self.schedule, ("constant", "cosine", "icm"))
         one_of("optimisation.precision", self.precision, ("fp32", "bf16", "fp16"))
         if self.steps < 1 or self.batch < 1:
             raise ConfigError("optimisation.steps and optimisation.batch must be at least 1.")
+        if self.patience < 0:
+            raise ConfigError("optimisation.patience is 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -121,16 +127,46 @@ class OptimisationConfig(Recipe):
     """The recipe and the loss of the engine's network; defaults are the paper's.
 
     Attributes:
-        dice: "generalised" (the paper), or "mean" over the classes present in a window.
+        dice: "generalised" (the paper), "mean" over the classes present in a window, or "batch"
+            (methods.md, section B.4).
         cross_entropy: weight of a cross-entropy term beside the Dice loss; 0 in the paper.
+        optimiser: "adam", or "adamw", whose `l2` is decoupled and acts on all parameters.
     """
 
     dice: str = "generalised"
     cross_entropy: float = 0.0
+    optimiser: str = "adam"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("optimisation.dice", self.dice, ("generalised", "mean"))
+        one_of("optimisation.dice", self.dice, tuple(DICE))
+        one_of("optimisation.optimiser", self.optimiser, ("adam", "adamw"))
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Training on several views of every window (methods.md, section B.4, and pairs.py).
+
+    Attributes:
+        use: train on pairs; without, the rest has no effect.
+        styled: folders of restyled slices (`srcsm style swap`) of the dataset.
+        contrast: weight of NT-Xent; 0 trains without.
+        temperature: of NT-Xent.
+        projection: channels of the features that NT-Xent compares.
+    """
+
+    use: bool = False
+    styled: tuple[str, ...] = ()
+    contrast: float = 1.0
+    temperature: float = 0.2
+    projection: int = 128
+
+    def __post_init__(self) -> None:
+        if self.contrast < 0 or self.temperature <= 0 or self.projection < 1:
+            raise ConfigError(
+                "pairs.contrast is 0 or more, pairs.temperature more than 0, and pairs.projection "
+                "at least 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -149,6 +185,7 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     random_convolution: str = "smoothed"
     seed: int = 0
     checkpoint_minutes: float = 5.0

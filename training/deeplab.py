@@ -178,7 +178,7 @@ def run_training(
         report=progress,
         validated=lambda _, state: main and write_curve(run_folder, state.curve, list(labels)),
     )
-    finished = state.step == config.optimisation.steps
+    finished = state.finished
     path = run_folder / f"{name or 'model'}.safetensors" if finished else None
     if main:
         write_curve(run_folder, state.curve, list(labels))

@@ -28,12 +28,16 @@ from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 from .augmentation import augmented_intensities, augmented_window, draw_spatial
 from .cases import PreparedCase, draw_window
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from .config import Recipe, TrainingConfig, to_dict
+from .config import OptimisationConfig, Recipe, TrainingConfig, to_dict
 from .losses import segmentation_loss
 from .random_convolution import random_convolution
 
 Batch = Any
 """Whatever `draw` gives and `loss` takes."""
+
+
+COSINES = {"cosine": (100, 0.0), "icm": (10, 1e-6)}
+"""Schedule -> how many times as long as its warm-up it is, and its last learning rate."""
 
 
 class TrainingError(SRCSMError):
@@ -66,6 +70,8 @@ class Progress:
         loss: running mean of the loss, for the display.
         curve: one row per log entry: step, loss, learning rate, gradient norm, seconds per step,
             validation Dice per label (None between validations).
+        waited: validations since the best one.
+        finished: at the last step, or out of patience.
     """
 
     step: int
@@ -73,6 +79,8 @@ class Progress:
     best_dice: float = -1.0
     loss: float = math.nan
     curve: list[dict] | None = None
+    waited: int = 0
+    finished: bool = False
 
 
 def train(
@@ -100,12 +108,7 @@ def train(
     recipe, device = config.optimisation, accelerator.device
     torch.manual_seed(config.seed)
     network = UNet(config.network).to(device)
-    kernels = network.kernels()
-    others = [p for p in network.parameters() if not any(p is kernel for kernel in kernels)]
-    optimiser = torch.optim.Adam(
-        [{"params": kernels, "weight_decay": recipe.l2}, {"params": others}],
-        lr=recipe.learning_rate,
-    )
+    optimiser = make_optimiser(recipe, network, network.kernels())
 
     def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         images, labels = batch
@@ -130,6 +133,21 @@ def train(
         validate=validate if validation else None,
         accelerator=accelerator,
         **arguments,
+    )
+
+
+def make_optimiser(
+    recipe: OptimisationConfig, network: nn.Module, kernels: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Adam with L2 on the kernels, or AdamW with weight decay on all parameters."""
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(
+            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
+        )
+    others = [p for p in network.parameters() if not any(p is kernel for kernel in kernels)]
+    return torch.optim.Adam(
+        [{"params": kernels, "weight_decay": recipe.l2}, {"params": others}],
+        lr=recipe.learning_rate,
     )
 
 
@@ -165,8 +183,8 @@ def fit(
         validated: called after every validation with the averaged network, on every process.
 
     Returns:
-        The progress (its step tells whether the training is finished), and the averaged weights:
-        of the best validation when there are validations, else of the last step.
+        The progress, and the averaged weights: of the best validation when there are validations,
+        else of the last step.
 
     Raises:
         TrainingError: the loss stays NaN however often random convolution is redrawn.
@@ -209,13 +227,14 @@ def fit(
     saved = time.monotonic()
     parameters = list(network.parameters())
     model.train()
-    while progress.step < recipe.steps:
+    while not progress.finished:
         step_started = time.monotonic()
         generator = seeded(config.seed, progress.step, accelerator.process_index)
         batch = draw(generator)
         for _ in range(recipe.nan_redraws + 1):
             value = loss(model, batch, generator)
-            if torch.isfinite(value):
+            # All processes together, as some losses need all of them.
+            if not any_process(accelerator, not torch.isfinite(value)):
                 break
         else:
             raise TrainingError(
@@ -240,8 +259,9 @@ def fit(
         progress.step += 1
         value = float(value.detach())
         progress.loss = value if math.isnan(progress.loss) else 0.99 * progress.loss + 0.01 * value
-        finished = progress.step == recipe.steps
-        if finished or _due(progress.step, config.validate_every) or progress.step % 50 == 0:
+        progress.finished = progress.step == recipe.steps
+        due = progress.finished or _due(progress.step, config.validate_every)
+        if due or progress.step % 50 == 0:
             row = {
                 "step": progress.step,
                 "loss": progress.loss,
@@ -249,12 +269,14 @@ def fit(
                 "gradient_norm": progress.gradient_norm,
                 "seconds": time.monotonic() - step_started,
             }
-            if validate and (finished or _due(progress.step, config.validate_every)):
+            if validate and due:
                 row["dice"] = validate(average)
                 mean = float(np.nanmean(row["dice"]))
+                progress.waited += 1
                 if mean > progress.best_dice:
-                    progress.best_dice = mean
+                    progress.best_dice, progress.waited = mean, 0
                     best_weights = copy.deepcopy(average.state_dict())
+                progress.finished |= progress.waited == recipe.patience > 0
             progress.curve.append(row)
             if "dice" in row:
                 validated(average, progress)
@@ -262,7 +284,8 @@ def fit(
 
         late = time.monotonic() - started > max_minutes * 60
         stopping = any_process(accelerator, late or stop_requested())
-        if finished or stopping or time.monotonic() - saved > config.checkpoint_minutes * 60:
+        unsaved = time.monotonic() - saved
+        if progress.finished or stopping or unsaved > config.checkpoint_minutes * 60:
             save()
             saved = time.monotonic()
         if stopping:
@@ -371,11 +394,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """The learning rate of a step."""
     if recipe.schedule == "constant":
         return recipe.learning_rate
-    warm_up = max(1, recipe.steps // 100)
+    part, lowest = COSINES[recipe.schedule]
+    warm_up = max(1, recipe.steps // part)
     if step < warm_up:
         return recipe.learning_rate * (step + 1) / warm_up
     done = (step - warm_up) / max(1, recipe.steps - warm_up)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return lowest + (recipe.learning_rate - lowest) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @torch.no_grad()

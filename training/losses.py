@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses (methods.md, sections A, optimisation, and C.4)."""
+"""The losses (methods.md, sections A, optimisation, B.4 and C.4); NT-Xent is in contrast.py."""
 
 import torch
 from torch.nn import functional as F
@@ -8,16 +8,16 @@ from torch.nn import functional as F
 def segmentation_loss(
     logits: torch.Tensor, labels: torch.Tensor, dice: str, cross_entropy: float
 ) -> torch.Tensor:
-    """A Dice loss, plus cross-entropy weighted by `cross_entropy` (0 in the paper).
+    """A Dice loss, plus cross-entropy weighted by `cross_entropy` (0 in the papers).
 
     Args:
         logits: (N, classes, K, J, I).
         labels: (N, K, J, I) int64.
-        dice: "generalised" (the paper) or "mean".
+        dice: a key of `DICE`: "generalised" (the paper's of section A), "mean" or "batch" (that of
+            section B).
     """
     log_probabilities = logits.float().log_softmax(1)
-    form = generalised_dice_loss if dice == "generalised" else mean_dice_loss
-    loss = form(log_probabilities.exp(), labels)
+    loss = DICE[dice](log_probabilities.exp(), labels)
     if cross_entropy:
         loss = loss + cross_entropy * F.nll_loss(log_probabilities, labels)
     return loss
@@ -34,7 +34,8 @@ def generalised_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> 
         Mean over samples of ``1 - 2 sum_l(w_l sum(g p)) / sum_l(w_l sum(g + p^2))`` with
         ``w_l = 1 / (volume_l^2 + 1e-4)``; classes absent from a sample are left out of its sums.
     """
-    volume, overlap, total = _sums(probabilities, labels)
+    volume, overlap = _sums(probabilities, labels)
+    total = volume + probabilities.flatten(2).square().sum(2)
     weight = torch.where(volume > 0, 1 / (volume**2 + 1e-4), 0.0)
     return (1 - 2 * (weight * overlap).sum(1) / (weight * total).sum(1)).mean()
 
@@ -45,10 +46,27 @@ def mean_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
     For windows that cut organs: there the generalised Dice weighs a sliver of a hundred voxels
     ten thousand times as much as an organ of ten thousand, and learns little else.
     """
-    volume, overlap, total = _sums(probabilities, labels)
+    volume, overlap = _sums(probabilities, labels)
+    total = volume + probabilities.flatten(2).square().sum(2)
     present = volume > 0
     dice = torch.where(present, 2 * overlap / total.clamp(min=1e-6), 0.0)
     return (1 - dice.sum(1) / present.sum(1)).mean()
+
+
+def batch_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One minus the soft Dice of every class, background included, summed over the batch.
+
+    Returns:
+        Mean over classes of ``1 - (2 sum(g p) + 1e-5) / (sum(g) + sum(p) + 1e-5)``, sums over all
+        pixels of all samples (methods.md, section B.4). A class that no sample shows counts too.
+    """
+    volume, overlap = _sums(probabilities, labels)
+    predicted = probabilities.flatten(2).sum((0, 2))
+    dice = (2 * overlap.sum(0) + 1e-5) / (volume.sum(0) + predicted + 1e-5)
+    return (1 - dice).mean()
+
+
+DICE = {"generalised": generalised_dice_loss, "mean": mean_dice_loss, "batch": batch_dice_loss}
 
 
 def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -65,10 +83,8 @@ def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return (1 - dice).mean() + F.binary_cross_entropy_with_logits(logits, masks)
 
 
-def _sums(
-    probabilities: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per sample and class: sum(g), sum(g p) and sum(g + p^2), each (N, classes)."""
+def _sums(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per sample and class: sum(g) and sum(g p), each (N, classes)."""
     classes = probabilities.shape[1]
     labels = labels.flatten(1)
     chosen = probabilities.flatten(2).gather(1, labels[:, None])[:, 0]
@@ -76,4 +92,4 @@ def _sums(
         torch.zeros(len(labels), classes, device=labels.device).scatter_add(1, labels, summand)
         for summand in (torch.ones_like(chosen), chosen)
     )
-    return volume, overlap, volume + probabilities.flatten(2).square().sum(2)
+    return volume, overlap

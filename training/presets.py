@@ -8,7 +8,7 @@ from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
 
 from .augmentation import AugmentationConfig
-from .config import OptimisationConfig, TrainingConfig, nearest
+from .config import OptimisationConfig, PairsConfig, TrainingConfig, nearest
 
 PAPER_NETWORK = NetworkConfig(classes=2)
 # Slabs of a few slices, several a step: on a CPU they learn about twice as fast as one deep window
@@ -28,6 +28,38 @@ FAST_RECIPE = OptimisationConfig(
     schedule="cosine",
     dice="mean",
     cross_entropy=1.0,
+)
+
+
+# The slice network of methods.md, section B.4. Its 100 epochs are of 40 steps, 2560 slices.
+ICM_NETWORK = NetworkConfig(
+    classes=2,
+    channels=(32, 64, 128, 256, 256),
+    kernel=(3, 3, 1),
+    pooling=(2, 2, 1),
+    norm="switchable",
+    dropout=0.0,
+    pool_by="max",
+    decoder=(32, 32, 64, 128),
+)
+ICM = TrainingConfig(
+    grid=GridSpec((256, 208, 1), (1.5, 1.5, 3.0)),
+    network=ICM_NETWORK,
+    augmentation=AugmentationConfig(strong=1.0),
+    optimisation=OptimisationConfig(
+        steps=4000,
+        batch=64,
+        learning_rate=1e-3,
+        schedule="icm",
+        l2=1e-5,
+        optimiser="adamw",
+        dice="batch",
+        ema=0.0,
+        patience=40,
+    ),
+    pairs=PairsConfig(use=True),
+    random_convolution="off",
+    validate_every=40,
 )
 
 
@@ -64,8 +96,27 @@ PRESETS: dict[str, TrainingConfig] = {
         augmentation=AugmentationConfig(translation=10.0, elastic=6.0),
         optimisation=FAST_RECIPE,
     ),
+    "icm": ICM,
+    "icm-fast": replace(
+        ICM,
+        grid=GridSpec((128, 96, 1), (3.2, 3.2, 5.0)),
+        network=replace(
+            ICM_NETWORK, channels=(32, 64, 96, 96), decoder=(32, 32, 48), stem=(2, 2, 1)
+        ),
+        optimisation=replace(
+            ICM.optimisation,
+            steps=2000,
+            batch=16,
+            cross_entropy=1.0,
+            ema=0.99,
+            patience=0,
+            precision="fp32",
+        ),
+        validate_every=500,
+    ),
 }
-"""Region and size; "paper" is the published recipe, "fast" trains on two CPU cores."""
+"""Region and size; "paper" is the published recipe, "fast" trains on two CPU cores. The two of
+"icm" train a slice network of the abdomen on pairs."""
 
 
 def preset(name: str) -> TrainingConfig:

@@ -185,7 +185,7 @@ def run_sam_training(
         report=progress,
         validated=lambda _, state: main and write_curve(run_folder, state.curve, labels),
     )
-    finished = state.step == config.optimisation.steps
+    finished = state.finished
     folder = run_folder / "model" if finished else None
     if main:
         write_curve(run_folder, state.curve, labels)

@@ -95,7 +95,7 @@ def run_to_end(
         if speaks:
             dice = result.best_dice
             validated = "" if math.isnan(dice) else f", best validation Dice {dice:.3f}"
-            print(f"Trained {steps} steps{validated}.")
+            print(f"Trained {result.steps} steps{validated}.")
             print(done.format(model=result.model))
         return 0
     why = "Stopped" if stop_requested() else "Stopped by --max-minutes"
