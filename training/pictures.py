@@ -17,6 +17,7 @@ from SRCSMSegmenterLib.network import UNet
 from .cases import PreparedCase
 from .config import TrainingConfig
 from .loop import case_windows, draw_batch
+from .pairs import RestyledSet, convolved, draw_views
 from .random_convolution import MODES, random_convolution
 
 COLOURS = ("#e06c5a", "#f2c14e", "#4ea5d9", "#8e6bbf", "#5cb85c", "#d977b8", "#8c8c8c")
@@ -63,6 +64,30 @@ def augmentation_preview(
             )
             contours = labels[0, k].numpy() if mode == "off" else None
             draw_slice(axes, looks[0, 0, k].numpy(), contours, f"{mode}, slice {k}")
+    save(figure, path)
+
+
+def pairs_preview(
+    path: Path,
+    cases: Sequence[PreparedCase],
+    restyled: Sequence[RestyledSet],
+    config: TrainingConfig,
+    rule: IntensityRule,
+    rows: int = 6,
+) -> None:
+    """All views of the first windows of a training on pairs."""
+    generator = torch.Generator().manual_seed(config.seed)
+    views = draw_views(cases, restyled, config, rule, generator, torch.device("cpu"))
+    images = convolved(views, config, generator)
+    count, rows = len(images), min(rows, images.shape[1])
+    figure = Figure(figsize=(2.4 * count, 2.2 * rows))
+    grid = figure.subplots(rows, count, squeeze=False)
+    for n, row in enumerate(grid):
+        k = int((views.labels[n] > 0).sum((1, 2)).argmax())
+        for view, axes in enumerate(row):
+            restyled_here = restyled and view == count - 1 and not views.convolved[view, n]
+            title = "restyled" if restyled_here else "SRC" if views.convolved[view, n] else "source"
+            draw_slice(axes, images[view, n, 0, k].numpy(), views.labels[n, k].numpy(), title)
     save(figure, path)
 
 

@@ -7,7 +7,8 @@ source_histogram.json     for source matching
 checkpoints/last.pt       the state to resume from
 curve.csv, curve.png      loss and validation Dice
 tensorboard/              the same as events
-previews/                 augmented slices, and validation slices with truth and prediction
+previews/                 augmented slices, and validation slices with truth and prediction;
+                          with pairs.use, pairs of views
 model/                    the bundle, once the training is finished
 """
 
@@ -22,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume
 
-from . import loop, pictures
+from . import loop, pairs, pictures
 from .cases import PreparedCase, default_cache, prepare_cases
 from .config import CasesConfig, ScansConfig, TrainingConfig, to_dict, write_yaml
 from .dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
@@ -50,7 +52,7 @@ FULL_RANGE = (-1023.0, 1024.0)
 LARGEST_BF16_PLANE = 8192
 """Voxels of a slice, behind the stem. The bfloat16 weight gradient of oneDNN 3.12 and 3.13 (torch
 2.13 to 2.15) writes past its buffers on CPUs with AMX where slices are larger and windows are
-thin, and the heap is damaged."""
+thin, and the heap is damaged. With windows of one slice it is wrong on smaller ones too."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def run_training(
     if rule.modality == "CT":
         config = replace(config, data=replace(config.data, window=rule.window))
 
-    resumed = loop.state_to_resume(run_folder, config, training, validation)
+    restyled = pairs.open_restyled(config, dataset, training)
+    resumed = loop.state_to_resume(run_folder, config, (*training, *restyled), validation)
     tell(f"Preparing {len(training)} training and {len(validation)} validation cases ...")
     with accelerator.main_process_first():
         prepared = {
@@ -133,6 +136,10 @@ def run_training(
         pictures.augmentation_preview(
             run_folder / "previews" / "augmentation.png", training_cases, config, rule
         )
+        if config.pairs.use:
+            pictures.pairs_preview(
+                run_folder / "previews" / "pairs.png", training_cases, restyled, config, rule
+            )
         # What was logged after the checkpoint will be logged again.
         purge = resumed and resumed["progress"]["step"] + 1
         writer = SummaryWriter(run_folder / "tensorboard", purge_step=purge)
@@ -163,7 +170,8 @@ def run_training(
         f"Training on {accelerator.device} ({accelerator.num_processes} process"
         f"{'es' if accelerator.num_processes > 1 else ''}, {accelerator.mixed_precision})."
     )
-    state, weights = loop.train(
+    train = partial(pairs.train, restyled=restyled) if config.pairs.use else loop.train
+    state, weights = train(
         config,
         rule,
         training_cases,
@@ -175,7 +183,7 @@ def run_training(
         report=report,
         validated=validated,
     )
-    finished = state.step == config.optimisation.steps
+    finished = state.finished
     model = run_folder / "model" if finished else None
     if main:
         writer.close()
@@ -250,11 +258,11 @@ def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
     """
     accelerator = accelerator_for(device, config.optimisation.precision)
     if accelerator.device.type == "cpu" and config.optimisation.precision == "bf16":
-        (i, j, _), (stem_i, stem_j, _) = config.grid.size, config.network.stem
+        (i, j, slices), (stem_i, stem_j, _) = config.grid.size, config.network.stem
         plane = (i // stem_i) * (j // stem_j)
-        if plane > LARGEST_BF16_PLANE:
+        if plane > LARGEST_BF16_PLANE or slices == 1:
             raise ConfigError(
-                f"A window of {config.grid.size} voxels is too large for bf16 on a CPU (see "
+                f"A window of {config.grid.size} voxels cannot be trained in bf16 on a CPU (see "
                 "LARGEST_BF16_PLANE in training/run.py); choose optimisation.precision=fp32."
             )
     return accelerator
@@ -365,7 +373,7 @@ def model_card(bundle: ModelBundle) -> str:
 
 - Data: {training["dataset"]}, {training["training_cases"]} cases for training,
   {training["validation_cases"]} for validation
-- Random convolution: {training["random_convolution"]}; steps: {training["steps"]}
+- Random convolution: {training["random_convolution"]}; steps: {training["steps"]}{_pairs(training)}
 - Command: `{training["command"]}`
 
 ## Source validation
@@ -376,6 +384,15 @@ Dice on the network's grid, averaged weights, the best of all validations:
 | --- | --- |
 {dice}
 """
+
+
+def _pairs(training: dict) -> str:
+    """A line of the model card for a training on pairs."""
+    chosen = training["config"]["pairs"]
+    if not chosen["use"]:
+        return ""
+    looks = "restyled by diffusion" if chosen["styled"] else "under random convolution"
+    return f"\n- Pairs with slices {looks}; weight of contrast: {chosen['contrast']:g}"
 
 
 def _bundle(
