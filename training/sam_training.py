@@ -227,7 +227,7 @@ def train(
     torch.manual_seed(config.seed)
     network = new_network(config).to(device)
     recipe = config.optimisation
-    optimiser = torch.optim.AdamW(
+    optimiser = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
     )
     held_out = [validation_tiles(case, config.tiles.side) for case in validation]
