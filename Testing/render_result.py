@@ -2,7 +2,7 @@
 """Draw what Slicer shows of a result: three slice views and a 3-D view, with Slicer's own nodes
 and displayable managers, into a PNG; neither Slicer nor a screen is needed.
 
-    python Testing/render_result.py Resources/Screenshots/SRCSMSegmenter-MR.png --largest-component
+    python Testing/render_result.py Resources/Screenshots/SRCSMSegmenter-MR.png
 
 Shown is the phantom, as in the Sample Data module. VTK draws through EGL; on Debian that is
 `apt-get install libegl1 libgl1-mesa-dri`.
@@ -40,14 +40,11 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--modality", choices=("CT", "MR"), default="MR")
     parser.add_argument("--model", default="abdomen-ct")
-    parser.add_argument("--largest-component", action="store_true")
     options = parser.parse_args()
     start_scene()
     try:
         volume = load_phantom(options.modality)
-        segmentation = slicer_logic.segment(
-            volume, model=options.model, largestComponent=options.largest_component
-        )
+        segmentation = slicer_logic.segment(volume, model=options.model)
     finally:
         slicer_logic.stop_worker()
     draw(volume, segmentation, options.output)

@@ -207,9 +207,8 @@ def test_segment_writes_labels_on_the_scans_own_grid(models, scan, tmp_path, cap
     assert run("segment", scan, "-o", tmp_path / "labels.nii.gz", "--device", "cpu") == 0
     labels, image = read_labels(tmp_path / "labels.nii.gz"), read_volume(scan)
     assert labels.geometry.matches(image.geometry)
-    expected = inference.segment(
-        image, load_bundle(models / "abdomen-ct"), modality="MR", device="cpu"
-    )
+    options = {"modality": "MR", "device": "cpu", "largest_component": True}
+    expected = inference.segment(image, load_bundle(models / "abdomen-ct"), **options)
     assert np.array_equal(labels.array, expected.labels.array)
     assert len(np.unique(labels.array)) > 1
     printed = capsys.readouterr().out
@@ -249,7 +248,8 @@ def test_source_matching_is_automatic_for_other_modalities_only(
 ):
     image = datasets[modality] / "imagesTr" / "a_0000.nii.gz"
     output = tmp_path / "labels.nii.gz"
-    assert run("segment", image, "-o", output, "--source-matching", option, "--json") == 0
+    options = ("--source-matching", option, "--all-pieces", "--json")
+    assert run("segment", image, "-o", output, *options) == 0
     [result] = json.loads(capsys.readouterr().out)["scans"]
     assert result["source_matching"] is expected
     found = inference.segment(
@@ -265,7 +265,7 @@ def test_source_matching_is_automatic_for_other_modalities_only(
 def test_the_modality_given_wins_over_the_guess(models, datasets, tmp_path, capsys):
     image = datasets["MR"] / "imagesTr" / "a_0000.nii.gz"
     output = tmp_path / "labels.nii.gz"
-    assert run("segment", image, "-o", output, "--modality", "CT", "--json") == 0
+    assert run("segment", image, "-o", output, "--modality", "CT", "--all-pieces", "--json") == 0
     [result] = json.loads(capsys.readouterr().out)["scans"]
     assert (result["modality"], result["source_matching"]) == ("CT", False)
     assert result["messages"] == []

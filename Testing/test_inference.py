@@ -290,6 +290,8 @@ def test_only_the_largest_piece_of_a_label_is_kept_where_that_is_asked_for():
     volume, p = known_slices((-0.1, -0.9, -0.2, -0.15))
     assert plain(volume, a_bundle(SAME)).labels.array[:, 1, 1].tolist() == [1, 0, 1, 1]
     found = plain(volume, a_bundle(SAME), largest_component=True, keep_probabilities=True)
+    millilitres = 5 * 6 * np.prod(SAME.spacing) / 1000
+    assert found.messages[-1].endswith(f"left out: {millilitres:.1f} ml of liver.")
     assert found.labels.array[:, 1, 1].tolist() == [0, 0, 1, 1]
     sure = [1 - p[1, 0], p[0, 1], p[1, 2], p[1, 3]]
     np.testing.assert_allclose(found.confidence[:, 1, 1], sure, atol=2e-3)

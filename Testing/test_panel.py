@@ -58,6 +58,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
         "frame": ("QSpinBox", int),
         "sourceMatching": ("QComboBox", SourceMatching),
         "device": ("QComboBox", Device),
+        "largestComponent": ("QCheckBox", bool),
         "show3D": ("QCheckBox", bool),
     }
     ui = vars(window.self().ui)

@@ -228,7 +228,7 @@ def test_segment_refines_in_one_go(files, models, tmp_path, capsys):
     out, sure = tmp_path / "fine.seg.nrrd", tmp_path / "sure_fine.nii.gz"
     code = run(
         *("segment", files["scan"], "-o", out, "--refine", "--confidence", sure),
-        *("--largest-component", "--device", "cpu", "--json"),
+        *("--device", "cpu", "--json"),
     )
     assert code == 0
     (said,) = json.loads(capsys.readouterr().out)["scans"]

@@ -138,18 +138,18 @@ def test_panel_folder_and_shell_give_the_same_labels_voxel_for_voxel(scene, mode
     assert by_folder.geometry.matches(geometry)
 
 
-def test_islands_are_left_out_where_that_is_asked_for(scene, model, tmp_path):
+def test_islands_are_left_out_unless_they_are_asked_for(scene, model, tmp_path):
     image = an_image()
     image[4, 0:2, 0:3] = 170
     node = add_volume(array=image)
     options = {"model": model, "sourceMatching": "off"}
-    whole = labels_of(segment(node, **options), node)
-    alone = labels_of(segment(node, **options, largestComponent=True), node)
+    whole = labels_of(segment(node, **options, largestComponent=False), node)
+    alone = labels_of(segment(node, **options), node)
     assert whole[4, 0, 0] == 2
     assert alone[4, 0, 0] == 0
     assert alone[2, 3, 4] == whole[2, 3, 4] == 2
     write_volume(tmp_path / "a.nrrd", Volume(image, GRID))
-    (result,) = segment_folder(tmp_path, tmp_path / "out", **options, largestComponent=True)
+    (result,) = segment_folder(tmp_path, tmp_path / "out", **options)
     np.testing.assert_array_equal(read_labels(result.output).array, alone)
 
 

@@ -172,7 +172,11 @@ def add_segment(commands: Commands) -> None:
         "its modality is another than the network's",
     )
     add_modality_option(parser)
-    add_largest_component_option(parser)
+    parser.add_argument(
+        "--all-pieces",
+        action="store_true",
+        help="keep what lies apart from the largest piece of an organ (default: leave it out)",
+    )
     parser.add_argument(
         "--confidence",
         type=Path,
@@ -433,7 +437,11 @@ def add_evaluate(commands: Commands) -> None:
         help="results of other networks, of several seeds each; the first is the reference",
     )
     add_modality_option(parser, "what the datasets say")
-    add_largest_component_option(parser)
+    parser.add_argument(
+        "--largest-component",
+        action="store_true",
+        help="score the largest piece of every label alone, which is what srcsm segment writes",
+    )
     add_device_option(parser)
     add_json_option(parser)
 
@@ -754,14 +762,6 @@ def add_pictures_option(parser: argparse.ArgumentParser, what: str) -> None:
 def add_modality_option(parser: argparse.ArgumentParser, default: str = "guessed") -> None:
     parser.add_argument(
         "--modality", choices=("CT", "MR"), help=f"of the scan (default: {default})"
-    )
-
-
-def add_largest_component_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--largest-component",
-        action="store_true",
-        help="keep the largest connected piece of every label (default: all pieces)",
     )
 
 

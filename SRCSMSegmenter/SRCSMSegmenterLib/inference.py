@@ -176,8 +176,17 @@ def segment(
     if largest_component:
         with _timed(seconds, "resample"):
             smaller = smaller_components(labels)
+            counts = np.bincount(labels[smaller], minlength=len(bundle.description.labels) + 1)
             labels[smaller] = 0
             confidence[smaller] = 1 - confidence[smaller]
+        if counts.any():
+            millilitres = abs(float(np.linalg.det(volume.geometry.affine[:3, :3]))) / 1000
+            left_out = ", ".join(
+                f"{counts[label.value] * millilitres:.1f} ml of {label.name.replace('_', ' ')}"
+                for label in bundle.description.labels
+                if counts[label.value]
+            )
+            messages.append(f"Smaller pieces apart from the largest were left out: {left_out}.")
     progress("resample", 1.0)
     found = Segmentation(
         Volume(labels, volume.geometry),

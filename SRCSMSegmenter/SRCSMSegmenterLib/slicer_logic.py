@@ -58,7 +58,7 @@ def segment(
     organs: Sequence[str] | None = None,
     modality: str | None = None,
     device: str = "auto",
-    largestComponent: bool = False,
+    largestComponent: bool = True,
     outputSegmentation: slicer.vtkMRMLSegmentationNode | None = None,
     frame: int | None = None,
     progress: Progress = lambda stage, fraction, secondsLeft: None,
@@ -74,7 +74,8 @@ def segment(
         organs: names of those wanted; None for all that the network knows.
         modality: "CT" or "MR"; None takes what DICOM says, else guesses.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        largestComponent: keep the largest piece of every organ alone.
+        largestComponent: keep the largest piece of every organ alone; off for organs that are
+            several pieces.
         outputSegmentation: to be updated (`slicer_scene.place`); None makes a new one.
         frame: of the sequence that the volume shows, from 0; None for the one shown.
         log: called with lines for the user.
@@ -157,7 +158,7 @@ class SegmentationRun:
         Raises:
             WorkerError: it failed or was cancelled.
         """
-        _wait(self._worker, self._job)
+        wait_for(self._worker, self._job)
         if self.error is not None:
             raise self.error
         return self.segmentationNode
@@ -276,7 +277,7 @@ def segment_folder(
     organs: Sequence[str] | None = None,
     modality: str | None = None,
     device: str = "auto",
-    largestComponent: bool = False,
+    largestComponent: bool = True,
     progress: Callable[[Path, str, float], None] = lambda path, stage, fraction: None,
 ) -> list[FileResult]:
     """Segment every scan of a folder into NAME.seg.nrrd files; the scene is not touched.
@@ -332,7 +333,7 @@ def _segment_file(
     try:
         volume = read_volume(path)
         job = submit_segment(worker(), volume, parameters, progress=progress)
-        _wait(worker(), job)
+        wait_for(worker(), job)
         reply = job.wait()
         labels = Volume(reply.arrays["labels"], volume.geometry)
         write_labels(target, labels, [_segment(label) for label in reply.values["labels"]])
@@ -413,7 +414,7 @@ def _started_timer(call: Callable[[], None]) -> object:
     return timer
 
 
-def _wait(on: Worker, job: Job) -> None:
+def wait_for(on: Worker, job: Job) -> None:
     """Until a job is finished; Slicer goes on drawing."""
     try:
         while not job.finished:

@@ -60,5 +60,6 @@ class Parameters:
     outputSegmentation: vtkMRMLSegmentationNode
     sourceMatching: SourceMatching = SourceMatching.AUTO
     device: Device = Device.AUTO
+    largestComponent: bool = True
     show3D: bool = False
     result: vtkMRMLSegmentationNode

@@ -93,7 +93,7 @@ def segment_scan(
             modality=arguments.modality,
             source_matching=matching,
             device=device,
-            largest_component=arguments.largest_component,
+            largest_component=not arguments.all_pieces,
             keep_probabilities=sam is not None,
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
@@ -142,7 +142,7 @@ def refine_scan(
     grid = slice_grid(volume.geometry, "auto")
     refined = refine_coarse(volume, coarse, grid, sam, modality, "refining")
     labels, confidence = refined.labels.array, refined.confidence()
-    if arguments.largest_component:
+    if not arguments.all_pieces:
         smaller = smaller_components(labels)
         labels[smaller] = 0
         confidence[smaller] = 1 - confidence[smaller]
