@@ -179,3 +179,4 @@ def test_window_starts_are_known_for_a_known_case():
     assert window_starts((4, 10, 5), (4, 4, 4), 0.0) == [
         (0, 0, 0), (0, 0, 1), (0, 3, 0), (0, 3, 1), (0, 6, 0), (0, 6, 1)
     ]  # fmt: skip
+    assert window_starts((4, 4, 3), (4, 4, 1), 0.5) == [(0, 0, 0), (0, 0, 1), (0, 0, 2)]

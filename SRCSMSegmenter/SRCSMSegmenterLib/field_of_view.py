@@ -123,5 +123,6 @@ def window_starts(
     axes = []
     for n, m in zip(total, size, strict=True):
         windows = int(np.ceil((n - m) / (m * (1 - overlap)) - 1e-9)) + 1
-        axes.append(np.rint(np.linspace(0, n - m, windows)).astype(int).tolist())
+        starts = np.rint(np.linspace(0, n - m, windows)).astype(int)
+        axes.append(np.unique(starts).tolist())  # windows of one voxel cannot overlap
     return list(itertools.product(*axes))

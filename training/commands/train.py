@@ -16,6 +16,7 @@ import yaml
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 from ..config import TrainingConfig, read_yaml, to_dict, with_overrides
+from ..pairs import open_restyled
 from ..presets import PRESETS, preset
 from ..run import RunResult, intensity_rule, open_source, run_training
 from . import INTERRUPTED
@@ -111,6 +112,7 @@ def dry_run(folder: Path, config: TrainingConfig) -> str:
     """Check the dataset; returns the configuration as YAML, and as comments what goes where."""
     source = open_source(folder, config.data, say)
     dataset, training, validation = source.dataset, source.training, source.validation
+    open_restyled(config, dataset, training)
     rule = intensity_rule(config.data, source.modality, training)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
     lines = [
