@@ -38,8 +38,8 @@ SETTINGS = {
             "text_layers": 1,
         },
     },
-    "tune": {**STAGE, "accumulation": 2},
-    "control": {**STAGE, "accumulation": 1},
+    "tune": {**STAGE, "accumulation": 2, "learning_rate": 1e-3},
+    "control": {**STAGE, "accumulation": 1, "learning_rate": 1e-2},
     "sampling": {"steps": 2},
     "swap": {"batch": 5, "per_slice": 2, "precision": "fp32"},
 }
@@ -77,9 +77,7 @@ def run_chain(folder: Path) -> Chain:
     write_phantom_slices(chain.phantom, config())
     train_base([chain.phantom, chain.slices], chain.base, config(), **on)
     tune(chain.slices, str(chain.base), chain.tuned, config(), **on)
-    train_control(
-        chain.slices, str(chain.base), chain.control, config(), tuned=chain.tuned, **on
-    )
+    train_control(chain.slices, str(chain.base), chain.control, config(), tuned=chain.tuned, **on)
     return chain
 
 

@@ -68,8 +68,7 @@ def test_pictures_do_not_depend_on_how_a_scan_is_stored(order, flips):
     def pictures(volume):
         grids = picture_grids(volume.geometry, "auto", 16, 0)
         found = {
-            round(grid.to_ras([0, 0, 0])[2], 6): picture(volume, grid, outside=-1)
-            for grid in grids
+            round(grid.to_ras([0, 0, 0])[2], 6): picture(volume, grid, outside=-1) for grid in grids
         }
         return [found[height] for height in sorted(found)]
 
@@ -357,7 +356,12 @@ def test_prompts_that_cannot_be_used_are_named(tmp_path):
         read_prompts("knee")
     with pytest.raises(ConfigError, match="did you mean t2"):
         read_prompts("abdomen").of("t2w")
-    for text in ("", "instance: a\nstyles: [b]", "styles: {ct: b}", "instance: a\nstyles: {ct: []}"):
+    for text in (
+        "",
+        "instance: a\nstyles: [b]",
+        "styles: {ct: b}",
+        "instance: a\nstyles: {ct: []}",
+    ):
         (tmp_path / "mine.yaml").write_text(text)
         with pytest.raises(ConfigError, match="is no prompts file"):
             read_prompts(str(tmp_path / "mine.yaml"))

@@ -204,7 +204,8 @@ class DenoiserConfig(StageConfig):
         attention: the deepest so many levels look at the prompt.
         heads: of each attention layer, of both networks.
         text_width, text_layers, text_length: the text encoder's, in channels, layers and tokens.
-        vocabulary: largest number of tokens.
+        vocabulary: largest number of tokens; 514 spell any text, the others are words and parts
+            of words.
         empty_prompts: share of the slices that are shown without a prompt.
     """
 

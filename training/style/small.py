@@ -13,11 +13,12 @@ Its folder keeps, beside the parts, training/: checkpoints, curves and previews.
 
 import json
 import math
-import string
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -137,6 +136,8 @@ def train_base(
     sets = [read_slices(slice_folder) for slice_folder in slice_folders]
     prompts = read_prompts(config.prompts)
     slices = _together(sets)
+    for style in _by_style(slices):
+        prompts.of(style)
     torch.manual_seed(config.seed)
     base = build_base(config.base, prompts, slices.size)
     base.check_size(slices.size)
@@ -145,7 +146,6 @@ def train_base(
     base.text_encoder.to(accelerator.device)
     shared = {
         "seed": config.seed,
-        "prompts": [prompts.instance, prompts.styles],
         "slices": [manifest_sha256(s) for s in sets],
         "autoencoder": to_dict(first),
     }
@@ -166,7 +166,7 @@ def train_base(
     _set_scale(base, slices)
     progress = _train_denoiser(
         base, slices, prompts, second, config.sampling, folder / "training" / "denoiser",
-        identity={**shared, "denoiser": to_dict(second)},
+        identity={**shared, "denoiser": to_dict(second), "prompts": to_dict(prompts)},
         max_minutes=max_minutes - (time.monotonic() - started) / 60,
         report=lambda p: report(replace(p, step=first.steps + p.step)),
         **arguments,
@@ -221,24 +221,38 @@ def build_base(config: SmallBaseConfig, prompts: Prompts, size: int) -> BaseMode
 
 
 def make_tokenizer(prompts: Prompts, vocabulary: int, length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the words of the prompts, and spells the others."""
-    words = [prompts.instance, *(p for ways in prompts.styles.values() for p in ways)]
-    characters = sorted({*"".join(words).lower(), *string.ascii_lowercase, *string.digits} - {" "})
-    # Its own pieces: a letter that ends a word is another symbol than one that does not.
-    spelling = CLIPTokenizer().backend_tokenizer
-    learner = Tokenizer(BPE(end_of_word_suffix="</w>", unk_token=END))
-    learner.normalizer, learner.pre_tokenizer = spelling.normalizer, spelling.pre_tokenizer
-    trainer = BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[START, END],
-        initial_alphabet=characters,
-        end_of_word_suffix="</w>",
-        show_progress=False,
+    """A CLIP tokenizer that knows the words of the prompts and spells all others.
+
+    Byte-pair encoding, learnt here: the library's own trainer breaks ties by chance, and a training
+    that is resumed needs the same tokens again.
+
+    Args:
+        vocabulary: largest number of tokens; 514 are there before any is learnt.
+        length: tokens of a prompt.
+    """
+    parts = CLIPTokenizer().backend_tokenizer
+    texts = [prompts.instance, *(p for ways in prompts.styles.values() for p in ways)]
+    words = Counter(
+        (*word[:-1], word[-1] + "</w>")
+        for text in texts
+        for word, _ in parts.pre_tokenizer.pre_tokenize_str(parts.normalizer.normalize_str(text))
     )
-    learner.train_from_iterator([*words, *characters], trainer)
-    model = json.loads(learner.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=length)
+    bytes_ = sorted(ByteLevel.alphabet())
+    tokens = [START, END, *bytes_, *(byte + "</w>" for byte in bytes_)]
+    merges: list[tuple[str, str]] = []
+    while len(tokens) < vocabulary:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += count
+        if not pairs:
+            break
+        first, second = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((first, second))
+        tokens.append(first + second)
+        words = Counter({_merged(word, first, second): n for word, n in words.items()})
+    numbers = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=length)
 
 
 def save_base(base: BaseModel, folder: Path, sets: Sequence[SliceSet], prompts: Prompts) -> None:
@@ -405,6 +419,17 @@ def _drawn(by_style: dict[str, list[int]], count: int, generator: torch.Generato
     draws = torch.rand((count, 2), generator=generator, dtype=torch.float64).tolist()
     chosen = [(styles[int(a * len(styles))], b) for a, b in draws]
     return [numbers[int(b * len(numbers))] for numbers, b in chosen]
+
+
+def _merged(word: tuple[str, ...], first: str, second: str) -> tuple[str, ...]:
+    """A word's symbols with every `first` followed by `second` as one symbol."""
+    found, rest = [], list(word)
+    while rest:
+        symbol = rest.pop(0)
+        if symbol == first and rest and rest[0] == second:
+            symbol += rest.pop(0)
+        found.append(symbol)
+    return tuple(found)
 
 
 def _card(base: BaseModel, sets: Sequence[SliceSet], prompts: Prompts) -> str:
