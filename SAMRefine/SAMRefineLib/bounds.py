@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of an organ's slice boxes when the 3-D box around them is dragged."""
+
+import dataclasses
+
+import numpy as np
+
+from SRCSMSegmenterLib.errors import PromptError
+
+from .boxes import Box, Box3D, SliceGrid
+from .key_frames import KeyFrames
+
+STILL = 1e-3
+"""Voxels; an edge that moved by less was not moved."""
+
+
+def differs(one: Box3D, other: Box3D) -> bool:
+    """True where an edge is off by more than what rounding does."""
+    return bool(np.abs(_edges(one) - _edges(other)).max() > STILL)
+
+
+def dragged(frames: KeyFrames, bound: Box3D) -> KeyFrames:
+    """The boxes of an organ whose 3-D box was dragged to `bound`.
+
+    - Moved as a whole, it takes all boxes along, across the slices by whole ones.
+    - A face that is dragged inwards cuts the boxes; dragged out again, it gives back what it cut.
+    - A face that is dragged outwards within the slices stretches the boxes: those that reached the
+      face follow it, others the less the farther they are from it. Dragged outwards across the
+      slices, it adds slices, with the box of the last one.
+
+    What was moved, stretched or added counts as edited by hand, in every slice; what was cut does
+    not. Without any box yet, each slice of `bound` gets its rectangle.
+
+    Raises:
+        PromptError: nothing of `bound`, or of the boxes, is left within the volume.
+    """
+    grid = frames.grid
+    before = frames.bounds3d()
+    if before is None:
+        boxes = KeyFrames.drawn(frames.name, frames.value, bound, grid).automatic
+        return _by_hand(frames, boxes, frozenset(), None)
+    moves = _edges(bound) - _edges(before)
+    if np.ptp(moves, axis=0).max() <= STILL:
+        return _moved(frames, moves[0])
+    bound = _within(bound, grid, frames.name)
+    whole = frames.limited(None).bounds3d()
+    out = np.array(
+        (np.minimum(whole.lower, bound.lower), np.maximum(whole.upper, bound.upper)), float
+    )
+    if np.abs(out - _edges(whole)).max() > STILL:
+        frames = _stretched(frames, whole, Box3D(*out))
+    inwards = max((bound.lower - out[0]).max(), (out[1] - bound.upper).max())
+    return frames.limited(bound if inwards > STILL else None)
+
+
+def mirrored(frames: KeyFrames) -> KeyFrames:
+    """The same boxes in space, on the grid whose K axis runs the other way.
+
+    Slicer mirrors left-handed volumes when it reads them again.
+    """
+    grid = SliceGrid(frames.grid.geometry.mirrored(), frames.grid.axis)
+    count = grid.geometry.size[2]
+
+    def slice_number(n: int) -> int:
+        return count - 1 - n if grid.axis == 2 else n
+
+    def box(given: Box) -> Box:
+        if grid.axis == 2:
+            return given
+        return Box(given.x0, count - given.y1, given.x1, count - given.y0)  # rows run along K
+
+    limit = frames.limit
+    if limit is not None:
+        lower, upper = list(limit.lower), list(limit.upper)
+        lower[2], upper[2] = count - limit.upper[2], count - limit.lower[2]
+        limit = Box3D(lower, upper)
+    return KeyFrames(
+        frames.name,
+        frames.value,
+        grid,
+        {slice_number(n): box(each) for n, each in frames.automatic.items()},
+        {slice_number(n): box(each) for n, each in frames.edited.items()},
+        frozenset(map(slice_number, frames.off)),
+        limit,
+    )
+
+
+def _edges(block: Box3D) -> np.ndarray:
+    """(2, 3): lower and upper edges along I, J, K."""
+    return np.array((block.lower, block.upper))
+
+
+def _within(bound: Box3D, grid: SliceGrid, name: str) -> Box3D:
+    lower = np.clip(bound.lower, 0, grid.geometry.size)
+    upper = np.clip(bound.upper, 0, grid.geometry.size)
+    if (upper - lower).min() <= STILL or not grid.slices_of(Box3D(lower, upper)):
+        raise PromptError(f'The 3-D box of "{name}" left the volume; move it over the organ.')
+    return Box3D(lower, upper)
+
+
+def _moved(frames: KeyFrames, by: np.ndarray) -> KeyFrames:
+    """With everything moved by so many voxels along I, J, K."""
+    grid = frames.grid
+    by = by.copy()
+    by[grid.axis] = slices = round(by[grid.axis])
+    x, y = by[grid.column_axis], by[grid.row_axis]
+    rows, columns = grid.shape
+    boxes = {}
+    for n, box in frames.limited(None).effective().items():
+        moved = Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
+        if 0 <= n + slices < grid.count and (inside := moved.overlap(Box(0, 0, columns, rows))):
+            boxes[n + slices] = inside
+    if not boxes:
+        raise PromptError(f'The boxes of "{frames.name}" left the volume; move them over it.')
+    off = frozenset(n + slices for n in frames.off if 0 <= n + slices < grid.count)
+    limit = frames.limit
+    if limit is not None:
+        limit = _within(Box3D(*(_edges(limit) + by)), grid, frames.name)
+    return _by_hand(frames, boxes, off, limit)
+
+
+def _stretched(frames: KeyFrames, whole: Box3D, out: Box3D) -> KeyFrames:
+    """With the boxes, of which `whole` is the bound, filling `out`, which is larger."""
+    grid = frames.grid
+    old, new = _edges(whole), _edges(out)
+    scale = (new[1] - new[0]) / (old[1] - old[0])
+
+    def along(axis: int, *edges: float) -> list[float]:
+        mapped = (new[0, axis] + (edge - old[0, axis]) * scale[axis] for edge in edges)
+        return [min(max(edge, new[0, axis]), new[1, axis]) for edge in mapped]  # rounding
+
+    boxes = {}
+    for n, box in frames.limited(None).effective().items():
+        x0, x1 = along(grid.column_axis, box.x0, box.x1)
+        y0, y1 = along(grid.row_axis, box.y0, box.y1)
+        boxes[n] = Box(x0, y0, x1, y1)
+    first, last = min(boxes), max(boxes)
+    added = set(grid.slices_of(out)) - set(range(first, last + 1))
+    boxes |= {n: boxes[first if n < first else last] for n in added}
+    return _by_hand(frames, boxes, frames.off - added, None)
+
+
+def _by_hand(
+    frames: KeyFrames, boxes: dict[int, Box], off: frozenset[int], limit: Box3D | None
+) -> KeyFrames:
+    """With these boxes alone, all edited."""
+    beyond = {n for n in frames.automatic if not min(boxes) <= n <= max(boxes)}
+    return dataclasses.replace(frames, edited=boxes, off=off | beyond, limit=limit)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An organ that is being refined, all that is known of it, and how it is kept with a scene."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from SRCSMSegmenterLib.errors import PromptError
+from SRCSMSegmenterLib.geometry import Geometry
+
+from .bounds import dragged
+from .boxes import Box, Box3D, SliceGrid
+from .key_frames import KeyFrames, boxes_from_json, boxes_to_json
+
+Hint = tuple[float, float, bool]
+"""A point in a slice: x, y in edge coordinates, and whether it lies in the organ."""
+
+Neighbours = Literal["keep", "overwrite", "overlap"]
+"""What happens to voxels that a refined organ shares with segments that are not being refined: they
+stay the others', become the organ's, or belong to both."""
+
+FORMAT = "srcsm-refinement"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to refine.
+
+    Attributes:
+        sam: name of a shipped SAM, folder or file; "" takes the shipped one of the modality.
+        sam_kind: of a file that is not recognised, such as "medsam".
+        modality: "CT" or "MR"; None takes what DICOM says, else guesses.
+        mosaic: see `prediction.MosaicMode`.
+        threshold: of SAM's probabilities (the paper's theta 2).
+        mask_prompt: give SAM the coarse mask as its first guess.
+        device: see `devices.resolve_device`.
+        neighbours: see `Neighbours`.
+    """
+
+    sam: str = ""
+    sam_kind: str | None = None
+    modality: str | None = None
+    mosaic: str = "crops"
+    threshold: float = 0.5
+    mask_prompt: bool = False
+    device: str = "auto"
+    neighbours: Neighbours = "keep"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last refinement did to an organ; see `refinement.OrganReport`."""
+
+    boxes: int
+    kept: Mapping[int, str]
+    dice: float | None
+    voxels_before: int
+    voxels_after: int
+    predicted_iou: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A mask that is False beyond a block.
+
+    Attributes:
+        first: the block's first voxel (k, j, i).
+        mask: bool.
+    """
+
+    first: tuple[int, int, int]
+    mask: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "Patch":
+        """Of a bool array (K, J, I), which may be written to afterwards."""
+        if not mask.any():
+            return cls((0, 0, 0), np.zeros((0, 0, 0), bool))
+        axes = ((1, 2), (0, 2), (0, 1))
+        extents = [np.flatnonzero(mask.any(axis))[[0, -1]] for axis in axes]
+        block = tuple(slice(int(a), int(b) + 1) for a, b in extents)
+        return cls(tuple(part.start for part in block), mask[block].copy())
+
+    def whole(self, shape: tuple[int, int, int]) -> np.ndarray:
+        """bool (K, J, I)."""
+        found = np.zeros(shape, bool)
+        block = (slice(n, n + m) for n, m in zip(self.first, self.mask.shape, strict=True))
+        found[tuple(block)] = self.mask
+        return found
+
+
+@dataclass(frozen=True)
+class Organ:
+    """An organ; every edit gives a new object.
+
+    Attributes:
+        frames: its boxes.
+        segment: ID of the segment that it is drawn into.
+        color: RGB, 0-1.
+        coarse: True where there is a coarse mask.
+        hints: points beside the boxes, by slice number.
+        shown: its boxes are to be seen.
+        enabled: it takes part when all are refined.
+        kept: the user decided to keep the coarse mask.
+        changed: its boxes or points changed since it was last refined.
+        report: of that refinement.
+        result: what it found; not saved.
+    """
+
+    frames: KeyFrames
+    segment: str
+    color: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    coarse: bool = False
+    hints: Mapping[int, tuple[Hint, ...]] = field(default_factory=dict)
+    shown: bool = True
+    enabled: bool = True
+    kept: bool = False
+    changed: bool = True
+    report: Report | None = None
+    result: Patch | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """As the user reads it."""
+        return self.frames.name
+
+    @property
+    def value(self) -> int:
+        """Its label."""
+        return self.frames.value
+
+    @property
+    def edited(self) -> int:
+        """Number of slices whose box is not the automatic one."""
+        automatic, boxes = self.frames.automatic, self.frames.effective()
+        return sum(automatic.get(n) != boxes.get(n) for n in automatic.keys() | boxes.keys())
+
+    def with_frames(self, frames: KeyFrames) -> "Organ":
+        """With other boxes."""
+        return self if frames == self.frames else replace(self, frames=frames, changed=True)
+
+    def with_hints(self, hints: Mapping[int, tuple[Hint, ...]]) -> "Organ":
+        """With other points."""
+        hints = {n: tuple(points) for n, points in sorted(hints.items()) if points}
+        return self if hints == self.hints else replace(self, hints=hints, changed=True)
+
+    def with_bound(self, bound: Box3D) -> "Organ":
+        """With its 3-D box dragged; see `bounds.dragged`."""
+        return self.with_frames(dragged(self.frames, bound))
+
+    def with_box(self, n: int, box: Box) -> "Organ":
+        """With a box of its own in a slice, a key frame."""
+        return self.with_frames(self.frames.edit(n, box))
+
+    def near_box(self, n: int) -> Box | None:
+        """The box of the slice nearest to n that has one: a start for one in n."""
+        boxes = self.frames.effective()
+        return boxes[min(boxes, key=lambda other: abs(other - n))] if boxes else None
+
+    def usable_hints(self) -> dict[int, tuple[Hint, ...]]:
+        """Points in slices with a box; SAM takes no others."""
+        boxes = self.frames.effective()
+        return {n: points for n, points in self.hints.items() if n in boxes}
+
+
+def organs_to_json(
+    organs: Sequence[Organ], grid: SliceGrid, settings: Settings, *, highest: int
+) -> str:
+    """All that is kept with a scene. There may be no organs."""
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "settings": asdict(settings),
+        "highest": highest,
+        "grid": {
+            "size": list(grid.geometry.size),
+            "affine": grid.geometry.affine.ravel().tolist(),
+            "axis": grid.axis,
+        },
+        "boxes": boxes_to_json([organ.frames for organ in organs]) if organs else None,
+        "organs": [
+            {
+                "segment": organ.segment,
+                "color": list(organ.color),
+                "coarse": organ.coarse,
+                "hints": {str(n): [list(p) for p in hints] for n, hints in organ.hints.items()},
+                "shown": organ.shown,
+                "enabled": organ.enabled,
+                "kept": organ.kept,
+                "changed": organ.changed,
+                "report": organ.report and asdict(organ.report),
+            }
+            for organ in organs
+        ],
+    }
+    return json.dumps(content, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `organs_to_json` wrote; `highest` is the largest label that was ever given."""
+
+    organs: tuple[Organ, ...]
+    grid: SliceGrid
+    settings: Settings
+    highest: int
+
+
+def organs_from_json(text: str, where: str = "This text") -> Saved:
+    """What `organs_to_json` wrote; `where` names it in errors.
+
+    Raises:
+        PromptError: not such text, of a newer version, or damaged.
+    """
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}")
+        if content["version"] != VERSION:
+            raise PromptError(
+                f"{where} has version {content['version']} of the format, this software reads "
+                f"{VERSION}; update it."
+            )
+        given = content["grid"]
+        geometry = Geometry(given["size"], np.reshape(given["affine"], (4, 4)))
+        grid = SliceGrid(geometry, given["axis"])
+        frames = boxes_from_json(content["boxes"], where) if content["boxes"] else ()
+        for each in frames:
+            each.require(grid)
+        organs = tuple(
+            _organ(each, entry) for each, entry in zip(frames, content["organs"], strict=True)
+        )
+        settings = Settings(**content["settings"])
+        return Saved(organs, grid, settings, max(content["highest"], 0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PromptError(f"{where} holds no boxes that can be read ({error!r}).") from error
+
+
+def _organ(frames: KeyFrames, entry: dict[str, Any]) -> Organ:
+    report = entry["report"]
+    if report is not None:
+        kept = {int(n): str(reason) for n, reason in report["kept"].items()}
+        report = Report(**{**report, "kept": kept})
+    return Organ(
+        frames,
+        str(entry["segment"]),
+        tuple(map(float, entry["color"])),
+        bool(entry["coarse"]),
+        {
+            int(n): tuple((float(x), float(y), bool(positive)) for x, y, positive in hints)
+            for n, hints in entry["hints"].items()
+        },
+        *(bool(entry[name]) for name in ("shown", "enabled", "kept", "changed")),
+        report,
+    )

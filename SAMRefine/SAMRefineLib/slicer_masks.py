@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments as masks on a volume's grid, and reversible changes of some of their voxels.
+
+A change is made by Slicer's own segment editor logic and remembers which voxels a segment gained
+and lost, no more: undoing it leaves alone whatever else was drawn since.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import slicer
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+
+from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.slicer_scene import BINARY, check_target, reference_geometry
+
+from .organs import Neighbours, Patch
+
+Block = tuple[slice, slice, slice]
+"""Part of a (K, J, I) array."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Voxels of a block that a segment gained and lost.
+
+    Attributes:
+        segment: its ID.
+        first: the block's first voxel (k, j, i).
+        shape: of the block.
+        gained, lost: the block's masks, as bits.
+    """
+
+    segment: str
+    first: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    gained: np.ndarray
+    lost: np.ndarray
+
+    @classmethod
+    def between(
+        cls, segment: str, before: np.ndarray, after: np.ndarray, k: int
+    ) -> "Change | None":
+        """From one mask to another of (K, J, I) voxels from k on; None where they are equal."""
+        around = Patch.of(before ^ after)
+        if not around.mask.size:
+            return None
+        block = tuple(slice(n, n + m) for n, m in zip(around.first, around.mask.shape, strict=True))
+        gained, lost = after[block] & ~before[block], before[block] & ~after[block]
+        first = (around.first[0] + k, *around.first[1:])
+        return cls(segment, first, around.mask.shape, np.packbits(gained), np.packbits(lost))
+
+    def mask(self, bits: np.ndarray) -> np.ndarray:
+        """The block's mask from its bits."""
+        return np.unpackbits(bits, count=int(np.prod(self.shape))).reshape(self.shape)
+
+
+def apply(
+    changes: Iterable[Change],
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    geometry: Geometry,
+    *,
+    backwards: bool = False,
+) -> None:
+    """Make changes, or undo them; segments that are gone are passed over.
+
+    Args:
+        geometry: the grid that the changes are on; see `check_target`.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    changes = [change for change in changes if segmentation.GetSegment(change.segment)]
+    # Not a node of the scene, which would be saved, shown in lists, and closed by users.
+    editor, logic = slicer.vtkMRMLSegmentEditorNode(), slicer.vtkSlicerSegmentEditorLogic()
+    editor.SetScene(segmentation_node.GetScene())
+    logic.SetMRMLScene(segmentation_node.GetScene())
+    logic.SetSegmentEditorNode(editor)
+    logic.SetSegmentationNode(segmentation_node)
+    editor.SetOverwriteMode(editor.OverwriteNone)
+    mirrored = not _same_way(segmentation_node, geometry)
+    try:
+        # First what is lost: segments that hand voxels to each other never overlap on the way, and
+        # go on sharing a layer.
+        for mode, forwards in (
+            (logic.ModificationModeRemove, False),
+            (logic.ModificationModeAdd, True),
+        ):
+            for change in changes:
+                mask = change.mask(change.gained if forwards != backwards else change.lost)
+                if mask.any():
+                    image = _image(mask, change.first, geometry, mirrored)
+                    logic.ModifySegmentByLabelmap(
+                        segmentation_node, change.segment, image, mode, False, True
+                    )
+    finally:
+        logic.SetSegmentEditorNode(None)
+        editor.SetAndObserveSegmentationNode(None)
+
+
+def redrawn(
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    geometry: Geometry,
+    wanted: Mapping[str, np.ndarray],
+    slab: slice,
+    where: Mapping[str, np.ndarray],
+    neighbours: Neighbours,
+) -> list[Change]:
+    """The changes that draw masks into segments; nothing is done yet.
+
+    Args:
+        wanted: segment's ID -> bool, the planes `slab` of a (K, J, I) array.
+        slab: planes K.
+        where: segment's ID -> bool, what broadcasts to those planes: the voxels to be redrawn.
+        neighbours: what happens to voxels of segments that are not among `wanted`.
+    """
+    segmentation = segmentation_node.GetSegmentation()
+    block = (slab, slice(0, geometry.shape[1]), slice(0, geometry.shape[2]))
+    ids = list(segmentation.GetSegmentIDs()) if neighbours != "overlap" else list(wanted)
+    before = read_masks(segmentation_node, ids, geometry, block)
+    wanted = {id: mask for id, mask in wanted.items() if id in before}
+    after = {id: np.where(where[id], mask, before[id]) for id, mask in wanted.items()}
+    changes = []
+    if neighbours == "keep":
+        for id in after:
+            others = [after.get(other, mask) for other, mask in before.items() if other != id]
+            taken = np.logical_or.reduce(others, initial=False)
+            after[id] = after[id] & (before[id] | ~taken)
+    elif neighbours == "overwrite":
+        gained = np.logical_or.reduce([after[id] & ~before[id] for id in after], initial=False)
+        after |= {id: mask & ~gained for id, mask in before.items() if id not in after}
+    for id, mask in after.items():
+        changes.append(Change.between(id, before[id], mask, slab.start))
+    return [change for change in changes if change is not None]
+
+
+def read_masks(
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    ids: Sequence[str],
+    geometry: Geometry,
+    block: Block | None = None,
+) -> dict[str, np.ndarray]:
+    """Segment's ID -> bool mask of a block, all by default, of a grid that the segmentation fits
+    (`check_target`); IDs of segments that are gone are left out."""
+    block = block or tuple(slice(0, n) for n in geometry.shape)
+    segmentation = segmentation_node.GetSegmentation()
+    layers: dict[object, np.ndarray] = {}  # segments that do not overlap share an image
+    found = {}
+    for id in ids:
+        segment = segmentation.GetSegment(id)
+        if segment is None:
+            continue
+        image = segment.GetRepresentation(BINARY)
+        if image not in layers:
+            layers[image] = _sampled(image, geometry, block)
+        found[id] = layers[image] == segment.GetLabelValue()
+    return found
+
+
+def any_mask(
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    id: str,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+) -> np.ndarray:
+    """bool (K, J, I): a segment of any segmentation, wherever it lies, of voxels or surfaces, as
+    sampled by the volume's grid."""
+    segmentation = segmentation_node.GetSegmentation()
+    voxels = segmentation.ContainsRepresentation(BINARY)
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation_node, id, volume_node) > 0
+    if not voxels:
+        segmentation.RemoveRepresentation(BINARY)  # it was made for us
+    return mask
+
+
+def fits(
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    geometry: Geometry,
+) -> bool:
+    """True where results on the volume's grid can be drawn into a segmentation as they are."""
+    try:
+        check_target(segmentation_node, volume_node, geometry)
+    except VolumeError:
+        return False
+    return True
+
+
+def add_segment(
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    geometry: Geometry,
+    patch: Patch,
+    id: str,
+    name: str,
+    color: Sequence[float],
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Add a segment; returns its ID, `id` if that is free."""
+    segmentation, segment = segmentation_node.GetSegmentation(), slicer.vtkSegment()
+    segment.SetName(name)
+    segment.SetColor(*color)
+    for tag, text in (tags or {}).items():
+        segment.SetTag(tag, text)
+    mirrored = not _same_way(segmentation_node, geometry)
+    mask = patch.mask if patch.mask.size else np.zeros((1, 1, 1), bool)
+    segment.AddRepresentation(BINARY, _image(mask, patch.first, geometry, mirrored))
+    segment.SetLabelValue(1)
+    id = segmentation.GenerateUniqueSegmentID(id)
+    segmentation.AddSegment(segment, id)
+    return id
+
+
+def _same_way(node: slicer.vtkMRMLSegmentationNode, geometry: Geometry) -> bool:
+    """False where the segmentation's K axis runs the other way (`check_target`)."""
+    grid = reference_geometry(node)
+    return grid is None or grid.left_handed == geometry.left_handed
+
+
+def _image(
+    mask: np.ndarray, first: tuple[int, int, int], geometry: Geometry, mirrored: bool
+) -> slicer.vtkOrientedImageData:
+    k, j, i = first
+    if mirrored:
+        mask, k = mask[::-1], geometry.size[2] - k - len(mask)
+        geometry = geometry.mirrored()
+    image = _frame((k, j, i), mask.shape, geometry)
+    scalars = np.ascontiguousarray(mask, np.uint8).ravel()
+    image.GetPointData().SetScalars(numpy_to_vtk(scalars, deep=True))
+    return image
+
+
+def _frame(
+    first: tuple[int, int, int], shape: tuple[int, int, int], geometry: Geometry
+) -> slicer.vtkOrientedImageData:
+    """An image without voxels, where a block lies."""
+    image = slicer.vtkOrientedImageData()
+    ends = [(n, n + m - 1) for n, m in zip(first[::-1], shape[::-1], strict=True)]
+    image.SetExtent(*sum(ends, ()))
+    image.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(geometry.affine))
+    return image
+
+
+def _sampled(image: slicer.vtkOrientedImageData, geometry: Geometry, block: Block) -> np.ndarray:
+    """An image's values at the voxels of a block, 0 beyond it."""
+    shape = tuple(part.stop - part.start for part in block)
+    if image is None or image.GetPointData().GetScalars() is None:
+        return np.zeros(shape, np.uint8)
+    frame = _frame(tuple(part.start for part in block), shape, geometry)
+    found = slicer.vtkOrientedImageData()
+    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
+        image, frame, found
+    )
+    return vtk_to_numpy(found.GetPointData().GetScalars()).reshape(shape)
