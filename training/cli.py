@@ -649,6 +649,21 @@ def add_style(commands: Commands) -> None:
         help="draw with the tuned U-Net instead; for the ablation",
     )
 
+    parser = add_style_stage(
+        actions,
+        "check",
+        "measure whether styles moved and anatomy stayed, and set bad slices aside",
+        "  srcsm style check --slices slices/ct/styled/abdomen\n"
+        "  srcsm style check --slices slices/ct/styled/abdomen --model runs/ct/model \\\n"
+        "      --set check.moved=0.1 check.edges=0.6 check.dice=0.3",
+        device=True,
+        out_default="SLICES",
+    )
+    parser.add_argument(
+        "--slices", type=Path, required=True, metavar="SLICES", help="folder of restyled slices"
+    )
+    add_model_option(parser, None)
+
 
 def add_style_stage(
     actions: Commands,

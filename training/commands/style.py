@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``srcsm style``: prepare, phantom, base, tune, control, swap."""
+"""``srcsm style``: prepare, phantom, base, tune, control, swap, check."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from ..config import read_yaml, to_dict, with_overrides, write_yaml
 from ..style.config import StyleConfig
 from ..style.slices import StageResult
 from . import INTERRUPTED
-from .common import check_writable, making, progress_display, say
+from .common import check_writable, load_model, making, progress_display, say
 from .train import stop_on_signal
 
 
@@ -27,15 +27,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip())
         return 0
-    out = arguments.out or arguments.slices / "styled" / Path(config.prompts).stem
-    with making(out):
-        out.mkdir(parents=True, exist_ok=True)
-    check_writable(out)
+    out = arguments.out or arguments.slices
+    if arguments.action == "swap" and not arguments.out:
+        out = arguments.slices / "styled" / Path(config.prompts).stem
+    if arguments.action != "check" or arguments.out:
+        with making(out):
+            out.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
     # `accelerate launch` starts several processes; the first one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     display = progress_display(arguments.action) if speaks else nullcontext(lambda *_: None)
     with stop_on_signal() as stop_requested, display as show, _memory():
-        if speaks and arguments.action != "prepare":
+        if speaks and arguments.action not in ("prepare", "check"):
             write_yaml(out / "config.yaml", config)
         limits = {"max_minutes": arguments.max_minutes, "stop_requested": stop_requested}
         result = STAGES[arguments.action](arguments, config, out, show, limits)
@@ -139,6 +142,23 @@ def swap(
     )
 
 
+def check(
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+) -> StageResult:
+    from ..style.check import check
+
+    return check(
+        arguments.slices,
+        config,
+        out=out,
+        network=load_model(arguments.model) if arguments.model else None,
+        device=arguments.device,
+        say=say,
+        progress=show,
+        **limits,
+    )
+
+
 STAGES: dict[str, Callable[..., StageResult]] = {
     "prepare": prepare,
     "phantom": phantom,
@@ -146,6 +166,7 @@ STAGES: dict[str, Callable[..., StageResult]] = {
     "tune": tune,
     "control": control,
     "swap": swap,
+    "check": check,
 }
 
 NEXT = {
@@ -154,7 +175,9 @@ NEXT = {
     "base": "Next: srcsm style tune --slices SLICES --base {out} --out RUN",
     "tune": "Next: srcsm style control --slices SLICES --tuned {out} --out RUN",
     "control": "Next: srcsm style swap --slices SLICES --control {out}",
-    "swap": "Next: srcsm style check",
+    "swap": "Next: srcsm style check --slices {out}",
+    "check": "Next: look at {out}/contact_sheet.png, then srcsm train --preset icm ... "
+    "--set pairs.styled=[SLICES]",
 }
 
 

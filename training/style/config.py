@@ -172,6 +172,23 @@ class SwapConfig:
 
 
 @dataclass(frozen=True)
+class CheckConfig:
+    """Below which a restyled slice is set aside (check.py measures them).
+
+    Attributes:
+        moved: distance of the organs' histograms to the source slice's, a share of the grey range;
+            one organ in two source slices of different patients is 0.03 to 0.06 apart.
+        edges: agreement of the picture's edges with the mask; 0.5 is chance.
+        dice: mean Dice of the source-trained network, where one is given; 0 only reports it, as a
+            network that does not generalise fails on good slices too.
+    """
+
+    moved: float = 0.08
+    edges: float = 0.58
+    dice: float = 0.0
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig(StageConfig):
     """The small base's autoencoder.
 
@@ -261,6 +278,7 @@ class StyleConfig:
     control: ControlConfig = field(default_factory=ControlConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     swap: SwapConfig = field(default_factory=SwapConfig)
+    check: CheckConfig = field(default_factory=CheckConfig)
 
     def __post_init__(self) -> None:
         if self.size < 8:
