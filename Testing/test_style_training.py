@@ -18,6 +18,7 @@ from srcsm_training.checkpoint import CheckpointError
 from srcsm_training.loop import TrainingError
 from srcsm_training.style import control as control_module
 from srcsm_training.style import diffusion
+from srcsm_training.style import tune as tune_module
 from srcsm_training.style.base import check_weights, load_base, read_record
 from srcsm_training.style.config import SamplingConfig, StageConfig
 from srcsm_training.style.control import (
@@ -450,14 +451,31 @@ def test_a_new_controlnet_changes_nothing_and_a_trained_one_does(chain, base):
     shown = torch.rand(1, 3, 32, 32)
 
     def output(network, scale=1.0):
-        residuals = diffusion.control_residuals(network, *inputs, shown, scale)
-        return tuned(*inputs, **residuals).sample
+        return diffusion.steered(tuned, network, *inputs, shown, scale)
 
     with torch.no_grad():
         plain = tuned(*inputs).sample
         assert torch.equal(output(fresh), plain)
         assert not torch.equal(output(control), plain)
         assert torch.equal(output(control, 0.0), plain)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_what_is_not_trained_may_be_of_half_size(chain, base, tmp_path, monkeypatch, precision):
+    """As on a GPU; the CPU keeps it in full otherwise."""
+    frozen = diffusion.DTYPES[precision]
+    for module in (control_module, tune_module):
+        monkeypatch.setattr(module, "frozen_dtype", lambda *_: frozen)
+    chosen = [f"{stage}.precision={precision}" for stage in ("tune", "control")]
+    config = style_tiny.config(*chosen, "tune.lora=2", "control.gradient_checkpointing=true")
+    given = (chain.slices, str(chain.base))
+    tune(*given, tmp_path / "lora", config, **ON)
+    assert train_control(
+        *given, tmp_path / "control", config, tuned=tmp_path / "lora", **ON
+    ).finished
+    control, _ = load_control(tmp_path / "control", base)
+    assert control.dtype == torch.float32
+    assert torch.isfinite(weights(control)).all()
 
 
 def test_training_a_controlnet_leaves_the_u_net_alone(chain, tmp_path, monkeypatch):

@@ -39,7 +39,6 @@ from .base import (
 from .config import StyleConfig
 from .diffusion import (
     Latents,
-    control_residuals,
     encode_prompts,
     fit,
     frozen_dtype,
@@ -48,6 +47,7 @@ from .diffusion import (
     place_frozen,
     sheet,
     stage_accelerator,
+    steered,
 )
 from .prompts import read_prompts
 from .slices import (
@@ -129,11 +129,8 @@ def train_control(
         shown = conditions_of([kept[n] for n in chosen.tolist()])
         prompts = text[silent.long().to(text.device)]
         with accelerator.autocast():
-            residuals = control_residuals(model, noisy, times, prompts, shown)
-            predicted = unet(
-                noisy.to(unet.dtype), times, prompts.to(unet.dtype), **residuals
-            ).sample
-        return nn.functional.mse_loss(predicted.float(), target)
+            predicted = steered(unet, model, noisy, times, prompts, shown)
+        return nn.functional.mse_loss(predicted, target)
 
     def preview(step: int) -> None:
         shown = kept[:: max(1, len(kept) // 4)][:4]

@@ -323,25 +323,25 @@ def generate(
     Returns:
         (N, size, size) uint8.
     """
-    device, dtype = unet.device, unet.dtype
     guided = sampling.guidance != 1
-    text = encode_prompts(base, [*([""] * len(prompts) if guided else []), *prompts]).to(dtype)
+    text = encode_prompts(base, [*([""] * len(prompts) if guided else []), *prompts])
     shape = (base.vae.config.latent_channels, size // base.factor, size // base.factor)
     starts = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
     scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler)
     scheduler.set_timesteps(sampling.steps)
-    latents = torch.stack(starts).to(device) * scheduler.init_noise_sigma
+    latents = torch.stack(starts).to(unet.device) * scheduler.init_noise_sigma
     if control is not None:
-        conditions = conditions.to(device, dtype)
+        conditions = conditions.to(unet.device)
         conditions = torch.cat([conditions] * 2) if guided else conditions
     for time_step in scheduler.timesteps:
-        seen = (torch.cat([latents] * 2) if guided else latents).to(dtype)
-        residuals = {}
-        if control is not None:
-            residuals = control_residuals(
-                control, seen, time_step, text, conditions, sampling.control_scale
+        seen = torch.cat([latents] * 2) if guided else latents
+        if control is None:
+            text = text.to(unet.dtype)
+            predicted = unet(seen.to(unet.dtype), time_step, text).sample.float()
+        else:
+            predicted = steered(
+                unet, control, seen, time_step, text, conditions, sampling.control_scale
             )
-        predicted = unet(seen, time_step, text, **residuals).sample.float()
         if guided:
             plain, prompted = predicted.chunk(2)
             predicted = plain + sampling.guidance * (prompted - plain)
@@ -350,19 +350,35 @@ def generate(
     return as_pictures(base.vae.decode(latents.to(base.vae.dtype)).sample)
 
 
-def control_residuals(
+def steered(
+    unet: UNet2DConditionModel,
     control: nn.Module,
     noisy: torch.Tensor,
     times: torch.Tensor,
     text: torch.Tensor,
     conditions: torch.Tensor,
     scale: float = 1.0,
-) -> dict[str, Any]:
-    """What a ControlNet adds to a U-Net, as keywords of the U-Net's call."""
+) -> torch.Tensor:
+    """What a U-Net predicts with a ControlNet's residuals added, float32.
+
+    The two may be of different precision: one is trained, or none.
+    """
+    dtype = next(control.parameters()).dtype
     down, middle = control(
-        noisy, times, text, conditions, conditioning_scale=scale, return_dict=False
+        noisy.to(dtype),
+        times,
+        text.to(dtype),
+        conditions.to(dtype),
+        conditioning_scale=scale,
+        return_dict=False,
     )
-    return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    return unet(
+        noisy.to(unet.dtype),
+        times,
+        text.to(unet.dtype),
+        down_block_additional_residuals=[residual.to(unet.dtype) for residual in down],
+        mid_block_additional_residual=middle.to(unet.dtype),
+    ).sample.float()
 
 
 def place_frozen(base: BaseModel, device: torch.device, precision: str) -> None:
