@@ -21,7 +21,7 @@ from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
 from SRCSMSegmenterLib.slicer_panel import OrganResult, Panel
 from SRCSMSegmenterLib.slicer_parameters import FRAME_SHOWN, Parameters
 from SRCSMSegmenterLib.slicer_samples import load_phantom, register_sample_data
-from SRCSMSegmenterLib.slicer_widget import ModuleWidget
+from SRCSMSegmenterLib.slicer_widget import ModuleWidget, edit_segmentation
 
 
 class SRCSMSegmenter(ScriptedLoadableModule):
@@ -257,10 +257,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
     def onEdit(self) -> None:
         """Open the result in Slicer's Segment Editor."""
         result = self._parameterNode.result
-        slicer.util.selectModule("SegmentEditor")
-        editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
-        editor.setSegmentationNode(result)
-        editor.setSourceVolumeNode(_segmentedVolume(result))
+        edit_segmentation(result, _segmentedVolume(result))
 
     def onRefine(self) -> None:
         """Go on in SAM Refine, with boxes from the result."""

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 import typing
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -641,3 +642,32 @@ def load_module(name: str) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+# --- what both panels' tests ask
+
+
+def ui_file(name: str) -> ElementTree.Element:
+    """A module's .ui file; "SRCSMCommon" for what the modules share."""
+    folder = name if path_of(name).exists() else "SRCSMSegmenter"
+    return ElementTree.parse(ROOT / folder / "Resources" / "UI" / f"{name}.ui").getroot()
+
+
+def bound_widgets(name: str) -> dict[str, str]:
+    """Parameter -> name of its widget, from a module's .ui file."""
+    return {
+        mark.findtext("string"): widget.get("name")
+        for widget in ui_file(name).iter("widget")
+        for mark in widget.findall("property[@name='SlicerParameterName']")
+    }
+
+
+CONTROLS = {"QPushButton", "QComboBox", "QSpinBox", "QCheckBox", "QListWidget", "QTableWidget"}
+CONTROLS |= {"NodeComboBox", "SliderWidget"}
+
+
+def assert_tooltips(ui: SimpleNamespace) -> None:
+    """Every control says what it does."""
+    for name, widget in vars(ui).items():
+        if type(widget).__name__ in CONTROLS:
+            assert widget.toolTip, name

@@ -242,5 +242,8 @@ def test_the_card_of_a_sam_of_ours_is_read(tmp_path):
     found = read_sam_card(tmp_path / "sam-x")
     assert (found.kind, found.name) == ("small", "tiny")
     assert (found.expects, found.licence) == ("slices of CT, and boxes", "CC BY 4.0")
-    with pytest.raises(BundleError, match="no SAM's folder"):
+    with pytest.raises(BundleError, match="holds no SAM of this program"):
         read_sam_card(tmp_path / "no sam")
+    (tmp_path / "sam-x" / "config.json").write_text("{}")
+    with pytest.raises(BundleError, match="damaged SAM"):
+        read_sam_card(tmp_path / "sam-x")

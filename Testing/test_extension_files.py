@@ -35,7 +35,8 @@ def source_of(name: str) -> Path | None:
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of what a file imports when it is imported, in `try` and `if` too."""
+    """Dotted names of what a file imports when it is imported, in `try` and `if` too, but for
+    `if TYPE_CHECKING`."""
     names, package = set(), path.parent.name
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
@@ -45,6 +46,8 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(filter(None, (package if node.level else None, node.module)))
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             waiting += ast.iter_child_nodes(node)
     return names
@@ -83,8 +86,9 @@ def test_imports_are_found_wherever_they_hide(tmp_path):
     file.write_text(
         "import os\ntry:\n    import torch\nexcept ImportError:\n    pass\n"
         "class A:\n    import monai.losses\ndef f():\n    import pandas\n"
+        "if TYPE_CHECKING:\n    import scipy\nelse:\n    import tqdm\n"
     )
-    assert imported_in_the_end(file) == {"os", "torch", "monai"}
+    assert imported_in_the_end(file) == {"os", "torch", "monai", "tqdm"}
 
 
 def listed(folder: Path, variable: str) -> set[str]:
@@ -198,3 +202,16 @@ def test_the_installed_extension_has_its_models_and_finds_them(tmp_path):
     assert found.stdout.strip() == f"{modules / 'Resources' / 'Models'} {names}"
     in_build = build / "lib" / "Slicer-5.12" / "qt-scripted-modules" / "Resources" / "Models"
     assert (in_build / "abdomen-ct" / "SHA256SUMS").is_file()
+
+
+def test_files_of_the_modules_do_not_overwrite_each_other():
+    """Installed, all modules lie in one folder."""
+    names = [
+        path
+        for folder in MODULES
+        for path in (
+            *listed(folder, "MODULE_PYTHON_SCRIPTS"),
+            *listed(folder, "MODULE_PYTHON_RESOURCES"),
+        )
+    ]
+    assert len(names) == len(set(names))

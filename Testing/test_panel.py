@@ -8,7 +8,6 @@ runner runs too. Here is what needs no Slicer or cannot be seen there.
 import os
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from SRCSMSegmenterPanelTest import SRCSMSegmenterPanelTest  # noqa: E402, F401 
 
 pytestmark = pytest.mark.needs_slicer
 
-UI = ElementTree.parse(MODULE_FOLDER / "Resources" / "UI" / "SRCSMSegmenter.ui").getroot()
+BOUND = qt_host.bound_widgets("SRCSMSegmenter")
 
 UNBOUND = {"model", "skippedOrgans", "result"}
 """Parameters that no widget holds as they are; the panel brings them up to date itself."""
@@ -38,20 +37,11 @@ def window(tmp_path, monkeypatch):
         yield window
 
 
-def bound_widgets():
-    """Parameter -> name of its widget, from the .ui file."""
-    return {
-        mark.findtext("string"): widget.get("name")
-        for widget in UI.iter("widget")
-        for mark in widget.findall("property[@name='SlicerParameterName']")
-    }
-
-
 def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
     from SRCSMSegmenterLib.slicer_parameters import Device, Parameters, SourceMatching
 
-    assert Parameters.dataTypes.keys() == bound_widgets().keys() | UNBOUND
-    assert not bound_widgets().keys() & UNBOUND
+    assert Parameters.dataTypes.keys() == BOUND.keys() | UNBOUND
+    assert not BOUND.keys() & UNBOUND
     expected = {
         "inputVolume": ("NodeComboBox", slicer.vtkMRMLScalarVolumeNode),
         "outputSegmentation": ("NodeComboBox", slicer.vtkMRMLSegmentationNode),
@@ -64,7 +54,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
     ui = vars(window.self().ui)
     found = {
         name: (type(ui[widget]).__name__, Parameters.dataTypes[name])
-        for name, widget in bound_widgets().items()
+        for name, widget in BOUND.items()
     }
     assert found == expected
 
@@ -87,8 +77,9 @@ def test_the_host_refuses_what_pythonqt_refuses(window):
         ui.progressBar.value = "half"
 
 
-def test_custom_widgets_are_given_only_properties_they_have():
-    for widget in UI.iter("widget"):
+@pytest.mark.parametrize("name", ["SRCSMSegmenter", "SRCSMCommon", "SAMRefine"])
+def test_custom_widgets_are_given_only_properties_they_have(name):
+    for widget in qt_host.ui_file(name).iter("widget"):
         stand_in = qt_host.CUSTOM.get(widget.get("class"))
         if stand_in is not None:
             meta = stand_in.staticMetaObject
@@ -98,10 +89,7 @@ def test_custom_widgets_are_given_only_properties_they_have():
 
 
 def test_every_control_has_a_tooltip(window):
-    kinds = ("QPushButton", "QComboBox", "QSpinBox", "QCheckBox", "QListWidget", "NodeComboBox")
-    for name, widget in vars(window.self().ui).items():
-        if type(widget).__name__ in kinds:
-            assert widget.toolTip, name
+    qt_host.assert_tooltips(window.self().ui)
 
 
 def test_disabled_buttons_say_why(window):

@@ -60,9 +60,14 @@ def read_sam_card(folder: Path) -> SamCard:
             _line(text, "Expects"),
             _line(text, "Licence"),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        reason = f"{error.strerror}: {Path(error.filename).name}"
         raise BundleError(
-            f"{folder} is no SAM's folder of this program ({error}); choose another."
+            f"The folder {folder} holds no SAM of this program ({reason}); choose another."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"The folder {folder} holds a damaged SAM ({SAM_CONFIG}: {error}); choose another."
         ) from error
 
 

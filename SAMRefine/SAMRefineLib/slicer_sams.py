@@ -2,9 +2,11 @@
 """The SAMs that the panel offers: shipped ones, official ones, and the user's own files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import slicer
+from slicer.i18n import tr as _
 
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.model_list import shipped_models_folder
@@ -14,7 +16,8 @@ from .sam_list import SamCard, checkpoint_card, find_sam_folders, read_sam_card
 
 SETTING = "SRCSM/SamFiles"
 
-DEFAULT = "sam-small-ct"
+BY_MODALITY = ""
+"""Of the shipped SAMs the one that learned from the scan's modality; see `organs.Settings.sam`."""
 
 
 def sam_cards() -> dict[str, SamCard]:
@@ -23,15 +26,20 @@ def sam_cards() -> dict[str, SamCard]:
     That is a shipped one's name, an official one's kind, or the path of one of the user's.
     Official ones are listed whether they are here or not, the user's where they are.
     """
-    cards = {}
-    for folder in (*find_sam_folders(shipped_models_folder()), *map(Path, own_sams())):
+    cards, shipped = {}, find_sam_folders(shipped_models_folder())
+    folders = {folder.name: (folder, "") for folder in shipped}
+    folders |= {path: (Path(path), kind) for path, kind in own_sams().items()}
+    for key, (path, kind) in folders.items():
         try:
-            key = folder.name if folder.parent == shipped_models_folder() else str(folder)
-            kind = own_sams().get(str(folder))
-            cards[key] = checkpoint_card(folder, kind) if kind else read_sam_card(folder)
+            card = checkpoint_card(path, kind) if kind else read_sam_card(path)
         except BundleError:
-            continue  # altered, or on a drive that is not there today; the setting keeps it
-    cards = {key: card for key, card in cards.items() if card.present}
+            continue  # on a drive that is not there today, perhaps; the setting keeps it
+        if card.present:
+            cards[key] = card
+    if shipped and shipped[0].name in cards:
+        name = _("Small SAM (that of the scan's modality)")
+        card = replace(cards[shipped[0].name], path=shipped_models_folder(), name=name)
+        cards = {BY_MODALITY: card, **cards}
     for kind, entry in CHECKPOINTS.items():
         if entry.url:
             cards[kind] = checkpoint_card(downloads_folder() / entry.file, kind)

@@ -2,7 +2,6 @@
 """Pieces of a label map."""
 
 import numpy as np
-from scipy import ndimage
 
 
 def smaller_components(labels: np.ndarray) -> np.ndarray:
@@ -16,6 +15,8 @@ def smaller_components(labels: np.ndarray) -> np.ndarray:
     Returns:
         bool (K, J, I).
     """
+    from scipy import ndimage  # when needed: Slicer loads this file at its start
+
     smaller = np.zeros(labels.shape, bool)
     for value, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:

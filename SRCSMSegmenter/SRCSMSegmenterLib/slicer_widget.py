@@ -132,3 +132,13 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self._missing:
             return []
         return [_("Install the missing packages first; see the top of the panel.")]
+
+
+def edit_segmentation(
+    segmentation: "slicer.vtkMRMLSegmentationNode", volume: "slicer.vtkMRMLScalarVolumeNode | None"
+) -> None:
+    """Open a segmentation in Slicer's Segment Editor."""
+    slicer.util.selectModule("SegmentEditor")
+    editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
+    editor.setSegmentationNode(segmentation)
+    editor.setSourceVolumeNode(volume)

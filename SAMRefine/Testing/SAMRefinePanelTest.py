@@ -1,0 +1,732 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user does in the panel, and what comes of it; the worker's answers are played.
+
+Runs in Slicer (CTest, or `slicer.testing.runUnitTest`), and in Testing/test_refine_panel.py on
+stand-ins for Slicer's widgets.
+"""
+
+import contextlib
+import functools
+import hashlib
+import http.server
+import tempfile
+import threading
+import time
+import unittest
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import slicer
+
+CHECKPOINT = b"no weights, but enough to be fetched" * 50_000
+
+
+class PlayedRequest:
+    """A question to the worker, unanswered until the test answers it."""
+
+    def __init__(self, task, frames, options):
+        self.task, self.frames, self.options = task, frames, options
+        self.values = [each.value for each in frames]
+        self.job = SimpleNamespace(state="running", error=None, reply=None)
+        self.finished = False
+
+    def cancel(self):
+        self.fail("Cancelled", "The work was cancelled; nothing was changed.")
+
+    def fail(self, *error):
+        from SRCSMSegmenterLib.worker_protocol import WorkerError
+
+        self.job.error = WorkerError(*error)
+        self._end()
+
+    def answer(self, labels, **kept):
+        """With a label map; `kept` is of the reports."""
+        rows = [
+            {
+                "value": each.value, "name": each.name, "boxes": len(each.effective()),
+                "kept": kept, "dice": 0.875, "voxels_before": 10, "voxels_after": 12,
+                "predicted_iou": 0.9,
+            }
+            for each in self.frames
+        ]  # fmt: skip
+        changed = list(range(self.frames[0].grid.count))
+        values = {"organs": rows, "changed": changed, "axis": self.frames[0].grid.axis}
+        values |= {"encoder_passes": 1, "seconds": {}, "device": "cpu"}
+        self.job.reply = SimpleNamespace(values=values, arrays={"labels": labels})
+        self._end()
+
+    def _end(self):
+        if not self.finished:
+            self.finished = True
+            self.options["done"](self.job)
+
+
+class PlayedClient:
+    """What the session asks the worker, written down."""
+
+    asked: list = []  # noqa: RUF012 - emptied by every test
+
+    def __init__(self, worker, volume, opening):
+        self.volume, self.opening = volume, opening
+
+    def submit(self, task, frames, *coarse, **options):
+        request = PlayedRequest(task, frames, options)
+        request.opening = self.opening
+        PlayedClient.asked.append(request)
+        return request
+
+
+class SAMRefinePanelTest(unittest.TestCase):
+    def setUp(self):
+        from SAMRefineLib import slicer_refine_logic, slicer_sams
+        from SRCSMSegmenterLib import slicer_logic
+
+        slicer.mrmlScene.Clear()
+        self.cleanUps = contextlib.ExitStack()
+        self.addCleanup(self.cleanUps.close)
+        self.folder = Path(self.cleanUps.enter_context(tempfile.TemporaryDirectory()))
+        PlayedClient.asked = []
+        for target, name, value in (
+            (slicer_refine_logic, "RefineClient", PlayedClient),
+            (slicer_logic, "worker", lambda: None),
+            (slicer_logic, "stop_worker", lambda: None),
+            (slicer_sams, "shipped_models_folder", lambda: self.folder / "Models"),
+            (slicer_sams, "downloads_folder", lambda: self.folder / "Downloads"),
+        ):
+            self.cleanUps.enter_context(mock.patch.object(target, name, value))
+        self.addShipped("sam-small-ct")
+        self.widget = slicer.util.getModuleWidget("SAMRefine")
+        self.ui = self.widget.ui
+        self.packages([])
+        addView()
+        self.volume = addVolume()
+        self.segmentation = addSegmentation(self.volume)
+        self.widget.enter()
+
+    def tearDown(self):
+        self.widget.onCancel()
+        slicer.mrmlScene.Clear()
+
+    def packages(self, missing):
+        from SRCSMSegmenterLib import slicer_packages
+
+        patch = mock.patch.object(slicer_packages, "missing", lambda more: list(missing))
+        self.cleanUps.enter_context(patch)
+
+    def addShipped(self, name):
+        folder = self.folder / "Models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"kind": "small", "name": "Small SAM, CT"}')
+        (folder / "README.md").write_text("- Expects: slices and boxes\n- Licence: CC BY 4.0\n")
+        (folder / "SHA256SUMS").write_text("")
+
+    @property
+    def parameters(self):
+        return self.widget.logic.getParameterNode()
+
+    @property
+    def session(self):
+        return self.widget.session
+
+    def start(self):
+        self.widget.startFrom(self.segmentation, self.volume)
+        return self.session
+
+    def asked(self, task="refine"):
+        return [request for request in PlayedClient.asked if request.task == task]
+
+    def item(self, organ, column):
+        table = self.ui.organTable
+        row = next(n for n in range(table.rowCount) if table.item(n, 2).text() == organ)
+        return table.item(row, column)
+
+    def tick(self, organ, column, ticked):
+        import qt
+
+        self.item(organ, column).setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
+
+    def ticked(self, organ, column):
+        import qt
+
+        return self.item(organ, column).checkState() == qt.Qt.Checked
+
+    def choose(self, combo, text):
+        combo.currentIndex = [combo.itemText(n) for n in range(combo.count)].index(text)
+
+    def click(self, button):
+        self.assertTrue(button.enabled, f"{button.name}: {button.toolTip}")
+        button.click()
+
+    def refined(self, organ=1):
+        """Refine all; the organ grows by a voxel."""
+        self.click(self.ui.refineAllButton)
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[LIVER] = organ
+        labels[8, 24, 11:15] = organ
+        self.asked()[-1].answer(labels, **{"5": "SAM is unsure"})
+
+    def voxels(self, name="liver"):
+        segmentation = self.session.segmentationNode
+        id = segmentation.GetSegmentation().GetSegmentIdBySegmentName(name)
+        array = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, id, self.volume)
+        return int((array > 0).sum())
+
+    # Boxes
+
+    def test_boxes_are_made_of_the_segmentation_at_a_click(self):
+        self.assertTrue(shown(self.ui.boxesButton))
+        self.assertFalse(shown(self.ui.organsCollapsibleButton))
+        self.ui.inputSelector.setCurrentNode(self.volume)
+        self.ui.segmentationSelector.setCurrentNode(self.segmentation)
+        self.click(self.ui.boxesButton)
+        self.assertFalse(shown(self.ui.boxesButton))
+        self.assertTrue(shown(self.ui.organsCollapsibleButton))
+        table = self.ui.organTable
+        names = [table.item(row, 2).text() for row in range(table.rowCount)]
+        self.assertEqual(names, ["liver", "spleen"])
+        self.assertEqual(self.item("liver", 4).text(), "coarse")
+        self.assertTrue(self.ticked("spleen", 1))
+        self.assertIn("Not for diagnosis", self.ui.noticeLabel.text)
+        self.assertEqual(self.ui.axisLabel.text, "16 axial slices, 5.0 mm apart")
+
+    def test_what_is_missing_for_boxes_is_in_the_tooltip(self):
+        slicer.mrmlScene.RemoveNode(self.volume)
+        self.widget.update()
+        self.assertFalse(self.ui.boxesButton.enabled)
+        self.assertEqual(self.ui.boxesButton.toolTip, "Choose a volume.")
+
+    def test_a_segmentation_on_another_grid_is_copied_and_warned_of(self):
+        other = addVolume(spacing=(4, 3, 2))
+        self.ui.inputSelector.setCurrentNode(other)
+        self.ui.segmentationSelector.setCurrentNode(self.segmentation)
+        self.assertIn("copied to a new one", self.ui.warningLabel.text)
+        self.click(self.ui.boxesButton)
+        self.assertFalse(shown(self.ui.warningLabel))
+        self.assertNotEqual(self.parameters.segmentation, self.segmentation)
+        self.assertEqual(self.parameters.segmentation, self.session.segmentationNode)
+
+    def test_a_missed_organ_is_added_with_a_box_in_the_middle(self):
+        self.start()
+        self.assertFalse(self.ui.addOrganButton.enabled)
+        self.assertIn("name", self.ui.addOrganButton.toolTip)
+        self.ui.newOrganComboBox.setEditText("left kidney")
+        self.click(self.ui.addOrganButton)
+        self.assertEqual(self.item("left kidney", 4).text(), "new")
+        organ = self.session.organs[-1]
+        self.assertEqual(self.session.active, organ.value)
+        self.assertEqual(self.parameters.organ, organ.value)
+        box = organ.frames.effective()[self.session.slice]
+        self.assertEqual((box.x0, box.x1, box.y0, box.y1), (10, 20, 12, 24))
+
+    def test_boxes_can_be_drawn_on_nothing(self):
+        self.ui.segmentationSelector.setCurrentNode(None)
+        self.click(self.ui.boxesButton)
+        self.assertIn("Add an organ", self.ui.organHelpLabel.text)
+        self.assertFalse(self.ui.refineAllButton.enabled)
+        self.assertIn("no organ yet", self.ui.refineAllButton.toolTip)
+        self.ui.newOrganComboBox.setEditText("tumour")
+        self.click(self.ui.addOrganButton)
+        self.assertTrue(self.ui.refineAllButton.enabled)
+
+    def test_removing_an_organ_leaves_its_segment(self):
+        self.start()
+        self.click(self.ui.removeOrganButton)
+        self.assertEqual([organ.name for organ in self.session.organs], ["spleen"])
+        self.assertEqual(self.segmentation.GetSegmentation().GetNumberOfSegments(), 2)
+        self.click(self.ui.undoButton)
+        self.assertEqual(self.ui.organTable.rowCount, 2)
+
+    def test_a_row_that_is_clicked_is_the_one_to_correct(self):
+        self.start()
+        self.ui.organTable.selectRow(1)
+        self.assertEqual(self.session.active, 2)
+        self.assertEqual(self.parameters.organ, 2)
+
+    def test_ticks_show_use_and_keep_organs(self):
+        self.start()
+        self.tick("spleen", 0, False)
+        self.tick("spleen", 1, False)
+        self.assertFalse(self.session.organ(2).shown)
+        self.assertFalse(self.session.organ(2).enabled)
+        self.refined()
+        self.assertEqual(self.asked()[-1].values, [1])
+        before = self.voxels()
+        self.tick("liver", 6, True)
+        self.assertEqual(self.item("liver", 4).text(), "kept")
+        self.assertEqual(self.voxels(), before - 4)
+
+    def test_what_cannot_be_kept_is_said_and_unticked(self):
+        self.ui.segmentationSelector.setCurrentNode(None)
+        self.click(self.ui.boxesButton)
+        self.ui.newOrganComboBox.setEditText("tumour")
+        self.click(self.ui.addOrganButton)
+        self.tick("tumour", 6, True)
+        self.assertIn("no coarse mask", self.ui.messageLabel.text)
+        self.assertFalse(self.ticked("tumour", 6))
+
+    # Slices
+
+    def test_the_box_of_a_slice_is_taken_away_added_and_reset(self):
+        session = self.start()
+        session.jump(8)
+        self.widget._show()
+        n = session.slice
+        self.assertIn("automatic box", self.ui.sliceLabel.text)
+        self.assertFalse(self.ui.addBoxButton.enabled)
+        self.assertFalse(self.ui.resetBoxButton.enabled)
+        self.click(self.ui.removeBoxButton)
+        self.assertNotIn(n, session.organ(1).frames.effective())
+        self.assertIn("taken away", self.ui.sliceLabel.text)
+        self.assertEqual(self.item("liver", 3).text(), "1")
+        self.click(self.ui.addBoxButton)
+        self.assertIn(n, session.organ(1).frames.effective())
+        self.click(self.ui.removeBoxButton)
+        self.click(self.ui.resetBoxButton)
+        self.assertEqual(self.item("liver", 3).text(), "")
+
+    def test_an_edited_box_counts_and_is_reset_with_the_organ(self):
+        from SAMRefineLib.boxes import Box
+
+        session = self.start()
+        session.edit_box(1, 6, Box(3, 4, 13, 15))
+        self.assertNotEqual(self.item("liver", 3).text(), "")
+        self.click(self.ui.resetOrganButton)
+        self.assertEqual(self.item("liver", 3).text(), "")
+        session.edit_box(2, 6, Box(3, 4, 13, 15))
+        self.click(self.ui.resetAllButton)
+        self.assertEqual(self.item("spleen", 3).text(), "")
+
+    def test_points_are_placed_with_slicers_own_mouse_mode(self):
+        session = self.start()
+        session.jump(8)
+        self.widget._show()
+        node = session.points.node(True)
+        with mock.patch.object(slicer.modules.markups, "logic") as logic:
+            self.click(self.ui.positivePointButton)
+        logic().SetActiveList.assert_called_once_with(node)
+        logic().StartPlaceMode.assert_called_once_with(False)
+        self.assertFalse(self.ui.clearPointsButton.enabled)
+        world = [0.0, 0.0, 0.0]
+        self.volume.TransformPointToWorld((36.0, 54.0, 5.0 * session.slice), world)
+        node.AddControlPointWorld(world)
+        session.points.read()
+        self.assertEqual(list(session.organ(1).hints), [session.slice])
+        self.click(self.ui.clearPointsButton)
+        self.assertEqual(node.GetNumberOfControlPoints(), 0)
+
+    def test_unsure_slices_are_a_click_or_a_key_away(self):
+        session = self.start()
+        self.assertFalse(self.ui.nextUncertainButton.enabled)
+        self.refined()
+        session.jump(3)
+        self.widget._show()
+        self.assertFalse(self.ui.previousUncertainButton.enabled)
+        self.click(self.ui.nextUncertainButton)
+        self.assertEqual(session.slice, 5)
+
+    # Refining
+
+    def test_refine_all_redraws_and_says_what_it_did(self):
+        session = self.start()
+        before = self.voxels()
+        self.refined()
+        self.assertEqual(self.asked()[-1].values, [1, 2])
+        self.assertEqual(self.voxels(), before + 4)
+        self.assertEqual(self.item("liver", 4).text(), "refined")
+        self.assertEqual(self.item("liver", 5).text(), "0.88")
+        self.assertIn("SAM is unsure (1)", self.item("liver", 4).toolTip())
+        self.assertIn("SAM redrew liver, spleen in", self.ui.resultLabel.text)
+        self.assertIn("SAM is unsure (2)", self.ui.logText.plainText)
+        self.assertFalse(session.organ(1).changed)
+        self.click(self.ui.removeBoxButton if self.ui.removeBoxButton.enabled else
+                   self.ui.addBoxButton)  # fmt: skip
+        self.assertEqual(self.item("liver", 4).text(), "changed")
+
+    def test_refine_organ_asks_about_the_chosen_one_alone(self):
+        self.start()
+        self.ui.organTable.selectRow(1)
+        self.click(self.ui.refineOrganButton)
+        self.assertEqual(self.asked()[-1].values, [2])
+
+    def test_every_choice_reaches_the_worker(self):
+        session = self.start()
+        self.ui.thresholdSlider.value = 0.75
+        self.choose(self.ui.deviceComboBox, "Processor (CPU)")
+        self.choose(self.ui.neighboursComboBox, "Overlap with the organ")
+        self.choose(self.ui.samComboBox, "Small SAM, CT")
+        self.click(self.ui.refineAllButton)
+        request = self.asked()[-1]
+        self.assertEqual(request.options["threshold"], 0.75)
+        self.assertEqual(request.opening["device"], "cpu")
+        self.assertEqual(request.opening["sam"], str(self.folder / "Models" / "sam-small-ct"))
+        self.assertEqual(session.settings.neighbours, "overlap")
+
+    def test_progress_is_shown_and_what_it_depends_on_is_locked(self):
+        self.start()
+        self.click(self.ui.refineAllButton)
+        self.assertTrue(shown(self.ui.progressFrame))
+        self.assertFalse(self.ui.refineAllButton.enabled)
+        self.assertEqual(self.ui.refineAllButton.toolTip, "A refinement is running.")
+        self.assertFalse(self.ui.inputsFrame.enabled)
+        self.assertFalse(self.ui.advancedCollapsibleButton.enabled)
+        self.asked()[-1].options["progress"]("encode", 0.42)
+        self.assertEqual(self.ui.progressBar.value, 42)
+        self.assertEqual(self.ui.progressLabel.text, "SAM looks at the slices")
+
+    def test_cancel_changes_nothing(self):
+        session = self.start()
+        before = self.voxels()
+        self.click(self.ui.refineAllButton)
+        self.click(self.ui.cancelButton)
+        self.assertIsNone(session.run)
+        self.assertEqual(self.voxels(), before)
+        self.assertFalse(shown(self.ui.progressFrame))
+        self.assertFalse(shown(self.ui.messageLabel))
+        self.assertFalse(self.ui.undoButton.enabled)
+        self.assertTrue(self.ui.refineAllButton.enabled)
+
+    def test_an_error_is_shown_and_logged_and_one_can_try_again(self):
+        self.start()
+        self.click(self.ui.refineAllButton)
+        self.asked()[-1].fail("DeviceError", "There is no <x>.", "Choose auto.", "trace 17")
+        self.assertEqual(self.ui.messageLabel.text, "There is no &lt;x&gt;. Choose auto.")
+        self.assertIn("There is no <x>.\ntrace 17", self.ui.logText.plainText)
+        self.refined()
+        self.assertFalse(shown(self.ui.messageLabel))
+
+    def test_undo_and_redo_of_a_refinement(self):
+        self.start()
+        self.assertEqual(self.ui.undoButton.toolTip, "There is nothing to undo.")
+        before = self.voxels()
+        self.refined()
+        self.click(self.ui.undoButton)
+        self.assertEqual(self.voxels(), before)
+        self.assertEqual(self.item("liver", 4).text(), "coarse")
+        self.click(self.ui.redoButton)
+        self.assertEqual(self.voxels(), before + 4)
+        self.assertFalse(self.ui.redoButton.enabled)
+
+    def test_before_and_after_are_a_click_apart_and_change_no_voxel(self):
+        session = self.start()
+        self.refined()
+        voxels = self.voxels()
+        self.click(self.ui.beforeButton)
+        self.assertTrue(session.before_shown)
+        self.assertTrue(self.ui.beforeButton.checked)
+        self.assertEqual(self.ui.beforeButton.text, "After")
+        self.click(self.ui.beforeButton)
+        self.assertFalse(session.before_shown)
+        self.assertEqual(self.voxels(), voxels)
+
+    def test_live_redraws_the_slice_and_then_the_organ(self):
+        from SAMRefineLib.boxes import Box
+
+        session = self.start()
+        session.jump(6)
+        self.ui.liveCheckBox.checked = True
+        self.assertTrue(session.live)
+        while waiting := [each for each in PlayedClient.asked if not each.finished]:
+            waiting[0].answer(np.zeros(SHAPE, np.uint8))
+        session.edit_box(1, 6, Box(3, 4, 13, 15))
+        first = self.asked()[-1]
+        self.assertEqual(list(first.frames[0].effective()), [6])
+        first.answer(np.zeros(SHAPE, np.uint8))
+        whole = self.asked()[-1]
+        self.assertGreater(len(whole.frames[0].effective()), 3)
+
+    def test_how_far_sam_has_looked_ahead_is_shown(self):
+        self.start()
+        self.assertIn("looking ahead: 0 of 2", self.ui.embeddingLabel.text)
+        self.asked("embed")[0].answer(np.zeros(SHAPE, np.uint8))
+        self.assertIn("looking ahead: 1 of 2", self.ui.embeddingLabel.text)
+        self.asked("embed")[1].answer(np.zeros(SHAPE, np.uint8))
+        self.assertIn("redrawn at once", self.ui.embeddingLabel.text)
+
+    # SAMs
+
+    def test_the_sams_card_is_shown_and_the_choice_kept(self):
+        self.assertIn("scan's modality", self.ui.samComboBox.currentText)
+        self.assertIn("CC BY 4.0", self.ui.samLabel.text)
+        self.choose(self.ui.samComboBox, "Small SAM, CT")
+        self.assertEqual(self.parameters.sam, "sam-small-ct")
+        self.assertFalse(shown(self.ui.downloadFrame))
+
+    def test_a_sam_that_is_not_here_says_where_it_comes_from_and_fetches_nothing(self):
+        self.start()
+        with mock.patch("urllib.request.urlopen") as opened:
+            self.choose(self.ui.samComboBox, "SAM ViT-B (not here yet)")
+            self.assertTrue(shown(self.ui.downloadFrame))
+        opened.assert_not_called()
+        text = self.ui.downloadButton.text
+        self.assertEqual(text, "Download 375 MB, dl.fbaipublicfiles.com")
+        self.assertIn("Apache-2.0", self.ui.downloadButton.toolTip)
+        self.assertIn("Apache-2.0", self.ui.samLabel.text)
+        self.assertFalse(self.ui.refineAllButton.enabled)
+        self.assertIn("Download the SAM", self.ui.refineAllButton.toolTip)
+
+    def test_a_download_is_fetched_at_a_click_and_removed_at_another(self):
+        self.start()
+        with serving(self.folder / "Server") as url, official(url):
+            self.widget.enter()
+            self.choose(self.ui.samComboBox, "SAM ViT-B (not here yet)")
+            self.click(self.ui.downloadButton)
+            self.assertTrue(shown(self.ui.downloadProgressFrame))
+            self.assertFalse(shown(self.ui.downloadButton))
+            waitWhile(lambda: shown(self.ui.downloadProgressFrame))
+            path = self.folder / "Downloads" / "sam_vit_b_01ec64.pth"
+            self.assertEqual(path.read_bytes(), CHECKPOINT)
+            self.assertEqual(self.ui.samComboBox.currentText, "SAM ViT-B")
+            self.assertFalse(shown(self.ui.downloadFrame))
+            self.assertTrue(self.ui.refineAllButton.enabled)
+            self.click(self.ui.removeSamButton)
+            self.assertFalse(path.exists())
+            self.assertTrue(shown(self.ui.downloadButton))
+
+    def test_a_download_that_fails_says_why(self):
+        with serving(self.folder / "Server") as url, official(url, file="absent.pth"):
+            self.widget.enter()
+            self.choose(self.ui.samComboBox, "SAM ViT-B (not here yet)")
+            self.click(self.ui.downloadButton)
+            waitWhile(lambda: shown(self.ui.downloadProgressFrame))
+        self.assertIn("answered 404", self.ui.messageLabel.text)
+        self.assertTrue(shown(self.ui.downloadButton))
+
+    def test_what_has_arrived_of_a_download_is_shown(self):
+        part = self.folder / "Downloads" / "sam_vit_b_01ec64.pth.part"
+        part.parent.mkdir()
+        part.write_bytes(b"0" * 2_000_000)
+        self.choose(self.ui.samComboBox, "SAM ViT-B (not here yet)")
+        self.assertIn("Resume: 2 MB of 375 MB", self.ui.downloadButton.text)
+
+    def test_an_official_file_of_the_users_is_recognised(self):
+        own = self.folder / "mein Modell.pth"
+        own.write_bytes(CHECKPOINT)
+        with official("http://127.0.0.1:1"):
+            self.widget.sams.addFile(str(own))
+            waitWhile(lambda: shown(self.ui.downloadProgressFrame))
+        self.assertEqual(self.parameters.sam, str(own.resolve()))
+        self.assertEqual(self.ui.samComboBox.currentText, "SAM ViT-B")
+        self.assertEqual(self.widget.sams.settings()["sam_kind"], "vit_b")
+        self.click(self.ui.removeSamButton)
+        self.assertTrue(own.exists())
+        self.assertEqual(self.parameters.sam, "")
+
+    def test_an_unknown_file_is_medsam_only_if_the_user_says_so(self):
+        own = self.folder / "medsam_vit_b.pth"
+        own.write_bytes(b"weights")
+        for said, kind in ((False, None), (True, "medsam")):
+            with mock.patch.object(slicer.util, "confirmYesNoDisplay", return_value=said) as ask:
+                self.widget.sams.addFile(str(own))
+                waitWhile(lambda: shown(self.ui.downloadProgressFrame))
+            self.assertIn(hashlib.sha256(b"weights").hexdigest(), ask.call_args[0][0])
+            self.assertEqual(self.widget.sams.settings()["sam_kind"], kind)
+            self.assertEqual(shown(self.ui.messageLabel), not said)
+        self.click(self.ui.removeSamButton)
+
+    def test_a_folder_without_a_sam_is_refused(self):
+        self.widget.sams.addFolder(str(self.folder))
+        self.assertIn("holds no SAM", self.ui.messageLabel.text)
+
+    # Packages
+
+    def test_missing_packages_are_named_and_boxes_can_be_made_without_them(self):
+        from SRCSMSegmenterLib import slicer_packages
+
+        needed = [slicer_packages.TORCH, slicer_packages.TORCHVISION, "segment-anything>=1.0"]
+        self.packages(needed)
+        self.widget.enter()
+        for name in ("PyTorch", "torchvision", "segment-anything"):
+            self.assertIn(name, self.ui.packagesLabel.text)
+        self.assertIn("segment-anything", self.ui.offlineLabel.text)
+        self.start()
+        self.assertFalse(self.ui.refineAllButton.enabled)
+        self.assertIn("Install", self.ui.refineAllButton.toolTip)
+        self.assertEqual(PlayedClient.asked, [])
+        with mock.patch.object(slicer_packages, "install") as install:
+            self.packages([])
+            self.ui.installButton.click()
+        install.assert_called_once_with(needed, self.widget.requirements)
+        self.assertTrue(self.widget.requirements.is_file())
+        self.assertTrue(self.ui.refineAllButton.enabled)
+
+    # Life cycle
+
+    def test_boxes_come_back_with_the_scene_and_the_choices_too(self):
+        session = self.start()
+        session.switch_off(1, 8)
+        self.ui.thresholdSlider.value = 0.6
+        self.widget._close()
+        self.widget.update()
+        self.assertIsNot(self.session, session)
+        self.assertEqual(self.session.organ(1).frames.off, frozenset({8}))
+        self.assertAlmostEqual(self.ui.thresholdSlider.value, 0.6)
+
+    def test_another_volume_or_axis_lets_go_of_the_boxes_and_coming_back_finds_them(self):
+        session = self.start()
+        other = addVolume(name="other")
+        self.ui.inputSelector.setCurrentNode(other)
+        self.assertTrue(session.closed)
+        self.assertIsNone(self.session)
+        self.assertTrue(shown(self.ui.boxesButton))
+        self.ui.inputSelector.setCurrentNode(self.volume)
+        self.assertIsNotNone(self.session)
+        self.choose(self.ui.axisComboBox, "Across I")
+        self.assertIsNone(self.session)
+        self.choose(self.ui.axisComboBox, "Across K")
+        self.assertIsNotNone(self.session)
+
+    def test_closing_the_scene_mid_run_starts_afresh(self):
+        session = self.start()
+        self.click(self.ui.refineAllButton)
+        run = session.run
+        slicer.mrmlScene.Clear()
+        self.assertTrue(run.finished)
+        self.assertTrue(session.closed)
+        self.assertIsNone(self.session)
+        self.widget.enter()
+        self.assertIsNone(self.ui.inputSelector.currentNode())
+        self.assertFalse(shown(self.ui.organsCollapsibleButton))
+        self.assertFalse(shown(self.ui.progressFrame))
+
+    def test_deleting_what_is_in_use_mid_run_does_no_harm(self):
+        for name in ("volume", "segmentation"):
+            session = self.start()
+            self.click(self.ui.refineAllButton)
+            slicer.mrmlScene.RemoveNode(getattr(self, name))
+            self.assertTrue(session.closed)
+            self.assertIsNone(self.session)
+            self.assertFalse(shown(self.ui.progressFrame))
+            self.volume, self.segmentation = None, None
+            slicer.mrmlScene.Clear()
+            addView()
+            self.volume = addVolume()
+            self.segmentation = addSegmentation(self.volume)
+            self.widget.enter()
+
+    def test_a_roi_that_is_deleted_takes_its_organ_along(self):
+        session = self.start()
+        slicer.mrmlScene.RemoveNode(session.bound(2))
+        self.assertEqual(self.ui.organTable.rowCount, 1)
+        self.click(self.ui.undoButton)
+        self.assertEqual(self.ui.organTable.rowCount, 2)
+
+    def test_the_result_of_a_run_is_kept_when_the_panel_was_left(self):
+        self.start()
+        before = self.voxels()
+        self.click(self.ui.refineAllButton)
+        self.widget.exit()
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[LIVER] = 1
+        labels[8, 24, 11:15] = 1
+        self.asked()[-1].answer(labels)
+        self.widget.enter()
+        self.assertEqual(self.voxels(), before + 4)
+        self.assertEqual(self.item("liver", 4).text(), "refined")
+        self.click(self.ui.undoButton)
+        self.assertEqual(self.voxels(), before)
+
+    def test_away_from_the_module_nothing_is_done_unasked(self):
+        session = self.start()
+        self.ui.liveCheckBox.checked = True
+        self.widget.exit()
+        self.assertFalse(session.live)
+        self.assertFalse(session.ahead)
+        self.widget.enter()
+        self.assertTrue(session.live)
+
+    def test_coming_and_going_leaves_no_observer_and_no_key_behind(self):
+        self.start()
+        before, keys = len(self.widget.Observations), len(self.widget._shortcuts)
+        for _ in range(3):
+            self.widget.exit()
+            self.assertEqual(len(self.widget.Observations), before - 1)
+            self.assertEqual(self.widget._shortcuts, [])
+            self.widget.enter()
+        self.assertEqual(len(self.widget.Observations), before)
+        self.assertEqual(len(self.widget._shortcuts), keys)
+
+
+SHAPE = (16, 36, 30)
+LIVER = (slice(3, 12), slice(10, 24), slice(8, 20))
+SPLEEN = (slice(4, 9), slice(26, 33), slice(10, 18))
+
+
+def shown(widget):
+    """Not hidden, whether or not the module is the one that Slicer shows now."""
+    return not widget.isHidden()
+
+
+def waitWhile(condition):
+    """Leave the event loop to Qt meanwhile, as Slicer does."""
+    end = time.monotonic() + 60
+    while condition():
+        slicer.app.processEvents()
+        time.sleep(0.01)
+        assert time.monotonic() < end, "it takes too long"
+
+
+def addView():
+    """A slice view, where Slicer has none."""
+    scene = slicer.mrmlScene
+    if scene.GetFirstNodeByClass("vtkMRMLSliceNode") is None:
+        slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
+        view = scene.AddNewNodeByClass("vtkMRMLSliceNode")
+        view.SetOrientationToAxial()
+
+
+def addVolume(spacing=(3, 3, 5), name="MR"):
+    """A volume of `SHAPE` with axial slices."""
+    array = np.random.default_rng(4).uniform(0, 900, SHAPE).astype(np.float32)
+    return slicer.util.addVolumeFromArray(array, np.diag([*spacing, 1.0]), name)
+
+
+def addSegmentation(volume):
+    """Two organs, as SRCSMSegmenter leaves them in the scene."""
+    from SRCSMSegmenterLib import slicer_scene
+    from SRCSMSegmenterLib.geometry import Volume
+
+    geometry = slicer_scene.node_geometry(volume)
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[LIVER], labels[SPLEEN] = 1, 2
+    organs = (
+        slicer_scene.Organ("liver", 1, (221, 130, 101), "", 1432.25),
+        slicer_scene.Organ("spleen", 2, (157, 108, 162), "", 160.0),
+    )
+    return slicer_scene.place(
+        slicer_scene.Result(Volume(labels, geometry), organs), volume
+    ).segmentation
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """The address of a server of this machine that has `CHECKPOINT`."""
+    folder.mkdir()
+    (folder / "sam_vit_b_01ec64.pth").write_bytes(CHECKPOINT)
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def official(url, file="sam_vit_b_01ec64.pth"):
+    """As if SAM ViT-B were `CHECKPOINT`, to be had from a server of this machine."""
+    from SAMRefineLib.checkpoints import CHECKPOINTS
+
+    entry = replace(
+        CHECKPOINTS["vit_b"],
+        sha256=hashlib.sha256(CHECKPOINT).hexdigest(),
+        bytes=len(CHECKPOINT),
+        url=f"{url}/{file}",
+    )
+    with mock.patch.dict(CHECKPOINTS, vit_b=entry):
+        yield
