@@ -35,6 +35,7 @@ class Run:
     Attributes:
         mode: of random convolution.
         fold: "n/k" trains on all cases but every k-th from the n-th on, and tests on those.
+        settings: further ones, key=value.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Run:
     cases: tuple[str, ...] = ("*",)
     fold: str = ""
     seed: int = 0
+    settings: tuple[str, ...] = ()
 
 
 RUNS = (
@@ -86,6 +88,7 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
             f"data.fold={fold}",
             f"seed={run.seed}",
             "validate_every=0",
+            *run.settings,
         ],
     )
     result = run_training(
@@ -124,7 +127,7 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
 
 def report() -> str:
     """The tables of BENCHMARKS.md from the scores at hand; runs not done are dashes."""
-    scores = {run.name: _read(run.name) for run in RUNS}
+    scores = {run.name: read_results(run.name) for run in RUNS}
     lines = [
         "| training | SM | liver | right kidney | left kidney | spleen | mean Dice | ASSD mm |"
     ]
@@ -134,11 +137,11 @@ def report() -> str:
         for mode, title in MODES.items():
             for setting in ("off", "on"):
                 table = scores[f"{source}_{mode}"]
-                lines.append(_row(f"{arrow} {title}", setting, table, organs))
+                lines.append(score_row(f"{arrow} {title}", setting, table, organs))
     for name, title in (("mr", "MR within"), ("ct", "CT within")):
         folds = [scores[f"within_{name}_{n}"] for n in (0, 1)]
         table = pd.concat(folds) if all(f is not None for f in folds) else None
-        lines.append(_row(f"{title} (2-fold), plain", "off", table, organs))
+        lines.append(score_row(f"{title} (2-fold), plain", "off", table, organs))
     lines += [
         "",
         "| training | target | SM | myocardium | left ventricle | right ventricle "
@@ -151,12 +154,13 @@ def report() -> str:
             for setting in ("off", "on"):
                 table = scores[f"bssfp_{mode}"]
                 part = None if table is None else table[table["dataset"] == target]
-                row = _row(f"bSSFP 11–20 {MODES[mode]} | {title}", setting, part, chambers)
+                row = score_row(f"bSSFP 11–20 {MODES[mode]} | {title}", setting, part, chambers)
                 lines.append(row)
     return "\n".join(lines)
 
 
-def _row(title: str, setting: str, table: pd.DataFrame | None, labels: tuple[str, ...]) -> str:
+def score_row(title: str, setting: str, table: pd.DataFrame | None, labels: tuple[str, ...]) -> str:
+    """A row of Markdown: mean Dice of every label and of all, and ASSD; dashes without scores."""
     if table is None:
         return f"| {title} | {setting} |" + " – |" * (len(labels) + 2)
     table = table[table["source_matching"] == setting]
@@ -170,7 +174,8 @@ def _row(title: str, setting: str, table: pd.DataFrame | None, labels: tuple[str
     )
 
 
-def _read(name: str) -> pd.DataFrame | None:
+def read_results(name: str) -> pd.DataFrame | None:
+    """The scores of a run, or None where it was not run."""
     path = RESULTS / f"{name}.csv"
     return pd.read_csv(path) if path.exists() else None
 

@@ -313,8 +313,9 @@ def summarise(
             )
         if entry["edges"] < config.edges:
             faults.append(
-                f"{style} does not follow the masks (edges {entry['edges']:.2f}, those of the "
-                f"source {entry['source_edges']:.2f}): the ControlNet failed."
+                f"{style} has few edges where the masks have them (edges {entry['edges']:.2f}, "
+                f"those of the source {entry['source_edges']:.2f}): the ControlNet failed, or the "
+                "style hides the organs, as speckle does in small pictures."
             )
         faults += [
             f"{style} and {other} look alike ({value:.3f}): the prompts mean nothing."
