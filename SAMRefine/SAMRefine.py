@@ -25,6 +25,7 @@ from SAMRefineLib.boxes import Box, Box3D, SliceGrid, acquisition_axis
 from SAMRefineLib.organs import Organ, organs_from_json
 from SAMRefineLib.slicer_boxes import align_views
 from SAMRefineLib.slicer_masks import fits
+from SAMRefineLib.slicer_refine_buttons import show_buttons
 from SAMRefineLib.slicer_refine_logic import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SAMRefineLib.slicer_refine_panel import RefinePanel, refined_text
 from SAMRefineLib.slicer_refine_parameters import Neighbours, Parameters
@@ -123,6 +124,7 @@ class SAMRefineWidget(ModuleWidget):
         scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
         if scalar and parameters.inputVolume is None:
             parameters.inputVolume = scalar[0]
+            parameters.segmentation = _segmentationOf(scalar[0])
         self._removeShortcuts()
         self._installShortcuts()
 
@@ -257,77 +259,16 @@ class SAMRefineWidget(ModuleWidget):
         panel.show_before(session is not None and session.before_shown)
         panel.show_result(self._result)
         if session is not None:
-            panel.show_slice(session.slice, session.grid, self._organ())
+            organ = session.organ(session.active) if session.active else None
+            panel.show_slice(session.slice, session.grid, organ)
             panel.show_embeddings(session.embeddings if session.ahead else {})
         self._showButtons()
 
     def _showButtons(self) -> None:
-        ui, show = self.ui, self.panel.show_button
-        session, organ = self.session, self._organ()
-        ui.boxesButton.visible = session is None
-        ui.organsCollapsibleButton.visible = session is not None
-        show(
-            ui.boxesButton,
-            _("Put a box around each organ, slice by slice."),
-            self._lackingForBoxes(),
-        )
-        nothing = [] if session else [_("Make boxes first.")]
-        no_organ = nothing or ([] if organ else [_("Click an organ in the table.")])
-        named = self.panel.new_organ()
-        missing = nothing or ([] if named else [_("Type the organ's name, or choose one.")])
-        show(ui.addOrganButton, _("Add the organ, with a box in the middle of the slice."), missing)
-        show(ui.removeOrganButton, _("Take the organ's boxes away. Its segment stays."), no_organ)
-        show(ui.resetOrganButton, _("Return to the automatic boxes of the organ."), no_organ)
-        no_organs = nothing or ([] if session.organs else [_("There is no organ yet.")])
-        show(ui.resetAllButton, _("Return to the automatic boxes of all organs."), no_organs)
-        self._showSliceButtons(no_organ, organ)
-
-        going_on = [_("A refinement is running.")] if session and session.run else []
-        sam = going_on or self._lackingForSam()
-        show(ui.refineOrganButton, _("Have SAM redraw the chosen organ."), sam + no_organ)
-        wanted = [each for each in session.organs if each.enabled] if session else []
-        unused = no_organs or ([] if wanted else [_("Tick an organ in the column Use.")])
-        show(ui.refineAllButton, _("Have SAM redraw all organs that are ticked."), sam + unused)
-        undo = nothing or ([] if session.can_undo else [_("There is nothing to undo.")])
-        redo = nothing or ([] if session.can_redo else [_("There is nothing to redo.")])
-        show(ui.undoButton, _("Take back the last edit or refinement."), going_on or undo)
-        show(ui.redoButton, _("Do again what was undone."), going_on or redo)
-        drawn = [each for each in session.organs if each.coarse] if session else []
-        no_before = nothing or ([] if drawn else [_("There is no outline from before.")])
-        show(ui.beforeButton, _("Show the outlines from before, or those of now."), no_before)
-        show(ui.editButton, _("Go on by hand, in Slicer's Segment Editor."), nothing)
-
-    def _showSliceButtons(self, no_organ: list[str], organ: Organ | None) -> None:
-        ui, show, session = self.ui, self.panel.show_button, self.session
-        n = session.slice if session else 0
-        here = bool(organ) and n in organ.frames.effective()
-        changed = bool(organ) and (n in organ.frames.edited or n in organ.frames.off)
-        unsure = session.uncertain_slices() if organ else []
-        no_box = no_organ or ([] if here else [_("The organ has no box in this slice.")])
-        boxed = no_organ or ([_("The organ has a box in this slice.")] if here else [])
-        automatic = no_organ or ([] if changed else [_("This slice has its automatic box.")])
-        points = no_organ or ([] if organ.hints else [_("The organ has no points.")])
-        before = no_organ or (
-            [] if any(m < n for m in unsure) else [_("No slice before this one.")]
-        )
-        after = no_organ or ([] if any(m > n for m in unsure) else [_("No slice after this one.")])
-        show(
-            ui.previousUncertainButton, _("The last slice before this one to be looked at."), before
-        )
-        show(ui.nextUncertainButton, _("The next slice after this one to be looked at."), after)
-        show(ui.addBoxButton, _("Give the organ a box in this slice."), boxed)
-        show(ui.removeBoxButton, _("No box in this slice: the organ is not in it."), no_box)
-        show(ui.resetBoxButton, _("Return to the automatic box of this slice."), automatic)
-        positive = _("Then click into the organ: SAM is told that this is part of it.")
-        show(ui.positivePointButton, positive, no_box)
-        negative = _("Then click beside the organ: SAM is told that this is not part of it.")
-        show(ui.negativePointButton, negative, no_box)
-        show(ui.clearPointsButton, _("Remove the organ's points."), points)
-
-    def _organ(self) -> Organ | None:
-        """The organ that is being corrected."""
-        session = self.session
-        return session.organ(session.active) if session and session.active else None
+        parameters = self._parameterNode
+        make = _("Make boxes") if parameters.segmentation else _("Start without boxes")
+        self.ui.boxesButton.text = make
+        show_buttons(self.panel, self.session, self._lackingForBoxes(), self._lackingForSam())
 
     def _lackingForBoxes(self) -> list[str]:
         volume = self._parameterNode.inputVolume
@@ -433,8 +374,11 @@ class SAMRefineWidget(ModuleWidget):
                 **self._settings(),
             )
             self._use(session)
-            align_views(session.volumeNode)
             parameters.segmentation = session.segmentationNode
+            align_views(session.volumeNode)
+            boxes = session.organ(session.active).frames.effective() if session.active else {}
+            if boxes and session.slice not in boxes:
+                session.jump(sorted(boxes)[len(boxes) // 2])
         self.update()
 
     def onOrganTicked(self, item: "qt.QTableWidgetItem") -> None:
@@ -619,6 +563,16 @@ class SAMRefineTest(ScriptedLoadableModuleTest):
         assert node is session.segmentationNode
         assert all(organ.report is not None for organ in session.organs if organ.frames.effective())
         session.close()
+
+
+def _segmentationOf(
+    volume: "slicer.vtkMRMLScalarVolumeNode",
+) -> "slicer.vtkMRMLSegmentationNode | None":
+    """The first that was drawn on a volume."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume:
+            return node
+    return None
 
 
 def middle_block(session: RefineSession) -> Box3D:

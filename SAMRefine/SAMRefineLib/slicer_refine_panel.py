@@ -34,6 +34,7 @@ class RefinePanel(CommonPanel):
         super().__init__(ui)
         for row in (ui.downloadFrame, ui.resultLabel, ui.organTable, ui.embeddingLabel):
             row.visible = False
+        ui.newOrganComboBox.lineEdit().setPlaceholderText(_("An organ that was missed"))
         header = ui.organTable.horizontalHeader()
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         header.setSectionResizeMode(NAME, qt.QHeaderView.Stretch)
@@ -63,7 +64,8 @@ class RefinePanel(CommonPanel):
                     box.addItem(name, key)
                     box.setItemData(box.count - 1, str(cards[key].path), qt.Qt.ToolTipRole)
             box.currentIndex = box.findData(chosen)
-        ui.samLabel.text = _card_text(cards[chosen]) if chosen in cards else _absent_text(chosen)
+        text = _card_text(cards[chosen]) if chosen in cards else _absent_text(chosen)
+        ui.samLabel.text, ui.samLabel.visible = text, bool(text)
 
     def chosen_sam(self) -> str:
         """What the parameter node calls the SAM that is picked."""
@@ -98,8 +100,10 @@ class RefinePanel(CommonPanel):
             size, origin = megabytes(card.origin.bytes), host(card.origin)
             if received:
                 size = _("{n} of {size}").format(n=megabytes(received), size=size)
-            text = _("Resume: {size}, {origin}") if received else _("Download {size}, {origin}")
-            ui.downloadButton.text = text.format(size=size, origin=origin)
+            text = _("Download {size}, {origin}, {licence}")
+            if received:
+                text = _("Resume: {size}, {origin}, {licence}")
+            ui.downloadButton.text = text.format(size=size, origin=origin, licence=card.licence)
             ui.downloadButton.toolTip = _(
                 "Fetch {url} once, under the licence {licence}, into {folder}. Nothing is sent, "
                 "and nothing is fetched before you click."
@@ -264,8 +268,8 @@ class RefinePanel(CommonPanel):
 
     def show_shortcuts(self, keys: dict[str, str]) -> None:
         """What keys do."""
-        parts = (f"<b>{escape(key)}</b>&nbsp;{escape(does)}" for key, does in keys.items())
-        self.ui.shortcutsLabel.text = _("Keys: {list}").format(list=" &nbsp; ".join(parts))
+        parts = (f"<b>{escape(key)}</b> {escape(does)}" for key, does in keys.items())
+        self.ui.shortcutsLabel.text = _("Keys: {list}.").format(list=", ".join(parts))
 
 
 def refined_text(organs: Sequence[Organ]) -> str:

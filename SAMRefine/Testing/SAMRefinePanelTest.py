@@ -191,6 +191,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertTrue(self.ticked("spleen", 1))
         self.assertIn("Not for diagnosis", self.ui.noticeLabel.text)
         self.assertEqual(self.ui.axisLabel.text, "16 axial slices, 5.0 mm apart")
+        self.assertIn("automatic box", self.ui.sliceLabel.text)  # the views show the organ
 
     def test_what_is_missing_for_boxes_is_in_the_tooltip(self):
         slicer.mrmlScene.RemoveNode(self.volume)
@@ -461,9 +462,9 @@ class SAMRefinePanelTest(unittest.TestCase):
             self.assertTrue(shown(self.ui.downloadFrame))
         opened.assert_not_called()
         text = self.ui.downloadButton.text
-        self.assertEqual(text, "Download 375 MB, dl.fbaipublicfiles.com")
-        self.assertIn("Apache-2.0", self.ui.downloadButton.toolTip)
-        self.assertIn("Apache-2.0", self.ui.samLabel.text)
+        self.assertEqual(text, "Download 375 MB, dl.fbaipublicfiles.com, Apache-2.0")
+        self.assertIn("sam_vit_b_01ec64.pth once, under the licence Apache-2.0",
+                      self.ui.downloadButton.toolTip)  # fmt: skip
         self.assertFalse(self.ui.refineAllButton.enabled)
         self.assertIn("Download the SAM", self.ui.refineAllButton.toolTip)
 
