@@ -25,7 +25,12 @@ from typing import Any, NamedTuple
 import pytest
 
 pytest.importorskip("slicer", reason="slicer-core is not installed (pip install slicer-core)")
-pytest.importorskip("PySide6", reason="PySide6 is not installed (pip install PySide6-Essentials)")
+pytest.importorskip(
+    "PySide6.QtWidgets",
+    reason="Qt cannot be loaded: pip install PySide6-Essentials, and the Debian packages that the "
+    "README names",
+    exc_type=ImportError,
+)
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
 
 import slicer
