@@ -362,3 +362,30 @@ def test_ct_is_clamped_at_both_ends_and_mr_below_alone():
     mr = augmented_intensities(some_windows(8, 0, 500) ** 2, MR, STILL, seeded())
     assert mr.min() == -1
     assert mr.max() > 1.2
+
+
+def test_strong_changes_keep_to_the_range_and_differ_by_sample():
+    """Each factor of a gamma, a field, blur or sharpening, and noise; brighter stays brighter."""
+    ramp = torch.linspace(-1, 1, 32).expand(6, 1, 1, 24, 32).contiguous()
+    changed = augmentation.strong_changes(ramp, 1.0, seeded())
+    differences = [(changed[n] - changed[m]).abs().mean() for n in range(6) for m in range(n)]
+    assert min(differences) > 0.01
+    means = changed.mean((1, 2, 3))
+    assert (means[:, -8:].mean(1) > means[:, :8].mean(1) + 0.5).all()
+    assert (means[:, 0] < -0.85).all()
+    assert torch.equal(changed, augmentation.strong_changes(ramp, 1.0, seeded()))
+    slight = augmentation.strong_changes(ramp, 0.01, seeded())
+    torch.testing.assert_close(slight, ramp, atol=0.05, rtol=0)
+    torch.testing.assert_close(augmentation.strong_changes(ramp, 0.0, seeded()), ramp)
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_strong_changes_are_within_the_rules_limits(modality):
+    windows = torch.rand(4, 1, 1, 16, 16, generator=seeded()) * 400 - 125
+    rule = IntensityRule(modality, window=(-125, 275))
+    config = replace(STILL, strong=1.0)
+    changed = augmented_intensities(windows, rule, config, seeded())
+    assert not torch.equal(changed, augmented_intensities(windows, rule, STILL, seeded()))
+    assert changed.min() >= -1
+    assert changed.isfinite().all()
+    assert modality == "MR" or changed.max() <= 1
