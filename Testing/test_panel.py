@@ -8,6 +8,7 @@ runner runs too. Here is what needs no Slicer or cannot be seen there.
 import os
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -174,3 +175,12 @@ def test_a_click_segments_the_phantom_and_another_cancels(window, monkeypatch):
     assert ui.messageLabel.isHidden()
     assert "nothing was changed" in ui.logText.plainText
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+
+
+@pytest.mark.parametrize("name", ["SRCSMSegmenter", "SAMRefine"])
+def test_no_two_widgets_of_a_panel_lie_in_one_cell(name):
+    path = MODULE_FOLDER.parent / name / "Resources" / "UI" / f"{name}.ui"
+    for layout in ElementTree.parse(path).iter("layout"):
+        cells = [(item.get("row"), item.get("column")) for item in layout.findall("item")]
+        cells = [cell for cell in cells if cell != (None, None)]
+        assert len(cells) == len(set(cells)), layout.get("name")
