@@ -299,6 +299,8 @@ def add_train(commands: Commands) -> None:
         "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-paper --out runs/paper \\\n"
         "      --set optimisation.steps=20000 data.folds=0 --device cuda --max-minutes 60\n"
         "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-fast --dry-run\n"
+        "  srcsm train --data Dataset101_AbdomenCT --preset icm --out runs/icm \\\n"
+        "      --set pairs.styled=[slices/ct/styled/abdomen]\n"
         "  accelerate launch --num_processes 4 training/train.py --data Dataset101_AbdomenCT \\\n"
         "      --preset abdomen-paper --out runs/four-gpus",
     )
