@@ -313,7 +313,7 @@ def _train_autoencoder(
         return error.abs().mean() + edges + recipe.kl * nats.float().mean() / crop**2
 
     def preview(step: int) -> None:
-        shown = pictures[:: max(1, len(pictures) // 8)][:8]
+        shown = pictures[[n for ns in by_style.values() for n in (ns[0], ns[len(ns) // 2])]]
         with accelerator.autocast():
             back = as_pictures(base.vae.decode(encode_pictures(base.vae, shown).mean).sample)
         path = run_folder / "previews" / f"step_{step:06d}.png"
