@@ -147,6 +147,8 @@ class SAMRefineWidget(ModuleWidget):
         volumeNode: "slicer.vtkMRMLScalarVolumeNode | None" = None,
     ) -> None:
         """Make boxes of a segmentation on a volume, or go on with those there are."""
+        if self._parameterNode is None:
+            slicer.util.selectModule(self.moduleName)
         parameters = self._parameterNode
         if volumeNode is not None:
             parameters.inputVolume = volumeNode

@@ -111,6 +111,29 @@ def test_keys_press_buttons_while_the_module_is_open(window):
     assert keys() == {}
 
 
+def test_a_panel_that_is_made_but_not_opened_takes_no_keys_and_does_nothing(window):
+    window.self().cleanup()
+    window.isEntered = False
+    window.reload()
+    widget = window.self()
+    addSegmentation(addVolume())
+    assert widget._shortcuts == []
+    assert widget._parameterNode is None
+    slicer.mrmlScene.Clear(0)
+    assert widget._parameterNode is None
+    widget.enter()
+    assert len(widget._shortcuts) == 6
+
+
+def test_starting_from_elsewhere_opens_the_module(window):
+    widget, volume = window.self(), addVolume()
+    widget.exit()
+    window.isEntered = False
+    widget.startFrom(addSegmentation(volume), volume)
+    assert window.isEntered
+    assert len(widget.session.organs) == 2
+
+
 def test_settings_of_an_older_scene_are_read(window):
     """A parameter node that knows only some of the parameters, as an older version saved it."""
     node = slicer.vtkMRMLScriptedModuleNode()

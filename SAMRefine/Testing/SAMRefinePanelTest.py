@@ -305,10 +305,13 @@ class SAMRefinePanelTest(unittest.TestCase):
         session.jump(8)
         self.widget._show()
         node = session.points.node(True)
-        with mock.patch.object(slicer.modules.markups, "logic") as logic:
-            self.click(self.ui.positivePointButton)
-        logic().SetActiveList.assert_called_once_with(node)
-        logic().StartPlaceMode.assert_called_once_with(False)
+        selection, interaction = mouseNodes()
+        self.click(self.ui.positivePointButton)
+        self.assertEqual(selection.GetActivePlaceNodeID(), node.GetID())
+        self.assertEqual(interaction.GetCurrentInteractionMode(), interaction.Place)
+        self.click(self.ui.negativePointButton)
+        self.assertEqual(selection.GetActivePlaceNodeID(), session.points.node(False).GetID())
+        interaction.SetCurrentInteractionMode(interaction.ViewTransform)
         self.assertFalse(self.ui.clearPointsButton.enabled)
         world = [0.0, 0.0, 0.0]
         self.volume.TransformPointToWorld((36.0, 54.0, 5.0 * session.slice), world)
@@ -676,6 +679,13 @@ def addView():
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
         view = scene.AddNewNodeByClass("vtkMRMLSliceNode")
         view.SetOrientationToAxial()
+
+
+def mouseNodes():
+    """Those that say what a click into a view does."""
+    classes = "vtkMRMLSelectionNode", "vtkMRMLInteractionNode"
+    scene = slicer.mrmlScene
+    return [scene.GetFirstNodeByClass(each) or scene.AddNewNodeByClass(each) for each in classes]
 
 
 def addVolume(spacing=(3, 3, 5), name="MR"):

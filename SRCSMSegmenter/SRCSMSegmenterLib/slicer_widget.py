@@ -22,6 +22,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     Attributes:
         logic: its `getParameterNode` gives the panel's state in the scene.
         panel: how things are shown.
+        entered: the module is the one that is open.
         requirements: file with packages that this module needs beside those of all.
     """
 
@@ -31,6 +32,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic = None
         self.panel: CommonPanel | None = None
+        self.entered = False
         self._parameterNode = None
         self._guiTag: int | None = None
         self._missing: list[str] = []
@@ -44,16 +46,18 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(uiWidget)
 
     def begin(self) -> None:
-        """Watch the scene and show the panel's state in it."""
+        """Watch the scene, and show the panel's state in it where the module is open already."""
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
         self.ui.installButton.connect("clicked()", self.onInstall)
         self.ui.cancelButton.connect("clicked()", self.onCancel)
-        self.enter()
+        if self.parent.isEntered:  # it was reloaded; else Slicer calls `enter`
+            self.enter()
 
     def enter(self) -> None:
         """Slicer calls this whenever the user comes to the module."""
+        self.entered = True
         self._missing = slicer_packages.missing(self.requirements)
         self.panel.show_missing(
             slicer_packages.described(self._missing), slicer_packages.offline_help(self._missing)
@@ -62,6 +66,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def exit(self) -> None:
         """Slicer calls this whenever the user goes to another module; what runs goes on."""
+        self.entered = False
         self._observe(None)
 
     def cleanup(self) -> None:
@@ -86,7 +91,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneEndClose(self, caller: object = None, event: object = None) -> None:
         """Start afresh, where the module is open."""
-        if self.parent.isEntered:
+        if self.entered:
             self.enter()
 
     def update(self, caller: object = None, event: object = None) -> None:
