@@ -56,9 +56,9 @@ class SAMRefine(ScriptedLoadableModule):
         )
         parent.acknowledgementText = _(
             "After Wang et al., <i>Leveraging SAM for Single-Source Domain Generalization in "
-            "Medical Image Segmentation</i>, "
-            '<a href="https://arxiv.org/abs/2401.02076">arXiv 2401.02076</a>. SAM is by A. '
-            "Kirillov et al., <i>Segment Anything</i>, ICCV 2023."
+            "Medical Image Segmentation</i> "
+            '(<a href="https://github.com/SARIHUST/SAMMed">SAMMed</a>). SAM is by A. Kirillov et '
+            "al., <i>Segment Anything</i>, ICCV 2023."
         )
 
 
