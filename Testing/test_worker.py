@@ -727,7 +727,7 @@ def server():
         [sys.executable, "-c", code],
         env={**os.environ, **paths},
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
     address = process.stderr.readline().split()[4].rstrip(";")
     threading.Thread(target=process.stderr.read, daemon=True).start()

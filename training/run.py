@@ -7,8 +7,7 @@ source_histogram.json     for source matching
 checkpoints/last.pt       the state to resume from
 curve.csv, curve.png      loss and validation Dice
 tensorboard/              the same as events
-previews/                 augmented slices, and validation slices with truth and prediction;
-                          with pairs.use, pairs of views
+previews/                 augmented slices or pairs of views; validation slices, truth, prediction
 model/                    the bundle, once the training is finished
 """
 
