@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing a SAM in the panel: the list, own files, and the download of official ones on request."""
+"""Choosing a SAM in the panel: the list, files of the user's, official ones by download."""
 
 from collections.abc import Callable
 from functools import partial
