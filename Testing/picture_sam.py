@@ -61,7 +61,9 @@ def decode(model, parts, prompts, corners):
         median = picture[middle].median() if middle.any() else picture[inside].median()
         logits = torch.where(inside, 6 * (1 - abs(picture - median) / ALIKE), -6.0)
         if prompts.points is not None:
-            for point, label in zip(prompts.points[number], prompts.labels[number], strict=True):
+            for point, label in zip(
+                prompts.points[number], prompts.point_labels[number], strict=True
+            ):
                 x, y = point * 4 / model.patch
                 disc = (columns - x) ** 2 + (rows - y) ** 2 < 9
                 if label >= 0:

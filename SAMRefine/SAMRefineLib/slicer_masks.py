@@ -10,11 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
+import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
-from SRCSMSegmenterLib.slicer_scene import BINARY, check_target, reference_geometry
+from SRCSMSegmenterLib.slicer_scene import (
+    BINARY,
+    GRID,
+    check_target,
+    node_geometry,
+    reference_geometry,
+)
 
 from .organs import Neighbours, Patch
 
@@ -77,21 +84,23 @@ def apply(
     logic.SetMRMLScene(segmentation_node.GetScene())
     logic.SetSegmentEditorNode(editor)
     logic.SetSegmentationNode(segmentation_node)
-    editor.SetOverwriteMode(editor.OverwriteNone)
     mirrored = not _same_way(segmentation_node, geometry)
+    # First what is lost, so that segments which hand voxels to each other never overlap on the way.
+    # With these modes of overwriting, and masking on, the logic leaves segments in the layer that
+    # they share; others are never touched, as what is removed is the segment's own.
+    steps = (
+        (logic.ModificationModeRemove, editor.OverwriteAllSegments, backwards),
+        (logic.ModificationModeAdd, editor.OverwriteNone, not backwards),
+    )
     try:
-        # First what is lost: segments that hand voxels to each other never overlap on the way, and
-        # go on sharing a layer.
-        for mode, forwards in (
-            (logic.ModificationModeRemove, False),
-            (logic.ModificationModeAdd, True),
-        ):
+        for mode, overwrite, gained in steps:
+            editor.SetOverwriteMode(overwrite)
             for change in changes:
-                mask = change.mask(change.gained if forwards != backwards else change.lost)
+                mask = change.mask(change.gained if gained else change.lost)
                 if mask.any():
                     image = _image(mask, change.first, geometry, mirrored)
                     logic.ModifySegmentByLabelmap(
-                        segmentation_node, change.segment, image, mode, False, True
+                        segmentation_node, change.segment, image, mode, False, False
                     )
     finally:
         logic.SetSegmentEditorNode(None)
@@ -166,7 +175,16 @@ def any_mask(
     sampled by the volume's grid."""
     segmentation = segmentation_node.GetSegmentation()
     voxels = segmentation.ContainsRepresentation(BINARY)
-    mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation_node, id, volume_node) > 0
+    if not voxels:
+        segmentation.CreateRepresentation(BINARY)
+    segment, geometry = segmentation.GetSegment(id), node_geometry(volume_node)
+    transform = vtk.vtkGeneralTransform()
+    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
+        segmentation_node.GetParentTransformNode(), volume_node.GetParentTransformNode(), transform
+    )
+    block = tuple(slice(0, n) for n in geometry.shape)
+    found = _sampled(segment.GetRepresentation(BINARY), geometry, block, transform)
+    mask = found == segment.GetLabelValue()
     if not voxels:
         segmentation.RemoveRepresentation(BINARY)  # it was made for us
     return mask
@@ -183,6 +201,20 @@ def fits(
     except VolumeError:
         return False
     return True
+
+
+def lay_on(
+    segmentation_node: slicer.vtkMRMLSegmentationNode, volume_node: slicer.vtkMRMLScalarVolumeNode
+) -> None:
+    """Put an empty segmentation on a volume's own grid, under its transform."""
+    geometry = node_geometry(volume_node)
+    frame, matrix = _frame((0, 0, 0), geometry.shape, geometry), vtk.vtkMatrix4x4()
+    frame.GetImageToWorldMatrix(matrix)
+    segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    role = segmentation_node.GetReferenceImageGeometryReferenceRole()
+    segmentation_node.SetNodeReferenceID(role, volume_node.GetID())
+    grid = slicer.vtkSegmentationConverter.SerializeImageGeometry(matrix, frame.GetExtent())
+    segmentation_node.GetSegmentation().SetConversionParameter(GRID, grid)
 
 
 def add_segment(
@@ -239,14 +271,23 @@ def _frame(
     return image
 
 
-def _sampled(image: slicer.vtkOrientedImageData, geometry: Geometry, block: Block) -> np.ndarray:
-    """An image's values at the voxels of a block, 0 beyond it."""
+def _sampled(
+    image: slicer.vtkOrientedImageData,
+    geometry: Geometry,
+    block: Block,
+    transform: vtk.vtkAbstractTransform | None = None,
+) -> np.ndarray:
+    """An image's values at the voxels of a block, 0 beyond it.
+
+    Args:
+        transform: from the image's space to that of the grid.
+    """
     shape = tuple(part.stop - part.start for part in block)
     if image is None or image.GetPointData().GetScalars() is None:
         return np.zeros(shape, np.uint8)
     frame = _frame(tuple(part.start for part in block), shape, geometry)
     found = slicer.vtkOrientedImageData()
     slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
-        image, frame, found
+        image, frame, found, False, False, transform
     )
     return vtk_to_numpy(found.GetPointData().GetScalars()).reshape(shape)

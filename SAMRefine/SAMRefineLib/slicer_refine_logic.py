@@ -35,7 +35,7 @@ from .key_frames import History, KeyFrames
 from .organs import Organ, Patch, Report, Saved, Settings, organs_from_json, organs_to_json
 from .refine_client import RefineClient, Request
 from .slicer_boxes import BOUND, BoxViews, Observers, jump_to, read_block, remove_node
-from .slicer_masks import Change, add_segment, any_mask, apply, fits, read_masks, redrawn
+from .slicer_masks import Change, add_segment, any_mask, apply, fits, lay_on, read_masks, redrawn
 from .slicer_prompts import PointViews
 from .trust import NO_BOX
 
@@ -51,6 +51,9 @@ DRAWN = "SRCSM.Drawn"
 NEAR = 4
 """Slices to both sides of the one shown whose embeddings are computed ahead, where every slice has
 one of its own."""
+
+FEW = 2
+"""Slices to both sides of the one shown that a new box covers."""
 
 SURELY_EDITED = 0.2
 """A voxel of a segment to which the network gave less than this was drawn by hand."""
@@ -273,6 +276,7 @@ class RefineSession:
         self._history = History(State(saved.organs))
         self._active = saved.organs[0].value if saved.organs else None
         self._client: RefineClient | None = None
+        self._voxels = _voxels(self.volumeNode)
         self._live, self._ahead = False, False
         self._steps: list[tuple[int, int | None]] = []
         self._embedded: dict[int, tuple[KeyFrames, frozenset[int]]] = {}
@@ -293,8 +297,7 @@ class RefineSession:
         self._observers.add(scene, scene.NodeRemovedEvent, self._on_removed)
         self._observers.add(scene, scene.StartCloseEvent, lambda *_: self.close())
         self._observers.add(scene, scene.StartSaveEvent, lambda *_: self.read_boxes())
-        event = slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent
-        self._observers.add(self.volumeNode, event, lambda *_: self._forget_client())
+        self._observers.add(self.volumeNode, vtk.vtkCommand.ModifiedEvent, self._on_volume)
         _sessions[node.GetID()] = self
         self._update()
 
@@ -415,7 +418,7 @@ class RefineSession:
         """Add an organ that was missed, with a box drawn on nothing.
 
         Args:
-            block: the box.
+            block: the box; None takes a third of the slices around the one that is shown.
             roi: in its place, an ROI that the user drew; it is removed from the scene.
 
         Returns:
@@ -427,6 +430,10 @@ class RefineSession:
         self.read_boxes()
         if roi is not None:
             block = read_block(roi, self.volumeNode, self.grid.geometry)
+        elif block is None:
+            (rows, columns), n = self.grid.shape, self.slice
+            third = Box(columns / 3, rows / 3, columns * 2 / 3, rows * 2 / 3)
+            block = self.grid.block(third, n - FEW, n + FEW)
         frames = KeyFrames.drawn(name, self._highest + 1, block, self.grid)
         remove_node(roi)
         self._highest += 1
@@ -707,7 +714,7 @@ class RefineSession:
     def _update(self) -> None:
         """Show and keep the present state."""
         values = [organ.value for organ in self.organs]
-        if self._active not in values:
+        if self._active is not None and self._active not in values:
             self._active = values[0] if values else None
         self._views.show(self.organs, self._active)
         self.points.show(None if self._active is None else self.organ(self._active))
@@ -1022,6 +1029,11 @@ class RefineSession:
         if node in (self.node, self.volumeNode, self.segmentationNode):
             self._close(remove=True)
 
+    def _on_volume(self, *_: object) -> None:
+        if (voxels := _voxels(self.volumeNode)) != self._voxels:
+            self._voxels = voxels
+            self._forget_client()
+
     def _on_slice(self, n: int) -> None:
         self._go_on()
         self.changed()
@@ -1107,8 +1119,7 @@ def _new_segmentation(
     scene = slicer.mrmlScene
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
     node.CreateDefaultDisplayNodes()
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
-    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    lay_on(node, volume_node)
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     item = hierarchy.GetItemByDataNode(volume_node)
     parent = hierarchy.GetItemParent(item) if item else hierarchy.GetSceneItemID()
@@ -1133,6 +1144,13 @@ def _copied(
         name, color = segment.GetName(), segment.GetColor()
         add_segment(target, geometry, Patch.of(mask), id, name, color, tags)
     return target, masks
+
+
+def _voxels(volume_node: slicer.vtkMRMLScalarVolumeNode) -> tuple[object, int] | None:
+    """What is another when a volume's voxels are."""
+    image = volume_node.GetImageData()
+    scalars = image.GetPointData().GetScalars() if image else None
+    return None if scalars is None else (scalars, scalars.GetMTime())
 
 
 def _tag(segment: slicer.vtkSegment, name: str) -> str:
