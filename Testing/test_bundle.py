@@ -60,7 +60,7 @@ def folder(tmp_path, a_bundle):
 
 def change(folder, path, edit):
     """Edit a JSON file and list it in SHA256SUMS anew, as somebody who knows the format would."""
-    content = json.loads((folder / path).read_text())
+    content = json.loads((folder / path).read_text("utf-8"))
     changed = edit(content)
     (folder / path).write_text(json.dumps(content if changed is None else changed))
     reseal(folder)
@@ -126,7 +126,7 @@ def test_identity_is_the_hash_of_the_list_and_tells_two_networks_apart(tmp_path,
 
 
 def test_metadata_has_the_keys_monai_requires(folder):
-    metadata = json.loads((folder / "configs/metadata.json").read_text())
+    metadata = json.loads((folder / "configs/metadata.json").read_text("utf-8"))
     assert metadata.keys() >= {
         "version",
         "changelog",
@@ -308,7 +308,7 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path, a_bundle):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(BundleError, match="no model folder"):
         save_bundle(tmp_path / "mine", a_bundle, "")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "mine" / "thesis.txt").read_text("utf-8") == "years of work"
 
 
 def test_a_full_disk_leaves_the_older_bundle_as_it_was(folder, a_bundle, monkeypatch):

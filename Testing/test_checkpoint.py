@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from srcsm_training import checkpoint
 from srcsm_training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from SRCSMSegmenterLib import files
 
 OLDER = {"step": 1, "weights": torch.arange(3.0)}
 STATE = {
@@ -73,7 +73,7 @@ def test_a_full_disk_at_the_last_moment_leaves_the_older_one_whole(monkeypatch, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, step, full)
+        patch.setattr(files.os, step, full)
         with pytest.raises(CheckpointError, match="No space left on device") as caught:
             save_checkpoint(path, STATE)
     assert str(path) in str(caught.value)
@@ -85,7 +85,7 @@ def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch, path):
     for name in ("fsync", "replace"):
         original = getattr(os, name)
         monkeypatch.setattr(
-            checkpoint.os,
+            files.os,
             name,
             lambda *args, name=name, original=original: steps.append(name) or original(*args),
         )
@@ -100,7 +100,7 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
 
 
 def test_a_half_written_file_of_a_killed_process_does_no_harm(path):
-    path.with_suffix(".tmp").write_bytes(b"half")
+    path.with_name(".part.last.pt").write_bytes(b"half")
     assert load_checkpoint(path)["step"] == 1
     save_checkpoint(path, STATE)
     assert load_checkpoint(path)["step"] == 2

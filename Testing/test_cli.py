@@ -392,7 +392,7 @@ def test_a_disk_that_fills_while_writing_is_a_fault_of_the_output(
     output.write_text("older labels")
     monkeypatch.setattr("SRCSMSegmenterLib.volume_io.os.replace", full)
     assert "No space left" in refused(capsys, 6, "segment", scan, "-o", output)
-    assert output.read_text() == "older labels"
+    assert output.read_text("utf-8") == "older labels"
 
 
 def test_ctrl_c_is_no_error(models, scan, tmp_path, capsys, monkeypatch):
@@ -551,7 +551,7 @@ def test_train_says_which_options_it_needs(capsys):
 
 def test_all_faults_of_a_dataset_are_listed(train_arguments, tmp_path, capsys):
     folder = tiny.write_dataset(tmp_path / "Dataset_bad", 2)
-    description = json.loads((folder / "dataset.json").read_text())
+    description = json.loads((folder / "dataset.json").read_text("utf-8"))
     description["labels"] = {"background": 0, "liver": 1}
     (folder / "dataset.json").write_text(json.dumps(description))
     (folder / "labelsTr" / "c.nii.gz").write_bytes(b"")
@@ -650,7 +650,7 @@ def test_evaluate_adds_its_network_to_a_comparison(models, datasets, tmp_path, c
 
 def test_evaluate_refuses_labels_that_mean_something_else(models, tmp_path, capsys):
     folder = tiny.write_dataset(tmp_path / "Dataset_heart", 1)
-    text = (folder / "dataset.json").read_text().replace("spleen", "left_ventricle")
+    text = (folder / "dataset.json").read_text("utf-8").replace("spleen", "left_ventricle")
     (folder / "dataset.json").write_text(text)
     arguments = ["evaluate", "--model", "abdomen-ct", "--data", folder, "--out", tmp_path / "out"]
     message = refused(capsys, 3, *arguments, "--device", "cpu")

@@ -190,10 +190,10 @@ def test_methods_are_held_against_the_first(tmp_path):
     ]
     assert tests["p_value"].tolist() == [pytest.approx(38 / 256), 1.0]
     write_comparison(methods, tmp_path / "new")
-    content = json.loads((tmp_path / "new" / "comparison.json").read_text())
+    content = json.loads((tmp_path / "new" / "comparison.json").read_text("utf-8"))
     assert content["tests"][0]["difference"] == pytest.approx(0.22 / 8)
     assert {row["method"] for row in content["means"]} == set(methods)
-    text = (tmp_path / "new" / "comparison.md").read_text()
+    text = (tmp_path / "new" / "comparison.md").read_text("utf-8")
     assert "| ASSD (mm) | SRC | on | 1.00 |" in text
 
 
@@ -220,7 +220,7 @@ def test_reports_are_complete_and_read_back_the_same(scores, tmp_path):
     write_report(table, tmp_path / "run", {"network": "abdomen", "seed": 3})
     pd.testing.assert_frame_equal(read_scores(tmp_path / "run" / "cases.csv"), table)
 
-    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text("utf-8"))
     assert content["settings"] == {"network": "abdomen", "seed": 3}
     assert len(content["cases"]) == 12
     assert content["cases"][1]["status"] == "absent"
@@ -234,7 +234,7 @@ def test_reports_are_complete_and_read_back_the_same(scores, tmp_path):
     [test] = content["source_matching_test"]
     assert (test["dataset"], test["cases"], test["p_value"]) == ("MR", 3, 0.25)
 
-    text = (tmp_path / "run" / "summary.md").read_text()
+    text = (tmp_path / "run" / "summary.md").read_text("utf-8")
     assert "- seed: 3" in text
     assert "| Dice | this network | on | 0.600 |" in text
     assert "| spleen | on | 0.300 ± 0.424 | 4.00 | 8.00 | 0.300 | 1 | 1 | 0 | 1 |" in text
@@ -262,7 +262,7 @@ def test_an_output_that_cannot_be_written_is_one_sentence(scores, tmp_path):
 
 def test_a_failed_write_keeps_the_older_file_and_leaves_nothing_else(scores, tmp_path, monkeypatch):
     write_report(scores, tmp_path, {})
-    before = (tmp_path / "metrics.json").read_text()
+    before = (tmp_path / "metrics.json").read_text("utf-8")
 
     def full(source, target):
         raise OSError(28, "No space left on device")
@@ -270,7 +270,7 @@ def test_a_failed_write_keeps_the_older_file_and_leaves_nothing_else(scores, tmp
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(EvaluationError, match="No space left on device"):
         write_report(scores.assign(dice=0.1), tmp_path, {})
-    assert (tmp_path / "metrics.json").read_text() == before
+    assert (tmp_path / "metrics.json").read_text("utf-8") == before
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -364,8 +364,10 @@ def test_a_label_map_renames_the_prediction_and_limits_what_is_scored(dataset, t
 
 def test_settings_travel_into_the_report(dataset, tmp_path):
     evaluate(segment, [dataset], tmp_path, ("on",), worst=0, settings={"bundle": "models/a"})
-    assert json.loads((tmp_path / "metrics.json").read_text())["settings"] == {"bundle": "models/a"}
-    assert "- bundle: models/a" in (tmp_path / "summary.md").read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text("utf-8"))["settings"] == {
+        "bundle": "models/a"
+    }
+    assert "- bundle: models/a" in (tmp_path / "summary.md").read_text("utf-8")
 
 
 def test_a_run_that_stops_keeps_its_scores_and_those_of_the_last_run(dataset, tmp_path):

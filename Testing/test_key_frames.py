@@ -11,7 +11,6 @@ from geometries import geometries, oblique_left_handed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SAMRefineLib import key_frames
 from SAMRefineLib.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.key_frames import (
     FADE_MM,
@@ -22,6 +21,7 @@ from SAMRefineLib.key_frames import (
     load_boxes,
     save_boxes,
 )
+from SRCSMSegmenterLib import files
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
 
@@ -416,7 +416,7 @@ def test_a_failed_save_leaves_the_older_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(key_frames.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(PromptError, match="No space left"):
         save_boxes(tmp_path / "boxes.json", [organ(automatic=(1,))])
     assert [file.name for file in tmp_path.iterdir()] == ["boxes.json"]

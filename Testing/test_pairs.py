@@ -362,7 +362,7 @@ def test_the_result_is_a_bundle_that_segments_scans(tmp_path, data, cache, style
     found = segment(scan, bundle, modality="CT", device="cpu")
     assert found.labels.array.shape == scan.array.shape
     assert (tmp_path / "run" / "previews" / "pairs.png").exists()
-    card = (result.model / "docs" / "README.md").read_text()
+    card = (result.model / "docs" / "README.md").read_text("utf-8")
     assert "restyled by diffusion; weight of contrast: 1" in card
 
 

@@ -206,7 +206,7 @@ def test_a_written_dataset_is_a_faultless_nnunet_dataset(tmp_path, scans):
     np.testing.assert_array_equal(read[0].array, image.array)
     np.testing.assert_array_equal(read[1].array, labels.array)
     assert read[0].geometry.matches(image.geometry)
-    assert json.loads((tmp_path / "mr" / "dataset.json").read_text())["numTraining"] == 1
+    assert json.loads((tmp_path / "mr" / "dataset.json").read_text("utf-8"))["numTraining"] == 1
 
 
 def test_a_folder_with_other_cases_is_refused_and_left_alone(tmp_path):

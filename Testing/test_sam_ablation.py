@@ -141,7 +141,7 @@ def test_a_report_is_put_between_its_marks(tmp_path):
     document.write_text("a\n<!-- x -->\nold\n<!-- /x -->\n<!-- y -->\nkept\n<!-- /y -->\n")
     ablation.write_report(document, "x", "new\nlines")
     expected = "a\n<!-- x -->\nnew\nlines\n<!-- /x -->\n<!-- y -->\nkept\n<!-- /y -->\n"
-    assert document.read_text() == expected
+    assert document.read_text("utf-8") == expected
     with pytest.raises(ValueError, match="lacks the marks"):
         ablation.write_report(document, "z", "new")
-    assert document.read_text() == expected
+    assert document.read_text("utf-8") == expected

@@ -256,7 +256,7 @@ def test_one_changed_bit_is_found_and_refused(folder, name):
     ],
 )
 def test_odd_configurations_are_refused(folder, edit):
-    content = json.loads((folder / "config.json").read_text())
+    content = json.loads((folder / "config.json").read_text("utf-8"))
     edit(content)
     (folder / "config.json").write_text(json.dumps(content))
     reseal(folder)
@@ -281,7 +281,7 @@ def test_saving_again_replaces_a_sam_and_nothing_else(folder, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(BundleError, match="no SAM's folder"):
         save_sam(tmp_path / "mine", small_model(), "", "")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "mine" / "thesis.txt").read_text("utf-8") == "years of work"
 
 
 def test_sams_and_bundles_are_told_apart(folder, tmp_path):

@@ -326,7 +326,9 @@ def test_a_stopped_fine_tuning_goes_on_to_the_same_bits(tmp_path, folder, sam_fo
     assert after.kind == "small"
     assert after.training["before"]["sam_identity"] == before.identity
     assert after.training["coarse"] == "fake"
-    assert json.loads((tmp_path / "whole" / "environment.json").read_text())["training_cases"]
+    assert json.loads((tmp_path / "whole" / "environment.json").read_text("utf-8"))[
+        "training_cases"
+    ]
 
 
 @pytest.mark.parametrize("mosaic", ["crops", "slices"])

@@ -45,7 +45,7 @@ def copy(saved, tmp_path):
 
 
 def edit(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}))
 
 
 def test_the_small_base_is_an_ordinary_pipeline(saved):
@@ -112,7 +112,7 @@ def test_weights_in_bin_files_are_read_without_running_code(saved, copy, tmp_pat
 
 def test_a_vocabulary_of_two_files_as_older_models_have_is_read(saved, copy):
     whole = load_base(str(saved), say=style_tiny.silent)
-    model = json.loads((copy / "tokenizer" / "tokenizer.json").read_text())["model"]
+    model = json.loads((copy / "tokenizer" / "tokenizer.json").read_text("utf-8"))["model"]
     (copy / "tokenizer" / "tokenizer.json").unlink()
     (copy / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = "\n".join(["#version: 0.2", *(" ".join(m) for m in model["merges"])])
@@ -171,7 +171,7 @@ def test_u_nets_with_other_inputs_are_refused(copy, changes, words):
     """Inpainting bases, SDXL's U-Net behind a renamed index, mismatched parts."""
     from diffusers import UNet2DConditionModel
 
-    settings = json.loads((copy / "unet" / "config.json").read_text())
+    settings = json.loads((copy / "unet" / "config.json").read_text("utf-8"))
     shutil.rmtree(copy / "unet")
     UNet2DConditionModel.from_config({**settings, **changes}).save_pretrained(copy / "unet")
     with pytest.raises(BundleError, match=words):
@@ -268,5 +268,5 @@ def test_the_tokenizer_knows_the_prompts_and_spells_the_rest():
 
 
 def test_the_card_names_slices_and_licence(saved, tmp_path):
-    assert "Research use only" in (saved / "README.md").read_text()
+    assert "Research use only" in (saved / "README.md").read_text("utf-8")
     assert not np.any([p.name.endswith(".tmp") for p in saved.iterdir()])

@@ -85,7 +85,7 @@ def checked(found, **options):
     result = check(found.folder, StyleConfig(), say=lines.append, **options)
     report = None
     if result.finished:
-        report = json.loads((found.folder / "check.json").read_text())
+        report = json.loads((found.folder / "check.json").read_text("utf-8"))
     return report, lines, read_slices(found.folder)
 
 

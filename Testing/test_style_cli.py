@@ -61,7 +61,7 @@ def test_the_whole_chain_runs_from_scans_to_restyled_slices(tmp_path, configurat
     assert printed.out == f"{out}\n"
     assert "its licence: terms of the slices" in printed.err
     assert len(read_slices(out).slices) == 24
-    assert yaml.safe_load((tuned / "config.yaml").read_text())["tune"]["steps"] == 4
+    assert yaml.safe_load((tuned / "config.yaml").read_text("utf-8"))["tune"]["steps"] == 4
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from srcsm_training.dataset import read_dataset
 from srcsm_training.style import looks
-from srcsm_training.style import slices as slices_module
 from srcsm_training.style.config import PrepareConfig
 from srcsm_training.style.looks import LOOKS, render, slice_of_patient, write_phantom_slices
 from srcsm_training.style.prepare import picture, picture_grids, prepare, windowed
@@ -26,6 +25,7 @@ from srcsm_training.style.slices import (
     read_slices,
     write_picture,
 )
+from SRCSMSegmenterLib import files
 from SRCSMSegmenterLib.anatomy import draw_patient
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -242,7 +242,7 @@ def test_a_set_whose_files_changed_is_refused(made, damage):
 
 def test_a_manifest_of_another_kind_is_refused(made):
     manifest = made / "manifest.json"
-    content = json.loads(manifest.read_text())
+    content = json.loads(manifest.read_text("utf-8"))
     for broken, words in (
         ({**content, "format_version": 9}, "format 9"),
         ({**content, "strange": 1}, "cannot be read as a manifest"),
@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_no_half_picture_and_loses_nothing(data, tmp_path, mo
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(slices_module.os, "fsync", fsync)
+        patch.setattr(files.os, "fsync", fsync)
         with pytest.raises(StyleError, match="No space left on device"):
             prepare(data, folder, config, say=style_tiny.silent)
     there = style_tiny.files(folder)

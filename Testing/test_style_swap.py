@@ -13,7 +13,6 @@ import style_tiny
 import tiny
 import torch
 
-from srcsm_training.style import slices as slices_module
 from srcsm_training.style import swap as swap_module
 from srcsm_training.style.base import load_base
 from srcsm_training.style.control import conditions, load_control
@@ -29,6 +28,7 @@ from srcsm_training.style.slices import (
 )
 from srcsm_training.style.swap import plan, swap
 from srcsm_training.style.tune import load_tuned
+from SRCSMSegmenterLib import files
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, DatasetError
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(chain, whole, tmp_pa
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(slices_module.os, "fsync", fsync)
+        patch.setattr(files.os, "fsync", fsync)
         with pytest.raises(StyleError, match=r"No space left on device.*goes on") as refused:
             run(chain, tmp_path)
     assert "\n" not in str(refused.value)

@@ -191,7 +191,11 @@ def test_time_that_is_up_stops_after_a_step_and_keeps_it(tmp_path):
     assert stopped.step == 1
     assert (tmp_path / "checkpoints" / "last.pt").exists()
     assert run_fit(tmp_path, RECIPE)[1].step == 6
-    assert (tmp_path / "curve.csv").read_text().startswith("step,loss,learning_rate,seconds\n6,")
+    assert (
+        (tmp_path / "curve.csv")
+        .read_text("utf-8")
+        .startswith("step,loss,learning_rate,seconds\n6,")
+    )
 
 
 def test_another_training_is_not_resumed(tmp_path):

@@ -806,18 +806,18 @@ def test_a_run_folder_holds_what_its_docstring_promises(finished):
 
 def test_a_run_folder_tells_all_that_decided_it(finished, folder):
     output = finished[2]
-    written = yaml.safe_load((output / "config.yaml").read_text())
+    written = yaml.safe_load((output / "config.yaml").read_text("utf-8"))
     kept = with_overrides(tiny.config(), [])
     used = replace(kept, data=replace(kept.data, window=(-1023.0, 1024.0)))
     assert written == to_dict(used)  # the range of the images is open: the full one
-    environment = json.loads((output / "environment.json").read_text())
+    environment = json.loads((output / "environment.json").read_text("utf-8"))
     assert environment["training_cases"] == ["b", "c"]
     assert environment["validation_cases"] == ["a"]
     assert environment["dataset"] == "Dataset001_Tiny"
     assert torch.__version__.startswith(environment["packages"]["torch"].split("+")[0])
     assert {"python", "platform", "packages", "git", "command"} <= environment.keys()
     assert set(environment["git"]) in ({"commit", "modified"}, set())
-    histogram = json.loads((output / "source_histogram.json").read_text())
+    histogram = json.loads((output / "source_histogram.json").read_text("utf-8"))
     images = [tiny.phantom(n)[0].clip(-1023, 1024) for n in (1, 2)]
     interior = sum(int(((x > x.min()) & (x < x.max())).sum()) for x in images)
     assert sum(histogram["counts"]) == interior
@@ -859,8 +859,10 @@ def test_the_exported_network_is_the_validated_one(finished, folder, cache):
         bundle.unet(), prepared, tiny.config(), description.rule, Accelerator(cpu=True)
     )
     assert dice == pytest.approx(best, abs=2e-3)  # its weights are float16
-    assert bundle.histogram.to_dict() == json.loads((output / "source_histogram.json").read_text())
-    card = (result.model / "docs" / "README.md").read_text()
+    assert bundle.histogram.to_dict() == json.loads(
+        (output / "source_histogram.json").read_text("utf-8")
+    )
+    card = (result.model / "docs" / "README.md").read_text("utf-8")
     assert "Research use only" in card
     assert f"| liver | {best[0]:.3f} |" in card
 
@@ -912,7 +914,7 @@ def test_a_histogram_left_by_a_run_without_checkpoint_is_not_kept(tmp_path, fold
     run_folder.mkdir()
     (run_folder / "source_histogram.json").write_text('{"old": 1}')
     a_run(folder, cache, run_folder, stop_requested=stop_after(1))
-    assert "old" not in (run_folder / "source_histogram.json").read_text()
+    assert "old" not in (run_folder / "source_histogram.json").read_text("utf-8")
 
 
 def test_a_label_that_no_validation_case_has_is_exported_without_a_number(tmp_path, cache):
@@ -940,7 +942,7 @@ def test_a_run_without_validation_cases(tmp_path, folder, cache):
     assert math.isnan(result.best_dice)
     assert result.finished
     assert load_bundle(result.model).description.training["validation_dice"] == {}
-    assert json.loads((tmp_path / "environment.json").read_text())["validation_cases"] == []
+    assert json.loads((tmp_path / "environment.json").read_text("utf-8"))["validation_cases"] == []
 
 
 def test_an_mr_dataset_gives_an_mr_network(tmp_path, cache):
@@ -965,7 +967,7 @@ def test_a_full_disk_during_training_keeps_the_checkpoint_before(
         return replace_file(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("srcsm_training.checkpoint.os.replace", full)
+        patch.setattr("SRCSMSegmenterLib.files.os.replace", full)
         with pytest.raises(CheckpointError, match="No space left"):
             a_run(folder, cache, tmp_path)
     assert_same(before, last(tmp_path))
@@ -999,7 +1001,7 @@ def test_folds_deal_out_the_sorted_cases():
 def test_cases_are_chosen_by_pattern(tmp_path, folder, cache):
     config = with_overrides(tiny.config(steps=1), ["data.cases=[a, c]", "data.folds=2"])
     a_run(folder, cache, tmp_path / "run", config)
-    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text("utf-8"))
     assert (environment["training_cases"], environment["validation_cases"]) == (["c"], ["a"])
     with pytest.raises(DatasetError, match="x"):
         a_run(folder, cache, tmp_path / "none", with_overrides(config, ["data.cases=x*"]))

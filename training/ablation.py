@@ -73,6 +73,7 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
     from srcsm_training.presets import preset
     from srcsm_training.run import run_training
     from SRCSMSegmenterLib.bundle import load_bundle
+    from SRCSMSegmenterLib.files import whole_file
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.inference import segment
 
@@ -120,9 +121,8 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
         tables.append(evaluate(network, [dataset], output, settings, worst=2))
     RESULTS.mkdir(exist_ok=True)
     table = pd.concat(tables).drop(columns="seconds").round(4)
-    temporary = RESULTS / f".{run.name}.tmp"
-    table.to_csv(temporary, index=False)
-    temporary.rename(RESULTS / f"{run.name}.csv")
+    with whole_file(RESULTS / f"{run.name}.csv") as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def report() -> str:

@@ -358,7 +358,9 @@ def times(shape: Sequence[int]) -> str:
 def machine(device: torch.device) -> str:
     """What the numbers were measured on."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    names = (
+        re.findall(r"model name\s*: (.*)", cpuinfo.read_text("utf-8")) if cpuinfo.exists() else []
+    )
     processor = names[0] if names else platform.processor()
     if device.type == "cuda":
         processor += f", {torch.cuda.get_device_name(device)}"

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
 from SRCSMSegmenterLib.resampling import smooth_mm
@@ -134,14 +135,10 @@ def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch
 
 
 def _store(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path, shared=True) as temporary:
             save_file(tensors, temporary, {"crc32": _checksum(tensors)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise VolumeError(
             f"Cannot write prepared cases into {path.parent} ({error}); free some space, or set "

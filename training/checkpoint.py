@@ -2,14 +2,13 @@
 """Checkpoints: written whole or not at all, read without running code."""
 
 import io
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from SRCSMSegmenterLib.errors import SRCSMError
+from SRCSMSegmenterLib.files import whole_file
 
 
 class CheckpointError(SRCSMError):
@@ -17,7 +16,7 @@ class CheckpointError(SRCSMError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write under a temporary name, flush to disk, rename.
+    """Write a checkpoint, whole or not at all.
 
     Raises:
         CheckpointError: the disk is full or the folder is not writable; an older checkpoint of
@@ -26,17 +25,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     # Into memory first: torch.save hides why a file cannot be written.
     content = io.BytesIO()
     torch.save(state, content)
-    temporary = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content.getbuffer())
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"Cannot write the checkpoint {path} ({error.strerror}). Free some space or choose "
             "another run folder; the last checkpoint is untouched and the same command resumes "

@@ -4,7 +4,6 @@
 import dataclasses
 import difflib
 import math
-import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
 
@@ -263,10 +263,8 @@ def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
 
 def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
     """Write the full configuration; the file appears complete or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

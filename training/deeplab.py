@@ -14,7 +14,6 @@ weights of its backbone come from a file, torchvision's resnet50-*.pth, or it st
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ from srcsm_training.run import (
 )
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_volume
 
@@ -326,9 +326,8 @@ def scaled(case: Slices, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]
 def save(path: Path, coarse: Coarse) -> None:
     """Write weights and what belongs to them; the file appears complete or not at all."""
     about = {"labels": coarse.labels, "size": coarse.size, "modality": coarse.modality}
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(coarse.network.state_dict(), temporary, {"deeplab": json.dumps(about)})
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(coarse.network.state_dict(), temporary, {"deeplab": json.dumps(about)})
 
 
 def load(path: Path, device: str = "auto") -> Coarse:

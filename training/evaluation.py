@@ -7,10 +7,8 @@ label, as `evaluate` returns and `read_scores` reads it back.
 
 import io
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +20,7 @@ from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, SRCSMError
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
@@ -501,15 +500,11 @@ def draw_slice(view: SliceView, title: str, path: Path) -> None:
 
 def _write(path: Path, content: str | bytes) -> None:
     """Write under a temporary name and rename, so that no half file is ever seen."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise EvaluationError(
             f"Cannot write {path}: {error.strerror}; free some space or choose another folder."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()

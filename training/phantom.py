@@ -2,13 +2,13 @@
 """Datasets of phantom scans."""
 
 import json
-import os
 from pathlib import Path
 
 from tqdm import tqdm
 
 from SRCSMSegmenterLib.anatomy import LABELS
 from SRCSMSegmenterLib.errors import DatasetError
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.phantom import make_case
 from SRCSMSegmenterLib.volume_io import write_volume
 
@@ -39,6 +39,5 @@ def write_dataset(folder: Path, modality: str, cases: int, seed: int) -> None:
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
-    temporary = folder / ".dataset.json.tmp"
-    temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / "dataset.json")
+    with whole_file(folder / "dataset.json") as temporary:
+        temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")

@@ -2,7 +2,6 @@
 """Pictures of a training: augmented slices, validation slices, curves. Written whole or not."""
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.intensity import IntensityRule, normalise
 from SRCSMSegmenterLib.network import UNet
 
@@ -136,6 +136,5 @@ def save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100, bbox_inches="tight")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content.getvalue())
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content.getvalue())

@@ -35,6 +35,7 @@ from torch.utils.tensorboard import SummaryWriter
 from SRCSMSegmenterLib.bundle import Description, ModelBundle, save_bundle
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
@@ -494,6 +495,5 @@ def _git_state() -> dict[str, str | bool]:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -31,6 +31,7 @@ from srcsm_training.ablation import CT, MR, REPOSITORY, RESULTS, write_report
 from srcsm_training.dataset import Case, choose_cases, read_dataset
 from srcsm_training.sam_decoder import organ_boxes
 from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, shipped_models_folder
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
@@ -96,9 +97,8 @@ def execute(run: Run, data: Path, runs: Path, sam: str | None, cases: Sequence[s
         rows = score_case(case, coarse, model, dataset.modality, dataset.labels)
         table = pd.concat([table, pd.DataFrame(rows).assign(sam=identity(model))])
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        table.round(4).to_csv(temporary, index=False)
-        temporary.rename(path)
+        with whole_file(path) as temporary:
+            table.round(4).to_csv(temporary, index=False)
         print(f"{run.name} {case.name}: {time.perf_counter() - started:.0f} s", flush=True)
 
 

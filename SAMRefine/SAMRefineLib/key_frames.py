@@ -3,10 +3,8 @@
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
+from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.geometry import Geometry
 
 from .boxes import AXES, Box, Box3D, SliceGrid, boxes_from_coarse
@@ -342,19 +341,15 @@ def save_boxes(path: str | Path, organs: Sequence[KeyFrames]) -> None:
         PromptError: as `boxes_to_json`, or the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     text = boxes_to_json(organs)
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise PromptError(
             f"{path} could not be written ({error.strerror}); check that its folder exists, may be "
             "written to and has space."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def load_boxes(path: str | Path, grid: SliceGrid | None = None) -> tuple[KeyFrames, ...]:

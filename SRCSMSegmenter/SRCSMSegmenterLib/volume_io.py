@@ -8,11 +8,10 @@ exist (ITK issue 2243). On a full disk it reports success for NIfTI and for the 
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -21,6 +20,7 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from .errors import VolumeError
+from .files import whole_file
 from .geometry import Geometry, Volume
 from .terminology import Segment, terminology_entry
 
@@ -308,23 +308,19 @@ def _write(path: Path, volume: Volume, fields: dict[str, str]) -> None:
     suffix = _suffix(path)
     if suffix not in _WRITABLE:
         raise VolumeError(f"{path} cannot be written: end it with one of {', '.join(_WRITABLE)}.")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        if suffix == ".nrrd":
-            _write_nrrd(temporary, volume, fields)
-        elif suffix == ".mha":
-            _write_itk(temporary, volume)
-        else:
-            _write_nifti(temporary, volume)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            if suffix == ".nrrd":
+                _write_nrrd(temporary, volume, fields)
+            elif suffix == ".mha":
+                _write_itk(temporary, volume)
+            else:
+                _write_nifti(temporary, volume)
     except (OSError, RuntimeError) as error:
         raise VolumeError(
             f"{path} could not be written ({_reason(error)}); check that its folder exists, may "
             "be written to and has space."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _write_itk(path: Path, volume: Volume) -> None:

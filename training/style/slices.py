@@ -29,8 +29,6 @@ of restyled slices beside it, `style phantom` one to train a small base on. All 
 import hashlib
 import io
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ import numpy as np
 from PIL import Image
 
 from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
+from SRCSMSegmenterLib.files import whole_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -226,22 +225,16 @@ def write_picture(path: Path, array: np.ndarray) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name, flush to disk, rename.
+    """Write a file, whole or not at all.
 
     Raises:
         StyleError: the disk is full or the folder is not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise StyleError(
             f"Cannot write {path} ({error.strerror}); free some space, and the same command goes "
             "on: what was made before is kept."
