@@ -2,7 +2,7 @@
 """Tasks of a worker whose SAM finds what looks like the middle of its box.
 
 The real engine and worker, but for what a trained SAM would know: embeddings are pictures, 16
-values a patch, and a mask is what is within `ALIKE` of the median in the middle of the box.
+values a patch, and a mask is what is about as bright as the middle of the box.
 """
 
 import torch
@@ -55,11 +55,11 @@ def decode(model, parts, prompts, corners):
         columns = torch.arange(picture.shape[1]) + 0.5
         x0, y0, x1, y1 = box * 4 / model.patch
         inside = (columns > x0) & (columns < x1) & (rows > y0) & (rows < y1)
-        middle = (abs(2 * columns - x0 - x1) < (x1 - x0) / 2) & (
-            abs(2 * rows - y0 - y1) < (y1 - y0) / 2
-        )
-        median = picture[middle].median() if middle.any() else picture[inside].median()
-        logits = torch.where(inside, 6 * (1 - abs(picture - median) / ALIKE), -6.0)
+        away = ((2 * columns - x0 - x1) / (x1 - x0)) ** 2 + ((2 * rows - y0 - y1) / (y1 - y0)) ** 2
+        middle = picture[away < 0.3] if (away < 0.3).any() else picture[inside]
+        median = middle.median()
+        alike = max(ALIKE, 4 * float((middle - median).abs().median()))
+        logits = torch.where(inside, 6 * (1 - abs(picture - median) / alike), -6.0)
         if prompts.points is not None:
             for point, label in zip(
                 prompts.points[number], prompts.point_labels[number], strict=True
