@@ -2,7 +2,12 @@
 """Markers, and the lines that say why a test is skipped."""
 
 import importlib.util
+import os
 from pathlib import Path
+
+# One thread here and in the processes that tests start: theirs and ours then round alike, and for
+# networks of this size threads only cost. Before torch is imported, which reads it once.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch

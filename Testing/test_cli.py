@@ -390,7 +390,7 @@ def test_a_disk_that_fills_while_writing_is_a_fault_of_the_output(
 
     output = tmp_path / "labels.nii.gz"
     output.write_text("older labels")
-    monkeypatch.setattr("SRCSMSegmenterLib.volume_io.os.replace", full)
+    monkeypatch.setattr("SRCSMSegmenterLib.files.os.replace", full)
     assert "No space left" in refused(capsys, 6, "segment", scan, "-o", output)
     assert output.read_text("utf-8") == "older labels"
 
