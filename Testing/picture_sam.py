@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of a worker whose SAM finds what looks like the middle of its box.
+"""A SAM that finds what looks like the middle of its box; picture_tasks.py puts it into a worker.
 
 The real engine and worker, but for what a trained SAM would know: embeddings are pictures, 16
 values a patch, and a mask is what is about as bright as the middle of the box.
@@ -8,11 +8,9 @@ values a patch, and a mask is what is about as bright as the middle of the box.
 import torch
 from torch.nn import functional as F
 
-from SAMRefineLib import embeddings, prediction
 from SAMRefineLib.models import SamModel, build_sam, save_sam
 from SAMRefineLib.pixels import SRCSM
 from SAMRefineLib.small_sam import SmallSamConfig
-from SAMRefineLib.tasks import TASKS as REAL
 
 ALIKE = 0.3
 SIZES = SmallSamConfig(
@@ -70,27 +68,6 @@ def decode(model, parts, prompts, corners):
                     logits = torch.where(disc, 12 * label - 6, logits)
         found.append(logits)
     return torch.stack(found), torch.full((len(found),), 0.9)
-
-
-embeddings.EmbeddingCache = Pictures
-prediction.decode = decode
-
-
-def wait(parameters, arrays, context):
-    """Go on until cancelled."""
-    from SRCSMSegmenterLib.errors import Cancelled
-
-    while not context.cancelled():
-        pass
-    raise Cancelled("cancelled")
-
-
-def looks(parameters, arrays, context):
-    """Encoder passes so far."""
-    return {"passes": context.models.get("embeddings", Pictures).passes}, {}
-
-
-TASKS = {**REAL, "wait": wait, "looks": looks}
 
 
 def save(folder):

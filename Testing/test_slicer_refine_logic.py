@@ -73,7 +73,7 @@ def scene():
 @pytest.fixture(scope="module", autouse=True)
 def one_worker():
     """Started once for all tests, with a SAM that knows its way."""
-    tasks, slicer_logic.TASKS = slicer_logic.TASKS, ("SRCSMSegmenterLib.tasks", "picture_sam")
+    tasks, slicer_logic.TASKS = slicer_logic.TASKS, ("SRCSMSegmenterLib.tasks", "picture_tasks")
     slicer_logic.stop_worker()
     yield
     slicer_logic.stop_worker()

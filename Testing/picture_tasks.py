@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks of a worker whose SAM is that of picture_sam.py; for the worker's process alone."""
+
+from picture_sam import Pictures, decode
+
+from SAMRefineLib import embeddings, prediction
+from SAMRefineLib.tasks import TASKS as REAL
+
+embeddings.EmbeddingCache = Pictures
+prediction.decode = decode
+
+
+def wait(parameters, arrays, context):
+    """Go on until cancelled."""
+    from SRCSMSegmenterLib.errors import Cancelled
+
+    while not context.cancelled():
+        pass
+    raise Cancelled("cancelled")
+
+
+def looks(parameters, arrays, context):
+    """Encoder passes so far."""
+    return {"passes": context.models.get("embeddings", Pictures).passes}, {}
+
+
+TASKS = {**REAL, "wait": wait, "looks": looks}
