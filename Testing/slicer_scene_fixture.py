@@ -70,7 +70,8 @@ def empty_scene() -> Iterator[slicer.vtkMRMLScene]:
     heard, window, before = [], vtk.vtkStringOutputWindow(), vtk.vtkOutputWindow.GetInstance()
     scene = start_scene()
     scene.Clear(0)
-    slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)  # makes it
+    # Makes it. Held for good: one that is made where another was freed is taken for that one.
+    scene.kept += (slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene),)
     for event in ("ErrorEvent", "WarningEvent"):
         window.AddObserver(event, lambda *_: heard.append(window.GetOutput()))
     vtk.vtkOutputWindow.SetInstance(window)

@@ -287,6 +287,14 @@ def test_an_roi_that_leaves_the_volume_returns_and_says_so(scene):
     assert_block(block_of(edits, roi), (4, 5, 6), (18, 14, 7))
 
 
+def test_an_roi_goes_back_to_its_boxes_where_a_drag_changed_nothing(scene):
+    organ = liver()
+    edits = Edits(replace(organ, frames=organ.frames.limited(Box3D((0, 0, 0), (24, 20, 12)))))
+    roi = edits.views.bound(1)
+    edits.drag(roi, (0, 0, 0.3), (0, 0, 0.3))  # less than a slice
+    assert_block(block_of(edits, roi), (4, 5, 2), (19, 14, 8))
+
+
 def test_what_a_script_changes_is_read_when_asked_for(scene):
     edits = Edits(liver())
     block = Box3D((4, 5, 2), (16, 14, 8))

@@ -742,12 +742,9 @@ def test_closing_lets_go_of_everything(session):
 
 def reopened(scene, tmp_path):
     file = tmp_path / "scène 1.mrb"
-    # Held by somebody, as in Slicer; else slicer-core fails to read it back.
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     assert scene.WriteToMRB(str(file))
     scene.Clear(0)
     scene.ReadFromMRB(str(file))
-    del hierarchy
     (node,) = saved_boxes()
     return open_boxes(node)
 

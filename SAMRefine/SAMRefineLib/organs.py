@@ -85,11 +85,15 @@ class Patch:
         block = tuple(slice(int(a), int(b) + 1) for a, b in extents)
         return cls(tuple(part.start for part in block), mask[block].copy())
 
+    @property
+    def block(self) -> tuple[slice, slice, slice]:
+        """Where in a (K, J, I) array it lies."""
+        return tuple(slice(n, n + m) for n, m in zip(self.first, self.mask.shape, strict=True))
+
     def whole(self, shape: tuple[int, int, int]) -> np.ndarray:
         """bool (K, J, I)."""
         found = np.zeros(shape, bool)
-        block = (slice(n, n + m) for n, m in zip(self.first, self.mask.shape, strict=True))
-        found[tuple(block)] = self.mask
+        found[self.block] = self.mask
         return found
 
 

@@ -302,8 +302,9 @@ class BoxViews:
         self._observers.add(roi, event, lambda caller, event: self._read(caller))
 
     def _lay(self, roi: slicer.vtkMRMLMarkupsROINode, block: Box3D) -> None:
-        self._blocks[roi] = block
-        show_block(roi, block, self._volume, self._grid.geometry)
+        if self._blocks.get(roi) != block:
+            self._blocks[roi] = block
+            show_block(roi, block, self._volume, self._grid.geometry)
 
     def _style(
         self, roi: slicer.vtkMRMLMarkupsROINode, organ: Organ, *, visible: bool, flat: bool
@@ -361,19 +362,21 @@ class BoxViews:
             block = read_block(roi, self._volume, self._grid.geometry)
             if not differs(block, shown):
                 return
+            self._blocks[roi] = block
             if flat:
                 organ = organ.with_box(self.slice, self._grid.box_of(block))
             else:
                 organ = organ.with_bound(block)
         except PromptError as error:
+            del self._blocks[roi]
             self._lay(roi, shown)
             self._refused(error)
             return
         self._edited(organ)
 
     def _on_transform(self, *_: object) -> None:
-        for roi, block in list(self._blocks.items()):
-            self._lay(roi, block)
+        for roi, block in self._blocks.items():
+            show_block(roi, block, self._volume, self._grid.geometry)
 
     def _observe_view(self, view: slicer.vtkMRMLSliceNode) -> None:
         self._observers.add(view, vtk.vtkCommand.ModifiedEvent, self._on_view)

@@ -7,6 +7,7 @@ and lost, no more: undoing it leaves alone whatever else was drawn since.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import slicer
@@ -48,15 +49,16 @@ class Change:
 
     @classmethod
     def between(
-        cls, segment: str, before: np.ndarray, after: np.ndarray, k: int
+        cls, segment: str, before: np.ndarray, after: np.ndarray, block: Block
     ) -> "Change | None":
-        """From one mask to another of (K, J, I) voxels from k on; None where they are equal."""
+        """From one mask of a block to another; None where they are equal."""
         around = Patch.of(before ^ after)
         if not around.mask.size:
             return None
-        block = tuple(slice(n, n + m) for n, m in zip(around.first, around.mask.shape, strict=True))
-        gained, lost = after[block] & ~before[block], before[block] & ~after[block]
-        first = (around.first[0] + k, *around.first[1:])
+        gained, lost = (
+            (one & ~other)[around.block] for one, other in ((after, before), (before, after))
+        )
+        first = tuple(part.start + n for part, n in zip(block, around.first, strict=True))
         return cls(segment, first, around.mask.shape, np.packbits(gained), np.packbits(lost))
 
     def mask(self, bits: np.ndarray) -> np.ndarray:
@@ -123,24 +125,36 @@ def redrawn(
         where: segment's ID -> bool, what broadcasts to those planes: the voxels to be redrawn.
         neighbours: what happens to voxels of segments that are not among `wanted`.
     """
-    segmentation = segmentation_node.GetSegmentation()
-    block = (slab, slice(0, geometry.shape[1]), slice(0, geometry.shape[2]))
-    ids = list(segmentation.GetSegmentIDs()) if neighbours != "overlap" else list(wanted)
-    before = read_masks(segmentation_node, ids, geometry, block)
-    wanted = {id: mask for id, mask in wanted.items() if id in before}
-    after = {id: np.where(where[id], mask, before[id]) for id, mask in wanted.items()}
-    changes = []
-    if neighbours == "keep":
-        for id in after:
-            others = [after.get(other, mask) for other, mask in before.items() if other != id]
-            taken = np.logical_or.reduce(others, initial=False)
+    planes = (slab, slice(0, geometry.shape[1]), slice(0, geometry.shape[2]))
+    before = read_masks(segmentation_node, list(wanted), geometry, planes)
+    after = {id: np.where(where[id], wanted[id], mask) for id, mask in before.items()}
+    # The rest is looked at only where something happens.
+    around = Patch.of(_union([before[id] ^ after[id] for id in after]))
+    if not around.mask.size:
+        return []
+    part = around.block
+    block = (slice(slab.start + part[0].start, slab.start + part[0].stop), *part[1:])
+    drawn = list(after)
+    before, after = ({id: mask[part] for id, mask in each.items()} for each in (before, after))
+    if neighbours != "overlap":
+        ids = segmentation_node.GetSegmentation().GetSegmentIDs()
+        others = [id for id in ids if id not in before]
+        before |= read_masks(segmentation_node, others, geometry, block)
+        after = before | after
+    for id in drawn:
+        if neighbours == "keep":
+            taken = _union([mask for other, mask in after.items() if other != id])
             after[id] = after[id] & (before[id] | ~taken)
-    elif neighbours == "overwrite":
-        gained = np.logical_or.reduce([after[id] & ~before[id] for id in after], initial=False)
-        after |= {id: mask & ~gained for id, mask in before.items() if id not in after}
-    for id, mask in after.items():
-        changes.append(Change.between(id, before[id], mask, slab.start))
+        elif neighbours == "overwrite":
+            gained = after[id] & ~before[id]
+            after |= {other: after[other] & ~gained for other in others}
+    changes = (Change.between(id, before[id], after[id], block) for id in after)
     return [change for change in changes if change is not None]
+
+
+def _union(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """One after the other: numpy's own reduction copies all of them into one array first."""
+    return reduce(np.logical_or, masks, np.zeros((), bool))
 
 
 def read_masks(

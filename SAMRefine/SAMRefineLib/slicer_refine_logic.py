@@ -276,6 +276,7 @@ class RefineSession:
         self._history = History(State(saved.organs))
         self._active = saved.organs[0].value if saved.organs else None
         self._client: RefineClient | None = None
+        self._kept: tuple | None = None
         self._voxels = _voxels(self.volumeNode)
         self._live, self._ahead = False, False
         self._steps: list[tuple[int, int | None]] = []
@@ -718,8 +719,10 @@ class RefineSession:
             self._active = values[0] if values else None
         self._views.show(self.organs, self._active)
         self.points.show(None if self._active is None else self.organ(self._active))
-        text = organs_to_json(self.organs, self.grid, self.settings, highest=self._highest)
-        self.node.SetParameter(BOXES, text)
+        if (now := (self.organs, self.settings)) != self._kept:
+            self._kept = now
+            text = organs_to_json(self.organs, self.grid, self.settings, highest=self._highest)
+            self.node.SetParameter(BOXES, text)
         self._go_on()
         self.changed()
 
