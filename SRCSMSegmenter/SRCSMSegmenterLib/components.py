@@ -27,3 +27,20 @@ def smaller_components(labels: np.ndarray) -> np.ndarray:
             sizes = np.bincount(components.ravel())
             smaller[box] |= mask & (components != 1 + np.argmax(sizes[1:]))
     return smaller
+
+
+def leave_out_smaller(labels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+    """Call the `smaller_components` background, in place.
+
+    Args:
+        labels: (K, J, I) integers.
+        confidence: (K, J, I) of the labels; one minus what it was where they change.
+
+    Returns:
+        Voxels left out, by label value.
+    """
+    smaller = smaller_components(labels)
+    left_out = np.bincount(labels[smaller], minlength=int(labels.max()) + 1)
+    labels[smaller] = 0
+    confidence[smaller] = 1 - confidence[smaller]
+    return left_out

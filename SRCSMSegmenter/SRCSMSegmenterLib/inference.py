@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from . import intensity
 from .bundle import ModelBundle
-from .components import smaller_components
+from .components import leave_out_smaller
 from .devices import autocast, out_of_memory, resolve_device
 from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
@@ -175,16 +175,13 @@ def segment(
         )
     if largest_component:
         with _timed(seconds, "resample"):
-            smaller = smaller_components(labels)
-            counts = np.bincount(labels[smaller], minlength=len(bundle.description.labels) + 1)
-            labels[smaller] = 0
-            confidence[smaller] = 1 - confidence[smaller]
+            counts = leave_out_smaller(labels, confidence)
         if counts.any():
             millilitres = abs(float(np.linalg.det(volume.geometry.affine[:3, :3]))) / 1000
             left_out = ", ".join(
                 f"{counts[label.value] * millilitres:.1f} ml of {label.name.replace('_', ' ')}"
                 for label in bundle.description.labels
-                if counts[label.value]
+                if label.value < len(counts) and counts[label.value]
             )
             messages.append(f"Smaller pieces apart from the largest were left out: {left_out}.")
     progress("resample", 1.0)

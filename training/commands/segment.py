@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SRCSMSegmenterLib.bundle import ModelBundle
-from SRCSMSegmenterLib.components import smaller_components
+from SRCSMSegmenterLib.components import leave_out_smaller
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import ConfigError, SourceMatchingError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
@@ -143,9 +143,7 @@ def refine_scan(
     refined = refine_coarse(volume, coarse, grid, sam, modality, "refining")
     labels, confidence = refined.labels.array, refined.confidence()
     if not arguments.all_pieces:
-        smaller = smaller_components(labels)
-        labels[smaller] = 0
-        confidence[smaller] = 1 - confidence[smaller]
+        leave_out_smaller(labels, confidence)
     seconds = found.seconds | {"refine": time.perf_counter() - started}
     found = replace(found, labels=refined.labels, confidence=confidence, seconds=seconds)
     return found, {"sam": sam_identity(sam), "organs": as_rows(refined, volume.geometry)}
