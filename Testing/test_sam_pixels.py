@@ -52,6 +52,18 @@ def test_the_quantiles_are_the_rules():
     assert unit[[10, 20, 30, 60, 90]].tolist() == pytest.approx([0, 0, 0.25, 1, 1])
 
 
+def test_quantiles_of_a_large_volume_come_from_a_part_of_it_and_are_nearly_the_same(monkeypatch):
+    mr = np.random.default_rng(0).gamma(2.0, 100.0, (40, 100, 110))
+    whole = to_pixels(mr, SRCSM, "MR")
+    monkeypatch.setattr("SAMRefineLib.pixels.SAMPLES", mr.size - 1)
+    part = to_pixels(mr, SRCSM, "MR")
+    assert not np.array_equal(part, whole)
+    assert np.abs(part - whole).max() < 0.02
+    assert np.array_equal(to_pixels(mr, SRCSM, "MR"), part)  # the same part every time
+    monkeypatch.setattr("SAMRefineLib.pixels.SAMPLES", mr.size)
+    assert np.array_equal(to_pixels(mr, SRCSM, "MR"), whole)
+
+
 def test_one_bright_voxel_does_not_darken_the_rest():
     mr = an_mr()
     before = to_pixels(mr, SRCSM)
