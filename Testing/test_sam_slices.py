@@ -15,7 +15,6 @@ from srcsm_training.dataset import read_dataset
 from srcsm_training.sam_slices import (
     BoxConfig,
     TileConfig,
-    add_shapes,
     disturbed_boxes,
     draw_tiles,
     object_in_slice,
@@ -34,7 +33,6 @@ STILL = TileConfig(
     margin=(1.0, 1.0),
     pixel=0.0,
     whole_slices=0.0,
-    shapes=0,
     smallest=1,
     rotation=0.0,
     tilt=0.0,
@@ -166,18 +164,6 @@ def test_small_pieces_are_no_prompts():
     assert (owner.tolist(), value.tolist()) == ([0, 0, 1], [1, 2, 3])
     owner, _ = prompts_of(labels * 0, 1)
     assert len(owner) == 0
-
-
-def test_shapes_leave_the_labels_alone():
-    labels = torch.zeros(3, 64, 64, dtype=torch.int64)
-    labels[:, 20:40, 10:50] = 2
-    shaped = add_shapes(labels, 5, 3, seeded())
-    assert torch.equal(shaped == 2, labels == 2)
-    assert set(shaped.unique().tolist()) <= {0, 2, 5, 6, 7}
-    assert len(shaped.unique()) == 5
-    assert labels.max() == 2
-    assert not torch.equal(shaped[0], shaped[1])
-    assert torch.equal(add_shapes(labels, 5, 0, seeded()), labels)
 
 
 BOXES = torch.tensor([[10.0, 20.0, 50.0, 40.0], [0.0, 5.0, 4.0, 64.0], [30.0, 30.0, 31.0, 31.0]])

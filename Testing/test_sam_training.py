@@ -47,7 +47,7 @@ SIZES = SmallSamConfig(
 CONFIG = SamConfig(
     network=SIZES,
     data=ScansConfig(folds=3, smoothing=0.0),
-    tiles=TileConfig(side=32, whole_slices=0.3, shapes=1, smallest=4),
+    tiles=TileConfig(side=32, whole_slices=0.3, smallest=4),
     prompts=PromptConfig(points=0.3, mask=0.3),
     optimisation=Recipe(steps=6, batch=2, learning_rate=1e-3, precision="fp32"),
     validate_every=3,

@@ -2,8 +2,7 @@
 """Tiles of slices with objects and their boxes, to train a SAM on (methods.md, section C).
 
 A tile is a square of a slice with a labelled object in it, at any zoom and in any of the eight
-orientations a file may store it in. Synthetic shapes behind the labelled objects are objects of
-their own: random convolution gives each its look. Boxes have the errors of a coarse network's.
+orientations a file may store it in. Boxes have the errors of a coarse network's.
 """
 
 import math
@@ -32,8 +31,6 @@ class TileConfig:
         whole_slices: share of the batches that show slices, at about their own resolution in
             tiles of twice the side or, as many, at twice that in tiles of four times the side;
             the number of the tiles falls as their area grows.
-        shapes: synthetic shapes behind the labelled objects of a tile. They can be seen only where
-            random convolution is per label.
         smallest: pixels; a smaller piece of an object is no prompt.
         rotation, tilt: rad, in the slice and out of it.
         axis_scale: further factor per axis around 1.
@@ -45,7 +42,6 @@ class TileConfig:
     margin: tuple[float, float] = (1.1, 4.0)
     pixel: float = 0.4
     whole_slices: float = 0.1
-    shapes: int = 2
     smallest: int = 24
     rotation: float = 0.35
     tilt: float = 0.05
@@ -80,7 +76,7 @@ class Tiles:
 
     Attributes:
         images: (N, 1, side, side) float32.
-        labels: (N, side, side) int64; synthetic shapes have the values after the labels'.
+        labels: (N, side, side) int64.
         owner, value: (P,) int64, the tile and the label of each prompt; tiles ascend.
         boxes: (P, 4) float32, edges x0, y0, x1, y1 in pixels: pixel n reaches from n to n + 1.
     """
@@ -133,7 +129,6 @@ def draw_tiles(
         image, labels = augmented_window(*volumes, window, draw, classes, case.outside, device)
         drawn.append((image[:, 0], labels[0]))
     images, labels = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-    labels = add_shapes(labels, classes, tiles.shapes, generator)
     owner, value = prompts_of(labels, tiles.smallest)
     tight = tight_boxes(labels[owner] == value[:, None, None])
     return Tiles(
@@ -224,33 +219,6 @@ def disturbed_boxes(
     outwards = outwards.maximum(sizes.repeat(1, 2) / -3)
     signs = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=boxes.device)
     return (boxes + signs * outwards).clamp(0, side)
-
-
-def add_shapes(
-    labels: torch.Tensor, classes: int, count: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Put `count` smooth star-shaped blobs on the background of labels (N, side, side).
-
-    They have the values from `classes` on; a later one lies on an earlier one.
-    """
-    labels = labels.clone()
-    side = labels.shape[-1]
-    line = (torch.arange(side, device=labels.device) + 0.5) / side
-    for tile in labels:
-        for number in range(count):
-            x, y, size, stretch, turn, *waves = torch.rand(13, generator=generator).tolist()
-            dx, dy = line - x, line[:, None] - y
-            cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
-            along = (cos * dx + sin * dy) / (1 + stretch)
-            across = (cos * dy - sin * dx) * (1 + stretch)
-            angle = torch.atan2(across, along)
-            reach = torch.ones_like(angle)
-            for order, height, phase in zip(range(2, 6), waves[::2], waves[1::2], strict=True):
-                reach += 0.6 * height / order * torch.cos(order * angle + 2 * math.pi * phase)
-            radius = 0.05 * 6**size  # 0.05 to 0.3 of the tile's side
-            inside = along.square() + across.square() < (radius * reach).square()
-            tile[inside & ((tile == 0) | (tile >= classes))] = classes + number
-    return labels
 
 
 def _draw_window(

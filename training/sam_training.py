@@ -239,11 +239,7 @@ def train(
 
     def loss(model: nn.Module, tiles: Tiles, generator: torch.Generator) -> torch.Tensor:
         looks = random_convolution(
-            tiles.images,
-            tiles.labels,
-            classes + config.tiles.shapes,
-            config.random_convolution,
-            generator,
+            tiles.images, tiles.labels, classes, config.random_convolution, generator
         )
         masks = tiles.masks
         prompts = draw_prompts(tiles.boxes, masks, config, generator)
