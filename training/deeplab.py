@@ -32,10 +32,10 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from SAMRefineLib.boxes import SliceGrid, acquisition_axis
 from SAMRefineLib.pixels import EQUALISED, to_pixels
 from srcsm_training import loop
-from srcsm_training.cli import add_device_option, add_run_options
 from srcsm_training.commands.train import run_to_end
 from srcsm_training.config import CasesConfig, Recipe, read_yaml, with_overrides
 from srcsm_training.dataset import Case
+from srcsm_training.options.common import add_device, add_run
 from srcsm_training.run import (
     RunResult,
     accelerator_for,
@@ -358,7 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = commands.add_parser("train", help="train, or resume")
     training.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     training.add_argument("--backbone", type=Path, metavar="FILE", help="resnet50-*.pth")
-    add_run_options(training)
+    add_run(training)
+    add_device(training)
     training.set_defaults(run=_train)
     prediction = commands.add_parser("predict", help="label the organs of a scan")
     prediction.add_argument("scan", type=Path)
@@ -366,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prediction.add_argument("-o", "--output", type=Path, required=True)
     prediction.add_argument("--confidence", type=Path, help="also write the probability")
     prediction.add_argument("--modality", choices=("CT", "MR"), help="default: guessed")
-    add_device_option(prediction)
+    add_device(prediction)
     prediction.set_defaults(run=_predict)
     arguments = parser.parse_args(argv)
     try:
