@@ -226,3 +226,15 @@ def test_intensities_are_augmented_and_clipped(cases, change):
 def test_a_margin_of_less_than_the_object_is_refused():
     with pytest.raises(ConfigError, match="margin"):
         TileConfig(margin=(0.9, 2.0))
+
+
+def test_a_batch_shows_an_object_however_often_it_must_be_drawn(cases):
+    """Of single tiles, those whose objects are too small show none."""
+    labels = torch.stack(
+        [draw.labels[0] for draw in (drawn(cases, count=1, seed=n) for n in range(12))]
+    )
+    areas = torch.nn.functional.one_hot(labels.flatten(1))[..., 1:].sum(1)
+    smallest = int(areas.amax(1).median()) + 1
+    assert 0 < (areas >= smallest).any(1).sum() < 12
+    for seed in range(12):
+        assert len(drawn(cases, replace(STILL, smallest=smallest), count=1, seed=seed).boxes)

@@ -113,8 +113,9 @@ def draw_tiles(
     kind = _uniform(generator) / max(tiles.whole_slices, 1e-9)
     factor = 2 if kind < 0.5 else 4 if kind < 1 else 1
     side, count = factor * tiles.side, max(1, count // factor**2)
-    drawn = []
-    while len(drawn) < count:
+    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+    while len(drawn) < count or not any(_shows_object(labels, tiles) for _, labels in drawn):
+        del drawn[count - 1 :]  # none shows one: the last is drawn anew
         case = cases[int(_uniform(generator) * len(cases))]
         window = _draw_window(case, tiles, factor, generator)
         spatial = AugmentationConfig(
@@ -245,6 +246,11 @@ def _draw_window(
     middle = middle + in_plane @ (np.array([x - 0.5, y - 0.5]) * (tile_mm - extent))
     mirror_x, mirror_y, exchanged = (flip < 0.5 for flip in flips)
     return place_tile(case.geometry, middle, tile_mm, side, (mirror_x, mirror_y), exchanged)
+
+
+def _shows_object(labels: torch.Tensor, tiles: TileConfig) -> bool:
+    """Whether there is anything to prompt for in a tile's labels (side, side)."""
+    return len(prompts_of(labels[None], tiles.smallest)[0]) > 0
 
 
 def _augmented_intensities(
