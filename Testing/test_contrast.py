@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrast against its definition, pixel by pixel, and over processes: methods.md, section B.4."""
+"""Contrast, and the loss of a pair, by their definitions and over processes: methods.md, B.4."""
 
 import math
 import subprocess
@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srcsm_training.contrast import Projection, nt_xent
+from srcsm_training.pairs import pair_loss
+from srcsm_training.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +108,38 @@ def test_the_projection_is_the_published_one():
     assert first.kernel_size == last.kernel_size == (1, 1, 1)
     x = torch.randn(2, 256, 1, 3, 4)
     assert projection(x).shape == (2, 128, 1, 3, 4)
+
+
+def test_the_loss_of_a_pair_is_the_published_sum():
+    """(Dice(source) + Dice(style)) / 2 + NT-Xent, each by its definition; soft Dice with 1e-5."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 1, 2, 2).double()
+    labels = torch.randint(4, (3, 1, 2, 2))
+    projected = features(2, 3, 5, 1, 2)
+    dice = []
+    for view in range(2):
+        ratios = []
+        for c in range(4):
+            overlap = total = 0.0
+            for n in range(3):
+                for row in range(2):
+                    for column in range(2):
+                        scores = logits[view, n, :, 0, row, column].exp().tolist()
+                        p, g = scores[c] / sum(scores), float(labels[n, 0, row, column] == c)
+                        overlap, total = overlap + p * g, total + p + g
+            ratios.append((2 * overlap + 1e-5) / (total + 1e-5))
+        dice.append(1 - sum(ratios) / len(ratios))
+    preset = PRESETS["icm"]
+    assert (preset.pairs.temperature, preset.pairs.contrast) == (0.2, 1.0)
+
+    def found(with_contrast):
+        given = projected[:, :, :, None].flatten(0, 1) if with_contrast else None
+        both = logits.flatten(0, 1)
+        return float(pair_loss(both, given, labels, preset.optimisation, preset.pairs))
+
+    assert found(False) == pytest.approx(sum(dice) / 2, abs=1e-5)
+    literal = sum(dice) / 2 + literal_nt_xent(projected, 0.2)
+    assert found(True) == pytest.approx(literal, abs=1e-5)
 
 
 TWO_PROCESSES = """

@@ -40,7 +40,7 @@ from .augmentation import (
     transformed_points,
 )
 from .cases import PreparedCase, draw_window
-from .config import TrainingConfig
+from .config import OptimisationConfig, PairsConfig, TrainingConfig
 from .contrast import Projection, nt_xent
 from .dataset import Case, Dataset
 from .losses import segmentation_loss
@@ -184,15 +184,7 @@ def train(
         with accelerator.autocast():
             looks = convolved(views, config, generator)
         logits, projected = model(looks.flatten(0, 1))
-        losses = [
-            segmentation_loss(part, views.labels, recipe.dice, recipe.cross_entropy)
-            for part in logits.split(recipe.batch)
-        ]
-        mean = torch.stack(losses).mean()
-        if projected is None:
-            return mean
-        by_view = projected.unflatten(0, (-1, recipe.batch))
-        return mean + pairs.contrast * nt_xent(by_view, pairs.temperature)
+        return pair_loss(logits, projected, views.labels, recipe, pairs)
 
     def validate(average: PairNetwork) -> list[float]:
         return loop.validation_dice(average.unet, validation, config, rule, accelerator)
@@ -215,6 +207,29 @@ def train(
     return progress, {
         name.removeprefix(unet): value for name, value in weights.items() if name.startswith(unet)
     }
+
+
+def pair_loss(
+    logits: torch.Tensor,
+    projected: torch.Tensor | None,
+    labels: torch.Tensor,
+    recipe: OptimisationConfig,
+    pairs: PairsConfig,
+) -> torch.Tensor:
+    """Mean of the views' segmentation losses, plus the weighted contrast (methods.md, B.4).
+
+    Args:
+        logits: (V * N, classes, K, J, I), view after view.
+        projected: (V * N, D, K', J', I'); None: no contrast.
+        labels: (N, K, J, I) int64, of all views.
+    """
+    by_view = logits.unflatten(0, (-1, len(labels)))
+    losses = [segmentation_loss(v, labels, recipe.dice, recipe.cross_entropy) for v in by_view]
+    mean = torch.stack(losses).mean()
+    if projected is None:
+        return mean
+    contrast = nt_xent(projected.unflatten(0, (-1, len(labels))), pairs.temperature)
+    return mean + pairs.contrast * contrast
 
 
 def draw_views(
