@@ -21,7 +21,7 @@ from srcsm_training.commands import ENDINGS
 from srcsm_training.commands import train as train_command
 from srcsm_training.dataset import check_dataset, read_dataset
 from srcsm_training.loop import Progress
-from srcsm_training.run import RunResult
+from srcsm_training.run_folder import RunResult
 from SRCSMSegmenterLib import inference
 from SRCSMSegmenterLib.bundle import Description, ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume

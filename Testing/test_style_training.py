@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
+from srcsm_training.accelerator import accelerator_for
 from srcsm_training.checkpoint import CheckpointError
 from srcsm_training.loop import TrainingError
 from srcsm_training.style import control as control_module
@@ -33,7 +34,6 @@ from srcsm_training.style.diffusion import (
     fit,
     generate,
     noisy_latents,
-    stage_accelerator,
 )
 from srcsm_training.style.slices import StyleError, read_picture, read_slices
 from srcsm_training.style.small import NOISE, train_base
@@ -100,7 +100,7 @@ def run_fit(folder, recipe, factors=(3.0, 1.0), **changes):
         "identity": {"stage": "test"},
         "loss": lambda m, generator: m(torch.tensor(factors) * torch.rand((), generator=generator)),
         "preview": lambda step: None,
-        "accelerator": stage_accelerator("cpu", "fp32", "test"),
+        "accelerator": accelerator_for("cpu", "fp32", "test"),
         "checkpoint_minutes": 99,
         **changes,
     }
@@ -176,7 +176,7 @@ def test_the_average_is_the_average_and_is_previewed_and_kept(tmp_path):
         recipe, model, tmp_path,
         seed=0, identity={}, loss=lambda m, generator: m(torch.tensor([3.0, 1.0])),
         preview=lambda step: shown.append((step, model.value.detach().clone())),
-        accelerator=stage_accelerator("cpu", "fp32", "test"), checkpoint_minutes=99, report=report,
+        accelerator=accelerator_for("cpu", "fp32", "test"), checkpoint_minutes=99, report=report,
     )  # fmt: skip
     torch.testing.assert_close(model.value.detach(), expected)
     assert [step for step, _ in shown] == [2, 4, 6]
@@ -213,12 +213,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(tmp_path):
 
 def test_precisions_that_the_device_cannot_train_in_are_refused():
     with pytest.raises(ConfigError, match=r"tune.precision=bf16"):
-        stage_accelerator("cpu", "fp16", "tune")
+        accelerator_for("cpu", "fp16", "tune")
     tiny.forget_accelerator()
     with pytest.raises(ConfigError, match=r"control.precision=fp32"):
-        stage_accelerator("cpu", "bf16", "control", 96 * 96)
+        accelerator_for("cpu", "bf16", "control", 96 * 96)
     tiny.forget_accelerator()
-    assert stage_accelerator("cpu", "bf16", "control", 64 * 64).mixed_precision == "bf16"
+    assert accelerator_for("cpu", "bf16", "control", 64 * 64).mixed_precision == "bf16"
 
 
 # Noise, latents, sampler

@@ -26,14 +26,9 @@ from srcsm_training.checkpoint import CheckpointError, load_checkpoint
 from srcsm_training.config import OptimisationConfig, TrainingConfig, to_dict, with_overrides
 from srcsm_training.dataset import read_dataset
 from srcsm_training.losses import segmentation_loss
-from srcsm_training.run import (
-    curve_row,
-    intensity_rule,
-    make_accelerator,
-    open_source,
-    run_training,
-    split,
-)
+from srcsm_training.run import make_accelerator, run_training
+from srcsm_training.run_folder import RunResult, curve_row
+from srcsm_training.source import intensity_rule, open_source, split
 from SRCSMSegmenterLib.bundle import load_bundle, verify_bundle
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, DeviceError
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -799,7 +794,7 @@ def test_a_run_folder_holds_what_its_docstring_promises(finished):
     }
     assert len(list((output / "tensorboard").iterdir())) == 1
     assert list(output.rglob("*.tmp")) == []
-    assert result == run.RunResult(6, True, result.best_dice, output / "model")
+    assert result == RunResult(6, True, result.best_dice, output / "model")
     assert any("3 cases of Dataset001_Tiny" in line for line in lines)
     assert any("on cpu (1 process" in line for line in lines)
 
@@ -871,7 +866,7 @@ def test_a_stopped_run_exports_nothing_and_the_same_call_finishes_it(
     tmp_path, folder, cache, finished
 ):
     result, _ = a_run(folder, cache, tmp_path / "my-run", stop_requested=stop_after(3))
-    assert result == run.RunResult(3, False, result.best_dice, None)
+    assert result == RunResult(3, False, result.best_dice, None)
     assert not (tmp_path / "my-run" / "model").exists()
     assert (tmp_path / "my-run" / "curve.csv").exists()
     result, _ = a_run(folder, cache, tmp_path / "my-run")
@@ -1039,6 +1034,13 @@ def test_devices_and_precisions_are_checked():
     accelerator = make_accelerator("cpu", tiny.config(precision="bf16"))
     assert accelerator.device.type == "cpu"
     assert accelerator.mixed_precision == "bf16"
+    for size in ((16, 16, 1), (128, 128, 2)):
+        tiny.forget_accelerator()
+        config = tiny.config(precision="bf16")
+        flat = replace(config.network, pooling=(2, 2, 1))
+        config = replace(config, grid=replace(config.grid, size=size), network=flat)
+        with pytest.raises(ConfigError, match=r"optimisation\.precision=fp32"):
+            make_accelerator("cpu", config)
 
 
 def test_curve_rows_leave_dice_open_between_validations():

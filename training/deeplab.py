@@ -13,12 +13,12 @@ weights of its backbone come from a file, torchvision's resnet50-*.pth, or it st
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,17 +32,12 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from SAMRefineLib.boxes import SliceGrid, acquisition_axis
 from SAMRefineLib.pixels import EQUALISED, to_pixels
 from srcsm_training import loop
+from srcsm_training.accelerator import accelerator_for
 from srcsm_training.commands.train import run_to_end
 from srcsm_training.config import CasesConfig, Recipe, read_yaml, with_overrides
 from srcsm_training.dataset import Case
 from srcsm_training.options.common import add_device, add_run
-from srcsm_training.run import (
-    RunResult,
-    accelerator_for,
-    open_source,
-    write_curve,
-    write_run_folder,
-)
+from srcsm_training.run_folder import RunResult, open_run
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
 from SRCSMSegmenterLib.files import whole_file
@@ -133,10 +128,9 @@ def run_training(
     backbone: Path | None = None,
     name: str | None = None,
     device: str = "auto",
-    max_minutes: float = math.inf,
-    stop_requested: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
     progress: Callable[[loop.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
 ) -> RunResult:
     """Train, or resume; the finished network is the run's ``model.safetensors``.
 
@@ -149,45 +143,35 @@ def run_training(
         DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
         CheckpointError.
     """
-    run_folder = Path(run_folder)
     accelerator = accelerator_for(device, config.optimisation.precision)
-    main = accelerator.is_main_process
-    tell = say if main else (lambda line: None)
-    source = open_source(dataset_folder, config.data, tell, check=main)
-    labels = source.dataset.labels
-    loop.state_to_resume(run_folder, config, source.training, source.validation)
+    run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
+    source, labels = run.source, run.source.dataset.labels
+    loop.state_to_resume(run.folder, config, source.training, source.validation)
     training, validation = (
         [read_slices(case, source.modality) for case in cases]
         for cases in (source.training, source.validation)
     )
-    if main:
-        write_run_folder(run_folder, config, source)
 
+    run.begin(config)
     torch.manual_seed(config.seed)
     network = build(len(labels), backbone).to(accelerator.device)
-    tell(f"Training on {accelerator.device} ({accelerator.mixed_precision}).")
     state, weights = train(
         config,
         network,
         training,
         validation,
-        run_folder,
+        run.folder,
         accelerator=accelerator,
-        max_minutes=max_minutes,
-        stop_requested=stop_requested,
         report=progress,
-        validated=lambda _, state: main and write_curve(run_folder, state.curve, list(labels)),
+        validated=lambda _, state: run.write_curve(state),
+        **limits,
     )
-    finished = state.finished
-    path = run_folder / f"{name or 'model'}.safetensors" if finished else None
-    if main:
-        write_curve(run_folder, state.curve, list(labels))
-        if finished:
-            network.load_state_dict(weights)
-            save(path, Coarse(network, labels, config.size, source.modality))
-    accelerator.wait_for_everyone()
-    best = state.best_dice if state.best_dice >= 0 else math.nan
-    return RunResult(state.step, finished, best, path)
+
+    def save_best(path: Path) -> None:
+        network.load_state_dict(weights)
+        save(path, Coarse(network, labels, config.size, source.modality))
+
+    return run.end(state, run.folder / f"{name or 'model'}.safetensors", save_best)
 
 
 def train(
@@ -198,7 +182,7 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
-    **arguments: object,
+    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
 ) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
     """Train until the last step; see `loop.fit` for what else it takes and gives."""
     recipe, device = config.optimisation, accelerator.device

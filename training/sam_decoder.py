@@ -8,10 +8,10 @@ from slices with random looks. The best weights are chosen on validation cases o
 """
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +33,12 @@ from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 from . import loop
+from .accelerator import accelerator_for
 from .config import CasesConfig, Recipe, one_of
 from .dataset import Case
 from .losses import mask_loss
 from .random_convolution import MODES, random_convolution
-from .run import RunResult, accelerator_for, open_source, write_curve, write_run_folder
+from .run_folder import RunResult, open_run
 from .sam_training import LICENCE, sam_card, summary
 
 BOX_KINDS = ("filtered", "unfiltered", "whole", "true")
@@ -162,10 +163,9 @@ def run_decoder_training(
     kind: str | None = None,
     name: str | None = None,
     device: str = "auto",
-    max_minutes: float = math.inf,
-    stop_requested: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
     progress: Callable[[loop.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
 ) -> RunResult:
     """Lay out the source's cases, fine-tune the decoder (or resume), and save the whole SAM.
 
@@ -179,59 +179,47 @@ def run_decoder_training(
         DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
         CheckpointError.
     """
-    run_folder = Path(run_folder)
     accelerator = accelerator_for(device, config.optimisation.precision)
-    main = accelerator.is_main_process
-    tell = say if main else (lambda line: None)
-    model = load_sam(sam, kind, str(accelerator.device))
-    source = open_source(dataset_folder, config.data, tell, check=main)
-    loop.state_to_resume(run_folder, config, source.training, source.validation)
-    labels = list(source.dataset.labels)
+    where = str(accelerator.device)
+    model = load_sam(sam, kind, where)
+    run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
+    source, labels = run.source, run.labels
+    loop.state_to_resume(run.folder, config, source.training, source.validation)
     if (known := len(coarse.description.labels)) != len(labels):
         raise ConfigError(f"The coarse network has {known} labels, the dataset {len(labels)}.")
-    tell(f"Boxes from {coarse.description.name} on {len(source.dataset.cases)} cases ...")
+    run.tell(f"Boxes from {coarse.description.name} on {len(source.dataset.cases)} cases ...")
     training, validation = (
-        [
-            scan_of(case, coarse, model, config, source.modality, str(accelerator.device))
-            for case in cases
-        ]
+        [scan_of(case, coarse, model, config, source.modality, where) for case in cases]
         for cases in (source.training, source.validation)
     )
-    if main:
-        write_run_folder(run_folder, config, source)
 
-    tell(f"Training on {accelerator.device} ({accelerator.mixed_precision}).")
+    run.begin(config)
     state, weights = train(
         config,
         model,
         training,
         validation,
         len(labels) + 1,
-        run_folder,
+        run.folder,
         accelerator=accelerator,
-        max_minutes=max_minutes,
-        stop_requested=stop_requested,
         report=progress,
-        validated=lambda _, state: main and write_curve(run_folder, state.curve, labels),
+        validated=lambda _, state: run.write_curve(state),
+        **limits,
     )
-    finished = state.finished
-    folder = run_folder / "model" if finished else None
-    if main:
-        write_curve(run_folder, state.curve, labels)
-        if finished:
-            BoxDecoder(model).load_state_dict(weights)
-            before = {"sam": model.name, "sam_identity": model.identity, **model.training}
-            tuned = {
-                **summary(config, source, state),
-                "coarse": coarse.description.name,
-                "coarse_identity": coarse.identity,
-                "before": before,
-            }
-            model = replace(model, name=name or run_folder.resolve().name, training=tuned)
-            save_sam(folder, model, sam_card(model), LICENCE)
-    accelerator.wait_for_everyone()
-    best = state.best_dice if state.best_dice >= 0 else math.nan
-    return RunResult(state.step, finished, best, folder)
+
+    def save(folder: Path) -> None:
+        BoxDecoder(model).load_state_dict(weights)
+        before = {"sam": model.name, "sam_identity": model.identity, **model.training}
+        about = {
+            **summary(config, run, state),
+            "coarse": coarse.description.name,
+            "coarse_identity": coarse.identity,
+            "before": before,
+        }
+        tuned = replace(model, name=name or run.folder.resolve().name, training=about)
+        save_sam(folder, tuned, sam_card(tuned), LICENCE)
+
+    return run.end(state, run.folder / "model", save)
 
 
 def train(
@@ -243,7 +231,7 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
-    **arguments: object,
+    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
 ) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
     """Fine-tune the decoder of `model`, which is changed; for the rest see `loop.fit`."""
     recipe = config.optimisation

@@ -7,10 +7,10 @@ errors, at times with points or a first guess of the mask beside them. Its estim
 IoU is trained too. The best weights are chosen by true boxes on validation cases of the source.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,19 +28,12 @@ from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample, smooth_voxels
 
 from . import loop
+from .accelerator import accelerator_for
 from .cases import PreparedCase, default_cache, prepare_cases
 from .config import Recipe, ScansConfig, one_of, to_dict
 from .losses import mask_loss
 from .random_convolution import MODES, random_convolution
-from .run import (
-    RunResult,
-    Source,
-    accelerator_for,
-    intensity_rule,
-    open_source,
-    write_curve,
-    write_run_folder,
-)
+from .run_folder import Run, RunResult, best_validation, dice_table, open_run
 from .sam_slices import (
     BoxConfig,
     TileConfig,
@@ -51,6 +44,7 @@ from .sam_slices import (
     prompts_of,
     tight_boxes,
 )
+from .source import intensity_rule
 
 VALIDATION_MARGIN = 1.5
 """Side of a validation tile over the longer side of its object."""
@@ -139,10 +133,9 @@ def run_sam_training(
     name: str | None = None,
     device: str = "auto",
     cache: Path | None = None,
-    max_minutes: float = math.inf,
-    stop_requested: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
     progress: Callable[[loop.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
 ) -> RunResult:
     """Check the dataset, prepare its cases, train (or resume), and export the SAM.
 
@@ -156,52 +149,38 @@ def run_sam_training(
     Raises:
         DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
     """
-    run_folder = Path(run_folder)
     accelerator = accelerator_for(device, config.optimisation.precision)
-    main = accelerator.is_main_process
-    tell = say if main else (lambda line: None)
-    source = open_source(dataset_folder, config.data, tell, check=main)
-    loop.state_to_resume(run_folder, config, source.training, source.validation)
+    run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
+    source = run.source
+    loop.state_to_resume(run.folder, config, source.training, source.validation)
     rule = intensity_rule(config.data, source.modality, source.training)
-    cases = (*source.training, *source.validation)
-    tell(f"Preparing {len(cases)} cases, {len(source.validation)} of them for validation ...")
+    cases, count = (*source.training, *source.validation), len(source.training)
+    run.tell(f"Preparing {count} training and {len(source.validation)} validation cases ...")
     with accelerator.main_process_first():
         scaled = prepare_cases(cases, rule, config.data.smoothing, SLICES, cache or default_cache())
     prepared = [with_pixels(case, SRCSM, source.modality) for case in scaled]
-    labels = list(source.dataset.labels)
-    if main:
-        write_run_folder(run_folder, config, source)
 
-    tell(f"Training on {accelerator.device} ({accelerator.mixed_precision}).")
+    run.begin(config)
     state, weights = train(
         config,
-        prepared[: len(source.training)],
-        prepared[len(source.training) :],
-        len(labels) + 1,
-        run_folder,
+        prepared[:count],
+        prepared[count:],
+        len(run.labels) + 1,
+        run.folder,
         accelerator=accelerator,
-        max_minutes=max_minutes,
-        stop_requested=stop_requested,
         report=progress,
-        validated=lambda _, state: main and write_curve(run_folder, state.curve, labels),
+        validated=lambda _, state: run.write_curve(state),
+        **limits,
     )
-    finished = state.finished
-    folder = run_folder / "model" if finished else None
-    if main:
-        write_curve(run_folder, state.curve, labels)
-        if finished:
-            network = new_network(config)
-            network.load_state_dict(weights)
-            model = replace(
-                network.model,
-                name=name or run_folder.resolve().name,
-                training=summary(config, source, state),
-            )
-            save_sam(folder, model, sam_card(model), LICENCE)
-    accelerator.wait_for_everyone()
-    return RunResult(
-        state.step, finished, state.best_dice if state.best_dice >= 0 else math.nan, folder
-    )
+
+    def save(folder: Path) -> None:
+        network = new_network(config)
+        network.load_state_dict(weights)
+        called = name or run.folder.resolve().name
+        model = replace(network.model, name=called, training=summary(config, run, state))
+        save_sam(folder, model, sam_card(model), LICENCE)
+
+    return run.end(state, run.folder / "model", save)
 
 
 def train(
@@ -212,7 +191,7 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
-    **arguments: object,
+    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
 ) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
     """Train a small SAM until its last step; see `loop.fit` for what else it takes and gives.
 
@@ -413,18 +392,15 @@ def true_box_dice(
     return dice[:, 1:].nanmean(0).tolist()
 
 
-def summary(config: object, source: Source, state: loop.Progress) -> dict:
+def summary(config: object, run: Run, state: loop.Progress) -> dict:
     """What a SAM's folder tells of its training, plain JSON values."""
-    validations = [row for row in state.curve if row.get("dice")]
-    best = max(validations, key=lambda row: np.nanmean(row["dice"])) if validations else None
-    scores = zip(source.dataset.labels, best["dice"], strict=True) if best else ()
     return {
-        "dataset": source.dataset.name,
-        "modality": source.modality,
-        "training_cases": len(source.training),
-        "validation_cases": len(source.validation),
+        "dataset": run.source.dataset.name,
+        "modality": run.source.modality,
+        "training_cases": len(run.source.training),
+        "validation_cases": len(run.source.validation),
         "steps": state.step,
-        "validation_dice": {label: dice for label, dice in scores if not math.isnan(dice)},
+        "validation_dice": best_validation(state, run.labels),
         "config": to_dict(config),
     }
 
@@ -432,9 +408,6 @@ def summary(config: object, source: Source, state: loop.Progress) -> dict:
 def sam_card(model: SamModel) -> str:
     """The model card of a freshly trained SAM, Markdown."""
     training = model.training
-    dice = "\n".join(
-        f"| {label} | {value:.3f} |" for label, value in training["validation_dice"].items()
-    )
     return f"""# {model.name}
 
 A SAM ({model.kind}) that outlines what a box surrounds, trained on {training["modality"]} alone.
@@ -454,7 +427,5 @@ A SAM ({model.kind}) that outlines what a box surrounds, trained on {training["m
 
 Dice on tiles around the organs, the best of all validations:
 
-| label | Dice |
-| --- | --- |
-{dice}
+{dice_table(training["validation_dice"])}
 """

@@ -18,7 +18,9 @@ from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from ..config import TrainingConfig, read_yaml, to_dict, with_overrides
 from ..pairs import open_restyled
 from ..presets import PRESETS, preset
-from ..run import RunResult, intensity_rule, open_source, run_training
+from ..run import run_training
+from ..run_folder import RunResult
+from ..source import intensity_rule, open_source
 from . import INTERRUPTED
 from .common import (
     OutputError,

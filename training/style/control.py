@@ -24,6 +24,7 @@ from torch import nn
 
 from SRCSMSegmenterLib.errors import ConfigError
 
+from ..accelerator import accelerator_for
 from ..config import to_dict
 from .base import (
     CONDITION_CHANNELS,
@@ -46,7 +47,6 @@ from .diffusion import (
     noisy_latents,
     place_frozen,
     sheet,
-    stage_accelerator,
     steered,
 )
 from .prompts import read_prompts
@@ -85,7 +85,7 @@ def train_control(
     """
     recipe = config.control
     slices = read_slices(slices_folder)
-    accelerator = stage_accelerator(device, recipe.precision, "control", slices.size**2)
+    accelerator = accelerator_for(device, recipe.precision, "control", slices.size**2)
     tell = say if accelerator.is_main_process else (lambda line: None)
     prompt = read_prompts(config.prompts).instance
     base = load_base(base_name, download=download, say=tell)

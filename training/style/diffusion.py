@@ -27,11 +27,8 @@ from diffusers import (
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
-from SRCSMSegmenterLib.errors import ConfigError
-
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..loop import TrainingError, any_process, learning_rate, seeded
-from ..run import LARGEST_BF16_PLANE, accelerator_for
 from .base import BaseModel
 from .config import SamplingConfig, StageConfig
 from .slices import SliceSet, read_picture, write_bytes
@@ -52,31 +49,6 @@ class StageProgress:
     step: int = 0
     loss: float = math.nan
     curve: list[dict[str, float]] = field(default_factory=list)
-
-
-def stage_accelerator(device: str, precision: str, where: str, plane: int = 0) -> Accelerator:
-    """`accelerator_for` a stage.
-
-    Args:
-        where: the configuration's section, for the message.
-        plane: pixels of the largest picture that trained convolutions see.
-
-    Raises:
-        ConfigError: a precision that the device cannot train in.
-        DeviceError: unknown or absent.
-    """
-    try:
-        accelerator = accelerator_for(device, precision)
-    except ConfigError as error:
-        raise ConfigError(
-            f"fp16 needs a GPU; choose {where}.precision=bf16 or {where}.precision=fp32."
-        ) from error
-    if accelerator.device.type == "cpu" and precision == "bf16" and plane > LARGEST_BF16_PLANE:
-        raise ConfigError(
-            f"{plane} pixels are too many to train on in bf16 on a CPU (see LARGEST_BF16_PLANE in "
-            f"training/run.py); choose {where}.precision=fp32."
-        )
-    return accelerator
 
 
 def fit(

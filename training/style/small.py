@@ -32,6 +32,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 
+from ..accelerator import accelerator_for
 from ..config import to_dict
 from .base import BaseModel, save_model
 from .config import (
@@ -51,7 +52,6 @@ from .diffusion import (
     generate,
     noisy_latents,
     sheet,
-    stage_accelerator,
     token_ids,
 )
 from .prompts import Prompts, read_prompts
@@ -131,7 +131,7 @@ def train_base(
     """
     started = time.monotonic()
     first, second = config.base.autoencoder, config.base.denoiser
-    accelerator = stage_accelerator(device, second.precision, "base", first.crop**2)
+    accelerator = accelerator_for(device, second.precision, "base", first.crop**2)
     tell = say if accelerator.is_main_process else (lambda line: None)
     sets = [read_slices(slice_folder) for slice_folder in slice_folders]
     prompts = read_prompts(config.prompts)

@@ -21,11 +21,12 @@ import numpy as np
 
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 
+from ..accelerator import accelerator_for
 from ..config import to_dict
 from .base import load_base
 from .config import StyleConfig
 from .control import conditions, load_control
-from .diffusion import DTYPES, generate, place_frozen, stage_accelerator
+from .diffusion import DTYPES, generate, place_frozen
 from .prompts import Prompts, read_prompts
 from .slices import (
     MANIFEST,
@@ -96,7 +97,7 @@ def swap(
     started = time.monotonic()
     slices = read_slices(slices_folder)
     prompts = read_prompts(config.prompts)
-    accelerator = stage_accelerator(device, config.swap.precision, "swap")
+    accelerator = accelerator_for(device, config.swap.precision, "swap")
     tell = say if accelerator.is_main_process else (lambda line: None)
     wishes = plan(slices, prompts, config)
     base = load_base(base_name, download=download, say=tell)

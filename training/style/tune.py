@@ -17,6 +17,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
+from ..accelerator import accelerator_for
 from ..config import to_dict
 from .base import (
     BaseModel,
@@ -38,7 +39,6 @@ from .diffusion import (
     noisy_latents,
     place_frozen,
     sheet,
-    stage_accelerator,
 )
 from .prompts import read_prompts
 from .slices import StageResult, manifest_sha256, read_picture, read_slices, write_picture
@@ -65,7 +65,7 @@ def tune(
         StyleError.
     """
     recipe = config.tune
-    accelerator = stage_accelerator(device, recipe.precision, "tune")
+    accelerator = accelerator_for(device, recipe.precision, "tune")
     tell = say if accelerator.is_main_process else (lambda line: None)
     slices = read_slices(slices_folder)
     prompt = read_prompts(config.prompts).instance
