@@ -23,9 +23,9 @@ from SAMRefineLib.crops import crops
 from SAMRefineLib.decoding import Prompts, decode
 from SAMRefineLib.embeddings import EmbeddingCache, encode
 from SAMRefineLib.models import SamModel, load_sam, save_sam
-from SAMRefineLib.mosaic import Mosaic, Tile, mask_from_tile, pack
+from SAMRefineLib.mosaic import Mosaic, Tile, mask_from_tile
 from SAMRefineLib.pixels import to_pixels
-from SAMRefineLib.prediction import TILE_PATCHES
+from SAMRefineLib.prediction import lay_out
 from SRCSMSegmenterLib.bundle import ModelBundle
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 from SRCSMSegmenterLib.geometry import Volume
@@ -358,22 +358,9 @@ def laid_out(
         rows, columns = grid.shape
         shown = sorted({n for of_organ in boxes.values() for n in of_organ})
         sources = [(dict.fromkeys(shown, (0, 0, columns, rows)), list(boxes))]
-    tile = min(TILE_PATCHES * model.patch, model.canvas)
-    row_mm, column_mm = grid.spacing
     mosaics, truths, examples = [], [], []
     for number, (rectangles, values) in enumerate(sources):
-        mosaics.append(
-            pack(
-                [pixels[n] for n in rectangles],
-                side=model.canvas,
-                step=model.step,
-                at_least=tile,
-                at_most=tile if mosaic == "crops" else model.canvas,
-                sources=list(rectangles.values()),
-                aspect=row_mm / column_mm,
-                fill=model.pixels.fill,
-            )
-        )
+        mosaics.append(lay_out(pixels, rectangles, grid, model, mosaic))
         truths.append(tuple(labels[n] for n in rectangles))
         members = {n: member for member, n in enumerate(rectangles)}
         for value in values:

@@ -208,35 +208,15 @@ class Predictor:
             wanted.setdefault(layout, []).append((value, n))
         canvases: list[_Canvas] = []
         for layout, places in wanted.items():
-            mosaic = self._mosaic(self._layouts[layout])
-            tiles = dict(zip(self._layouts[layout], mosaic.tiles, strict=True))
+            sources = self._layouts[layout]
+            mosaic = lay_out(self._pixels, sources, self._grid, self._model, self._mode)
+            tiles = dict(zip(sources, mosaic.tiles, strict=True))
             on_canvas: dict[int, dict[Place, Tile]] = {}
             for place in places:
                 tile = tiles[place[1]]
                 on_canvas.setdefault(tile.canvas, {})[place] = tile
             canvases += [_Canvas(mosaic, number, on_canvas[number]) for number in sorted(on_canvas)]
         return canvases
-
-    def _mosaic(self, sources: Mapping[int, Rectangle]) -> Mosaic:
-        """Rectangles of slices, by slice number, on canvases."""
-        canvas = self._model.canvas
-        tile = min(TILE_PATCHES * self._model.patch, canvas)
-        at_least, at_most = {
-            "slices": (tile, canvas),
-            "crops": (tile, tile),
-            "off": (canvas, canvas),
-        }[self._mode]
-        row_mm, column_mm = self._grid.spacing
-        return pack(
-            [self._pixels[n] for n in sources],
-            side=canvas,
-            step=self._model.step,
-            at_least=at_least,
-            at_most=at_most,
-            sources=list(sources.values()),
-            aspect=row_mm / column_mm,
-            fill=self._model.pixels.fill,
-        )
 
     @torch.inference_mode()
     def _decode(
@@ -275,6 +255,38 @@ class Predictor:
         x0, y0, x1, y1 = tile.source
         blank = bool(np.ptp(self._pixels[n, y0:y1, x0:x1]) == 0)
         return Answer(probability.half().cpu().numpy(), tile.source, iou, blank)
+
+
+def lay_out(
+    pixels: np.ndarray,
+    sources: Mapping[int, Rectangle],
+    grid: SliceGrid,
+    model: SamModel,
+    mode: MosaicMode,
+) -> Mosaic:
+    """Rectangles of slices on canvases.
+
+    Args:
+        pixels: (n, rows, columns), all slices of the grid, ready for the model's encoder.
+        sources: by slice number.
+    """
+    tile = min(TILE_PATCHES * model.patch, model.canvas)
+    at_least, at_most = {
+        "slices": (tile, model.canvas),
+        "crops": (tile, tile),
+        "off": (model.canvas, model.canvas),
+    }[mode]
+    row_mm, column_mm = grid.spacing
+    return pack(
+        [pixels[n] for n in sources],
+        side=model.canvas,
+        step=model.step,
+        at_least=at_least,
+        at_most=at_most,
+        sources=list(sources.values()),
+        aspect=row_mm / column_mm,
+        fill=model.pixels.fill,
+    )
 
 
 def _prompts(
