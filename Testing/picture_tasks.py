@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks of a worker whose SAM is that of picture_sam.py; for the worker's process alone."""
 
+import os
+
 from picture_sam import Pictures, decode
 
 from SAMRefineLib import embeddings, prediction
@@ -24,4 +26,9 @@ def looks(parameters, arrays, context):
     return {"passes": context.models.get("embeddings", Pictures).passes}, {}
 
 
-TASKS = {**REAL, "wait": wait, "looks": looks}
+def who(parameters, arrays, context):
+    """This process."""
+    return {"pid": os.getpid()}, {}
+
+
+TASKS = {**REAL, "wait": wait, "looks": looks, "who": who}

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from SAMRefineLib.bounds import dragged, mirrored
 from SAMRefineLib.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.key_frames import KeyFrames
-from SAMRefineLib.organs import Organ, Patch, Report, Settings, organs_from_json, organs_to_json
+from SAMRefineLib.organs import (
+    Organ,
+    Patch,
+    Report,
+    Settings,
+    organs_from_json,
+    organs_to_json,
+    packed,
+    unpacked,
+)
 from SRCSMSegmenterLib.errors import PromptError
 
 GRID = SliceGrid(oblique_left_handed((40, 30, 20)), 2)
@@ -199,3 +208,13 @@ def test_a_patch_is_the_mask_it_was_made_of():
     assert patch.mask.shape == (3, 2, 4)
     np.testing.assert_array_equal(patch.whole(mask.shape), mask)
     assert not Patch.of(np.zeros((2, 3, 4), bool)).whole((2, 3, 4)).any()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**81 - 1))
+def test_packed_masks_are_unpacked(rows, columns, bits):
+    flat = [bits >> n & 1 for n in range(rows * columns)]
+    mask = np.array(flat, bool).reshape(rows, columns)
+    found = unpacked(packed(mask), mask.shape)
+    assert found.dtype == bool
+    np.testing.assert_array_equal(found, mask)
+    assert packed(mask) == packed(mask.copy())

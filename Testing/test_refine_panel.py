@@ -28,7 +28,8 @@ def modules():
 
 @pytest.fixture(autouse=True)
 def window(tmp_path, monkeypatch, modules):
-    """The panel in a window, with all packages there."""
+    """The panel in a window, with all packages there, and no SAM: it would set to work."""
+    monkeypatch.setenv("SRCSM_MODELS", str(tmp_path / "Models"))
     packaging = SimpleNamespace(load_requirements=lambda path: [], pip_check=lambda one: True)
     monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
     with qt_host.slicer_with_qt(tmp_path / "settings.ini", *modules) as window:

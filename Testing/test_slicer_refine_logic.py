@@ -535,6 +535,47 @@ def test_a_slice_gets_a_box_and_loses_it(session):
     np.testing.assert_array_equal(mask(session), COARSE)
 
 
+def test_long_histories_forget_their_beginning(session, monkeypatch):
+    monkeypatch.setattr(logic, "STEPS", 3)
+    for x in range(3, 8):
+        session.edit_box(1, 4, Box(x, 4, 20, 30))
+    for _ in range(4):
+        session.undo()
+    assert session.organ(1).frames.edited[4].x0 == 4
+    assert not session.can_undo
+
+
+def surface(session, name="liver"):
+    segment = session.segmentationNode.GetSegmentation().GetSegment(name)
+    return segment.GetRepresentation(slicer_scene.SURFACE)
+
+
+def test_surfaces_follow_when_all_is_redrawn_and_those_of_others_stay(session):
+    session.segmentationNode.CreateClosedSurfaceRepresentation()
+    spleen, sizes = surface(session, "spleen"), [surface(session).GetBounds()[1::2]]
+    session.edit_bound(1, widened(session))
+    refine(session, ["liver"])
+    sizes.append(surface(session).GetBounds()[1::2])
+    session.undo()
+    assert surface(session).GetBounds()[1::2] == sizes[0]
+    session.redo()
+    assert surface(session).GetBounds()[1::2] == sizes[1] != sizes[0]
+    assert surface(session, "spleen") is spleen
+    session.live = True
+    old, heard = surface(session), []
+    session.changed = lambda: heard.append((session._busy, surface(session) is old))
+    session.edit_box(1, 4, Box(8, 11, 25, 39))
+    settle(session)
+    assert (("redraw", 1, None), True) in heard  # the slice is there, the surface is not yet
+    assert surface(session) is not old
+    session.keep_coarse(1, True)
+    assert surface(session).GetBounds()[1::2] == sizes[0]
+    session.switch_off(1, 0)
+    for n in range(9):
+        session.switch_off(1, n)
+    settle(session)
+
+
 # live
 
 
@@ -558,6 +599,34 @@ def test_letting_go_of_a_box_redraws_the_slice_and_then_the_organ(session):
     np.testing.assert_array_equal(mask(session), start)
     session.redo()
     assert dice(mask(session), LIVER) > 0.93
+
+
+def test_the_slice_that_is_looked_at_goes_before_whole_organs_and_embeddings(session):
+    session.ahead = True
+    assert session._busy == ("embed", 1, None)
+    session.live, order, submit = True, [], session._submit
+
+    def written_down(task, organs, frames=None, **more):
+        boxes = (frames or {}).get(organs[0].value, organs[0].frames).effective()
+        order.append((task, organs[0].value, list(boxes) if len(boxes) == 1 else "all"))
+        return submit(task, organs, frames, **more)
+
+    session._submit = written_down
+    session.edit_box(1, 4, Box(8, 11, 30, 39))
+    assert session._busy == ("redraw", 1, 4)
+    wait_for(lambda: session._busy == ("redraw", 1, None))
+    session.edit_box(2, 4, Box(36, 42, 52, 58))
+    assert session._busy == ("redraw", 2, 4)
+    settle(session)
+    assert order[:5] == [
+        ("refine", 1, [4]),
+        ("refine", 1, "all"),
+        ("refine", 2, [4]),
+        ("refine", 2, "all"),
+        ("refine", 1, "all"),
+    ]
+    assert not any(organ.changed for organ in session.organs)
+    assert set(session.embeddings.values()) <= {"ready", "running", "waiting"}
 
 
 def test_live_results_of_boxes_that_moved_on_are_dropped(session):
@@ -653,6 +722,49 @@ def test_cancelling_leaves_everything_as_it_is(session):
     assert state() == before
     assert session.organs == organs
     refine(session)  # and the next one works
+
+
+def pid():
+    return slicer_logic.worker().submit("who").wait().values["pid"]
+
+
+def test_cancelling_is_instant_and_the_worker_keeps_what_it_knows(session, monkeypatch):
+    refine(session)
+    process, seen = pid(), passes()
+    sent, worker = [], slicer_logic.worker()
+    carry = worker._carry
+
+    def written_down(job, connection):
+        sent.extend(job._request[1])
+        carry(job, connection)
+
+    monkeypatch.setattr(worker, "_carry", written_down)
+    session.edit_bound(1, widened(session))
+    run = session.refine()
+    wait_for(lambda: run._request.job.stage != "start")
+    session.cancel()
+    assert run.finished
+    assert run.error.kind == "Cancelled"
+    assert session.run is None
+    refine(session)
+    assert dice(mask(session), LIVER) > 0.93
+    assert dice(mask(session, "spleen"), SPLEEN) > 0.9
+    assert pid() == process
+    assert sent == []
+    assert passes() <= seen + 2
+
+
+@pytest.mark.parametrize("what", ["voxels", "sam"])
+def test_a_result_of_another_volume_or_sam_is_dropped(session, sam, what):
+    before, run = mask(session), session.refine()
+    if what == "voxels":
+        slicer.util.arrayFromVolumeModified(session.volumeNode)
+    else:
+        session.configure(mosaic="slices")
+    wait_for(lambda: run.finished)
+    assert "changed meanwhile" in str(run.error)
+    np.testing.assert_array_equal(mask(session), before)
+    refine(session)
 
 
 def test_a_worker_that_died_is_told_of_the_volume_again(session):

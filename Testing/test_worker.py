@@ -97,9 +97,9 @@ def until(condition, worker: Worker | None = None) -> None:
             time.sleep(0.01)
 
 
-def at_work(worker: Worker, task: str, parameters=None):
+def at_work(worker: Worker, task: str, parameters=None, **options):
     """A job that has reported its first progress."""
-    job = worker.submit(task, parameters or {})
+    job = worker.submit(task, parameters or {}, **options)
     until(lambda: job.stage != "start", worker)
     return job
 
@@ -252,6 +252,18 @@ def test_a_deaf_task_is_killed_with_all_its_processes(make_worker, task):
     until(lambda: gone(pid) and gone(child))
     # The next job starts the worker anew.
     assert waiting.wait(PATIENCE).values["pid"] != pid
+
+
+def test_a_job_can_be_given_more_time_to_notice_than_others(make_worker):
+    worker = make_worker(grace=0.01)
+    pid = pid_of(worker)
+    patient = at_work(worker, "deaf", {"seconds": 0.3}, grace=PATIENCE)
+    patient.cancel()
+    until(lambda: patient.finished, worker)
+    assert patient.state == "cancelled"
+    assert pid_of(worker) == pid
+    at_work(worker, "deaf").cancel()
+    assert pid_of(worker) != pid
 
 
 def test_cancelling_while_the_worker_starts(make_worker):

@@ -2,6 +2,7 @@
 """An organ that is being refined, all that is known of it, and how it is kept with a scene."""
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -78,11 +79,9 @@ class Patch:
     @classmethod
     def of(cls, mask: np.ndarray) -> "Patch":
         """Of a bool array (K, J, I), which may be written to afterwards."""
-        if not mask.any():
-            return cls((0, 0, 0), np.zeros((0, 0, 0), bool))
-        axes = ((1, 2), (0, 2), (0, 1))
-        extents = [np.flatnonzero(mask.any(axis))[[0, -1]] for axis in axes]
-        block = tuple(slice(int(a), int(b) + 1) for a, b in extents)
+        planes = _extent(mask.any(axis=(1, 2)))
+        seen = mask[planes].any(axis=0)  # the whole array is looked at but once
+        block = planes, _extent(seen.any(axis=1)), _extent(seen.any(axis=0))
         return cls(tuple(part.start for part in block), mask[block].copy())
 
     @property
@@ -95,6 +94,23 @@ class Patch:
         found = np.zeros(shape, bool)
         found[self.block] = self.mask
         return found
+
+
+def _extent(flags: np.ndarray) -> slice:
+    """From the first to the last that is True."""
+    found = np.flatnonzero(flags)
+    return slice(int(found[0]), int(found[-1]) + 1) if found.size else slice(0, 0)
+
+
+def packed(mask: np.ndarray) -> bytes:
+    """A bool mask of a slice in a few hundred bytes, as long histories are made of them."""
+    return zlib.compress(np.packbits(mask).tobytes(), 1)
+
+
+def unpacked(content: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """The mask that `packed` was given."""
+    bits = np.frombuffer(zlib.decompress(content), np.uint8)
+    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,8 @@ class Organ:
         kept: the user decided to keep the coarse mask.
         changed: its boxes or points changed since it was last refined.
         report: of that refinement.
-        result: what it found; not saved.
+        result: what it found, `packed`, by slice number; slices without anything are left out. None
+            where that is not known, as it is not saved.
     """
 
     frames: KeyFrames
@@ -125,7 +142,7 @@ class Organ:
     kept: bool = False
     changed: bool = True
     report: Report | None = None
-    result: Patch | None = field(default=None, compare=False)
+    result: Mapping[int, bytes] | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:

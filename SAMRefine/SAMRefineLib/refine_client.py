@@ -18,21 +18,41 @@ from .key_frames import KeyFrames, boxes_to_json
 from .organs import Hint
 from .tasks import UNKNOWN_SESSION
 
+GRACE = 30.0
+"""Seconds that the worker has to notice that it was cancelled: a large SAM takes some for a canvas,
+and killing the worker costs the SAM, the volume and all embeddings."""
+
 
 class Request:
     """Something the worker was asked.
 
     Attributes:
+        client: which asked it.
         finished: True at the end, however it ended.
+        error: where it failed or was cancelled (kind "Cancelled").
+        reports: of "refine", what became of the organs (`tasks.refine`).
+        labels: of "refine", (n, rows, columns), slice by slice; the client's own, to be read before
+            anything else is asked.
     """
 
-    def __init__(self) -> None:
-        self.finished = False
+    def __init__(self, client: "RefineClient", done: Callable[["Request"], None]) -> None:
+        self.client, self.finished = client, False
+        self.error: WorkerError | None = None
+        self.reports: list[dict[str, Any]] = []
+        self.labels: np.ndarray | None = None
         self.job: Job | None = None
+        self._done = done
 
     def cancel(self) -> None:
-        """Stop it, by force where it does not listen; the worker is started again when needed."""
+        """End it at once. The worker is given time to notice; what comes next waits for it."""
         self.job.cancel()
+        self.end(WorkerError("Cancelled", "The refinement was cancelled; nothing was changed."))
+
+    def end(self, error: WorkerError | None = None) -> None:
+        """It is finished, unless it is already."""
+        if not self.finished:
+            self.finished, self.error = True, error
+            self._done(self)
 
 
 class RefineClient:
@@ -55,6 +75,10 @@ class RefineClient:
             "affine": geometry.affine.ravel().tolist(),
         }
         self._sent: set[str] = set()
+        # The session's last result, and how many are being made. A reply tells the changes alone
+        # where it is certain what they are changes of.
+        self._labels: np.ndarray | None = None
+        self._awaited = 0
 
     def submit(
         self,
@@ -65,7 +89,7 @@ class RefineClient:
         hints: Mapping[int, Mapping[int, Sequence[Hint]]] | None = None,
         progress: Callable[[str, float], None] = lambda stage, fraction: None,
         log: Callable[[str], None] = lambda line: None,
-        done: Callable[[Job], None] = lambda job: None,
+        done: Callable[[Request], None] = lambda request: None,
         **parameters: Any,  # noqa: ANN401
     ) -> Request:
         """Ask for "embed" or "refine".
@@ -73,7 +97,8 @@ class RefineClient:
         Args:
             coarse: the coarse mask of the organ with a label, or None; asked where it is needed.
             hints: by label and slice number.
-            done: called once, with the last job.
+            progress, log: called until it is finished or cancelled.
+            done: called once, when it is finished, in whatever way.
             parameters: others of the task, such as threshold.
         """
         points = {
@@ -81,7 +106,7 @@ class RefineClient:
             for value, slices in (hints or {}).items()
         }
         message = self._opening | {"boxes": boxes_to_json(frames), "points": points, **parameters}
-        request = Request()
+        request = Request(self, done)
 
         def unsent() -> dict[str, np.ndarray]:
             found = {} if "image" in self._sent else {"image": self._volume.array}
@@ -94,23 +119,42 @@ class RefineClient:
             return found
 
         def send(again: bool = True) -> None:
+            whole = self._labels is None or self._awaited > 0
+            self._awaited += task == "refine"
             request.job = self._worker.submit(
-                task, message, unsent(), progress=progress, log=log,
-                done=lambda job: end(job, again),
-            )  # fmt: skip
+                task,
+                message | {"whole": whole},
+                unsent(),
+                progress=lambda *told: request.finished or progress(*told),
+                log=lambda line: request.finished or log(line),
+                done=lambda job: end(job, whole, again),
+                grace=GRACE,
+            )
 
-        def end(job: Job, again: bool) -> None:
+        def end(job: Job, whole: bool, again: bool) -> None:
+            self._awaited -= task == "refine"
             if job.error is not None:
-                self._sent.clear()  # who knows what arrived
-                if again and _forgotten(job.error):
+                self._labels = None
+                # What a task was given before it said its first word is kept by the session, or
+                # the whole session is lost, which the next reply tells.
+                if job.error.kind != "Cancelled" or job.stage == "start":
+                    self._sent.clear()
+                if again and not request.finished and job.error.kind == UNKNOWN_SESSION:
                     send(again=False)
                     return
-            request.finished = True
-            done(job)
+            elif task == "refine":
+                self._labels = request.labels = self._updated(job, whole)
+                request.reports = job.reply.values["organs"]
+            request.end(job.error)
 
         send()
         return request
 
-
-def _forgotten(error: WorkerError) -> bool:
-    return error.kind == UNKNOWN_SESSION
+    def _updated(self, job: Job, whole: bool) -> np.ndarray:
+        """The labels after a reply, slice by slice."""
+        found, values = job.reply.arrays["labels"], job.reply.values
+        if whole:
+            return np.array(np.moveaxis(found, 2 - values["axis"], 0), order="C")
+        labels = self._labels.astype(found.dtype, copy=False)
+        labels[values["changed"]] = found
+        return labels

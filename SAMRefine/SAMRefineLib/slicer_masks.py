@@ -19,11 +19,13 @@ from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.slicer_scene import (
     BINARY,
     GRID,
+    SURFACE,
     check_target,
     node_geometry,
     reference_geometry,
 )
 
+from .boxes import SliceGrid
 from .organs import Neighbours, Patch
 
 Block = tuple[slice, slice, slice]
@@ -72,14 +74,23 @@ def apply(
     geometry: Geometry,
     *,
     backwards: bool = False,
-) -> None:
+) -> set[str]:
     """Make changes, or undo them; segments that are gone are passed over.
 
     Args:
         geometry: the grid that the changes are on; see `check_target`.
+
+    Returns:
+        IDs of segments whose surfaces are still those of before; see `renew_surfaces`.
     """
     segmentation = segmentation_node.GetSegmentation()
     changes = [change for change in changes if segmentation.GetSegment(change.segment)]
+    segments = {change.segment: segmentation.GetSegment(change.segment) for change in changes}
+    surfaces = {
+        id: surface
+        for id, segment in segments.items()
+        if (surface := segment.GetRepresentation(SURFACE)) is not None
+    }
     # Not a node of the scene, which would be saved, shown in lists, and closed by users.
     editor, logic = slicer.vtkMRMLSegmentEditorNode(), slicer.vtkSlicerSegmentEditorLogic()
     editor.SetScene(segmentation_node.GetScene())
@@ -94,6 +105,8 @@ def apply(
         (logic.ModificationModeRemove, editor.OverwriteAllSegments, backwards),
         (logic.ModificationModeAdd, editor.OverwriteNone, not backwards),
     )
+    for id in surfaces:
+        segments[id].RemoveRepresentation(SURFACE)  # or every step makes it anew, for seconds
     try:
         for mode, overwrite, gained in steps:
             editor.SetOverwriteMode(overwrite)
@@ -107,33 +120,56 @@ def apply(
     finally:
         logic.SetSegmentEditorNode(None)
         editor.SetAndObserveSegmentationNode(None)
+        for id, surface in surfaces.items():
+            segments[id].AddRepresentation(SURFACE, surface)
+    return set(surfaces)
+
+
+def renew_surfaces(segmentation_node: slicer.vtkMRMLSegmentationNode, ids: Iterable[str]) -> None:
+    """Make the surfaces of segments anew, where they are still there; a large one takes seconds."""
+    segmentation = segmentation_node.GetSegmentation()
+    segments = [segment for id in ids if (segment := segmentation.GetSegment(id)) is not None]
+    shown = [each for each in segments if each.GetRepresentation(SURFACE) is not None]
+    for segment in shown:
+        segment.RemoveRepresentation(SURFACE)
+    if shown:
+        segmentation.CreateRepresentation(SURFACE)
 
 
 def redrawn(
     segmentation_node: slicer.vtkMRMLSegmentationNode,
-    geometry: Geometry,
-    wanted: Mapping[str, np.ndarray],
-    slab: slice,
-    where: Mapping[str, np.ndarray],
+    grid: SliceGrid,
+    wanted: Mapping[str, Mapping[int, np.ndarray]],
     neighbours: Neighbours,
 ) -> list[Change]:
     """The changes that draw masks into segments; nothing is done yet.
 
     Args:
-        wanted: segment's ID -> bool, the planes `slab` of a (K, J, I) array.
-        slab: planes K.
-        where: segment's ID -> bool, what broadcasts to those planes: the voxels to be redrawn.
+        wanted: segment's ID -> slice number -> bool (rows, columns); other slices stay.
         neighbours: what happens to voxels of segments that are not among `wanted`.
     """
-    planes = (slab, slice(0, geometry.shape[1]), slice(0, geometry.shape[2]))
-    before = read_masks(segmentation_node, list(wanted), geometry, planes)
-    after = {id: np.where(where[id], wanted[id], mask) for id, mask in before.items()}
+    numbers = {n for slices in wanted.values() for n in slices}
+    if not numbers:
+        return []
+    geometry, axis, start = grid.geometry, 2 - grid.axis, min(numbers)
+    planes = [slice(0, n) for n in geometry.shape]
+    planes[axis] = slice(start, max(numbers) + 1)
+    before = read_masks(segmentation_node, list(wanted), geometry, tuple(planes))
+    if not before:
+        return []
+    after = {id: mask.copy() for id, mask in before.items()}
+    for id, mask in after.items():
+        stack = np.moveaxis(mask, axis, 0)
+        for n, drawn in wanted[id].items():
+            stack[n - start] = drawn
     # The rest is looked at only where something happens.
     around = Patch.of(_union([before[id] ^ after[id] for id in after]))
     if not around.mask.size:
         return []
     part = around.block
-    block = (slice(slab.start + part[0].start, slab.start + part[0].stop), *part[1:])
+    block = tuple(
+        slice(a.start + b.start, a.start + b.stop) for a, b in zip(planes, part, strict=True)
+    )
     drawn = list(after)
     before, after = ({id: mask[part] for id, mask in each.items()} for each in (before, after))
     if neighbours != "overlap":

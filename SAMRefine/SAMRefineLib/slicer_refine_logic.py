@@ -26,16 +26,35 @@ from SRCSMSegmenterLib.errors import PromptError, SRCSMError, VolumeError
 from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.slicer_scene import ORGAN_TAG
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
-from SRCSMSegmenterLib.worker_client import Job
 from SRCSMSegmenterLib.worker_protocol import WorkerError, as_worker_error
 
 from .bounds import mirrored
 from .boxes import AXES, Box, Box3D, SliceGrid, acquisition_axis
 from .key_frames import History, KeyFrames
-from .organs import Organ, Patch, Report, Saved, Settings, organs_from_json, organs_to_json
+from .organs import (
+    Organ,
+    Patch,
+    Report,
+    Saved,
+    Settings,
+    organs_from_json,
+    organs_to_json,
+    packed,
+    unpacked,
+)
 from .refine_client import RefineClient, Request
 from .slicer_boxes import BOUND, BoxViews, Observers, jump_to, read_block, remove_node
-from .slicer_masks import Change, add_segment, any_mask, apply, fits, lay_on, read_masks, redrawn
+from .slicer_masks import (
+    Change,
+    add_segment,
+    any_mask,
+    apply,
+    fits,
+    lay_on,
+    read_masks,
+    redrawn,
+    renew_surfaces,
+)
 from .slicer_prompts import PointViews
 from .trust import NO_BOX
 
@@ -54,6 +73,9 @@ one of its own."""
 
 FEW = 2
 """Slices to both sides of the one shown that a new box covers."""
+
+STEPS = 100
+"""Edits and refinements that can be undone. What they need is some KB a slice that changed."""
 
 SURELY_EDITED = 0.2
 """A voxel of a segment to which the network gave less than this was drawn by hand."""
@@ -229,7 +251,7 @@ class RefineRun:
         self._request: Request | None = None
 
     def cancel(self) -> None:
-        """Stop it; the scene stays as it is."""
+        """Stop it at once; the scene stays as it is."""
         if not self.finished:
             self._request.cancel()
 
@@ -240,7 +262,7 @@ class RefineRun:
             WorkerError: it failed or was cancelled.
         """
         while not self.finished:
-            slicer_logic.wait_for(slicer_logic.worker(), self._request.job)
+            slicer_logic.wait_for(slicer_logic.worker(), self._request)
         if self.error is not None:
             raise self.error
         return self.session.segmentationNode
@@ -281,8 +303,11 @@ class RefineSession:
         self._live, self._ahead = False, False
         self._steps: list[tuple[int, int | None]] = []
         self._embedded: dict[int, tuple[KeyFrames, frozenset[int]]] = {}
-        self._busy: tuple[str, int | None] | None = None  # what the worker does for us unasked
+        # What the worker does for us unasked: "redraw" or "embed", of which organ, in which slice,
+        # None for all.
+        self._busy: tuple[str, int, int | None] | None = None
         self._background: Request | None = None
+        self._stale: set[str] = set()  # segments whose surfaces are still those of before
         self._failed: WorkerError | None = None
         self._views = BoxViews(
             node,
@@ -444,8 +469,7 @@ class RefineSession:
         taken |= set(self.segmentationNode.GetSegmentation().GetSegmentIDs())
         id = next(id for id in (name, f"{name}_{frames.value}") if id not in taken)
         self._active = frames.value
-        empty = Patch.of(np.zeros(self.grid.geometry.shape, bool))
-        organ = Organ(frames, id, color, result=empty)
+        organ = Organ(frames, id, color, result={})
         self._change((*self.organs, organ), edited=[organ])
         return frames.value
 
@@ -468,18 +492,18 @@ class RefineSession:
         Raises:
             PromptError: there is no coarse mask.
         """
-        organ, shape = self.organ(value), self.grid.geometry.shape
+        organ = self.organ(value)
         coarse = self._coarse_mask(organ)
         if coarse is None:
             raise PromptError(f'There is no coarse mask of "{organ.name}".')
         if keep == organ.kept:
             return
         self.read_boxes()
-        organ, mask = self.organ(value), coarse
+        organ, masks = self.organ(value), self.grid.stack(coarse)
         if not keep and organ.result is not None:
-            mask = organ.result.whole(shape)
-        changes = self._redrawn({organ.segment: (mask, None)})
-        apply(changes, self.segmentationNode, self.grid.geometry)
+            masks = [self._mask(organ.result.get(n)) for n in range(self.grid.count)]
+        changes = self._redrawn({organ.segment: dict(enumerate(masks))})
+        self._draw(changes)
         self._change(self._with(replace(organ, kept=keep)), changes)
 
     # undo
@@ -498,16 +522,15 @@ class RefineSession:
         """Take back the last edit, with what was redrawn because of it."""
         self.read_boxes()
         if self.run is None and self.can_undo:
-            changes = self._history.present.changes
-            apply(changes, self.segmentationNode, self.grid.geometry, backwards=True)
+            self._draw(self._history.present.changes, backwards=True)
             self._return_to(self._history.undo())
 
     def redo(self) -> None:
         """Do again what was undone last."""
         if self.run is None and self.can_redo:
-            self._return_to(self._history.redo())
-            changes = self._history.present.changes
-            apply(changes, self.segmentationNode, self.grid.geometry)
+            history = self._history.redo()
+            self._draw(history.present.changes)
+            self._return_to(history)
 
     # refining
 
@@ -540,6 +563,8 @@ class RefineSession:
         self._check_volume()
         self._steps.clear()
         run = self.run = RefineRun(self, tuple(organ.value for organ in chosen))
+        if self._busy is not None:
+            self._background.cancel()
         run.messages = [
             f'A point of "{organ.name}" in slice {n} does not count, as there is no box.'
             for organ in chosen
@@ -550,7 +575,7 @@ class RefineSession:
             chosen,
             progress=lambda stage, fraction: progress(stage, fraction, None),
             log=log,
-            done=lambda job: self._finish(run, chosen, job, done),
+            done=lambda request: self._finish(run, chosen, request, done),
         )
         self.changed()
         return run
@@ -592,7 +617,7 @@ class RefineSession:
                 found[organ.value] = "waiting"
                 if self._is_embedded(organ, wanted):
                     found[organ.value] = "ready"
-                elif self._busy == ("embed", organ.value):
+                elif self._busy == ("embed", organ.value, None):
                     found[organ.value] = "running"
                 elif self._failed is not None:
                     found[organ.value] = "failed"
@@ -684,12 +709,16 @@ class RefineSession:
         edited: Sequence[Organ] = (),
     ) -> None:
         """A new state that can be undone; organs that were edited may be redrawn at once."""
-        self._history = self._history.changed(State(organs, tuple(changes)))
+        self._remember(State(organs, tuple(changes)))
         if self._live:
             for organ in edited:
                 self._add_steps(organ)
         self._sync_segments()
         self._update()
+
+    def _remember(self, state: State) -> None:
+        history = self._history.changed(state)
+        self._history = replace(history, past=history.past[-STEPS:])
 
     def _set_present(self, organs: Iterable[Organ], changes: Sequence[Change] = ()) -> None:
         """The same state, more of it."""
@@ -724,6 +753,9 @@ class RefineSession:
             text = organs_to_json(self.organs, self.grid, self.settings, highest=self._highest)
             self.node.SetParameter(BOXES, text)
         self._go_on()
+        if self._stale and not self._steps and (self._busy is None or self._busy[0] == "embed"):
+            ids, self._stale = self._stale, set()
+            renew_surfaces(self.segmentationNode, ids)
         self.changed()
 
     def _sync_segments(self) -> None:
@@ -736,7 +768,7 @@ class RefineSession:
                 mask = read_masks(self.segmentationNode, [id], geometry)[id]
                 if not mask.any():
                     segmentation.RemoveSegment(id)
-        empty = Patch.of(np.zeros(geometry.shape, bool))
+        empty = Patch.of(np.zeros((0, 0, 0), bool))
         for organ in self.organs:
             if segmentation.GetSegment(organ.segment) is None:
                 label = segment_for(organ.name, organ.value)
@@ -750,13 +782,17 @@ class RefineSession:
     # results
 
     def _finish(
-        self, run: RefineRun, asked: list[Organ], job: Job, done: Callable[[RefineRun], None]
+        self,
+        run: RefineRun,
+        asked: list[Organ],
+        request: Request,
+        done: Callable[[RefineRun], None],
     ) -> None:
         self.run = None
         try:
-            if error := self._lost() or job.error:
+            if error := self._lost(request) or request.error:
                 raise error
-            self._place(job, asked, None, amend=False)
+            self._place(request, asked, None, amend=False)
         except Exception as error:  # to whoever waits; here it would end in the event loop
             run.error = as_worker_error(error)
         run.finished = True
@@ -764,7 +800,9 @@ class RefineSession:
             self._update()
         done(run)
 
-    def _place(self, job: Job, asked: Sequence[Organ], only: int | None, *, amend: bool) -> None:
+    def _place(
+        self, request: Request, asked: Sequence[Organ], only: int | None, *, amend: bool
+    ) -> None:
         """Draw what SAM found.
 
         Args:
@@ -772,60 +810,50 @@ class RefineSession:
             only: the slice to be redrawn; None for all.
             amend: undo it together with the edit before.
         """
-        labels, shape = job.reply.arrays["labels"], self.grid.geometry.shape
-        reports = {row["value"]: row for row in job.reply.values["organs"]}
+        reports = {row["value"]: row for row in request.reports}
+        numbers = range(self.grid.count) if only is None else [only]
         now, wanted, new = {organ.value: organ for organ in self.organs}, {}, []
         for each in asked:
             organ = now.get(each.value)
             if organ is None:
                 continue  # removed meanwhile
-            mask = labels == each.value
-            last = None if organ.kept or organ.result is None else organ.result.whole(shape)
-            flags = np.ones(self.grid.count, bool)
-            if only is not None:
-                flags = np.arange(self.grid.count) == only
-            elif last is not None:
-                # Slices of which SAM says what it said before keep what was drawn there since.
-                flags = self.grid.stack(mask ^ last).any(axis=(1, 2))
-            wanted[organ.segment] = mask, flags
+            masks = {n: request.labels[n] == each.value for n in numbers}
+            found = {n: packed(mask) for n, mask in masks.items() if mask.any()}
+            last = None if organ.kept else organ.result
             if only is None:
                 same = (organ.frames, organ.hints) == (each.frames, each.hints)
                 report = _report(reports[each.value])
-                organ = replace(organ, report=report, changed=not same, kept=False)
+                organ = replace(organ, report=report, changed=not same, kept=False, result=found)
+                if last is not None:
+                    # Slices of which SAM says what it said before keep what was drawn there since.
+                    masks = {n: m for n, m in masks.items() if found.get(n) != last.get(n)}
+                    # The same objects again: histories share them.
+                    same = {n: last[n] for n in found if last.get(n) == found[n]}
+                    organ = replace(organ, result=found | same)
             elif last is not None:
-                self.grid.stack(last)[only] = self.grid.slice_of(mask, only)
-                mask = last
-            if only is None or last is not None:
-                organ = replace(organ, result=Patch.of(mask))
+                rest = {n: content for n, content in last.items() if n != only}
+                organ = replace(organ, result=rest | found)
+            wanted[organ.segment] = masks
             new.append(organ)
         self._sync_segments()
         changes = self._redrawn(wanted)
-        apply(changes, self.segmentationNode, self.grid.geometry)
+        self._draw(changes)
         if amend:
             self._set_present(self._with(*new), changes)
         else:
-            self._history = self._history.changed(State(self._with(*new), tuple(changes)))
+            self._remember(State(self._with(*new), tuple(changes)))
 
-    def _redrawn(self, wanted: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> list[Change]:
-        """Changes that draw masks (K, J, I) in the flagged slices, all where there are no flags."""
-        axis, count = 2 - self.grid.axis, self.grid.count
-        every = np.ones(count, bool)
-        flags = {id: every if flag is None else flag for id, (_, flag) in wanted.items()}
-        numbers = np.flatnonzero(np.logical_or.reduce(list(flags.values()), initial=False))
-        if not numbers.size:
-            return []
-        slab = slice(0, self.grid.geometry.shape[0])
-        if axis == 0:
-            slab = slice(int(numbers[0]), int(numbers[-1]) + 1)
-            flags = {id: flag[slab] for id, flag in flags.items()}
-        across = tuple(-1 if n == axis else 1 for n in range(3))
-        return redrawn(
-            self.segmentationNode,
-            self.grid.geometry,
-            {id: mask[slab] for id, (mask, _) in wanted.items()},
-            slab,
-            {id: flag.reshape(across) for id, flag in flags.items()},
-            self.settings.neighbours,
+    def _mask(self, content: bytes | None) -> np.ndarray:
+        """(rows, columns) of what is kept of a slice."""
+        shape = self.grid.shape
+        return np.zeros(shape, bool) if content is None else unpacked(content, shape)
+
+    def _redrawn(self, wanted: Mapping[str, Mapping[int, np.ndarray]]) -> list[Change]:
+        return redrawn(self.segmentationNode, self.grid, wanted, self.settings.neighbours)
+
+    def _draw(self, changes: Iterable[Change], *, backwards: bool = False) -> None:
+        self._stale |= apply(
+            changes, self.segmentationNode, self.grid.geometry, backwards=backwards
         )
 
     def _before(self) -> slicer.vtkMRMLSegmentationNode | None:
@@ -899,7 +927,11 @@ class RefineSession:
 
     def _go_on(self) -> None:
         """Do what is to be done unasked, one thing at a time: redraw, or compute embeddings."""
-        if self.closed or self.run is not None or self._busy is not None:
+        if self.closed or self.run is not None:
+            return
+        if self._busy is not None:
+            if self._steps and self._steps[0][1] is not None and self._busy[2] is None:
+                self._make_way()
             return
         try:
             while self._steps:
@@ -914,29 +946,37 @@ class RefineSession:
             self._busy = None
             self.message(str(error))
 
+    def _make_way(self) -> None:
+        """The slice that the user looks at comes before all that takes longer."""
+        kind, value, _ = self._busy
+        if kind == "redraw" and (value, None) not in self._steps:
+            self._steps.append((value, None))
+        self._background.cancel()  # which goes on with the slice
+
     def _redraw(self, organ: Organ, n: int | None) -> None:
         self._check_volume()
         frames = {} if n is None else {organ.value: _only(organ.frames, {n})}
-        self._busy, past = ("redraw", n), self._history.past
+        self._busy, past = ("redraw", organ.value, n), self._history.past
         self._background = self._submit(
-            "refine", [organ], frames, done=lambda job: self._redrawn_live(job, organ, n, past)
+            "refine", [organ], frames, done=lambda request: self._redrawn_live(request, organ, past)
         )
 
-    def _redrawn_live(self, job: Job, asked: Organ, n: int | None, past: tuple) -> None:
+    def _redrawn_live(self, request: Request, asked: Organ, past: tuple) -> None:
+        n, self._busy = self._busy[2], None
         current = not self.closed and self._history.past is past and self.run is None
         organ = next((o for o in self.organs if o.value == asked.value), None)
         try:
-            if error := self._lost() or job.error:
+            if error := self._lost(request) or request.error:
                 raise error
             # Where the user went on meanwhile, another step is waiting.
             if current and organ is not None and (organ.frames, organ.hints) == (
                 asked.frames, asked.hints,
             ):  # fmt: skip
-                self._place(job, [asked], n, amend=True)
+                self._place(request, [asked], n, amend=True)
         except Exception as error:
-            self._steps.clear()
-            self._tell(as_worker_error(error))
-        self._busy = None
+            if (told := as_worker_error(error)).kind != "Cancelled":
+                self._steps.clear()
+                self._tell(told)
         if not self.closed:
             self._update()
 
@@ -969,25 +1009,27 @@ class RefineSession:
         organ = min(waiting, key=urgency)
         near = self._near(organ)
         self._check_volume()
-        self._busy = ("embed", organ.value)
+        self._busy = ("embed", organ.value, None)
         self._background = self._submit(
             "embed",
             [organ],
             {organ.value: _only(organ.frames, near)},
-            done=lambda job: self._embedded_ahead(job, organ, near),
+            done=lambda request: self._embedded_ahead(request.error, organ, near),
         )
 
-    def _embedded_ahead(self, job: Job, organ: Organ, slices: frozenset[int]) -> None:
+    def _embedded_ahead(
+        self, error: WorkerError | None, organ: Organ, slices: frozenset[int]
+    ) -> None:
         self._busy = None
         if self.closed:
             return
-        if job.error is None:
+        if error is None:
             frames, before = self._embedded.get(organ.value, (None, frozenset()))
             slices |= before if frames == organ.frames else frozenset()
             self._embedded[organ.value] = organ.frames, slices
-        elif job.error.kind != "Cancelled":
-            self._failed = job.error
-            self._tell(job.error)
+        elif error.kind != "Cancelled":
+            self._failed = error
+            self._tell(error)
         self._go_on()
         self.changed()
 
@@ -998,6 +1040,8 @@ class RefineSession:
     def _forget_client(self) -> None:
         """The volume or the SAM is another now."""
         self._client, self._failed = None, None
+        if self._busy is not None:
+            self._background.cancel()
         self._embedded.clear()
         self._set_present([replace(organ, changed=True) for organ in self.organs])
         self._update()
@@ -1012,11 +1056,14 @@ class RefineSession:
                 "were made; make new boxes."
             )
 
-    def _lost(self) -> WorkerError | None:
+    def _lost(self, request: Request) -> WorkerError | None:
         """Why a result has no place in the scene any more."""
         if self.closed or self._gone():
             sentence = "The volume or its segmentation was removed meanwhile; nothing was changed."
             return WorkerError("VolumeError", sentence)
+        if request.client is not self._client:
+            sentence = "The volume or the SAM was changed meanwhile; nothing was redrawn."
+            return WorkerError("VolumeError", sentence, "Refine again.")
         try:
             self._check_volume()
         except VolumeError as error:
@@ -1092,11 +1139,12 @@ def _organ(
 ) -> Organ:
     """A segment with automatic boxes; its voxels are copied to `before`."""
     segment = target.GetSegmentation().GetSegment(id)
-    name, color, patch = segment.GetName(), segment.GetColor(), Patch.of(mask)
+    name, color = segment.GetName(), segment.GetColor()
     coarse = _corrected(_probabilities(target, _tag(segment, ORGAN_TAG), grid), mask)
     frames = KeyFrames.from_coarse(name, value, coarse, grid, threshold=threshold)
-    add_segment(before, grid.geometry, patch, id, name, color)
-    return Organ(frames, id, tuple(color), coarse=bool(mask.any()), result=patch)
+    add_segment(before, grid.geometry, Patch.of(mask), id, name, color)
+    result = {n: packed(shown) for n, shown in enumerate(grid.stack(mask)) if shown.any()}
+    return Organ(frames, id, tuple(color), coarse=bool(result), result=result)
 
 
 def _probabilities(

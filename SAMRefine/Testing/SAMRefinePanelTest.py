@@ -27,11 +27,11 @@ CHECKPOINT = b"no weights, but enough to be fetched" * 50_000
 class PlayedRequest:
     """A question to the worker, unanswered until the test answers it."""
 
-    def __init__(self, task, frames, options):
-        self.task, self.frames, self.options = task, frames, options
+    def __init__(self, client, task, frames, options):
+        self.client, self.task, self.frames, self.options = client, task, frames, options
         self.values = [each.value for each in frames]
-        self.job = SimpleNamespace(state="running", error=None, reply=None)
-        self.finished = False
+        self.job = SimpleNamespace(state="running")
+        self.finished, self.error = False, None
 
     def cancel(self):
         self.fail("Cancelled", "The work was cancelled; nothing was changed.")
@@ -39,12 +39,11 @@ class PlayedRequest:
     def fail(self, *error):
         from SRCSMSegmenterLib.worker_protocol import WorkerError
 
-        self.job.error = WorkerError(*error)
-        self._end()
+        self._end(WorkerError(*error))
 
     def answer(self, labels, **kept):
         """With a label map; `kept` is of the reports."""
-        rows = [
+        self.reports = [
             {
                 "value": each.value, "name": each.name, "boxes": len(each.effective()),
                 "kept": kept, "dice": 0.875, "voxels_before": 10, "voxels_after": 12,
@@ -52,16 +51,13 @@ class PlayedRequest:
             }
             for each in self.frames
         ]  # fmt: skip
-        changed = list(range(self.frames[0].grid.count))
-        values = {"organs": rows, "changed": changed, "axis": self.frames[0].grid.axis}
-        values |= {"encoder_passes": 1, "seconds": {}, "device": "cpu"}
-        self.job.reply = SimpleNamespace(values=values, arrays={"labels": labels})
+        self.labels = self.frames[0].grid.stack(labels)
         self._end()
 
-    def _end(self):
+    def _end(self, error=None):
         if not self.finished:
-            self.finished = True
-            self.options["done"](self.job)
+            self.finished, self.error = True, error
+            self.options["done"](self)
 
 
 class PlayedClient:
@@ -73,7 +69,7 @@ class PlayedClient:
         self.volume, self.opening = volume, opening
 
     def submit(self, task, frames, *coarse, **options):
-        request = PlayedRequest(task, frames, options)
+        request = PlayedRequest(self, task, frames, options)
         request.opening = self.opening
         PlayedClient.asked.append(request)
         return request

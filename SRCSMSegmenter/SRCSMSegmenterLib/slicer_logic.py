@@ -44,7 +44,7 @@ TURNED_DEGREES = 30.0
 READABLE = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 TASKS = ("SRCSMSegmenterLib.tasks", "SAMRefineLib.tasks")
-PUMP_MS = 50
+PUMP_MS = 20
 
 Progress = Callable[[str, float, float | None], None]
 """Called with the stage ("load", "prepare", "network", "resample"), the fraction of the whole that

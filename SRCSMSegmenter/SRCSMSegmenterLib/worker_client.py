@@ -39,7 +39,8 @@ from .worker_protocol import (
 )
 
 GRACE = 0.8
-"""Seconds a task has to notice that it was cancelled, before the worker is killed."""
+"""Seconds a task has to notice that it was cancelled, before the worker is killed, unless it was
+submitted with others."""
 
 LOG_LINES = 1000
 
@@ -73,6 +74,7 @@ class Job:
         progress: Callable[[str, float], None],
         log: Callable[[str], None],
         done: Callable[["Job"], None],
+        grace: float,
     ) -> None:
         """See `Worker.submit`."""
         self.task, self.state = task, "queued"
@@ -82,6 +84,7 @@ class Job:
         self._worker, self._number = worker, number
         self._request = ({"id": number, "task": task, "parameters": dict(parameters)}, arrays)
         self._on_progress, self._on_log, self._on_done = progress, log, done
+        self._grace = grace
         self._unwanted = threading.Event()
         self._deadline = float("inf")
 
@@ -91,7 +94,8 @@ class Job:
         return self.state in ("done", "failed", "cancelled")
 
     def cancel(self) -> None:
-        """Stop it; it is "cancelled" within a second of pumping, also where the task is deaf."""
+        """Stop it; after the grace it has, by default a second of pumping, it is "cancelled" also
+        where the task is deaf."""
         self._worker._cancel(self)
 
     def poll(self) -> bool:
@@ -146,7 +150,7 @@ class Worker:
             address: "host:port" of a worker started elsewhere by ``srcsm worker --listen``, in
                 place of a child process; `tasks`, `command`, `environment`, `folder` do not count.
             token: which that worker asks for.
-            grace: seconds until a cancelled task is stopped by force.
+            grace: seconds until a cancelled task is stopped by force; see `submit`.
             log: called from `pump` with every line the worker's process prints.
         """
         self.log: deque[str] = deque(maxlen=LOG_LINES)
@@ -172,6 +176,7 @@ class Worker:
         progress: Callable[[str, float], None] = lambda stage, fraction: None,
         log: Callable[[str], None] = lambda line: None,
         done: Callable[[Job], None] = lambda job: None,
+        grace: float | None = None,
     ) -> Job:
         """Queue a task.
 
@@ -182,9 +187,12 @@ class Worker:
             progress: called with the stage and the fraction of the whole that is done.
             log: called with what the task has to say, line by line.
             done: called once, when the job is finished, in whatever way.
+            grace: seconds until it is stopped by force where it is cancelled; None takes the
+                worker's. What the worker has loaded and cached is lost by that.
         """
         self._submitted += 1
-        job = Job(self, self._submitted, task, parameters, arrays, progress, log, done)
+        grace = self._grace if grace is None else grace
+        job = Job(self, self._submitted, task, parameters, arrays, progress, log, done, grace)
         self._waiting.append(job)
         self._start_next()
         return job
@@ -307,7 +315,7 @@ class Worker:
             return
         job._unwanted.set()
         if job is self._current:
-            job._deadline = time.monotonic() + self._grace
+            job._deadline = time.monotonic() + job._grace
             self._send_cancel(job)
         else:
             self._waiting.remove(job)
