@@ -27,6 +27,25 @@ def test_pieces_that_touch_by_an_edge_alone_are_two():
     assert np.argwhere(smaller_components(labels)).tolist() == [[0, 1, 2]]
 
 
+def test_a_small_sure_piece_stays_and_a_large_doubtful_one_goes():
+    labels = np.zeros((3, 4, 8), np.uint8)
+    labels[0, :, :4] = 2  # 16 voxels of 0.6: 16 * 0.04
+    labels[2, :2, 6:] = 2  # 4 of 0.9: 4 * 0.64
+    confidence = np.where(labels == 2, 0.6, 1).astype(np.float16)
+    confidence[2, :2, 6:] = 0.9
+    smaller = smaller_components(labels, confidence)
+    assert smaller[0, :, :4].all()
+    assert smaller.sum() == 16
+    assert smaller_components(labels).sum() == 4  # without the confidence the other one
+
+
+def test_pieces_of_no_confidence_compare_by_their_voxels():
+    labels = np.zeros((1, 2, 9), np.uint8)
+    labels[0, 0, :2] = labels[0, 0, 4:9] = 1
+    confidence = np.full(labels.shape, 0.3, np.float16)
+    assert np.argwhere(smaller_components(labels, confidence)).tolist() == [[0, 0, 0], [0, 0, 1]]
+
+
 def test_an_empty_label_map_has_no_smaller_pieces():
     assert not smaller_components(np.zeros((2, 3, 4), np.uint8)).any()
 

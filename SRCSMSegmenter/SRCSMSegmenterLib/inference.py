@@ -98,8 +98,9 @@ def segment(
             sees the scan normalised by the rule of its own modality.
         device: see `resolve_device`.
         overlap: share of a window that its neighbours cover too, where one does not suffice.
-        largest_component: keep the largest connected piece of every label and call the rest
-            background, for organs that are one piece; the probabilities stay what they are.
+        largest_component: keep the largest connected piece of every label, sure voxels weighing
+            more, and call the rest background (`smaller_components`), for organs that are one
+            piece; the probabilities stay what they are.
         keep_probabilities: return them; two bytes per class and voxel.
         progress: called with the stage and the fraction of the whole that is done. It starts
             anew where memory ran out.
