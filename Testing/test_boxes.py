@@ -20,6 +20,7 @@ from SAMRefineLib.boxes import (
     filter_mask,
     slices_without_box,
 )
+from SAMRefineLib.coarse import CoarseMask
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
 
@@ -237,6 +238,19 @@ def test_volume_first_then_slices():
         **{2: large, 3: wide, 4: large},
     }
     assert boxes_from_coarse(mask, grid, in_volume=False, in_slices=False)[2] == Box(0, 0, 8, 8)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sure_voxels_weigh_more(axis):
+    probability = np.zeros((4, 6, 7), np.float16)
+    probability[:2, :3, :3] = 0.55  # a large piece, hardly likelier than not
+    probability[2:, 4:, 4:] = 0.95
+    grid, small = grid_of(probability.shape, axis), probability > 0.9
+    kept = filter_mask(probability > 0.5, grid, probability)
+    np.testing.assert_array_equal(kept, small)
+    assert boxes_from_coarse(probability, grid, 0.5) == boxes_from_coarse(small, grid)
+    np.testing.assert_array_equal(CoarseMask(probability, grid).piece(3), grid.stack(small)[3])
+    assert not (filter_mask(probability > 0.5, grid) & small).any()
 
 
 def test_pixels_that_touch_by_a_corner_are_two_pieces():

@@ -291,13 +291,19 @@ def acquisition_axis(geometry: Geometry) -> int:
 
 
 def filter_mask(
-    mask: np.ndarray, grid: SliceGrid, *, in_volume: bool = True, in_slices: bool = True
+    mask: np.ndarray,
+    grid: SliceGrid,
+    probability: np.ndarray | None = None,
+    *,
+    in_volume: bool = True,
+    in_slices: bool = True,
 ) -> np.ndarray:
     """Keep the largest face-connected component of a mask.
 
     Args:
         mask: bool (K, J, I), one organ.
         grid: its slices.
+        probability: (K, J, I) of the organ; sure voxels weigh more (`smaller_components`).
         in_volume: keep the largest component in three dimensions.
         in_slices: then in every slice the largest (4-connected) component of what is left; with
             `in_volume` off this is the paper's filter.
@@ -306,7 +312,8 @@ def filter_mask(
         bool (K, J, I). Of components of equal size the first in the array's order stays.
     """
     kept = mask.copy()
-    _filter(grid.stack(kept), in_volume, in_slices)
+    weights = None if probability is None else grid.stack(probability)
+    _filter(grid.stack(kept), weights, in_volume, in_slices)
     return kept
 
 
@@ -345,8 +352,11 @@ def boxes_from_coarse(
     stack = grid.stack(coarse)
     if shrink > 1:
         stack = _shrunk(stack, shrink)
-    sure = stack.copy() if stack.dtype == bool else stack > threshold
-    _filter(sure, in_volume, in_slices)
+    if stack.dtype == bool:
+        sure, weights = stack.copy(), None
+    else:
+        sure, weights = stack > threshold, stack
+    _filter(sure, weights, in_volume, in_slices)
     rows, columns = grid.shape
     boxes = {}
     for n in np.flatnonzero(sure.any(axis=(1, 2))):
@@ -373,18 +383,27 @@ def slices_without_box(coarse: np.ndarray, grid: SliceGrid, boxes: Collection[in
     return [int(n) for n in np.flatnonzero(shown) if n not in boxes]
 
 
-def _filter(stack: np.ndarray, in_volume: bool, in_slices: bool) -> None:
-    """Drop all but the largest components from a bool stack (n, rows, columns), in place."""
+def _filter(
+    stack: np.ndarray, weights: np.ndarray | None, in_volume: bool, in_slices: bool
+) -> None:
+    """Drop all but the largest components from a bool stack (n, rows, columns), in place.
+
+    Args:
+        weights: probabilities of the same shape; None counts every voxel alike.
+    """
     if not stack.any():
         return
     # Organs fill a small part of a volume; the rest need not be searched.
-    around = (_extent(stack.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    stack = stack[tuple(slice(*extent) for extent in around)]
+    extents = (_extent(stack.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    around = tuple(slice(*extent) for extent in extents)
+    stack, weights = stack[around], None if weights is None else weights[around]
     if in_volume:
-        stack &= ~smaller_components(stack.view(np.uint8))
+        stack &= ~smaller_components(stack.view(np.uint8), weights)
     if in_slices:
-        for mask in stack:
-            mask &= ~smaller_components(mask.view(np.uint8))
+        for n, mask in enumerate(stack):
+            mask &= ~smaller_components(
+                mask.view(np.uint8), None if weights is None else weights[n]
+            )
 
 
 def _shrunk(stack: np.ndarray, factor: int) -> np.ndarray:

@@ -20,8 +20,10 @@ class CoarseMask:
     def __init__(self, given: np.ndarray, grid: SliceGrid) -> None:
         self.given = given
         self._stack = grid.stack(given)
-        mask = given if given.dtype == bool else given >= THRESHOLD
-        self._piece = grid.stack(filter_mask(mask, grid, in_slices=False))
+        mask, probability = given, None
+        if given.dtype != bool:
+            mask, probability = given >= THRESHOLD, given
+        self._piece = grid.stack(filter_mask(mask, grid, probability, in_slices=False))
         counts = grid.stack(mask).sum(axis=(1, 2))
         self.voxels = {int(n): int(counts[n]) for n in np.flatnonzero(counts)}
 
