@@ -82,6 +82,35 @@ def test_outwards_within_the_slices_boxes_stretch():
     close(boxes[10], 5, 8, 5 + 10 * 20 / 15, 20)
 
 
+@given(
+    keys=st.dictionaries(st.integers(5, 10), st.tuples(*[st.integers(-3, 3)] * 4), max_size=3),
+    by=st.tuples(*[st.integers(-2, 2)] * 3),
+    out=st.tuples(*[st.integers(0, 2)] * 6),
+)
+def test_key_frames_are_dragged_along_and_the_bound_is_where_it_was_let_go(keys, by, out):
+    one = frames()
+    for n, (x0, y0, x1, y1) in keys.items():
+        one = one.edit(n, Box(11 + x0, 11 + y0, 20 + x1, 18 + y1))
+    found = dragged(one, moved(by, by, of=one.bounds3d()))
+    assert list(found.edited) == [n + by[2] for n in sorted(keys)]
+    for n, box in one.effective().items():
+        close(found.effective()[n + by[2]], *np.add(box.edges, (*by[:2], *by[:2])))
+    bound = moved(np.negative(out[:3]), out[3:], of=found.bounds3d())
+    stretched = dragged(found, bound)
+    np.testing.assert_allclose(stretched.bounds3d().lower, bound.lower, atol=1e-9)
+    np.testing.assert_allclose(stretched.bounds3d().upper, bound.upper, atol=1e-9)
+    assert stretched.edited.keys() == found.edited.keys()
+    assert stretched.reset() == frames()
+
+
+def test_slices_follow_a_key_frame_that_is_set_after_the_bound_was_dragged():
+    found = dragged(frames(), moved(upper=(15, 0, 0))).edit(7, Box(2, 2, 30, 12))
+    boxes = found.effective()
+    assert boxes[7] == Box(2, 2, 30, 12)
+    assert 2 < boxes[6].y0 < boxes[5].y0 < 8
+    assert found.reset(7) == dragged(frames(), moved(upper=(15, 0, 0)))
+
+
 def test_outwards_across_the_slices_there_are_more():
     found = dragged(frames().switch_off(12), moved((0, 0, -2), (0, 0, 3)))
     boxes = found.effective()
@@ -127,7 +156,9 @@ def test_mirrored_boxes_cover_the_same_places(axis):
     grid = SliceGrid(GRID.geometry, axis)
     one = KeyFrames.drawn("liver", 1, Box3D((6, 7, 5), (18, 17, 11)), grid)
     n = sorted(one.automatic)[1]
-    one = one.edit(n, Box(6, 5, 9, 8)).switch_off(n + 2).limited(Box3D((5, 6, 4), (17, 16, 10)))
+    one = dragged(one.edit(n, Box(6, 5, 9, 8)), Box3D((5, 5, 5), (18, 18, 12)))
+    one = one.switch_off(n + 2).limited(Box3D((5, 6, 4), (17, 16, 10)))
+    assert one.moved is not None
     found = mirrored(one)
     corners = [
         {

@@ -2,6 +2,7 @@
 """What becomes of an organ's slice boxes when the 3-D box around them is dragged."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def dragged(frames: KeyFrames, bound: Box3D) -> KeyFrames:
       face follow it, others the less the farther they are from it. Dragged outwards across the
       slices, it adds slices, with the box of the last one.
 
-    What was moved, stretched or added counts as edited by hand, in every slice; what was cut does
-    not. Without any box yet, each slice of `bound` gets its rectangle.
+    Key frames stay what they are: they are dragged along, and slices in between still follow them.
+    Without any box yet, each slice of `bound` gets its rectangle.
 
     Raises:
         PromptError: nothing of `bound`, or of the boxes, is left within the volume.
@@ -38,7 +39,7 @@ def dragged(frames: KeyFrames, bound: Box3D) -> KeyFrames:
     before = frames.bounds3d()
     if before is None:
         boxes = KeyFrames.drawn(frames.name, frames.value, bound, grid).automatic
-        return _by_hand(frames, boxes, frozenset(), None)
+        return dataclasses.replace(frames, moved=boxes, edited={}, off=frozenset(), limit=None)
     moves = _edges(bound) - _edges(before)
     if np.ptp(moves, axis=0).max() <= STILL:
         return _moved(frames, moves[0])
@@ -69,6 +70,9 @@ def mirrored(frames: KeyFrames) -> KeyFrames:
             return given
         return Box(given.x0, count - given.y1, given.x1, count - given.y0)  # rows run along K
 
+    def boxes(given: Mapping[int, Box]) -> dict[int, Box]:
+        return {slice_number(n): box(each) for n, each in given.items()}
+
     limit = frames.limit
     if limit is not None:
         lower, upper = list(limit.lower), list(limit.upper)
@@ -78,10 +82,11 @@ def mirrored(frames: KeyFrames) -> KeyFrames:
         frames.name,
         frames.value,
         grid,
-        {slice_number(n): box(each) for n, each in frames.automatic.items()},
-        {slice_number(n): box(each) for n, each in frames.edited.items()},
+        boxes(frames.automatic),
+        boxes(frames.edited),
         frozenset(map(slice_number, frames.off)),
         limit,
+        None if frames.moved is None else boxes(frames.moved),
     )
 
 
@@ -105,44 +110,52 @@ def _moved(frames: KeyFrames, by: np.ndarray) -> KeyFrames:
     by[grid.axis] = slices = round(by[grid.axis])
     x, y = by[grid.column_axis], by[grid.row_axis]
     rows, columns = grid.shape
-    boxes = {}
-    for n, box in frames.limited(None).effective().items():
-        moved = Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
-        if 0 <= n + slices < grid.count and (inside := moved.overlap(Box(0, 0, columns, rows))):
-            boxes[n + slices] = inside
-    if not boxes:
-        raise PromptError(f'The boxes of "{frames.name}" left the volume; move them over it.')
+
+    def moved(boxes: Mapping[int, Box]) -> dict[int, Box]:
+        found = {}
+        for n, box in boxes.items():
+            there = Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
+            inside = there.overlap(Box(0, 0, columns, rows))
+            if inside is not None and 0 <= n + slices < grid.count:
+                found[n + slices] = inside
+        return found
+
     off = frozenset(n + slices for n in frames.off if 0 <= n + slices < grid.count)
     limit = frames.limit
     if limit is not None:
         limit = _within(Box3D(*(_edges(limit) + by)), grid, frames.name)
-    return _by_hand(frames, boxes, off, limit)
+    found = dataclasses.replace(
+        frames, moved=moved(frames.unedited), edited=moved(frames.edited), off=off, limit=limit
+    )
+    if not found.effective():
+        raise PromptError(f'The boxes of "{frames.name}" left the volume; move them over it.')
+    return found
 
 
 def _stretched(frames: KeyFrames, whole: Box3D, out: Box3D) -> KeyFrames:
     """With the boxes, of which `whole` is the bound, filling `out`, which is larger."""
     grid = frames.grid
-    old, new = _edges(whole), _edges(out)
+    old, new, ends = _edges(whole), _edges(out), grid.geometry.size
     scale = (new[1] - new[0]) / (old[1] - old[0])
 
     def along(axis: int, *edges: float) -> list[float]:
         mapped = (new[0, axis] + (edge - old[0, axis]) * scale[axis] for edge in edges)
-        return [min(max(edge, new[0, axis]), new[1, axis]) for edge in mapped]  # rounding
+        return [min(max(edge, 0.0), ends[axis]) for edge in mapped]
 
-    boxes = {}
-    for n, box in frames.limited(None).effective().items():
-        x0, x1 = along(grid.column_axis, box.x0, box.x1)
-        y0, y1 = along(grid.row_axis, box.y0, box.y1)
-        boxes[n] = Box(x0, y0, x1, y1)
+    def stretched(boxes: Mapping[int, Box]) -> dict[int, Box]:
+        found = {}
+        for n, box in boxes.items():
+            x0, x1 = along(grid.column_axis, box.x0, box.x1)
+            y0, y1 = along(grid.row_axis, box.y0, box.y1)
+            found[n] = Box(x0, y0, x1, y1)
+        return found
+
+    boxes, moved = frames.limited(None).effective(), stretched(frames.unedited)
     first, last = min(boxes), max(boxes)
     added = set(grid.slices_of(out)) - set(range(first, last + 1))
-    boxes |= {n: boxes[first if n < first else last] for n in added}
-    return _by_hand(frames, boxes, frames.off - added, None)
-
-
-def _by_hand(
-    frames: KeyFrames, boxes: dict[int, Box], off: frozenset[int], limit: Box3D | None
-) -> KeyFrames:
-    """With these boxes alone, all edited."""
-    beyond = {n for n in frames.automatic if not min(boxes) <= n <= max(boxes)}
-    return dataclasses.replace(frames, edited=boxes, off=off | beyond, limit=limit)
+    ending = stretched({n: boxes[n] for n in (first, last)})
+    moved |= {n: ending[first if n < first else last] for n in added}
+    edited = {n: box for n, box in stretched(frames.edited).items() if n not in added}
+    return dataclasses.replace(
+        frames, moved=moved, edited=edited, off=frames.off - added, limit=None
+    )

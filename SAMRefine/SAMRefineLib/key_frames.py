@@ -39,7 +39,8 @@ class KeyFrames:
        away from it. Slices without an automatic box between the two are interpolated;
     5. the automatic one.
 
-    In the end `limit` cuts them all.
+    Where the 3-D box was dragged, `moved` takes the place of the automatic boxes in all of this. In
+    the end `limit` cuts them all.
 
     Attributes:
         name: of the organ.
@@ -49,6 +50,8 @@ class KeyFrames:
         edited: boxes by slice number, made by hand.
         off: numbers of slices that are to have no box.
         limit: a block that no box may leave, or None.
+        moved: boxes by slice number in place of the automatic ones, as `bounds.dragged` moved and
+            stretched them; None where it did not.
 
     Raises:
         PromptError: a slice, a box or the limit lies outside the volume; a value less than 1.
@@ -61,12 +64,15 @@ class KeyFrames:
     edited: Mapping[int, Box] = field(default_factory=dict)
     off: frozenset[int] = frozenset()
     limit: Box3D | None = None
+    moved: Mapping[int, Box] | None = None
 
     def __post_init__(self) -> None:
         if self.value < 1:
             raise PromptError(f'Organ "{self.name}" has the label {self.value}; use 1 or more.')
         # Copies, so that no one else changes what is kept for undo.
-        for name in ("automatic", "edited"):
+        for name in ("automatic", "edited", "moved"):
+            if getattr(self, name) is None:
+                continue
             boxes = {int(n): box for n, box in sorted(getattr(self, name).items())}
             object.__setattr__(self, name, boxes)
             for n, box in boxes.items():
@@ -129,15 +135,21 @@ class KeyFrames:
         return dataclasses.replace(self, limit=limit)
 
     def reset(self, n: int | None = None) -> Self:
-        """Without what was edited in slice n; without a number, with the automatic boxes alone."""
+        """Without what was edited in slice n; without a number, with the automatic boxes alone, as
+        they were before the 3-D box was dragged."""
         if n is None:
-            return dataclasses.replace(self, edited={}, off=frozenset(), limit=None)
+            return dataclasses.replace(self, edited={}, off=frozenset(), limit=None, moved=None)
         edited = {m: box for m, box in self.edited.items() if m != n}
         return dataclasses.replace(self, edited=edited, off=self.off - {n})
 
+    @property
+    def unedited(self) -> Mapping[int, Box]:
+        """The boxes by slice number that edits start from."""
+        return self.automatic if self.moved is None else self.moved
+
     def effective(self) -> dict[int, Box]:
         """The boxes to use, by slice number, ascending; no entry for a slice without one."""
-        boxes = {n: box for n, box in self.automatic.items() if n not in self.off}
+        boxes = {n: box for n, box in self.unedited.items() if n not in self.off}
         edited = {n: box for n, box in self.edited.items() if n not in self.off}
         if edited:
             _fade(boxes, min(edited), edited[min(edited)], -1, self.grid.thickness)
@@ -276,10 +288,11 @@ def boxes_to_json(organs: Sequence[KeyFrames]) -> str:
             {
                 "name": organ.name,
                 "value": organ.value,
-                "automatic": {str(n): list(box.edges) for n, box in organ.automatic.items()},
-                "edited": {str(n): list(box.edges) for n, box in organ.edited.items()},
+                "automatic": _edges(organ.automatic),
+                "edited": _edges(organ.edited),
                 "off": sorted(organ.off),
                 "limit": organ.limit and [list(organ.limit.lower), list(organ.limit.upper)],
+                "moved": None if organ.moved is None else _edges(organ.moved),
             }
             for organ in organs
         ],
@@ -287,6 +300,10 @@ def boxes_to_json(organs: Sequence[KeyFrames]) -> str:
     text = json.dumps(content, indent=1, allow_nan=False)
     # A box a line: for those who edit the file.
     return re.sub(r"\[\n[^][{}\"]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
+
+
+def _edges(boxes: Mapping[int, Box]) -> dict[str, list[float]]:
+    return {str(n): list(box.edges) for n, box in boxes.items()}
 
 
 def boxes_from_json(text: str, where: str = "This text") -> tuple[KeyFrames, ...]:
@@ -320,18 +337,23 @@ def boxes_from_json(text: str, where: str = "This text") -> tuple[KeyFrames, ...
 
 
 def _organ(entry: dict[str, Any], grid: SliceGrid) -> KeyFrames:
-    name, value, limit = entry["name"], entry["value"], entry["limit"]
+    name, value, limit, moved = (entry[key] for key in ("name", "value", "limit", "moved"))
     if not isinstance(name, str) or type(value) is not int:
         raise TypeError(f"an organ is called {name!r} with the label {value!r}")
     return KeyFrames(
         name,
         value,
         grid,
-        automatic={int(n): Box(*edges) for n, edges in entry["automatic"].items()},
-        edited={int(n): Box(*edges) for n, edges in entry["edited"].items()},
+        automatic=_boxes(entry["automatic"]),
+        edited=_boxes(entry["edited"]),
         off=frozenset(int(n) for n in entry["off"]),
         limit=None if limit is None else Box3D(*limit),
+        moved=None if moved is None else _boxes(moved),
     )
+
+
+def _boxes(edges: Mapping[str, Sequence[float]]) -> dict[int, Box]:
+    return {int(n): Box(*each) for n, each in edges.items()}
 
 
 def save_boxes(path: str | Path, organs: Sequence[KeyFrames]) -> None:

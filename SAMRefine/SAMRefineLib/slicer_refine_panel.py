@@ -290,8 +290,12 @@ def _box_text(organ: Organ, n: int) -> str:
         return _("no box")
     if n in frames.edited:
         return _("box moved by hand")
-    same = frames.effective()[n] == frames.automatic.get(n)
-    return _("automatic box") if same else _("box follows its neighbours")
+    box = frames.effective()[n]
+    if box == frames.automatic.get(n):
+        return _("automatic box")
+    if frames.moved is not None and box == frames.moved.get(n):
+        return _("box follows the 3-D box")
+    return _("box follows its neighbours")
 
 
 def _state(organ: Organ) -> str:
