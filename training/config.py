@@ -261,6 +261,11 @@ def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
     return from_dict(merged, config)
 
 
+def configured(config: Any, file: Path | None, overrides: list[str]) -> Any:  # noqa: ANN401
+    """`config` with what a file says, where one is given, and then the overrides."""
+    return with_overrides(read_yaml(file, config) if file else config, overrides)
+
+
 def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
     """Write the full configuration; the file appears complete or not at all."""
     with whole_file(path) as temporary:

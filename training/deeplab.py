@@ -34,7 +34,7 @@ from SAMRefineLib.pixels import EQUALISED, to_pixels
 from srcsm_training import loop
 from srcsm_training.accelerator import accelerator_for
 from srcsm_training.commands.train import run_to_end
-from srcsm_training.config import CasesConfig, Recipe, read_yaml, with_overrides
+from srcsm_training.config import CasesConfig, Recipe, configured
 from srcsm_training.dataset import Case
 from srcsm_training.options.common import add_device, add_run
 from srcsm_training.run_folder import RunResult, open_run
@@ -249,25 +249,20 @@ def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def validation_dice(
     network: nn.Module, cases: Sequence[Slices], config: DeepLabConfig, accelerator: Accelerator
 ) -> list[float]:
-    """Mean Dice per label over the cases, at the network's resolution; NaN where none has it.
-
-    The cases are dealt out to the processes.
-    """
+    """`loop.mean_dice` at the network's resolution."""
     device = accelerator.device
-    sums: torch.Tensor | None = None
+    channels = network.classifier[-1].out_channels
+    sums = torch.zeros(len(cases), 2, channels, device=device)
     for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
         for n in range(len(cases[index].pixels)):
             image, labels = scaled(cases[index], n, config.size)
             with accelerator.autocast():
                 found = network(image[None].to(device))["out"][0] > 0
-            values = torch.arange(1, len(found) + 1, device=device)
+            values = torch.arange(1, channels + 1, device=device)
             true = labels.to(device) == values[:, None, None]
-            if sums is None:
-                sums = torch.zeros(len(cases), 2, len(found), device=device)
-            sums[index, 0] += 2 * (found & true).sum((1, 2))
+            sums[index, 0] += (found & true).sum((1, 2))
             sums[index, 1] += found.sum((1, 2)) + true.sum((1, 2))
-    overlap, total = accelerator.reduce(sums).unbind(1)
-    return torch.where(total > 0, overlap / total, torch.nan).nanmean(0).tolist()
+    return loop.mean_dice(sums, accelerator)
 
 
 @torch.no_grad()
@@ -362,10 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    config = DeepLabConfig()
-    if arguments.config:
-        config = read_yaml(arguments.config, config)
-    config = with_overrides(config, arguments.set)
+    config = configured(DeepLabConfig(), arguments.config, arguments.set)
     training = partial(
         run_training, arguments.data, config, arguments.out, backbone=arguments.backbone
     )

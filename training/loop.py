@@ -362,21 +362,30 @@ def validation_dice(
     rule: IntensityRule,
     accelerator: Accelerator,
 ) -> list[float]:
-    """Mean Dice per foreground label over the cases, on the network's grid, without augmentation.
-
-    The cases are dealt out to the processes. NaN where no case has the label.
-    """
+    """`mean_dice` of the foreground on the network's grid, without augmentation."""
     classes = config.network.classes
-    sums = torch.zeros(len(cases), 3, classes, device=accelerator.device)
+    sums = torch.zeros(len(cases), 2, classes, device=accelerator.device)
     for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
         for image, labels in case_windows(cases[index], config.grid, accelerator.device):
             with accelerator.autocast():
                 prediction = network(normalise(image[None], rule))[0].argmax(0)
-            for row, chosen in enumerate((labels[prediction == labels], prediction, labels)):
+            for row, chosen in ((0, labels[prediction == labels]), (1, prediction), (1, labels)):
                 sums[index, row] += torch.bincount(chosen.flatten(), minlength=classes)
-    overlap, predicted, true = accelerator.reduce(sums).unbind(1)
-    dice = torch.where(true + predicted > 0, 2 * overlap / (true + predicted), torch.nan)
-    return dice[:, 1:].nanmean(0).tolist()
+    return mean_dice(sums, accelerator)[1:]
+
+
+def mean_dice(sums: torch.Tensor, accelerator: Accelerator) -> list[float]:
+    """Mean Dice per label over cases that were dealt out to the processes.
+
+    Args:
+        sums: (cases, 2, labels), 0 where another process has the case: size of the overlap, and of
+            prediction and truth together.
+
+    Returns:
+        NaN where no case has the label.
+    """
+    overlap, total = accelerator.reduce(sums).unbind(1)
+    return torch.where(total > 0, 2 * overlap / total, torch.nan).nanmean(0).tolist()
 
 
 def case_windows(case: PreparedCase, grid: GridSpec, device: torch.device):  # noqa: ANN201

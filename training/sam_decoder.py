@@ -475,10 +475,7 @@ def boxed_dice(
     classes: int,
     accelerator: Accelerator,
 ) -> list[float]:
-    """Mean Dice per foreground label over the cases, in the slices that have a box.
-
-    The cases are dealt out to the processes. NaN where no case has the label.
-    """
+    """`loop.mean_dice` of the foreground, in the slices that have a box."""
     sums = torch.zeros(len(scans), 2, classes, device=accelerator.device)
     for index in range(accelerator.process_index, len(scans), accelerator.num_processes):
         scan = scans[index]
@@ -486,8 +483,6 @@ def boxed_dice(
             batch = [(scan, e, e.box) for e in scan.examples[first : first + 16]]
             for (_, example, _), logits in decoded(network, model, batch, embeddings, accelerator):
                 found, truth = (logits > 0).cpu(), scan.truth(example)
-                sums[index, 0, example.value] += 2 * (found & truth).sum()
+                sums[index, 0, example.value] += (found & truth).sum()
                 sums[index, 1, example.value] += found.sum() + truth.sum()
-    overlap, total = accelerator.reduce(sums).unbind(1)
-    dice = torch.where(total > 0, overlap / total, torch.nan)
-    return dice[:, 1:].nanmean(0).tolist()
+    return loop.mean_dice(sums, accelerator)[1:]

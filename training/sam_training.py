@@ -363,10 +363,7 @@ def validation_tiles(case: PreparedCase, side: int) -> Tiles:
 def true_box_dice(
     network: BoxSam, cases: Sequence[Tiles], classes: int, accelerator: Accelerator
 ) -> list[float]:
-    """Mean Dice per foreground label over the cases, boxes and nothing else given.
-
-    The cases are dealt out to the processes. NaN where no case has the label.
-    """
+    """`loop.mean_dice` of the foreground, boxes and nothing else given."""
     device = accelerator.device
     sums = torch.zeros(len(cases), 2, classes, device=device)
     for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
@@ -385,11 +382,9 @@ def true_box_dice(
             found = found > 0
             value = tiles.value[part].to(device)
             both, either = (found & masks).sum((1, 2)), found.sum((1, 2)) + masks.sum((1, 2))
-            sums[index, 0].index_add_(0, value, 2.0 * both)
+            sums[index, 0].index_add_(0, value, both.float())
             sums[index, 1].index_add_(0, value, either.float())
-    overlap, total = accelerator.reduce(sums).unbind(1)
-    dice = torch.where(total > 0, overlap / total, torch.nan)
-    return dice[:, 1:].nanmean(0).tolist()
+    return loop.mean_dice(sums, accelerator)[1:]
 
 
 def summary(config: object, run: Run, state: loop.Progress) -> dict:

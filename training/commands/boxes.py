@@ -17,7 +17,7 @@ from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
-from .common import check_writable, load_model, making, print_json, progress_display, say, stem
+from .common import check_writable, load_model, make_folder, print_json, progress_display, say, stem
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output.suffix != ".json":
         raise ConfigError(f"{arguments.output} holds boxes; let its name end in .json.")
     check_writable(arguments.output.absolute().parent)
-    prepare_pictures(arguments.pictures)
+    if arguments.pictures:
+        make_folder(arguments.pictures)
     scan = read_volume(arguments.scan, arguments.series)
     if arguments.coarse:
         organs = read_coarse(arguments.coarse, arguments.coarse_confidence, scan.geometry)
@@ -165,15 +166,6 @@ def segment_coarse(scan: Volume, arguments: argparse.Namespace) -> list[CoarseOr
         CoarseOrgan(label.name, label.value, found.probabilities[label.value])
         for label in bundle.description.labels
     ]
-
-
-def prepare_pictures(folder: Path | None) -> None:
-    """Make the folder for pictures, where they are wanted, before the work begins."""
-    if folder is None:
-        return
-    with making(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    check_writable(folder)
 
 
 def draw_boxes(

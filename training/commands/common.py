@@ -2,6 +2,7 @@
 """What several commands share: finding models, placing outputs, talking to the user."""
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -30,6 +31,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def speaks() -> bool:
+    """False in all but the first of the processes that `accelerate launch` starts."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_json(content: Any) -> None:  # noqa: ANN401 - plain JSON values
     """Results for programs."""
     print(json.dumps(content, indent=1))
@@ -38,6 +44,9 @@ def print_json(content: Any) -> None:  # noqa: ANN401 - plain JSON values
 @contextmanager
 def progress_display(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yield show(done, total, note): a bar on a terminal, else a line now and then; on stderr."""
+    if not speaks():
+        yield lambda done, total, note: None
+        return
     bar = None
     last = time.monotonic()
 
@@ -129,6 +138,17 @@ def stem(path: Path) -> str:
     name = path.resolve().name
     ending = next((e for e in READABLE if name.lower().endswith(e)), "")
     return name[: len(name) - len(ending)]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where it does not exist, and find out now whether it can be written to.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with making(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
 
 
 def check_writable(folder: Path) -> None:

@@ -24,11 +24,10 @@ from .boxes import (
     CoarseOrgan,
     numbers,
     picture_path,
-    prepare_pictures,
     read_coarse,
     require_labels,
 )
-from .common import output_files, print_json, progress_display, stem, writing
+from .common import make_folder, output_files, print_json, progress_display, stem, writing
 
 DEFAULT_DOMAIN = "CT"
 
@@ -42,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         (confidence,) = output_files(
             [arguments.scan], arguments.confidence, labels=False, taken=[output]
         )
-    prepare_pictures(arguments.pictures)
+    if arguments.pictures:
+        make_folder(arguments.pictures)
     scan = read_volume(arguments.scan, arguments.series)
     organs = read_organs(arguments, scan.geometry)
     model = find_sam(arguments.sam, arguments.sam_kind, DEFAULT_DOMAIN, arguments.device)

@@ -2,9 +2,8 @@
 """``srcsm style``: prepare, phantom, base, tune, control, swap, check."""
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,17 @@ import yaml
 
 from SRCSMSegmenterLib.errors import DeviceError
 
-from ..config import read_yaml, to_dict, with_overrides, write_yaml
+from ..config import configured, to_dict, write_yaml
 from ..style.config import StyleConfig
 from ..style.slices import StageResult
 from . import INTERRUPTED
-from .common import check_writable, load_model, making, progress_display, say
+from .common import load_model, make_folder, progress_display, say, speaks
 from .train import stop_on_signal
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a stage, or go on with it; a stop is no error, but Ctrl-C has its own exit code."""
-    config = read_yaml(arguments.config, StyleConfig()) if arguments.config else StyleConfig()
-    config = with_overrides(config, arguments.set)
+    config = configured(StyleConfig(), arguments.config, arguments.set)
     if arguments.dry_run:
         print(yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip())
         return 0
@@ -31,21 +29,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "swap" and not arguments.out:
         out = arguments.slices / "styled" / Path(config.prompts).stem
     if arguments.action != "check" or arguments.out:
-        with making(out):
-            out.mkdir(parents=True, exist_ok=True)
-        check_writable(out)
-    # `accelerate launch` starts several processes; the first one speaks.
-    speaks = os.environ.get("RANK", "0") == "0"
-    display = progress_display(arguments.action) if speaks else nullcontext(lambda *_: None)
+        make_folder(out)
+    display = progress_display(arguments.action)
     with stop_on_signal() as stop_requested, display as show, _memory():
-        if speaks and arguments.action not in ("prepare", "check"):
+        if speaks() and arguments.action not in ("prepare", "check"):
             write_yaml(out / "config.yaml", config)
         limits = {"max_minutes": arguments.max_minutes, "stop_requested": stop_requested}
         result = STAGES[arguments.action](arguments, config, out, show, limits)
-    if result.finished and speaks:
+    if result.finished and speaks():
         print(out)
         say(NEXT[arguments.action].format(out=out))
-    elif speaks:
+    elif speaks():
         why = "Stopped" if stop_requested() else "Stopped by --max-minutes"
         say(
             f"{why} at {result.done} of {result.total}; what was made is kept, and the same "

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import yaml
 
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
-from ..config import TrainingConfig, read_yaml, to_dict, with_overrides
+from ..config import TrainingConfig, configured, to_dict
 from ..pairs import open_restyled
 from ..presets import PRESETS, preset
 from ..run import run_training
@@ -24,10 +24,10 @@ from ..source import intensity_rule, open_source
 from . import INTERRUPTED
 from .common import (
     OutputError,
-    check_writable,
-    making,
+    make_folder,
     progress_display,
     say,
+    speaks,
 )
 
 
@@ -41,18 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         needed["--out"] = arguments.out
     if missing := [option for option, value in needed.items() if value is None]:
         raise ConfigError(f"srcsm train needs {' and '.join(missing)}; see srcsm train --help.")
-    config = preset(arguments.preset)
-    if arguments.config:
-        config = read_yaml(arguments.config, config)
-    config = with_overrides(config, arguments.set)
+    config = configured(preset(arguments.preset), arguments.config, arguments.set)
     if arguments.dry_run:
         print(dry_run(arguments.data, config))
         return 0
-    return train(arguments, config)
-
-
-def train(arguments: argparse.Namespace, config: TrainingConfig) -> int:
-    """Run the training of an engine's network."""
     return run_to_end(
         arguments,
         config.optimisation.steps,
@@ -79,13 +71,8 @@ def run_to_end(
         training: called with the rest of what `run_training` takes.
         done: lines for the user, with the folder of the result for {model}.
     """
-    with making(arguments.out):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    check_writable(arguments.out)
-    # `accelerate launch` starts several processes; the first one speaks.
-    speaks = os.environ.get("RANK", "0") == "0"
-    display = progress_display("training") if speaks else nullcontext(lambda *_: None)
-    with stop_on_signal() as stop_requested, display as show:
+    make_folder(arguments.out)
+    with stop_on_signal() as stop_requested, progress_display("training") as show:
         result = training(
             name=arguments.name,
             device=arguments.device,
@@ -95,14 +82,14 @@ def run_to_end(
             progress=lambda p: show(p.step, steps, f"loss {p.loss:.3f}"),
         )
     if result.finished:
-        if speaks:
+        if speaks():
             dice = result.best_dice
             validated = "" if math.isnan(dice) else f", best validation Dice {dice:.3f}"
             print(f"Trained {result.steps} steps{validated}.")
             print(done.format(model=result.model))
         return 0
     why = "Stopped" if stop_requested() else "Stopped by --max-minutes"
-    if speaks:
+    if speaks():
         say(
             f"{why} at step {result.steps} of {steps}; the checkpoint is saved, and the same "
             "command goes on from it."

@@ -6,7 +6,7 @@ from functools import partial
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..config import read_yaml, with_overrides
+from ..config import configured
 from ..sam_decoder import DecoderConfig, run_decoder_training
 from ..sam_training import SamConfig, run_sam_training
 from .common import load_model
@@ -22,9 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sam and arguments.cache:
         raise ConfigError("Fine-tuning has no preprocessed cases; leave --cache out.")
     config = DecoderConfig() if arguments.sam else SamConfig()
-    if arguments.config:
-        config = read_yaml(arguments.config, config)
-    config = with_overrides(config, arguments.set)
+    config = configured(config, arguments.config, arguments.set)
     if arguments.sam:
         training = partial(
             run_decoder_training,
