@@ -5,6 +5,7 @@ At each position of the bottleneck, the features of one slice under two styles a
 than those of different slices there.
 """
 
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ def nt_xent(projected: torch.Tensor, temperature: float) -> torch.Tensor:
     same[own, first + own] = True
     negatives = similarity.masked_fill(same[:, None, :, None], -torch.inf).flatten(3).logsumexp(3)
     losses = torch.logaddexp(positives, negatives[..., None]) - positives
-    pairs = ~torch.eye(views, dtype=torch.bool, device=features.device)
-    return losses[:, :, pairs].mean()
+    one, other = zip(*permutations(range(views), 2), strict=True)
+    return losses[:, :, one, other].mean()
 
 
 def gathered(features: torch.Tensor) -> tuple[torch.Tensor, int]:
