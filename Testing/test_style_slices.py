@@ -306,6 +306,25 @@ def test_phantom_slices_are_seeded_and_go_on(tmp_path):
         write_phantom_slices(tmp_path / "parts", style_tiny.config("phantom.seed=7"))
 
 
+def test_killed_phantoms_go_on_from_the_last_manifest(tmp_path, monkeypatch):
+    monkeypatch.setattr(looks, "MANIFEST_EVERY", 1)
+    original, drawn = looks._slices_of, []
+
+    def fails(seed, *arguments):
+        if len(drawn) == 1:
+            raise KeyboardInterrupt
+        drawn.append(seed)
+        return original(seed, *arguments)
+
+    monkeypatch.setattr(looks, "_slices_of", fails)
+    with pytest.raises(KeyboardInterrupt):
+        write_phantom_slices(tmp_path, style_tiny.config())
+    assert len(read_slices(tmp_path, incomplete=True).slices) == 2 * 4
+    first = drawn.pop()
+    assert write_phantom_slices(tmp_path, style_tiny.config()).finished
+    assert drawn == [first + 1]
+
+
 def test_an_unknown_look_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"phantom.styles is one of ct, t1, t2, ultrasound"):
         write_phantom_slices(tmp_path, style_tiny.config("phantom.styles=[pet]"))

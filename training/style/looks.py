@@ -36,6 +36,9 @@ from .slices import (
 FINE = 2
 """Points across a pixel that its intensity is the mean of, along rows and columns."""
 
+MANIFEST_EVERY = 25
+"""Patients between two manifests: so many are made again after a kill."""
+
 WINDOW = (-125.0, 275.0)
 """HU that become black and white in the CT look."""
 
@@ -103,6 +106,8 @@ def write_phantom_slices(
         if f"phantom_{seed}" not in there:
             made += _slices_of(seed, slices, config)
         done += 1
+        if done % MANIFEST_EVERY == 0:
+            write_manifest(replace(slices, slices=tuple(made)))
         progress(done, len(seeds), f"patient {seed}")
     finished = done == len(seeds)
     write_manifest(replace(slices, slices=tuple(made), complete=finished))
