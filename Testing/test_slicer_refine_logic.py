@@ -19,10 +19,9 @@ from SAMRefineLib.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.organs import organs_from_json
 from SAMRefineLib.slicer_boxes import BOUND, align_views, read_block, show_block
 from SAMRefineLib.slicer_refine_logic import boxes, open_boxes, refine, saved_boxes
-from SRCSMSegmenterLib import slicer_logic, slicer_samples, slicer_scene
+from SRCSMSegmenterLib import slicer_logic, slicer_scene
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
-from SRCSMSegmenterLib.phantom import make_case
 from SRCSMSegmenterLib.slicer_scene import Organ as SegmentedOrgan
 from SRCSMSegmenterLib.slicer_scene import Result, place
 from SRCSMSegmenterLib.worker_protocol import WorkerError
@@ -931,41 +930,3 @@ def test_a_scripts_last_change_of_an_roi_is_saved(session):
     saved = organs_from_json(session.node.GetParameter(logic.BOXES))
     assert saved.organs[0].frames.bounds3d().upper[0] == pytest.approx(33, abs=1e-3)
     assert json.loads(session.node.GetParameter(logic.BOXES))["version"] == 1
-
-
-# the phantom
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("organ", "value"), [("right_kidney", 2), ("left_kidney", 3)])
-def test_on_the_phantom_a_spoiled_box_moved_back_beats_the_coarse_mask(scene, sam, organ, value):
-    image, labels = make_case(slicer_samples.PATIENT, "MR")
-    image = Volume(image.array[::-1], image.geometry.mirrored())  # as Slicer has it
-    truth = labels.array[::-1] == value
-    j = np.flatnonzero(truth.any(axis=(0, 2)))
-    coarse = truth.copy()
-    coarse[:, j[0] + len(j) * 3 // 5 :] = False  # a side of the organ is missing
-    volume = add_volume(image.geometry, "Phantom MR", image.array)
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "coarse")
-    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    draw(node, organ, coarse, volume)
-    session = boxes(node, volume, sam=sam, modality="MR")
-    right = session.organ(1).frames.bounds3d()
-    beyond = (0, j[-1] + 1 - right.upper[1], 0)
-    # Spoiled: the ROI slipped to one side.
-    slipped = Box3D(np.subtract(right.lower, (0, 15, 0)), np.subtract(right.upper, (0, 15, 0)))
-    drag(session, session.bound(1), slipped)
-    refine(session)
-    spoiled = dice(mask(session, organ), truth)
-    # Moved back, and its face dragged to where the organ ends.
-    drag(session, session.bound(1), right)
-    drag(session, session.bound(1), Box3D(right.lower, np.add(right.upper, beyond)))
-    refine(session)
-    corrected = dice(mask(session, organ), truth)
-    print(f"{organ}: coarse {dice(coarse, truth):.3f} spoiled {spoiled:.3f} then {corrected:.3f}")
-    assert corrected > dice(coarse, truth) + 0.02
-    assert corrected > spoiled
-    assert session.organ(1).report.dice < 0.97
-    for _ in range(5):
-        session.undo()
-    np.testing.assert_array_equal(mask(session, organ), coarse)

@@ -10,6 +10,7 @@ src       one call of semantic-aware random convolution against networks and lab
 step      a training step with random convolution against one without
 segment   `srcsm segment` from process start against the same in a warm process
 sam       SAM's encoder passes for an organ, from an edit to its masks, and what its cache holds
+refine    SAM Refine in a Slicer scene: from letting go of a handle to the segment
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from srcsm_training import bench_sam, bench_segment, bench_training
+from srcsm_training import bench_refine, bench_sam, bench_segment, bench_training
 from srcsm_training.timing import REPOSITORY, Table, machine, markdown, plain
 from SRCSMSegmenterLib.devices import resolve_device
 
@@ -31,6 +32,7 @@ SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
     "step": lambda folder, data, device: [bench_training.phantom_step_table(folder, device)],
     "segment": bench_segment.tables,
     "sam": bench_sam.tables,
+    "refine": bench_refine.tables,
 }
 """At full size, from a folder for temporary files, the development data, and a device."""
 
