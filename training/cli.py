@@ -28,19 +28,9 @@ from SRCSMSegmenterLib.errors import (
 from .commands import INTERRUPTED
 
 COMMANDS = (
-    "segment",
-    "boxes",
-    "refine",
-    "train",
-    "train-sam",
-    "evaluate",
-    "match",
-    "models",
-    "phantom",
-    "demo",
-    "style",
-    "worker",
-)
+    "segment", "boxes", "refine", "train", "train-sam", "evaluate", "match", "models", "phantom",
+    "demo", "style", "worker",
+)  # fmt: skip
 """As help lists them."""
 
 EXIT_CODES = (

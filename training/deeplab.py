@@ -205,9 +205,6 @@ def train(
             logits = model(images)["out"]
         return coarse_loss(logits, labels)
 
-    def validate(average: nn.Module) -> list[float]:
-        return validation_dice(average, validation, config, accelerator)
-
     return loop.fit(
         config,
         network,
@@ -217,7 +214,7 @@ def train(
         validation,
         draw=draw,
         loss=loss,
-        validate=validate if validation else None,
+        validate=lambda average: validation_dice(average, validation, config, accelerator),
         accelerator=accelerator,
         **arguments,
     )

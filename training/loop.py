@@ -118,9 +118,6 @@ def train(
             )
         return segmentation_loss(model(looks), labels, recipe.dice, recipe.cross_entropy)
 
-    def validate(average: nn.Module) -> list[float]:
-        return validation_dice(average, validation, config, rule, accelerator)
-
     return fit(
         config,
         network,
@@ -130,7 +127,7 @@ def train(
         validation,
         draw=lambda generator: draw_batch(training, config, rule, generator, device),
         loss=loss,
-        validate=validate if validation else None,
+        validate=lambda average: validation_dice(average, validation, config, rule, accelerator),
         accelerator=accelerator,
         **arguments,
     )
@@ -161,7 +158,7 @@ def fit(
     *,
     draw: Callable[[torch.Generator], Batch],
     loss: Callable[[nn.Module, Batch, torch.Generator], torch.Tensor],
-    validate: Callable[[nn.Module], list[float]] | None,
+    validate: Callable[[nn.Module], list[float]],
     accelerator: Accelerator,
     max_minutes: float = math.inf,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -178,7 +175,7 @@ def fit(
         training, validation: cases, whose names a checkpoint is known by.
         draw: what a step sees, before random convolution, from the step's generator.
         loss: of a batch, random convolution included; drawn again where it is not finite.
-        validate: Dice per label of the averaged network, or None.
+        validate: Dice per label of the averaged network; not asked without validation cases.
         report: called after every step on every process.
         validated: called after every validation with the averaged network, on every process.
 
@@ -269,7 +266,7 @@ def fit(
                 "gradient_norm": progress.gradient_norm,
                 "seconds": time.monotonic() - step_started,
             }
-            if validate and due:
+            if validation and due:
                 row["dice"] = validate(average)
                 mean = float(np.nanmean(row["dice"]))
                 progress.waited += 1
@@ -291,7 +288,7 @@ def fit(
         if stopping:
             break
     accelerator.wait_for_everyone()
-    return progress, best_weights if validate else average.state_dict()
+    return progress, best_weights if validation else average.state_dict()
 
 
 def state_to_resume(

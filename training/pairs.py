@@ -186,9 +186,6 @@ def train(
         logits, projected = model(looks.flatten(0, 1))
         return pair_loss(logits, projected, views.labels, recipe, pairs)
 
-    def validate(average: PairNetwork) -> list[float]:
-        return loop.validation_dice(average.unet, validation, config, rule, accelerator)
-
     progress, weights = loop.fit(
         config,
         network,
@@ -198,7 +195,9 @@ def train(
         validation,
         draw=lambda generator: draw_views(training, restyled, config, rule, generator, device),
         loss=loss,
-        validate=validate if validation else None,
+        validate=lambda average: loop.validation_dice(
+            average.unet, validation, config, rule, accelerator
+        ),
         accelerator=accelerator,
         validated=lambda average, state: validated(average.unet, state),
         **arguments,

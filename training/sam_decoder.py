@@ -266,9 +266,6 @@ def train(
         ]
         return torch.stack(losses).mean()
 
-    def validate(average: nn.Module) -> list[float]:
-        return boxed_dice(average, model, validation, known, classes, accelerator)
-
     return loop.fit(
         config,
         network,
@@ -278,7 +275,9 @@ def train(
         validation,
         draw=draw,
         loss=loss,
-        validate=validate if validation else None,
+        validate=lambda average: boxed_dice(
+            average, model, validation, known, classes, accelerator
+        ),
         accelerator=accelerator,
         **arguments,
     )

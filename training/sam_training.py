@@ -226,9 +226,6 @@ def train(
             logits, iou = model(looks, tiles.owner, prompts)
         return prompted_loss(logits, iou, masks)
 
-    def validate(average: nn.Module) -> list[float]:
-        return true_box_dice(average, held_out, classes, accelerator)
-
     return loop.fit(
         config,
         network,
@@ -238,7 +235,7 @@ def train(
         validation,
         draw=draw,
         loss=loss,
-        validate=validate if validation else None,
+        validate=lambda average: true_box_dice(average, held_out, classes, accelerator),
         accelerator=accelerator,
         **arguments,
     )

@@ -12,11 +12,7 @@ Commands = argparse._SubParsersAction
 
 
 def add_command(
-    commands: Commands,
-    name: str,
-    summary: str,
-    details: str = "",
-    examples: str = "",
+    commands: Commands, name: str, summary: str, details: str = "", examples: str = ""
 ) -> argparse.ArgumentParser:
     """A command, with details and examples in its help.
 
@@ -46,9 +42,6 @@ def positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise ValueError
     return number
-
-
-# Scans and what is told about them
 
 
 def add_scan(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +76,6 @@ def add_pictures(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-# Models
-
-
 def add_model(parser: argparse._ActionsContainer, default: str | None) -> None:
     shown = f" (default: {default})" if default else ""
     parser.add_argument(
@@ -103,9 +93,6 @@ def add_sam(parser: argparse.ArgumentParser, what: str) -> None:
         choices=("vit_b", "vit_l", "vit_h", "medsam"),
         help="of a checkpoint file (default: known by the file's SHA-256; MedSAM's is not)",
     )
-
-
-# Trainings
 
 
 def add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -154,9 +141,6 @@ def add_cache(parser: argparse.ArgumentParser, note: str = "") -> None:
         metavar="FOLDER",
         help=f"of the preprocessed cases ({note}default: $SRCSM_CACHE or ~/.cache/srcsm)",
     )
-
-
-# All
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

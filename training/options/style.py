@@ -6,11 +6,12 @@ from pathlib import Path
 
 from . import common
 
+SLICES = {"type": Path, "metavar": "SLICES", "help": "folder of slices"}
+
 
 def add(commands: common.Commands) -> None:
     summary = "restyle training slices by diffusion, steered by their masks"
     actions = common.add_actions(commands, "style", summary, "stage")
-    slices = {"type": Path, "metavar": "SLICES", "help": "folder of slices"}
 
     parser = add_stage(
         actions,
@@ -35,9 +36,9 @@ def add(commands: common.Commands) -> None:
         "train a small base model of your own",
         "  srcsm style base --config training/configs/style_tiny.yaml \\\n"
         "      --slices slices/phantom slices/ct --out bases/tiny",
-        device=True,
     )
-    parser.add_argument("--slices", nargs="+", required=True, **slices)
+    common.add_device(parser)
+    parser.add_argument("--slices", nargs="+", required=True, **SLICES)
 
     parser = add_stage(
         actions,
@@ -47,20 +48,16 @@ def add(commands: common.Commands) -> None:
         "  srcsm style tune --slices slices/ct --download --out runs/tuned \\\n"
         "      --set tune.lora=16 tune.learning_rate=1e-4\n"
         "  accelerate launch --num_processes 4 -m srcsm_training style tune --slices slices/ct ...",
-        device=True,
-        base=True,
     )
-    parser.add_argument("--slices", required=True, **slices)
+    add_base(parser)
 
     parser = add_stage(
         actions,
         "control",
         "teach a ControlNet on the tuned U-Net what the masks mean",
         "  srcsm style control --slices slices/ct --tuned runs/tuned --out runs/control",
-        device=True,
-        base=True,
     )
-    parser.add_argument("--slices", required=True, **slices)
+    add_base(parser)
     parser.add_argument(
         "--tuned",
         type=Path,
@@ -75,11 +72,9 @@ def add(commands: common.Commands) -> None:
         "  srcsm style swap --slices slices/ct --control runs/control\n"
         "  srcsm style swap --slices slices/ct --control runs/control --out restyled \\\n"
         "      --set swap.styles=[t1,t2] swap.per_slice=0",
-        device=True,
-        base=True,
         out_default="SLICES/styled/PROMPTS",
     )
-    parser.add_argument("--slices", required=True, **slices)
+    add_base(parser)
     parser.add_argument(
         "--control", type=Path, required=True, metavar="RUN", help="of style control"
     )
@@ -97,9 +92,9 @@ def add(commands: common.Commands) -> None:
         "  srcsm style check --slices slices/ct/styled/abdomen\n"
         "  srcsm style check --slices slices/ct/styled/abdomen --model runs/ct/model \\\n"
         "      --set check.moved=0.1 check.edges=0.6 check.dice=0.3",
-        device=True,
         out_default="SLICES",
     )
+    common.add_device(parser)
     parser.add_argument(
         "--slices", type=Path, required=True, metavar="SLICES", help="folder of restyled slices"
     )
@@ -107,14 +102,7 @@ def add(commands: common.Commands) -> None:
 
 
 def add_stage(
-    actions: common.Commands,
-    name: str,
-    summary: str,
-    examples: str,
-    *,
-    device: bool = False,
-    base: bool = False,
-    out_default: str = "",
+    actions: common.Commands, name: str, summary: str, examples: str, out_default: str = ""
 ) -> argparse.ArgumentParser:
     """A stage of `srcsm style`: configuration, output and time are the same for all."""
     parser = common.add_command(
@@ -138,17 +126,20 @@ def add_stage(
     )
     common.add_max_minutes(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and exit")
-    if device:
-        common.add_device(parser)
-    if base:
-        parser.add_argument(
-            "--base",
-            default="Nihirc/Prompt2MedImage",
-            metavar="NAME_OR_FOLDER",
-            help="a base of Stable Diffusion 1.x's architecture in diffusers format, a folder or a "
-            "name on the Hugging Face hub (default: Nihirc/Prompt2MedImage)",
-        )
-        parser.add_argument(
-            "--download", action="store_true", help="fetch it from the hub where it is not here"
-        )
     return parser
+
+
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """Device, base and slices, of the stages that work on a base with diffusion."""
+    common.add_device(parser)
+    parser.add_argument(
+        "--base",
+        default="Nihirc/Prompt2MedImage",
+        metavar="NAME_OR_FOLDER",
+        help="a base of Stable Diffusion 1.x's architecture in diffusers format, a folder or a "
+        "name on the Hugging Face hub (default: Nihirc/Prompt2MedImage)",
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch it from the hub where it is not here"
+    )
+    parser.add_argument("--slices", required=True, **SLICES)
