@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base models: what is read, what is refused, and that the small one is an ordinary pipeline."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import style_tiny
 import tiny
 import torch
 from diffusers import StableDiffusionPipeline
+from restyled import prepared
 
 from srcsm_training.style.base import find_base, load_base
 from srcsm_training.style.diffusion import encode_prompts, token_ids
 from srcsm_training.style.prompts import read_prompts
-from srcsm_training.style.small import build_base, make_tokenizer, save_base
+from srcsm_training.style.small import LICENCE, build_base, make_tokenizer, save_base
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 
@@ -268,5 +269,13 @@ def test_the_tokenizer_knows_the_prompts_and_spells_the_rest():
 
 
 def test_the_card_names_slices_and_licence(saved, tmp_path):
-    assert "Research use only" in (saved / "README.md").read_text("utf-8")
-    assert not np.any([p.name.endswith(".tmp") for p in saved.iterdir()])
+    base, prompts = load_base(str(saved), say=style_tiny.silent), read_prompts("abdomen")
+    data = tiny.write_dataset(tmp_path / "Dataset001_Tiny")
+    slices = prepared(data, tmp_path / "slices")
+    save_base(base, tmp_path / "base", [slices], prompts)
+    card = (tmp_path / "base" / "README.md").read_text("utf-8")
+    assert "Research use only" in card
+    assert f"- {slices.name}: {len(slices.slices)} slices, styles ct; manifest " in card
+    assert hashlib.sha256((slices.folder / "manifest.json").read_bytes()).hexdigest() in card
+    assert load_base(str(tmp_path / "base"), say=style_tiny.silent).licence == LICENCE
+    assert not [p for p in (tmp_path / "base").iterdir() if p.name.endswith((".tmp", ".old"))]

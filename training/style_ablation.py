@@ -5,11 +5,8 @@
     python training/style_ablation.py --domain real --data ../shared/data --only real_icm
     python training/style_ablation.py --report                        the table into BENCHMARKS.md
 
-The restyled slices of a domain are made before, into RUNS/DOMAIN/slices/styled/abdomen:
-
-    python training/style_ablation.py --domain phantom --phantoms     the phantom's datasets
-    srcsm style prepare --config training/configs/style_tiny.yaml --data DATASET --out .../slices
-    srcsm style tune, control, swap, check
+The restyled slices of a domain, RUNS/DOMAIN/slices/styled/abdomen, and the phantom's datasets,
+RUNS/data, are made before, by ``python training/swap_ablation.py --domain phantom``.
 
 Every training sees as many pictures a step and has as many steps, whatever its number of views.
 Scores go to ``training/results``; a run whose scores lie there is not run again.
@@ -112,7 +109,6 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="RUN", help="such as phantom_icm")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, a core each")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--phantoms", action="store_true", help="write the phantom's datasets")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.report:
@@ -121,9 +117,6 @@ def main() -> int:
     shared = REPOSITORY.parent / "shared" / "data"
     at_hand = arguments.runs / "data" if arguments.domain == "phantom" else shared
     data = arguments.data or at_hand
-    if arguments.phantoms:
-        write_phantoms(data)
-        return 0
     runs = runs_of(arguments.domain, arguments.runs.resolve())
     if unknown := set(arguments.only or ()) - {run.name for run in runs}:
         parser.error(f"no run {unknown}; there are {', '.join(run.name for run in runs)}")

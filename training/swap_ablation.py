@@ -11,7 +11,7 @@ check`. One of the four, tuned and then original, is the method; that set is the
 style_ablation.py trains on. One base serves both domains: phantom patients of its own in four
 looks, and the real CT where it is at hand. Folders, all in RUNS:
 
-    data/                   the phantom's datasets (python training/style_ablation.py --phantoms)
+    data/                   the phantom's datasets
     base-slices/, base/     what the base learns from, and the base
     DOMAIN/slices/          the source's slices; styled/abdomen/ in it is the method's set
     DOMAIN/tuned/, DOMAIN/control/, DOMAIN/control-untuned/

@@ -436,7 +436,8 @@ def _card(base: BaseModel, sets: Sequence[SliceSet], prompts: Prompts) -> str:
     lines, size = [], base.unet.config.sample_size * base.factor
     for s in sets:
         styles = ", ".join(sorted({one.style for one in s.kept()}))
-        lines.append(f"- {s.name}: {len(s.kept())} slices, styles {styles}")
+        digest = manifest_sha256(s)
+        lines.append(f"- {s.name}: {len(s.kept())} slices, styles {styles}; manifest {digest}")
     asked = [f"- {style}: {'; '.join(ways)}" for style, ways in prompts.styles.items()]
     return "\n".join(
         [
