@@ -49,7 +49,7 @@ def full_precision(monkeypatch):
 
 @pytest.fixture
 def models(tmp_path, monkeypatch):
-    """Shipped models: a random network abdomen-ct and a random SAM sam-small-ct."""
+    """Shipped models: a random network abdomen-ct and random SAMs of both modalities."""
     torch.manual_seed(3)
     network = NetworkConfig(classes=3, channels=(4, 6), norm="instance", dropout=0.0)
     bundle = ModelBundle(
@@ -69,8 +69,9 @@ def models(tmp_path, monkeypatch):
     )
     folder = tmp_path / "models"
     save_bundle(folder / "abdomen-ct", bundle, "# The card\n")
-    sam = SamModel(build_sam("small", SIZES), "sam-small-ct", "small", SRCSM, SIZES)
-    save_sam(folder / "sam-small-ct", sam, "# The SAM's card\n", "None")
+    for name in ("sam-small-ct", "sam-small-mr"):
+        sam = SamModel(build_sam("small", SIZES), name, "small", SRCSM, SIZES)
+        save_sam(folder / name, sam, "# The SAM's card\n", "None")
     monkeypatch.setenv("SRCSM_MODELS", str(folder))
     return folder
 
@@ -171,7 +172,7 @@ def test_refine_writes_labels_of_the_scan_s_grid(files, models, tmp_path, capsys
     code = run(
         *("refine", files["scan"], "--boxes", boxes, "-o", out, "--coarse", files["coarse"]),
         *("--coarse-confidence", files["sure"], "--confidence", tmp_path / "c.nii.gz"),
-        *("--pictures", tmp_path / "pictures", "--mask-prompt", "--device", "cpu", "--json"),
+        *("--pictures", tmp_path / "pictures", "--no-mask-prompt", "--device", "cpu", "--json"),
     )
     assert code == 0
     said = json.loads(capsys.readouterr().out)
@@ -183,7 +184,7 @@ def test_refine_writes_labels_of_the_scan_s_grid(files, models, tmp_path, capsys
     reader.ReadImageInformation()
     assert reader.GetMetaData("Segment1_Name") == "spleen"
     liver = said["organs"][0]
-    assert said["sam"]["name"] == "sam-small-ct"
+    assert said["sam"]["name"] == "sam-small-mr"  # the scan is an MR
     voxel = 2.5 * 2 * 3 / 1000
     assert liver["ml_before"] == pytest.approx((files["labels"] == 1).sum() * voxel)
     assert liver["ml_after"] == pytest.approx((written.array == 1).sum() * voxel)
@@ -201,11 +202,15 @@ def test_refine_for_a_reader_and_without_a_coarse_mask(files, models, tmp_path, 
     boxes, out = tmp_path / "boxes.json", tmp_path / "fine.nii.gz"
     run("boxes", files["scan"], "-o", boxes, "--coarse", files["coarse"])
     capsys.readouterr()
-    for options in ((), ("--coarse", files["coarse"], "--mosaic", "slices", "--threshold", 0.7)):
+    for options in (
+        (),
+        ("--modality", "CT"),
+        ("--coarse", files["coarse"], "--mosaic", "slices", "--threshold", 0.7),
+    ):
         arguments = ("refine", files["scan"], "--boxes", boxes, "-o", out, "--device", "cpu")
         assert run(*arguments, *options) == 0
         printed = capsys.readouterr().out
-        assert "sam-small-ct" in printed
+        assert ("sam-small-ct" if "CT" in options else "sam-small-mr") in printed
         assert "liver" in printed
     assert read_labels(out).geometry.matches(files["geometry"])
 
@@ -251,8 +256,8 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(files, models, tmp_path
     capsys.readouterr()
     refine = ("refine", scan, "--boxes", boxes, "-o", out, "--device", "cpu")
 
-    said = refused(capsys, 4, *refine, "--sam", "sam-small-mr")
-    assert "There is no SAM sam-small-mr" in said
+    said = refused(capsys, 4, *refine, "--sam", "sam-large")
+    assert "There is no SAM sam-large" in said
     assert "sam-small-ct" in said
     (tmp_path / "sam.pth").write_bytes(b"none")
     assert "SHA-256" in refused(capsys, 4, *refine, "--sam", tmp_path / "sam.pth")
@@ -286,7 +291,7 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(files, models, tmp_path
 
 def test_models_lists_verifies_and_describes_sams(models, capsys):
     assert run("models", "list", "--json") == 0
-    network, sam = json.loads(capsys.readouterr().out)
+    network, sam, _ = json.loads(capsys.readouterr().out)
     assert network["name"] == "abdomen-ct"
     assert (sam["name"], sam["kind"]) == ("sam-small-ct", "small")
     assert run("models", "list") == 0
@@ -298,7 +303,7 @@ def test_models_lists_verifies_and_describes_sams(models, capsys):
     assert run("models", "describe", "sam-small-ct", "--json") == 0
     assert json.loads(capsys.readouterr().out)["sizes"]["canvas"] == 128
     assert run("models", "verify") == 0
-    assert capsys.readouterr().out.count("whole") == 2
+    assert capsys.readouterr().out.count("whole") == 3
     with (models / "sam-small-ct/config.json").open("a") as file:
         file.write(" ")
     assert run("models", "verify", "sam-small-ct") == 4

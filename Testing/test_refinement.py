@@ -433,13 +433,13 @@ def test_a_crop_shows_the_points_too(a_looking_sam):
     assert 0 < y < 64
 
 
-def test_the_coarse_mask_can_be_sam_s_first_guess(a_looking_sam):
+def test_the_coarse_mask_is_sam_s_first_guess_unless_it_is_not_wanted(a_looking_sam):
     coarse = np.where(LIVER, 0.9, 0.02).astype(np.float32)
     organ = prompt(LIVER, coarse=coarse)
-    run(a_looking_sam, scan(LIVER), organ, mosaic="off")
+    run(a_looking_sam, scan(LIVER), replace(organ, mask_prompt=False), mosaic="off")
     assert all(p.masks is None for p in a_looking_sam.asked)
     a_looking_sam.asked.clear()
-    run(a_looking_sam, scan(LIVER), organ, mosaic="off", mask_prompt=True)
+    run(a_looking_sam, scan(LIVER), organ, mosaic="off")
     masks = torch.cat([p.masks for p in a_looking_sam.asked])
     assert masks.shape == (len(organ.frames.automatic), 1, 124, 128)
     middle = masks[list(organ.frames.automatic).index(4), 0]
@@ -447,6 +447,27 @@ def test_the_coarse_mask_can_be_sam_s_first_guess(a_looking_sam):
         0.9, abs=0.01
     )
     assert middle[100, 100].sigmoid() == pytest.approx(0.02, abs=0.01)
+
+
+@pytest.mark.parametrize("mask_prompt", [True, False])
+def test_only_a_first_guess_that_nobody_corrected_is_to_be_agreed_with(a_looking_sam, mask_prompt):
+    """SAM finds the liver; the coarse mask is a part of it."""
+    coarse = LIVER.copy()
+    coarse[:, :, 15:] = False
+    organ = replace(prompt(LIVER, coarse=coarse), mask_prompt=mask_prompt)
+    box = organ.frames.automatic[4]
+    frames = organ.frames
+    for n in (3, 4, 5):
+        frames = frames.edit(n, organ.frames.automatic[n])
+    frames = frames.edit(4, Box(box.x0 - 1, box.y0, box.x1, box.y1))
+    found = run(a_looking_sam, scan(LIVER), with_frames(organ, frames))
+    boxes = frames.effective()
+    disagreeing = {n for n in boxes if boxes[n] == frames.automatic[n] and mask_prompt}
+    assert 4 not in disagreeing
+    assert disagreeing or not mask_prompt
+    assert found.reports[0].kept == dict.fromkeys(sorted(disagreeing), DISAGREES)
+    guesses = sum(len(p.boxes) for p in a_looking_sam.asked if p.masks is not None)
+    assert guesses == len(disagreeing)
 
 
 def test_a_black_slice_keeps_the_coarse_mask(a_looking_sam):

@@ -1,12 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mask of an organ that a refinement starts from."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .boxes import SliceGrid, filter_mask
 
 THRESHOLD = 0.5
 """Probability from which a voxel belongs to the mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseOrgan:
+    """What a coarse network knows of an organ.
+
+    Attributes:
+        mask: (K, J, I) its probability, or a bool mask.
+    """
+
+    name: str
+    value: int
+    mask: np.ndarray
 
 
 class CoarseMask:

@@ -37,7 +37,7 @@ class Settings:
         modality: "CT" or "MR"; None takes what DICOM says, else guesses.
         mosaic: see `prediction.MosaicMode`.
         threshold: of SAM's probabilities (the paper's theta 2).
-        mask_prompt: give SAM the coarse mask as its first guess.
+        mask_prompt: see `refinement.OrganPrompt`.
         device: see `devices.resolve_device`.
         neighbours: see `Neighbours`.
     """
@@ -47,7 +47,7 @@ class Settings:
     modality: str | None = None
     mosaic: str = "crops"
     threshold: float = 0.5
-    mask_prompt: bool = False
+    mask_prompt: bool = True
     device: str = "auto"
     neighbours: Neighbours = "keep"
 

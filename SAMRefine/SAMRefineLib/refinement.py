@@ -33,11 +33,14 @@ class OrganPrompt:
         coarse: (K, J, I) probabilities, or a bool mask; None where there is no coarse mask. Not to
             be written to while a `Refiner` knows it.
         points: by slice number; only slices with a box can have some.
+        mask_prompt: give SAM the coarse mask as its first guess, and want the two to agree
+            (`Trust`); not so where a box was edited: who edits it disagrees with the coarse mask.
     """
 
     frames: KeyFrames
     coarse: np.ndarray | None = None
     points: Mapping[int, Sequence[Point]] = field(default_factory=dict)
+    mask_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,6 @@ def refine(
     modality: str | None = None,
     mosaic: MosaicMode = "crops",
     threshold: float = 0.5,
-    mask_prompt: bool = False,
     trust: Trust = DEFAULT_TRUST,
     cache: EmbeddingCache | None = None,
     progress: Progress = lambda stage, fraction: None,
@@ -147,7 +149,6 @@ def refine(
     return refiner.refine(
         organs,
         threshold=threshold,
-        mask_prompt=mask_prompt,
         trust=trust,
         progress=progress,
         cancelled=cancelled,
@@ -189,7 +190,7 @@ class Refiner:
             PromptError, DeviceError, Cancelled: as `refine`.
         """
         before = self._predictor.passes
-        self._predictor.embed(self._questions(organs, mask_prompt=False), progress, cancelled)
+        self._predictor.embed(self._questions(organs), progress, cancelled)
         return self._predictor.passes - before
 
     def refine(
@@ -197,7 +198,6 @@ class Refiner:
         organs: Sequence[OrganPrompt],
         *,
         threshold: float = 0.5,
-        mask_prompt: bool = False,
         trust: Trust = DEFAULT_TRUST,
         progress: Progress = lambda stage, fraction: None,
         cancelled: Callable[[], bool] = lambda: False,
@@ -209,7 +209,6 @@ class Refiner:
 
         Args:
             threshold: of SAM's probabilities (the paper's theta 2).
-            mask_prompt: give SAM the coarse mask, where there is one, as its first guess.
             trust: when to keep the coarse mask.
             progress: called with the stage and the fraction of it that is done.
             cancelled: asked between two canvases and between two batches of boxes.
@@ -223,7 +222,7 @@ class Refiner:
         if not 0 < threshold < 1:
             raise PromptError(f"A threshold of {threshold:g} is not a probability between 0 and 1.")
         passes, seconds = self._predictor.passes, dict(self._predictor.seconds)
-        questions = self._questions(organs, mask_prompt)
+        questions = self._questions(organs)
         answers = self._predictor.ask(questions, progress, cancelled)
         progress("combine", 0.0)
         outcomes = {}
@@ -248,7 +247,7 @@ class Refiner:
             outcomes,
         )
 
-    def _questions(self, organs: Sequence[OrganPrompt], mask_prompt: bool) -> dict[Place, Question]:
+    def _questions(self, organs: Sequence[OrganPrompt]) -> dict[Place, Question]:
         """One for each organ and slice with a box, everything about them checked."""
         values = [organ.frames.value for organ in organs]
         if not organs:
@@ -265,7 +264,7 @@ class Refiner:
             sources = self._sources(organ, boxes)
             for n, box in boxes.items():
                 points = tuple(organ.points.get(n, ()))
-                guess = coarse if mask_prompt else None
+                guess = coarse if _counts_coarse(organ, n, box) else None
                 questions[frames.value, n] = Question(box, sources[n], points, guess)
         return questions
 
@@ -308,8 +307,8 @@ class Refiner:
         outcomes = {}
         for n in sorted(found.keys() | unboxed):
             box, answer = found.get(n, (None, None))
-            edited = box != frames.automatic.get(n)
-            basis = (coarse, box, answer, edited, threshold, trust)
+            agree = answer is not None and _counts_coarse(organ, n, box)
+            basis = (coarse, box, answer, agree, threshold, trust)
             # The same object again where nothing changed: such slices are not combined anew.
             last = self._shown.get(n, {}).get(frames.value)
             unchanged = last is not None and last.basis == basis
@@ -322,12 +321,12 @@ class Refiner:
         coarse: CoarseMask | None,
         box: Box | None,
         answer: Answer | None,
-        edited: bool,
+        agree: bool,
         threshold: float,
         trust: Trust,
     ) -> Outcome:
-        """SAM's mask of a slice, or the coarse one."""
-        basis = (coarse, box, answer, edited, threshold, trust)
+        """SAM's mask of a slice, or the coarse one; `agree` asks them to be alike."""
+        basis = (coarse, box, answer, agree, threshold, trust)
         if answer is None:
             return Outcome(coarse.probability(n), coarse.piece(n), NO_BOX, None, basis)
         probability = np.zeros(self._grid.shape, np.float16)
@@ -336,7 +335,7 @@ class Refiner:
         mask = probability > threshold
         reason = BLANK
         if not answer.blank:
-            rival = coarse.piece(n) if coarse is not None and not edited else None
+            rival = coarse.piece(n) if coarse is not None and agree else None
             reason = distrust(mask, box, answer.predicted_iou, rival, trust)
         if reason and coarse is not None:
             probability, mask = coarse.probability(n), coarse.piece(n)
@@ -389,6 +388,11 @@ class Refiner:
             after,
             float(np.mean(ious)) if ious else None,
         )
+
+
+def _counts_coarse(organ: OrganPrompt, n: int, box: Box) -> bool:
+    """True where SAM is to see the coarse mask, and to agree with it."""
+    return organ.mask_prompt and box == organ.frames.automatic.get(n)
 
 
 def _check_points(organ: OrganPrompt, boxes: Mapping[int, Box]) -> None:

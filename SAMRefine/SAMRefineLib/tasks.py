@@ -42,7 +42,7 @@ def embed(
     """Open a session and compute the embeddings that its boxes need, ahead of `refine`.
 
     Args:
-        parameters: as `refine`; threshold, mask_prompt, whole and points play no part.
+        parameters: as `refine`; threshold and whole play no part.
         arrays: as `refine`.
 
     Returns:
@@ -83,7 +83,6 @@ def refine(
     found = session.refiner.refine(
         organs,
         threshold=parameters.get("threshold", 0.5),
-        mask_prompt=parameters.get("mask_prompt", False),
         progress=context.progress,
         cancelled=context.cancelled,
     )
@@ -130,7 +129,12 @@ def _opened(
         for value, slices in parameters.get("points", {}).items()
     }
     return session, [
-        OrganPrompt(organ, session.coarse.get(organ.value), points.get(organ.value, {}))
+        OrganPrompt(
+            organ,
+            session.coarse.get(organ.value),
+            points.get(organ.value, {}),
+            parameters.get("mask_prompt", True),
+        )
         for organ in frames
     ]
 

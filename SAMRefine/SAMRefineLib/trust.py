@@ -25,8 +25,7 @@ class Trust:
         outside: largest share of the mask outside the box.
         reach: least share of the box that the mask's own box covers.
         predicted_iou: least of SAM's own estimates.
-        agreement: least Dice with the coarse mask; not asked for where a box was edited, as who
-            edits it disagrees with the coarse mask.
+        agreement: least Dice with the coarse mask, where SAM saw that as a first guess.
     """
 
     outside: float = 0.1

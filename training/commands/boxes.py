@@ -2,13 +2,13 @@
 """``srcsm boxes``: from a coarse segmentation to boxes."""
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from SAMRefineLib.boxes import AXES, SliceGrid, acquisition_axis, slices_without_box
+from SAMRefineLib.coarse import CoarseOrgan
 from SAMRefineLib.key_frames import KeyFrames, save_boxes
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import ConfigError, VolumeError
@@ -18,19 +18,6 @@ from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 from .common import check_writable, load_model, make_folder, print_json, progress_display, say, stem
-
-
-@dataclass(frozen=True, eq=False)
-class CoarseOrgan:
-    """What is known of an organ before it is refined.
-
-    Attributes:
-        mask: (K, J, I) its probability, or a bool mask.
-    """
-
-    name: str
-    value: int
-    mask: np.ndarray
 
 
 def run(arguments: argparse.Namespace) -> int:

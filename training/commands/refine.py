@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 
 from SAMRefineLib.boxes import SliceGrid
+from SAMRefineLib.choice import choose_prompts
+from SAMRefineLib.coarse import CoarseOrgan
+from SAMRefineLib.embeddings import EmbeddingCache
 from SAMRefineLib.key_frames import KeyFrames, load_boxes
 from SAMRefineLib.models import SamModel, find_sams, is_sam, load_sam
 from SAMRefineLib.refinement import OrganPrompt, OrganReport, Refinement, refine
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.model_list import shipped_models_folder
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume, write_labels, write_volume
 
 from .boxes import (
-    CoarseOrgan,
     numbers,
     picture_path,
     read_coarse,
     require_labels,
 )
 from .common import make_folder, output_files, print_json, progress_display, stem, writing
-
-DEFAULT_DOMAIN = "CT"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,17 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
         make_folder(arguments.pictures)
     scan = read_volume(arguments.scan, arguments.series)
     organs = read_organs(arguments, scan.geometry)
-    model = find_sam(arguments.sam, arguments.sam_kind, DEFAULT_DOMAIN, arguments.device)
+    modality = arguments.modality or guess_modality(scan.array)
+    model = find_sam(arguments.sam, arguments.sam_kind, modality, arguments.device)
     started = time.perf_counter()
     with progress_display(arguments.scan.name) as show:
         found = refine(
             scan,
             organs,
             model,
-            modality=arguments.modality,
+            modality=modality,
             mosaic=arguments.mosaic,
             threshold=arguments.threshold,
-            mask_prompt=arguments.mask_prompt,
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
     seconds = time.perf_counter() - started
@@ -126,7 +127,11 @@ def read_organs(arguments: argparse.Namespace, geometry: Geometry) -> list[Organ
     boxed = {organ.value for organ in frames}
     others = [KeyFrames(o.name, o.value, grid) for o in coarse.values() if o.value not in boxed]
     return [
-        OrganPrompt(organ, coarse[organ.value].mask if organ.value in coarse else None)
+        OrganPrompt(
+            organ,
+            coarse[organ.value].mask if organ.value in coarse else None,
+            mask_prompt=arguments.mask_prompt,
+        )
         for organ in (*frames, *others)
     ]
 
@@ -140,17 +145,16 @@ def refine_coarse(
     name: str,
 ) -> Refinement:
     """Boxes and refinement in one, all by default."""
-    prompts = [
-        OrganPrompt(KeyFrames.from_coarse(o.name, o.value, o.mask, grid), o.mask) for o in organs
-    ]
+    cache = EmbeddingCache()
     with progress_display(name) as show:
-        return refine(
-            scan,
-            prompts,
-            model,
-            modality=modality,
-            progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
+
+        def progress(stage: str, fraction: float) -> None:
+            show(round(100 * fraction), 100, stage)
+
+        prompts = choose_prompts(
+            scan, organs, grid, model, modality=modality, cache=cache, progress=progress
         )
+        return refine(scan, prompts, model, modality=modality, cache=cache, progress=progress)
 
 
 def as_rows(found: Refinement, geometry: Geometry) -> list[dict[str, Any]]:

@@ -131,7 +131,9 @@ def refine_scan(
 
     The least certain slices stay those of the network.
     """
-    from .boxes import CoarseOrgan, slice_grid
+    from SAMRefineLib.coarse import CoarseOrgan
+
+    from .boxes import slice_grid
     from .refine import as_rows, refine_coarse, sam_identity
 
     coarse = [

@@ -28,7 +28,7 @@ def add(commands: common.Commands) -> None:
         "-o", "--output", type=Path, required=True, help=f"a file ending in {', '.join(ENDINGS)}"
     )
     common.add_coarse(parser)
-    common.add_sam(parser, f"{common.SAM_HELP} (default: sam-small-ct)")
+    common.add_sam(parser, f"{common.SAM_HELP} (default: the one of the scan's modality)")
     parser.add_argument(
         "--mosaic",
         choices=("crops", "slices", "off"),
@@ -44,7 +44,10 @@ def add(commands: common.Commands) -> None:
         help="of SAM's probabilities (default: 0.5)",
     )
     parser.add_argument(
-        "--mask-prompt", action="store_true", help="also give SAM the coarse mask as a first guess"
+        "--no-mask-prompt",
+        dest="mask_prompt",
+        action="store_false",
+        help="do not give SAM the coarse mask as a first guess",
     )
     parser.add_argument(
         "--confidence", type=Path, metavar="FILE", help="also write the labels' probability"
