@@ -74,9 +74,10 @@ class Run:
             environment = json.dumps(_environment(self.source), indent=2)
             write_text(self.folder / "environment.json", environment + "\n")
         processes = self.accelerator.num_processes
+        precision = self.accelerator.mixed_precision
         self.tell(
             f"Training on {self.accelerator.device} ({processes} process"
-            f"{'es' if processes > 1 else ''}, {self.accelerator.mixed_precision})."
+            f"{'es' if processes > 1 else ''}, {'fp32' if precision == 'no' else precision})."
         )
 
     def write_curve(self, state: Progress) -> None:
