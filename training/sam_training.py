@@ -397,8 +397,8 @@ def summary(config: object, run: Run, state: loop.Progress) -> dict:
     }
 
 
-def sam_card(model: SamModel) -> str:
-    """The model card of a freshly trained SAM, Markdown."""
+def sam_card(model: SamModel, licence: str = LICENCE) -> str:
+    """The model card of a SAM, Markdown."""
     training = model.training
     return f"""# {model.name}
 
@@ -407,7 +407,7 @@ A SAM ({model.kind}) that outlines what a box surrounds, trained on {training["m
 **Research use only. Not for diagnosis.**
 
 - Expects: slices of CT or MR, and boxes around organs
-- Licence: {LICENCE.strip()}
+- Licence: {licence.strip()}
 
 ## Training
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put a trained network among the shipped ones, with its licence and its numbers on the card.
+"""Put a trained network or SAM among the shipped ones, its licence and numbers on the card.
 
     python training/ship.py runs/abdomen-ct --name abdomen-ct \\
         --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0" \\
         --scores "source validation=runs/abdomen-ct/on-ct" "MR=runs/abdomen-ct/on-mr"
+    python training/ship.py runs/sam-small-ct --name sam-small-ct \\
+        --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0"
 """
 
 import argparse
@@ -13,12 +15,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from SAMRefineLib.models import is_sam, load_sam, save_sam
 from srcsm_training.run import model_card
-from SRCSMSegmenterLib.bundle import load_bundle, save_bundle, shipped_models_folder
+from srcsm_training.sam_training import sam_card
+from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, save_bundle, shipped_models_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ship one network."""
+    """Ship one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,19 +34,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--scores", nargs="*", default=[], metavar="TITLE=FOLDER", help="of `srcsm evaluate`"
     )
     arguments = parser.parse_args(argv)
-    bundle = load_bundle(arguments.run / "model")
     terms = f"{arguments.licence}, as the training data: {arguments.data}; research use only"
+    source, target = arguments.run / "model", shipped_models_folder() / arguments.name
+    if is_sam(source):
+        sam = replace(load_sam(source, device="cpu"), name=arguments.name)
+        card = f"{sam_card(sam, terms)}\nScores on the other modality stand in BENCHMARKS.md.\n"
+        identity = save_sam(target, sam, card, f"{terms}\n")
+    else:
+        identity = ship_bundle(load_bundle(source), target, terms, arguments.scores)
+    print(f"{target}: {identity}")
+    return 0
+
+
+def ship_bundle(bundle: ModelBundle, target: Path, terms: str, scores: Sequence[str]) -> str:
+    """Write a network to `target`, `scores` ("TITLE=FOLDER" each) on its card; its identity."""
     bundle = replace(
-        bundle, description=replace(bundle.description, name=arguments.name, licence=terms)
+        bundle, description=replace(bundle.description, name=target.name, licence=terms)
     )
     tables = []
-    for scores in arguments.scores:
-        title, _, folder = scores.partition("=")
+    for score in scores:
+        title, _, folder = score.partition("=")
         tables.append(scores_table(title, Path(folder) / "metrics.json"))
     card = "\n".join([model_card(bundle), "## Numbers on whole scans", "", *tables])
-    identity = save_bundle(shipped_models_folder() / arguments.name, bundle, card)
-    print(f"{shipped_models_folder() / arguments.name}: {identity}")
-    return 0
+    return save_bundle(target, bundle, card)
 
 
 def scores_table(title: str, metrics: Path) -> str:
