@@ -371,7 +371,7 @@ def test_the_prompts_of_every_anatomy_can_be_read():
 
 
 def test_prompts_that_cannot_be_used_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="one of abdomen, heart, prostate"):
+    with pytest.raises(ConfigError, match="one of abdomen, chest, heart, prostate, spine"):
         read_prompts("knee")
     with pytest.raises(ConfigError, match="did you mean t2"):
         read_prompts("abdomen").of("t2w")
