@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 .PHONY: help environment demo test lint bench
 
 help:
-	@echo "make demo                     train on a phantom's CT, segment its MR, show what SRC and SM bring"
+	@echo "make demo                     train on a phantom's CT, segment its MR, show what SRC, SM and SAM bring"
 	@echo "make demo INPUT=scan.nii.gz   segment a scan with a shipped network"
 	@echo "make test                     check the style and run the fast tests"
 	@echo "make lint                     check the style alone"

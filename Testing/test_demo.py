@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's overview picture."""
+"""The demonstration's last step and its overview picture."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import tiny
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from srcsm_training import demo
+from srcsm_training.dataset import read_dataset
 from srcsm_training.demo import Panel, overview
 from srcsm_training.pictures import COLOURS
+from SRCSMSegmenterLib.geometry import Volume
+from SRCSMSegmenterLib.terminology import segment_for
+from SRCSMSegmenterLib.volume_io import read_labels
 
 
 def test_the_overview_has_every_panel_and_every_organs_colour(tmp_path):
@@ -28,3 +36,31 @@ def test_the_overview_has_every_panel_and_every_organs_colour(tmp_path):
         assert columns.min() < 0.2
         assert columns.max() > 0.8
     assert [path.name for path in path.parent.iterdir()] == ["overview.png"]
+
+
+def test_a_sam_refines_what_the_network_finds(tmp_path, monkeypatch):
+    """The network finds nothing; SAM, which is shown its probabilities, all of it."""
+    dataset = read_dataset(tiny.write_dataset(tmp_path / "mr", cases=1, modality="MR"))
+    truth = read_labels(dataset.cases[0].labels)
+    segments = tuple(segment_for(name, value) for name, value in dataset.labels.items())
+    bundle = SimpleNamespace(description=SimpleNamespace(labels=segments))
+
+    def segment(volume, bundle, *, modality, source_matching, keep_probabilities):
+        assert (modality, source_matching) == ("MR", True)
+        found = np.stack([truth.array == value for value in (0, 1, 2)]) * 0.4
+        return SimpleNamespace(
+            labels=Volume(np.zeros_like(truth.array), volume.geometry),
+            probabilities=found if keep_probabilities else None,
+        )
+
+    def refine_coarse(volume, organs, grid, sam, *, modality):
+        assert sam == "a SAM"
+        labels = sum(organ.value * (organ.mask > 0.3).astype(np.uint8) for organ in organs)
+        return SimpleNamespace(labels=Volume(labels, volume.geometry))
+
+    monkeypatch.setattr(demo, "segment", segment)
+    monkeypatch.setattr(demo, "refine_coarse", refine_coarse)
+    assert demo._test(bundle, dataset, "on", tmp_path / "off", None)["mean"] == 0
+    assert demo._test(bundle, dataset, "on", tmp_path / "on", "a SAM")["mean"] == 1
+    written = read_labels(tmp_path / "on" / "a.seg.nrrd")
+    np.testing.assert_array_equal(written.array, truth.array)

@@ -220,6 +220,28 @@ def test_the_more_probable_organ_has_a_voxel_whatever_the_order(a_looking_sam):
         assert (found.labels.array[other & ~one] == 2).any()
 
 
+def test_sam_s_probability_counts_by_its_estimate_of_the_mask(a_looking_sam):
+    """With the liver's box SAM is surer of the spleen in it, but not that it belongs there."""
+    liver, spleen = ball((4, 30, 25), (3, 20, 18)), ball((4, 35, 30), (3, 8, 8))
+
+    def answer(picture, box):
+        wide = float(box[2] - box[0]) > 30
+        mask = torch.full_like(picture, -5)
+        x0, y0, x1, y1 = box.round().int().tolist()
+        mask[y0:y1, x0:x1] = 5.0 if wide else 3.0
+        return mask, 0.7 if wide else 0.9
+
+    a_looking_sam.answer = answer
+    organs = prompt(liver, 1, coarse=None), prompt(spleen, 2, coarse=None)
+    found = run(a_looking_sam, scan(liver, spleen), *organs, mosaic="slices", trust=ANYTHING)
+    assert (found.labels.array[spleen] == 2).mean() > 0.9  # but for voxels at the box's edge
+    # A coarse mask that is kept counts as it is.
+    sure = prompt(liver, 1, coarse=liver)
+    found = run(a_looking_sam, scan(liver, spleen), sure, organs[1], trust=Trust(predicted_iou=0.8))
+    assert set(found.reports[0].kept.values()) == {UNSURE}
+    assert (found.labels.array[liver & spleen] == 1).all()
+
+
 def test_a_label_map_serves_as_coarse_mask_and_large_labels_fit(a_looking_sam):
     a_looking_sam.answer = lambda picture, box: (torch.full_like(picture, -9), 0.9)
     found = run(a_looking_sam, scan(LIVER), prompt(LIVER, 300))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration: train on phantom CT, segment phantom MR, and show what SRC and SM bring."""
+"""The demonstration: train on phantom CT, segment phantom MR; what SRC, SM and SAM bring."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle
+from SAMRefineLib.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.choice import refine_coarse
+from SAMRefineLib.coarse import CoarseOrgan
+from SAMRefineLib.models import SamModel, is_sam, load_sam
+from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, shipped_models_folder
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
@@ -30,11 +34,15 @@ CASES = {"CT": (8, 0), "MR": (3, 100)}
 
 TRAININGS = {"plain": "off", "SRC": "smoothed"}
 VARIANTS = {
-    "plain": ("plain", "off"),
-    "+ SRC": ("SRC", "off"),
-    "+ SRC and SM": ("SRC", "on"),
+    "plain": ("plain", "off", False),
+    "+ SRC": ("SRC", "off", False),
+    "+ SRC and SM": ("SRC", "on", False),
+    "+ SAM refinement": ("SRC", "on", True),
 }
-"""Row of the table: the training and the setting of source matching behind it."""
+"""Row of the table: the training, the setting of source matching, and whether SAM refines."""
+
+SAM = "sam-small-ct"
+"""Of the source's modality: it has seen no MR, and no phantom."""
 
 
 def run_demo(
@@ -54,6 +62,7 @@ def run_demo(
 
     Returns:
         Variant -> label -> mean Dice over the MRs, in the order of `VARIANTS`; "mean" is a label.
+        Without the shipped SAM the last is left out.
     """
     output = Path(output)
     say("1/4  Making phantom patients, CT-like and MR-like ...")
@@ -82,30 +91,56 @@ def run_demo(
         bundles[title] = load_bundle(result.model)
 
     say("4/4  Segmenting the MRs ...")
+    sam = load_sam(SAM) if is_sam(shipped_models_folder() / SAM) else None
+    if sam is None:
+        say(f"There is no {SAM} among the shipped models: no refinement.")
     dice = {}
-    for variant, (training, setting) in VARIANTS.items():
-        folder = output / "labels" / variant.removeprefix("+ ").replace(" ", "-")
-        dice[variant] = _test(bundles[training], datasets["MR"], setting, folder)
-    overview(output / "overview.png", _rows(datasets, output), list(datasets["MR"].labels))
+    for variant, (training, setting, refined) in VARIANTS.items():
+        if refined and sam is None:
+            continue
+        bundle, folder = bundles[training], _labels(output, variant)
+        dice[variant] = _test(bundle, datasets["MR"], setting, folder, sam if refined else None)
+    rows = _rows(datasets, output, list(dice))
+    overview(output / "overview.png", rows, list(datasets["MR"].labels))
     return dice
 
 
-def _test(bundle: ModelBundle, dataset: Dataset, setting: str, folder: Path) -> dict[str, float]:
-    """Segment, save and score every case; mean Dice per label and overall."""
+def _labels(output: Path, variant: str) -> Path:
+    """Folder of a variant's label maps."""
+    return output / "labels" / variant.removeprefix("+ ").replace(" ", "-")
+
+
+def _test(
+    bundle: ModelBundle, dataset: Dataset, setting: str, folder: Path, sam: SamModel | None
+) -> dict[str, float]:
+    """Segment, refine by a SAM, save and score every case; mean Dice per label and overall."""
     folder.mkdir(parents=True, exist_ok=True)
     names = iter(case.name for case in dataset.cases)
 
     def network(volume: Volume, matching: bool) -> Volume:
-        found = segment(volume, bundle, modality=dataset.modality, source_matching=matching)
-        path = folder / f"{next(names)}.seg.nrrd"
-        write_labels(path, found.labels, bundle.description.labels)
-        return found.labels
+        modality, segments = dataset.modality, bundle.description.labels
+        found = segment(
+            volume,
+            bundle,
+            modality=modality,
+            source_matching=matching,
+            keep_probabilities=sam is not None,
+        )
+        labels = found.labels
+        if sam is not None:
+            grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+            organs = [CoarseOrgan(s.name, s.value, found.probabilities[s.value]) for s in segments]
+            labels = refine_coarse(volume, organs, grid, sam, modality=modality).labels
+        write_labels(folder / f"{next(names)}.seg.nrrd", labels, segments)
+        return labels
 
     table = summarise(evaluate(network, [dataset], folder / "scores", [setting], worst=0))
     return dict(zip(table["label"], table["dice_mean"], strict=True))
 
 
-def _rows(datasets: dict[str, Dataset], output: Path) -> list[list["Panel"]]:
+def _rows(
+    datasets: dict[str, Dataset], output: Path, variants: Sequence[str]
+) -> list[list["Panel"]]:
     """One row per MR: a source CT, the MR with the truth, and each variant's labels."""
     rows = []
     for number, case in enumerate(datasets["MR"].cases):
@@ -116,9 +151,9 @@ def _rows(datasets: dict[str, Dataset], output: Path) -> list[list["Panel"]]:
                 _panel("target MR, truth", case, case.labels),
             ]
         )
-        for variant in VARIANTS:
-            folder = output / "labels" / variant.removeprefix("+ ").replace(" ", "-")
-            rows[-1].append(_panel(variant, case, folder / f"{case.name}.seg.nrrd"))
+        for variant in variants:
+            labels = _labels(output, variant) / f"{case.name}.seg.nrrd"
+            rows[-1].append(_panel(variant, case, labels))
     return rows
 
 

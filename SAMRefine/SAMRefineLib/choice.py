@@ -20,7 +20,7 @@ from .embeddings import EmbeddingCache
 from .key_frames import KeyFrames
 from .models import SamModel
 from .prediction import MosaicMode, Progress
-from .refinement import OrganPrompt, refine
+from .refinement import OrganPrompt, Refinement, refine
 from .trust import ANYTHING
 
 SURE = 0.75
@@ -34,6 +34,21 @@ UNSURE = 0.75
 
 TOLERANCE = 0.03
 """SAM's estimated IoU in the large boxes may be lower by so much: it is asked in more slices."""
+
+
+def refine_coarse(
+    volume: Volume,
+    organs: Sequence[CoarseOrgan],
+    grid: SliceGrid,
+    model: SamModel,
+    *,
+    modality: str | None = None,
+    progress: Progress = lambda stage, fraction: None,
+) -> Refinement:
+    """Choose the boxes and refine, all by default; for errors see `refinement.refine`."""
+    settings = {"modality": modality, "cache": EmbeddingCache(), "progress": progress}
+    prompts = choose_prompts(volume, organs, grid, model, **settings)
+    return refine(volume, prompts, model, **settings)
 
 
 def choose_prompts(

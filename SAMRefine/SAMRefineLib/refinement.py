@@ -2,7 +2,9 @@
 """From boxes to masks on the volume's own grid (methods.md, section C).
 
 SAM is asked about every box (`prediction`); where its mask is not to be trusted, the coarse one
-stays (`trust`); where organs claim the same voxel, the more probable one has it.
+stays (`trust`). Where organs claim the same voxel, the more probable one has it; SAM's probability
+counts by its own estimate of the mask: with the box of a liver it may be sure of the kidney in it,
+but not that this is the mask that was wanted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +77,7 @@ class Outcome:
         mask: bool, what the organ claims.
         kept: why SAM was not trusted; None where it was.
         predicted_iou: None where SAM was not asked.
+        weight: what the probability counts where organs compete.
         basis: all that this was decided by.
     """
 
@@ -82,6 +85,7 @@ class Outcome:
     mask: np.ndarray
     kept: str | None
     predicted_iou: float | None
+    weight: float
     basis: tuple
 
 
@@ -90,8 +94,7 @@ class Refinement:
     """The result on the volume's own grid.
 
     Attributes:
-        labels: uint8 (uint16 where a value needs it); where several organs claim a voxel, the
-            most probable one has it.
+        labels: uint8 (uint16 where a value needs it).
         reports: one per organ, in the order of the prompts.
         changed: numbers of the slices that were decided anew; no others differ from the result
             before.
@@ -328,18 +331,19 @@ class Refiner:
         """SAM's mask of a slice, or the coarse one; `agree` asks them to be alike."""
         basis = (coarse, box, answer, agree, threshold, trust)
         if answer is None:
-            return Outcome(coarse.probability(n), coarse.piece(n), NO_BOX, None, basis)
+            return Outcome(coarse.probability(n), coarse.piece(n), NO_BOX, None, 1.0, basis)
         probability = np.zeros(self._grid.shape, np.float16)
         x0, y0, x1, y1 = answer.source
         probability[y0:y1, x0:x1] = answer.probability
         mask = probability > threshold
+        weight = min(max(answer.predicted_iou, 0.01), 1.0)
         reason = BLANK
         if not answer.blank:
             rival = coarse.piece(n) if coarse is not None and agree else None
             reason = distrust(mask, box, answer.predicted_iou, rival, trust)
         if reason and coarse is not None:
-            probability, mask = coarse.probability(n), coarse.piece(n)
-        return Outcome(probability, mask, reason, answer.predicted_iou, basis)
+            probability, mask, weight = coarse.probability(n), coarse.piece(n), 1.0
+        return Outcome(probability, mask, reason, answer.predicted_iou, weight, basis)
 
     def _combine(self, outcomes: Mapping[int, Mapping[int, Outcome]]) -> tuple[int, ...]:
         """Write what differs from last time into the labels; returns these slices' numbers."""
@@ -357,11 +361,11 @@ class Refiner:
         stack = self._grid.stack(self._labels)
         for n in changed:
             stack[n] = 0
-            best = np.zeros(self._grid.shape, np.float16)
+            best = np.zeros(self._grid.shape, np.float32)
             for value, outcome in by_slice.get(n, {}).items():
-                claimed = outcome.mask & (outcome.probability > best)
-                stack[n][claimed] = value
-                best[claimed] = outcome.probability[claimed]
+                claim = np.where(outcome.mask, outcome.probability * np.float32(outcome.weight), 0)
+                stack[n][claim > best] = value
+                np.maximum(best, claim, out=best)
         self._shown = by_slice
         return tuple(changed)
 

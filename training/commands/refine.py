@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from SAMRefineLib.boxes import SliceGrid
-from SAMRefineLib.choice import choose_prompts
 from SAMRefineLib.coarse import CoarseOrgan
-from SAMRefineLib.embeddings import EmbeddingCache
 from SAMRefineLib.key_frames import KeyFrames, load_boxes
 from SAMRefineLib.models import SamModel, find_sams, is_sam, load_sam
 from SAMRefineLib.refinement import OrganPrompt, OrganReport, Refinement, refine
@@ -134,27 +132,6 @@ def read_organs(arguments: argparse.Namespace, geometry: Geometry) -> list[Organ
         )
         for organ in (*frames, *others)
     ]
-
-
-def refine_coarse(
-    scan: Volume,
-    organs: Sequence[CoarseOrgan],
-    grid: SliceGrid,
-    model: SamModel,
-    modality: str,
-    name: str,
-) -> Refinement:
-    """Boxes and refinement in one, all by default."""
-    cache = EmbeddingCache()
-    with progress_display(name) as show:
-
-        def progress(stage: str, fraction: float) -> None:
-            show(round(100 * fraction), 100, stage)
-
-        prompts = choose_prompts(
-            scan, organs, grid, model, modality=modality, cache=cache, progress=progress
-        )
-        return refine(scan, prompts, model, modality=modality, cache=cache, progress=progress)
 
 
 def as_rows(found: Refinement, geometry: Geometry) -> list[dict[str, Any]]:

@@ -131,10 +131,11 @@ def refine_scan(
 
     The least certain slices stay those of the network.
     """
+    from SAMRefineLib.choice import refine_coarse
     from SAMRefineLib.coarse import CoarseOrgan
 
     from .boxes import slice_grid
-    from .refine import as_rows, refine_coarse, sam_identity
+    from .refine import as_rows, sam_identity
 
     coarse = [
         CoarseOrgan(label.name, label.value, found.probabilities[label.value])
@@ -142,7 +143,15 @@ def refine_scan(
     ]
     started = time.perf_counter()
     grid = slice_grid(volume.geometry, "auto")
-    refined = refine_coarse(volume, coarse, grid, sam, modality, "refining")
+    with progress_display("refining") as show:
+        refined = refine_coarse(
+            volume,
+            coarse,
+            grid,
+            sam,
+            modality=modality,
+            progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
+        )
     labels, confidence = refined.labels.array, refined.confidence()
     if not arguments.all_pieces:
         leave_out_smaller(labels, confidence)

@@ -10,7 +10,7 @@ def add(commands: common.Commands) -> None:
     parser = common.add_command(
         commands,
         "demo",
-        "train on a phantom's CT, segment its MR, and show what SRC and SM bring",
+        "train on a phantom's CT, segment its MR, and show what SRC, SM and SAM bring",
         "Under ten minutes on two CPU cores. One that was stopped goes on where it was.",
         "  srcsm demo\n  srcsm demo -o somewhere/else",
     )
