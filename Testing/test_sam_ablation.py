@@ -52,29 +52,35 @@ def coarse(monkeypatch, tmp_path):
         liver[2, :2, -2:] = True
         found = np.stack([~(liver | spleen), liver, spleen]).astype(np.float16)
         labels = Volume(found.argmax(0).astype(np.uint8), volume.geometry)
-        return SimpleNamespace(probabilities=found, labels=labels)
+        sure = np.ones(labels.array.shape, np.float16)
+        return SimpleNamespace(probabilities=found, labels=labels, confidence=sure)
 
     monkeypatch.setattr(sam_ablation, "segment", segment)
-    monkeypatch.setattr(sam_ablation, "load_bundle", lambda folder: folder)
+    bundle = SimpleNamespace(identity="0123456789")
+    monkeypatch.setattr(sam_ablation, "load_bundle", lambda folder: bundle)
     monkeypatch.setattr(sam_ablation, "RESULTS", tmp_path)
     return calls
 
 
-def test_every_setting_of_a_case_is_scored(data, sam, coarse):
+@pytest.mark.parametrize("mosaic", sam_ablation.MOSAICS)
+def test_every_setting_of_a_case_is_scored(data, sam, coarse, mosaic):
     dataset = read_dataset(data / RUN.target)
     model = load_sam(sam, device="cpu")
-    rows = sam_ablation.score_case(dataset.cases[0], None, model, "CT", dataset.labels)
+    rows = sam_ablation.score_case(dataset.cases[0], None, model, "CT", dataset.labels, mosaic)
     table = pd.DataFrame(rows)
-    kinds, mosaics, thetas = sam_ablation.KINDS, sam_ablation.MOSAICS, sam_ablation.THETAS
-    assert len(table) == 2 * (1 + len(kinds) * len(mosaics) * len(thetas))
-    assert not table.duplicated(["label", "kind", "mosaic", "theta2"]).any()
+    kinds = sam_ablation.KINDS if mosaic == "crops" else sam_ablation.IN_ALL_MOSAICS
+    assert len(table) == 2 * (2 + len(kinds) * len(sam_ablation.THETAS))
+    assert not table.duplicated(["label", "kind", "theta2"]).any()
+    assert set(table["mosaic"]) == {mosaic}
     assert coarse[0]["source_matching"] is True
     alone = table[table["kind"] == "coarse"].set_index("label")["dice"]
+    pieces = table[table["kind"] == "pieces"].set_index("label")["dice"]
     assert alone["spleen"] == pytest.approx(1.0, abs=0.05)
-    assert 0.5 < alone["liver"] < 0.95
+    assert 0.5 < alone["liver"] < pieces["liver"] < 0.95  # without the island
     # An untrained SAM is no better than the coarse mask, which then stays.
-    kept = table[(table["kind"] == "fallback") & (table["label"] == "spleen")]
+    kept = table[(table["kind"] == "refine") & (table["label"] == "spleen")]
     assert (kept["kept"] > 0).all()
+    assert not kept["large"].any()  # the network is sure
     strays = table[(table["kind"] == "filtered") & (table["theta2"] == 0.9)]
     assert strays["dice"].between(0, 1).all()
 
@@ -83,19 +89,22 @@ def test_a_case_is_scored_once_and_written_at_once(data, sam, coarse, tmp_path, 
     def table():
         return pd.read_csv(tmp_path / "sam_tiny_random.csv")
 
-    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"])
+    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops"])
     assert set(table()["case"]) == {"a"}
     first = table()
-    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["*"])
+    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["*"], ["crops"])
     assert len(coarse) == 2
     assert list(table()["case"].unique()) == ["a", "b"]
     pd.testing.assert_frame_equal(table().iloc[: len(first)], first)
     assert table()["sam"].iloc[0].startswith("random ")
     assert table()["sam"].iloc[0].endswith("decoder not fine-tuned")
-    first["sam"] = "another"
-    first.to_csv(tmp_path / "sam_tiny_random.csv", index=False)
-    with pytest.raises(SystemExit, match="another SAM"):
-        sam_ablation.execute(RUN, data, tmp_path, str(sam), ["*"])
+    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops", "slices"])
+    assert len(coarse) == 3
+    assert set(table()[table()["case"] == "a"]["mosaic"]) == {"crops", "slices"}
+    for column, name in (("sam", "another SAM"), ("coarse", "another coarse network")):
+        first.assign(**{column: "other"}).to_csv(tmp_path / "sam_tiny_random.csv", index=False)
+        with pytest.raises(SystemExit, match=name):
+            sam_ablation.execute(RUN, data, tmp_path, str(sam), ["*"])
 
 
 def test_dice_by_hand():
@@ -114,26 +123,35 @@ def test_the_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(sam_ablation, "RESULTS", tmp_path)
     assert sam_ablation.report().count("| – |") >= 2 * len(RUNS)
     organs = ("liver", "right_kidney", "left_kidney", "spleen")
-    rows = [
-        {"case": "a", "label": label, "kind": "coarse", "dice": 0.5, "sam": "s 1, decoder none"}
-        for label in organs
-    ]
-    for number, kind in enumerate(sam_ablation.KINDS):
-        for mosaic in sam_ablation.MOSAICS:
-            for theta2 in sam_ablation.THETAS:
-                rows += [
-                    {"case": case, "label": label, "kind": kind, "mosaic": mosaic}
-                    | {"theta2": theta2, "sam": "s 1, decoder none"}
-                    | {"dice": 0.1 * number + 0.01 * theta2 + (0.2 if case == "a" else 0.0)}
-                    for label in organs
-                    for case in "ab"
-                ]
-    pd.DataFrame(rows).to_csv(tmp_path / "sam_ct_plain_tuned.csv", index=False)
+    rows = []
+    for mosaic in ("crops", "slices"):  # what was run so far
+        rows += [
+            {"case": "a", "label": label, "kind": kind, "mosaic": mosaic, "dice": dice}
+            for label in organs
+            for kind, dice in (("coarse", 0.5), ("pieces", 0.6))
+        ]
+        for number, kind in enumerate(sam_ablation.KINDS):
+            rows += [
+                {"case": case, "label": label, "kind": kind, "mosaic": mosaic, "theta2": theta2}
+                | {"dice": 0.1 * number + 0.01 * theta2 + (0.2 if case == "a" else 0.0)}
+                for theta2 in sam_ablation.THETAS
+                for label in organs
+                for case in "ab"
+                if mosaic == "crops" or kind in sam_ablation.IN_ALL_MOSAICS
+            ]
+    table = pd.DataFrame(rows).assign(sam="s 1, decoder none", coarse="c")
+    table.to_csv(tmp_path / "sam_ct_plain_tuned.csv", index=False)
     report = sam_ablation.report()
-    assert "| CT→MR, plain, 2 cases | nothing: coarse alone | – | 0.500 | | | – |" in report
-    row = "| CT→MR, plain, 2 cases | SAM, filtered boxes | crops | 0.305 | 0.307 | 0.309 | none |"
-    assert row in report
+    title = "| CT→MR, plain, 2 cases"
+    assert f"{title} | nothing: network alone | – | 0.500 | | | – |" in report
+    for mosaic in ("crops", "slices"):
+        assert (
+            f"{title} | SAM, filtered boxes | {mosaic} | 0.305 | 0.307 | 0.309 | none |" in report
+        )
+    assert f"{title} | SAM, filtered boxes | off" not in report
+    assert f"{title} | SAM, whole image as box | slices" not in report
     assert "| CT→MR, plain | SAM, true boxes | 0.405 | 0.405 | 0.405 | 0.405 | 0.405 |" in report
+    assert "largest pieces | 0.600 | 0.600 | 0.600 | 0.600 | 0.600 |" in report
 
 
 def test_a_report_is_put_between_its_marks(tmp_path):

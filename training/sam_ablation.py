@@ -7,10 +7,11 @@
 
 Coarse masks come from the shipped networks and from the plain ones of ``training/ablation.py``
 (``--runs``), with source matching. No SAM here has seen its target. Scores go to
-``training/results`` case by case; a case that lies there is not run again.
+``training/results`` case by case; what lies there is not run again.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -22,31 +23,43 @@ import pandas as pd
 import torch
 
 from SAMRefineLib.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.choice import choose_prompts
+from SAMRefineLib.coarse import CoarseOrgan
 from SAMRefineLib.embeddings import EmbeddingCache
 from SAMRefineLib.key_frames import KeyFrames
 from SAMRefineLib.models import SamModel, load_sam
+from SAMRefineLib.prediction import MosaicMode
 from SAMRefineLib.refinement import OrganPrompt, Refiner
 from SAMRefineLib.trust import ANYTHING, DEFAULT_TRUST
 from srcsm_training.ablation import CT, MR, REPOSITORY, RESULTS, write_report
 from srcsm_training.dataset import Case, choose_cases, read_dataset
 from srcsm_training.sam_decoder import organ_boxes
 from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, shipped_models_folder
+from SRCSMSegmenterLib.components import leave_out_smaller
 from SRCSMSegmenterLib.files import whole_file
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 THETA1 = 0.75
 THETAS = (0.5, 0.75, 0.9)
-MOSAICS = ("off", "slices", "crops")
+MOSAICS: tuple[MosaicMode, ...] = ("crops", "slices", "off")
+PAPER = ("whole", "unfiltered", "filtered", "true")
 KINDS = {
     "whole": "SAM, whole image as box",
     "unfiltered": "SAM, unfiltered boxes",
     "filtered": "SAM, filtered boxes",
     "true": "SAM, true boxes",
-    "fallback": "SAM, filtered boxes, coarse mask where it looks better",
+    "guess": "SAM, filtered boxes and the coarse mask",
+    "refine": "`srcsm segment --refine`",
 }
-"""What SAM is given. The first four are the paper's: SAM's masks and nothing else. The last is
-what ``srcsm refine`` does."""
+"""What SAM is given. The first four are the paper's: SAM's masks and nothing else. "guess" gives
+SAM the coarse mask as its first guess beside the box; the last chooses the boxes and falls back to
+the coarse mask."""
+
+ALONE = {"coarse": "network alone", "pieces": "`srcsm segment`, largest pieces"}
+
+IN_ALL_MOSAICS = ("filtered", "true", "refine")
+"""The other kinds are scored with crops alone."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,14 @@ RUNS = (
 )
 
 
-def execute(run: Run, data: Path, runs: Path, sam: str | None, cases: Sequence[str]) -> None:
+def execute(
+    run: Run,
+    data: Path,
+    runs: Path,
+    sam: str | None,
+    cases: Sequence[str],
+    mosaics: Sequence[MosaicMode] = MOSAICS,
+) -> None:
     """Score the cases that are missing; each is written as soon as it is done.
 
     Args:
@@ -86,20 +106,23 @@ def execute(run: Run, data: Path, runs: Path, sam: str | None, cases: Sequence[s
     model = load_sam(sam or run.sam, device="cpu")
     path = results_file(run, model.name if sam else "")
     dataset = choose_cases(read_dataset(data / run.target), cases)
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    table = pd.DataFrame() if (found := read_scores(path)) is None else found
     if len(table) and (table["sam"] != identity(model)).any():
         raise SystemExit(f"{path} holds scores of another SAM; move it away first.")
-    done = set(table["case"]) if len(table) else set()
-    for case in dataset.cases:
-        if case.name in done:
+    if len(table) and (table["coarse"] != coarse.identity[:8]).any():
+        raise SystemExit(f"{path} holds scores of another coarse network; move it away first.")
+    for case, mosaic in itertools.product(dataset.cases, mosaics):
+        if len(table) and ((table["case"] == case.name) & (table["mosaic"] == mosaic)).any():
             continue
         started = time.perf_counter()
-        rows = score_case(case, coarse, model, dataset.modality, dataset.labels)
-        table = pd.concat([table, pd.DataFrame(rows).assign(sam=identity(model))])
+        rows = score_case(case, coarse, model, dataset.modality, dataset.labels, mosaic)
+        made_by = {"sam": identity(model), "coarse": coarse.identity[:8]}
+        table = pd.concat([table, pd.DataFrame(rows).assign(**made_by)])
         path.parent.mkdir(exist_ok=True)
         with whole_file(path) as temporary:
             table.round(4).to_csv(temporary, index=False)
-        print(f"{run.name} {case.name}: {time.perf_counter() - started:.0f} s", flush=True)
+        seconds = time.perf_counter() - started
+        print(f"{run.name} {case.name} {mosaic}: {seconds:.0f} s", flush=True)
 
 
 def score_case(
@@ -108,8 +131,9 @@ def score_case(
     model: SamModel,
     modality: str,
     labels: dict[str, int],
+    mosaic: MosaicMode,
 ) -> list[dict]:
-    """A row for each label, kind of box, mosaic and θ2; one for the coarse mask alone."""
+    """A row for each label, kind of box and θ2; two for the coarse masks alone."""
     volume, truth = read_volume(case.image), read_labels(case.labels).array
     found = segment(
         volume,
@@ -120,36 +144,43 @@ def score_case(
         keep_probabilities=True,
     )
     grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
-    rows = scores(case.name, found.labels.array, truth, labels, kind="coarse")
+    organs = [CoarseOrgan(name, v, found.probabilities[v]) for name, v in labels.items()]
     cache = EmbeddingCache()
-    for mosaic in MOSAICS:
-        for kind in KINDS:
-            organs = [
-                OrganPrompt(
-                    KeyFrames(
-                        name,
-                        value,
-                        grid,
-                        organ_boxes(
-                            "filtered" if kind == "fallback" else kind,
-                            found.probabilities[value],
-                            truth == value,
-                            grid,
-                            THETA1,
-                        ),
-                    ),
-                    found.probabilities[value] if kind == "fallback" else None,
-                )
-                for name, value in labels.items()
-            ]
-            refiner = Refiner(volume, grid, model, modality=modality, mosaic=mosaic, cache=cache)
-            trust = DEFAULT_TRUST if kind == "fallback" else ANYTHING
-            for theta2 in THETAS:
-                result = refiner.refine(organs, threshold=theta2, trust=trust)
-                setting = {"kind": kind, "mosaic": mosaic, "theta2": theta2}
-                kept = {report.name: len(report.kept) for report in result.reports}
-                for row in scores(case.name, result.labels.array, truth, labels, **setting):
-                    rows.append(row | {"kept": kept[row["label"]]})
+    settings = {"modality": modality, "mosaic": mosaic, "cache": cache}
+
+    def prompts(kind: str) -> list[OrganPrompt]:
+        if kind == "refine":
+            return choose_prompts(volume, organs, grid, model, **settings)
+        boxes = "filtered" if kind == "guess" else kind
+        return [
+            OrganPrompt(
+                KeyFrames(
+                    organ.name,
+                    organ.value,
+                    grid,
+                    organ_boxes(boxes, organ.mask, truth == organ.value, grid, THETA1),
+                ),
+                None if kind in PAPER else organ.mask,
+            )
+            for organ in organs
+        ]
+
+    alone = {"mosaic": mosaic}
+    rows = scores(case.name, found.labels.array, truth, labels, kind="coarse", **alone)
+    leave_out_smaller(found.labels.array, found.confidence)
+    rows += scores(case.name, found.labels.array, truth, labels, kind="pieces", **alone)
+    for kind in KINDS if mosaic == "crops" else IN_ALL_MOSAICS:
+        refiner = Refiner(volume, grid, model, **settings)
+        given = prompts(kind)
+        for theta2 in THETAS:
+            trust = DEFAULT_TRUST if kind == "refine" else ANYTHING
+            result = refiner.refine(given, threshold=theta2, trust=trust)
+            setting = {"kind": kind, "mosaic": mosaic, "theta2": theta2}
+            kept = {report.name: len(report.kept) for report in result.reports}
+            large = {organ.frames.name: not organ.mask_prompt for organ in given}
+            for row in scores(case.name, result.labels.array, truth, labels, **setting):
+                name = row["label"]
+                rows.append(row | {"kept": kept[name], "large": large[name]})
     return rows
 
 
@@ -178,6 +209,11 @@ def results_file(run: Run, sam: str = "") -> Path:
     return RESULTS / f"sam_{run.name}{f'_{sam}' if sam else ''}.csv"
 
 
+def read_scores(path: Path) -> pd.DataFrame | None:
+    """The scores of a run, or None where it was not run."""
+    return pd.read_csv(path, dtype={"coarse": str}) if path.exists() else None
+
+
 def report() -> str:
     """The tables of BENCHMARKS.md from the scores at hand; runs not done are dashes."""
     lines = [
@@ -191,7 +227,7 @@ def report() -> str:
     for run in RUNS:
         others = sorted(set(RESULTS.glob(f"sam_{run.name}_*.csv")))
         for path in (results_file(run), *others):
-            table = pd.read_csv(path) if path.exists() else None
+            table = read_scores(path)
             lines += _rows(run, table)
             organs += _organ_rows(run, table)
     return "\n".join([*lines, "", *organs])
@@ -202,13 +238,17 @@ def _rows(run: Run, table: pd.DataFrame | None) -> list[str]:
         return [f"| {run.title} | – | – | – | – | – | – |"]
     title = f"{run.title}, {table['case'].nunique()} cases"
     decoder = table["sam"].iloc[0].partition("decoder ")[2]
-    alone = _mean(table[table["kind"] == "coarse"])
-    lines = [f"| {title} | nothing: coarse alone | – | {alone:.3f} | | | – |"]
+    table = table.drop_duplicates(["case", "label", "kind", "mosaic", "theta2"])
+    lines = []
+    for kind, given in ALONE.items():
+        alone = _mean(table[table["kind"] == kind])
+        lines.append(f"| {title} | nothing: {given} | – | {alone:.3f} | | | – |")
     for kind, given in KINDS.items():
         for mosaic in MOSAICS:
             part = table[(table["kind"] == kind) & (table["mosaic"] == mosaic)]
-            cells = [f"{_mean(part[part['theta2'] == theta]):.3f}" for theta in THETAS]
-            lines.append(f"| {title} | {given} | {mosaic} | {' | '.join(cells)} | {decoder} |")
+            if len(part):
+                cells = [f"{_mean(part[part['theta2'] == theta]):.3f}" for theta in THETAS]
+                lines.append(f"| {title} | {given} | {mosaic} | {' | '.join(cells)} | {decoder} |")
     return lines
 
 
@@ -218,8 +258,8 @@ def _organ_rows(run: Run, table: pd.DataFrame | None) -> list[str]:
         return [f"| {run.title} | – | – | – | – | – | – |"]
     usual = (table["mosaic"] == "crops") & (table["theta2"] == THETAS[0])
     lines = []
-    for kind, title in {"coarse": "coarse alone", **KINDS}.items():
-        part = table[(table["kind"] == kind) & (usual | (kind == "coarse"))]
+    for kind, title in {**ALONE, **KINDS}.items():
+        part = table[(table["kind"] == kind) & (usual | (kind in ALONE))]
         dice = part.groupby("label")["dice"].mean()
         labels = ("liver", "right_kidney", "left_kidney", "spleen")
         cells = [f"{dice[label]:.3f}" for label in labels] + [f"{_mean(part):.3f}"]
@@ -241,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "ablation")
     parser.add_argument("--only", nargs="+", choices=[run.name for run in RUNS])
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN")
+    parser.add_argument("--mosaics", nargs="+", choices=MOSAICS, default=list(MOSAICS))
     parser.add_argument("--sam", metavar="NAME_OR_FOLDER", help="instead of the shipped ones")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true")
@@ -251,7 +292,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     for run in RUNS:
         if not arguments.only or run.name in arguments.only:
-            execute(run, arguments.data, arguments.runs, arguments.sam, arguments.cases)
+            execute(
+                run,
+                arguments.data,
+                arguments.runs,
+                arguments.sam,
+                arguments.cases,
+                arguments.mosaics,
+            )
     return 0
 
 
