@@ -23,7 +23,7 @@ from slicer.ScriptedLoadableModule import (
 from SAMRefineLib import slicer_refine_logic
 from SAMRefineLib.boxes import Box, Box3D, SliceGrid, acquisition_axis
 from SAMRefineLib.organs import Organ, organs_from_json
-from SAMRefineLib.slicer_boxes import align_views
+from SAMRefineLib.slicer_boxes import BOUND, SLICE_BOX, align_views
 from SAMRefineLib.slicer_masks import fits
 from SAMRefineLib.slicer_refine_buttons import show_buttons
 from SAMRefineLib.slicer_refine_logic import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
@@ -408,9 +408,11 @@ class SAMRefineWidget(ModuleWidget):
         self._showButtons()
 
     def onAddOrgan(self) -> None:
-        """An organ that was missed."""
+        """An organ that was missed, in the ROI that the user drew, if there is one."""
+        roi = drawn_roi()
+        block = None if roi else middle_block(self.session)
         with self._telling():
-            value = self.session.add_organ(self.panel.new_organ(), middle_block(self.session))
+            value = self.session.add_organ(self.panel.new_organ(), block, roi)
             self._parameterNode.organ = value
 
     def onRemoveOrgan(self) -> None:
@@ -575,6 +577,15 @@ def _segmentationOf(
         if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume:
             return node
     return None
+
+
+def drawn_roi() -> "slicer.vtkMRMLMarkupsROINode | None":
+    """The ROI that was drawn last with Slicer's markups toolbar."""
+    selection = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSelectionNode")
+    node = selection and slicer.mrmlScene.GetNodeByID(selection.GetActivePlaceNodeID() or "")
+    if node is None or not node.IsA("vtkMRMLMarkupsROINode") or min(node.GetSize()) <= 0:
+        return None
+    return None if node.GetAttribute(BOUND) or node.GetAttribute(SLICE_BOX) else node
 
 
 def middle_block(session: RefineSession) -> Box3D:

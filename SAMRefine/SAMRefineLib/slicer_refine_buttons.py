@@ -56,7 +56,11 @@ def _show_organ_buttons(panel: RefinePanel, session: RefineSession) -> None:
     one = _unless(session.active, _("Click an organ in the table."))
     some = _unless(session.organs, _("There is no organ yet."))
     named = _unless(panel.new_organ(), _("Type the organ's name, or choose one."))
-    show(ui.addOrganButton, _("Add the organ, with a box in the middle of the slice."), named)
+    added = _(
+        "Add the organ: in the ROI that you drew with Slicer's markups toolbar, or with a box in "
+        "the middle of the slice."
+    )
+    show(ui.addOrganButton, added, named)
     show(ui.removeOrganButton, _("Take the organ's boxes away. Its segment stays."), one)
     show(ui.resetOrganButton, _("Return to the automatic boxes of the organ."), one)
     show(ui.resetAllButton, _("Return to the automatic boxes of all organs."), some)

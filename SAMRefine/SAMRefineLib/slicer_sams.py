@@ -36,9 +36,10 @@ def sam_cards() -> dict[str, SamCard]:
             continue  # on a drive that is not there today, perhaps; the setting keeps it
         if card.present:
             cards[key] = card
-    if shipped and shipped[0].name in cards:
+    if small := [cards[folder.name] for folder in shipped if folder.name in cards]:
         name = _("Small SAM (that of the scan's modality)")
-        card = replace(cards[shipped[0].name], path=shipped_models_folder(), name=name)
+        licence = " / ".join(dict.fromkeys(card.licence for card in small))
+        card = replace(small[0], path=shipped_models_folder(), name=name, licence=licence)
         cards = {BY_MODALITY: card, **cards}
     for kind, entry in CHECKPOINTS.items():
         if entry.url:

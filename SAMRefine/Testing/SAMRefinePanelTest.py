@@ -218,6 +218,25 @@ class SAMRefinePanelTest(unittest.TestCase):
         box = organ.frames.effective()[self.session.slice]
         self.assertEqual((box.x0, box.x1, box.y0, box.y1), (10, 20, 12, 24))
 
+    def test_a_roi_that_was_drawn_becomes_the_box_of_a_missed_organ(self):
+        session = self.start()
+        roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "R")
+        roi.CreateDefaultDisplayNodes()
+        selection, _ = mouseNodes()
+        selection.SetActivePlaceNodeID(session.bound(1).GetID())  # not one of ours
+        self.assertIsNone(drawnRoi())
+        selection.SetActivePlaceNodeID(roi.GetID())
+        self.assertIsNone(drawnRoi())  # it has no size yet
+        roi.SetSize(9, 12, 10)
+        roi.SetCenter(30, 40, 34.5)
+        self.ui.newOrganComboBox.setEditText("tumour")
+        self.click(self.ui.addOrganButton)
+        self.assertIsNone(roi.GetScene())
+        found = session.organs[-1].frames.bounds3d()
+        np.testing.assert_allclose(found.upper, (12, 15.833333, 8), atol=1e-4)
+        self.ui.newOrganComboBox.setEditText("another")
+        self.click(self.ui.addOrganButton)
+
     def test_boxes_can_be_drawn_on_nothing(self):
         self.ui.segmentationSelector.setCurrentNode(None)
         self.click(self.ui.boxesButton)
@@ -652,6 +671,12 @@ class SAMRefinePanelTest(unittest.TestCase):
 SHAPE = (16, 36, 30)
 LIVER = (slice(3, 12), slice(10, 24), slice(8, 20))
 SPLEEN = (slice(4, 9), slice(26, 33), slice(10, 18))
+
+
+def drawnRoi():
+    from SAMRefine import drawn_roi
+
+    return drawn_roi()
 
 
 def shown(widget):
