@@ -57,6 +57,7 @@ def test_how_sure_a_network_is_of_its_mask():
 def test_a_sure_network_gets_small_boxes_and_sam_its_mask(estimates):
     (chosen,) = choose_prompts(VOLUME, [organ(3, 8, 1, 4)], GRID, None)
     assert chosen.frames.automatic == {1: Box(2, 5, 10, 10)}
+    assert chosen.frames.off == {2}  # shown there, but unsure
     assert chosen.mask_prompt
     assert (chosen.frames.value, chosen.frames.name) == (3, "organ 3")
     assert not estimates.asked
@@ -76,6 +77,7 @@ def test_of_an_unsure_one_sam_tells_which_boxes_are_better(estimates, small, lar
     if larger:
         assert one.frames.automatic[1] == LARGE
         assert list(one.frames.automatic) == [1, 2, 3]
+        assert not one.frames.off
     else:
         assert one.frames.automatic == SMALL
     for prompts, arguments in estimates.asked:
@@ -85,10 +87,9 @@ def test_of_an_unsure_one_sam_tells_which_boxes_are_better(estimates, small, lar
     assert estimates.asked[0][1]["cache"] is estimates.asked[1][1]["cache"]
 
 
-def test_an_organ_that_is_possible_nowhere_has_no_boxes(estimates):
+def test_an_organ_without_any_box_keeps_its_coarse_mask(estimates, monkeypatch):
+    monkeypatch.setattr(choice, "POSSIBLE", 0.7)
     estimates.given[1] = None, None
-    unsure = organ(1, 0, 4, 0)
-    unsure.mask[unsure.mask > 0] = 0.55
-    unsure.mask[:] = np.where(unsure.mask > 0.5, 0.55, 0)
-    (chosen,) = choose_prompts(VOLUME, [unsure], GRID, None)
+    (chosen,) = choose_prompts(VOLUME, [organ(1, 0, 4, 0)], GRID, None)
     assert chosen.frames.automatic == {}
+    assert not chosen.frames.off

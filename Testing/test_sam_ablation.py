@@ -66,9 +66,9 @@ def coarse(monkeypatch, tmp_path):
 def test_every_setting_of_a_case_is_scored(data, sam, coarse, mosaic):
     dataset = read_dataset(data / RUN.target)
     model = load_sam(sam, device="cpu")
-    rows = sam_ablation.score_case(dataset.cases[0], None, model, "CT", dataset.labels, mosaic)
-    table = pd.DataFrame(rows)
     kinds = sam_ablation.KINDS if mosaic == "crops" else sam_ablation.IN_ALL_MOSAICS
+    rows = sam_ablation.score_case(dataset.cases[0], None, model, dataset, mosaic, list(kinds))
+    table = pd.DataFrame(rows)
     assert len(table) == 2 * (2 + len(kinds) * len(sam_ablation.THETAS))
     assert not table.duplicated(["label", "kind", "theta2"]).any()
     assert set(table["mosaic"]) == {mosaic}
@@ -87,7 +87,7 @@ def test_every_setting_of_a_case_is_scored(data, sam, coarse, mosaic):
 
 def test_a_case_is_scored_once_and_written_at_once(data, sam, coarse, tmp_path, monkeypatch):
     def table():
-        return pd.read_csv(tmp_path / "sam_tiny_random.csv")
+        return sam_ablation.read_scores(tmp_path / "sam_tiny_random.csv")
 
     sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops"])
     assert set(table()["case"]) == {"a"}
@@ -101,6 +101,9 @@ def test_a_case_is_scored_once_and_written_at_once(data, sam, coarse, tmp_path, 
     sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops", "slices"])
     assert len(coarse) == 3
     assert set(table()[table()["case"] == "a"]["mosaic"]) == {"crops", "slices"}
+    table()[table()["kind"] != "refine"].to_csv(tmp_path / "sam_tiny_random.csv", index=False)
+    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops"])
+    assert table()["kind"].tolist().count("refine") == 2 * 3
     for column, name in (("sam", "another SAM"), ("coarse", "another coarse network")):
         first.assign(**{column: "other"}).to_csv(tmp_path / "sam_tiny_random.csv", index=False)
         with pytest.raises(SystemExit, match=name):

@@ -32,7 +32,7 @@ from SAMRefineLib.prediction import MosaicMode
 from SAMRefineLib.refinement import OrganPrompt, Refiner
 from SAMRefineLib.trust import ANYTHING, DEFAULT_TRUST
 from srcsm_training.ablation import CT, MR, REPOSITORY, RESULTS, write_report
-from srcsm_training.dataset import Case, choose_cases, read_dataset
+from srcsm_training.dataset import Case, Dataset, choose_cases, read_dataset
 from srcsm_training.sam_decoder import organ_boxes
 from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, shipped_models_folder
 from SRCSMSegmenterLib.components import leave_out_smaller
@@ -112,10 +112,15 @@ def execute(
     if len(table) and (table["coarse"] != coarse.identity[:8]).any():
         raise SystemExit(f"{path} holds scores of another coarse network; move it away first.")
     for case, mosaic in itertools.product(dataset.cases, mosaics):
-        if len(table) and ((table["case"] == case.name) & (table["mosaic"] == mosaic)).any():
+        done = set()
+        if len(table):
+            of_case = (table["case"] == case.name) & (table["mosaic"] == mosaic)
+            done = set(table["kind"][of_case])
+        kinds = [k for k in (KINDS if mosaic == "crops" else IN_ALL_MOSAICS) if k not in done]
+        if not kinds:
             continue
         started = time.perf_counter()
-        rows = score_case(case, coarse, model, dataset.modality, dataset.labels, mosaic)
+        rows = score_case(case, coarse, model, dataset, mosaic, kinds)
         made_by = {"sam": identity(model), "coarse": coarse.identity[:8]}
         table = pd.concat([table, pd.DataFrame(rows).assign(**made_by)])
         path.parent.mkdir(exist_ok=True)
@@ -129,11 +134,12 @@ def score_case(
     case: Case,
     coarse: ModelBundle,
     model: SamModel,
-    modality: str,
-    labels: dict[str, int],
+    dataset: Dataset,
     mosaic: MosaicMode,
+    kinds: Sequence[str],
 ) -> list[dict]:
-    """A row for each label, kind of box and θ2; two for the coarse masks alone."""
+    """A row for each label, kind and θ2; two for the coarse masks alone."""
+    modality, labels = dataset.modality, dataset.labels
     volume, truth = read_volume(case.image), read_labels(case.labels).array
     found = segment(
         volume,
@@ -169,7 +175,7 @@ def score_case(
     rows = scores(case.name, found.labels.array, truth, labels, kind="coarse", **alone)
     leave_out_smaller(found.labels.array, found.confidence)
     rows += scores(case.name, found.labels.array, truth, labels, kind="pieces", **alone)
-    for kind in KINDS if mosaic == "crops" else IN_ALL_MOSAICS:
+    for kind in kinds:
         refiner = Refiner(volume, grid, model, **settings)
         given = prompts(kind)
         for theta2 in THETAS:

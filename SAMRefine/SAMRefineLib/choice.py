@@ -2,19 +2,21 @@
 """Which boxes to draw around what a coarse network found, told without the truth.
 
 A network that is sure of what it finds gets boxes around what it is sure of, and SAM its mask as a
-first guess beside them. A network on a modality that it was not made for finds parts of organs, and
-is unsure of the rest: there boxes around all that may be the organ are better, without a guess that
-would hold SAM to the part. How sure the network is, and SAM's own estimates of its masks, tell
-which. The numbers were set on eight development cases (BENCHMARKS.md).
+first guess beside them; slices that show only what it is unsure of are switched off. A network on
+a modality that it was not made for finds parts of organs, and is unsure of the rest: there boxes
+around all that may be the organ are better, without a guess that would hold SAM to the part. How
+sure the network is, and SAM's own estimates of its masks, tell which. The numbers were set on
+eight development cases (BENCHMARKS.md).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from SRCSMSegmenterLib.geometry import Volume
 
-from .boxes import SliceGrid
+from .boxes import SliceGrid, slices_without_box
 from .coarse import THRESHOLD, CoarseOrgan
 from .embeddings import EmbeddingCache
 from .key_frames import KeyFrames
@@ -101,8 +103,11 @@ def choose_prompts(
 def prompt(
     organ: CoarseOrgan, grid: SliceGrid, threshold: float, *, mask_prompt: bool = True
 ) -> OrganPrompt:
-    """Boxes around what is more probable than `threshold`."""
+    """Boxes around what is more probable than `threshold`; with `mask_prompt` nothing else."""
     frames = KeyFrames.from_coarse(organ.name, organ.value, organ.mask, grid, threshold=threshold)
+    if mask_prompt and frames.automatic:
+        unsure = slices_without_box(organ.mask, grid, frames.automatic)
+        frames = replace(frames, off=frozenset(unsure))
     return OrganPrompt(frames, organ.mask, mask_prompt=mask_prompt)
 
 
