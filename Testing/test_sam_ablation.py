@@ -145,8 +145,8 @@ def test_the_tables(tmp_path, monkeypatch):
     table = pd.DataFrame(rows).assign(sam="s 1, decoder none", coarse="c")
     table.to_csv(tmp_path / "sam_ct_plain_tuned.csv", index=False)
     report = sam_ablation.report()
-    title = "| CT→MR, plain, 2 cases"
-    assert f"{title} | nothing: network alone | – | 0.500 | | | – |" in report
+    title = "| CT→MR, plain"
+    assert f"{title} | nothing: network alone | – | 2 | 0.500 | | | – |" in report
     for mosaic in ("crops", "slices"):
         assert (
             f"{title} | SAM, filtered boxes | {mosaic} | 0.305 | 0.307 | 0.309 | none |" in report

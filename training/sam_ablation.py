@@ -223,8 +223,8 @@ def read_scores(path: Path) -> pd.DataFrame | None:
 def report() -> str:
     """The tables of BENCHMARKS.md from the scores at hand; runs not done are dashes."""
     lines = [
-        "| coarse network | given to SAM | mosaic | θ2 0.5 | θ2 0.75 | θ2 0.9 | decoder |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| coarse network | given to SAM | mosaic | cases | θ2 0.5 | θ2 0.75 | θ2 0.9 | decoder |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     organs = [
         "| coarse network | masks | liver | right kidney | left kidney | spleen | mean |",
@@ -241,20 +241,21 @@ def report() -> str:
 
 def _rows(run: Run, table: pd.DataFrame | None) -> list[str]:
     if table is None:
-        return [f"| {run.title} | – | – | – | – | – | – |"]
-    title = f"{run.title}, {table['case'].nunique()} cases"
+        return [f"| {run.title} | – | – | – | – | – | – | – |"]
+    title, cases = run.title, table["case"].nunique()
     decoder = table["sam"].iloc[0].partition("decoder ")[2]
     table = table.drop_duplicates(["case", "label", "kind", "mosaic", "theta2"])
     lines = []
     for kind, given in ALONE.items():
         alone = _mean(table[table["kind"] == kind])
-        lines.append(f"| {title} | nothing: {given} | – | {alone:.3f} | | | – |")
+        lines.append(f"| {title} | nothing: {given} | – | {cases} | {alone:.3f} | | | – |")
     for kind, given in KINDS.items():
         for mosaic in MOSAICS:
             part = table[(table["kind"] == kind) & (table["mosaic"] == mosaic)]
             if len(part):
                 cells = [f"{_mean(part[part['theta2'] == theta]):.3f}" for theta in THETAS]
-                lines.append(f"| {title} | {given} | {mosaic} | {' | '.join(cells)} | {decoder} |")
+                cells = [mosaic, str(part["case"].nunique()), *cells, decoder]
+                lines.append(f"| {title} | {given} | {' | '.join(cells)} |")
     return lines
 
 
