@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boxes as ROIs on Slicer's own nodes: exact on every grid, read back when the user drags them."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -498,3 +501,50 @@ def test_points_whose_list_was_never_shown_stay(scene):
     assert len(heard) == 1
     views.close()
     assert slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode") == []
+
+
+DRAWING = """
+import sys
+import numpy as np, slicer, vtk
+window = vtk.vtkRenderWindow()
+window.SetOffScreenRendering(True)
+if not window.SupportsOpenGL():
+    sys.exit("VTK cannot draw here (on Debian: apt-get install libegl1 libgl1-mesa-dri)")
+from slicer_scene_fixture import start_scene
+start_scene()
+import test_slicer_boxes as cases
+from slicer_views import View
+grid = cases.Geometry((40, 36, 12), np.diag([3.0, -3.0, 9.0, 1.0]))
+volume = cases.add_volume(grid)
+middle = grid.to_ras(np.array([[19.5, 17.5, 6.0]]))[0]
+view = View(200)
+view.show_slice("Axial", volume, middle, middle, 140)
+roi = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode")
+roi.CreateDefaultDisplayNodes()
+cases.show_block(roi, cases.Box3D((10, 8, 6), (30, 28, 7)), volume, grid)
+display, pictures = roi.GetDisplayNode(), []
+display.SetFillVisibility(False)
+display.SetScaleHandleVisibility(True)
+for handles in (False, True):
+    display.SetHandlesInteractive(handles)
+    pictures.append(view.picture().astype(int))
+changed = np.abs(pictures[1] - pictures[0]).max(axis=2) > 40
+# 60 of 140 mm, in 200 pixels.
+at = (57, 100, 143)
+print("seen", sum(changed[y - 4 : y + 5, x - 4 : x + 5].any() for x in at for y in at))
+"""
+
+
+@pytest.mark.slow
+def test_a_box_of_one_voxels_thickness_has_handles_in_the_slice():
+    # In a process of its own: where there is no OpenGL, VTK may end it.
+    drawn = subprocess.run(
+        [sys.executable, "-c", DRAWING],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    if "cannot draw here" in drawn.stderr or drawn.returncode < 0:
+        pytest.skip((drawn.stderr.strip().splitlines() or ["VTK cannot draw here"])[-1])
+    assert drawn.returncode == 0, drawn.stderr
+    assert "seen 9" in drawn.stdout

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import slicer
+from PIL import Image
 from slicer_scene_fixture import empty_scene, start_scene
 from test_inference import MR, a_bundle
 from test_slicer_scene import GRID, TURN, a_sequence, add_transform, add_volume, state, voxels
@@ -511,13 +511,15 @@ window = vtk.vtkRenderWindow()
 window.SetOffScreenRendering(True)
 if not window.SupportsOpenGL():
     sys.exit("VTK cannot draw here (on Debian: apt-get install libegl1 libgl1-mesa-dri)")
+from pathlib import Path
 import render_result
 import test_slicer_scene as cases
 from SRCSMSegmenterLib.slicer_scene import place
 render_result.start_scene()
 grid = cases.Geometry((20, 18, 12), cases.np.diag([9.0, -9.0, 12.0, 1.0]))
 volume = cases.add_volume(grid)
-render_result.draw(volume, place(cases.some_result(grid), volume).segmentation, sys.argv[1])
+segmentation = place(cases.some_result(grid), volume).segmentation
+render_result.save(render_result.four_views(volume, segmentation), Path(sys.argv[1]))
 """
 
 
@@ -533,10 +535,10 @@ def test_a_result_is_drawn_with_slicers_own_views(tmp_path):
     if "cannot draw here" in drawn.stderr or drawn.returncode < 0:
         pytest.skip((drawn.stderr.strip().splitlines() or ["VTK cannot draw here"])[-1])
     assert drawn.returncode == 0, drawn.stderr
-    image = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "views.png"))).astype(int)
-    assert image.shape == (1000, 1000, 3)
+    image = np.asarray(Image.open(tmp_path / "views.png").convert("RGB")).astype(int)
+    assert image.shape == (800, 800, 3)
     red, _, blue = np.moveaxis(image, -1, 0)
-    axial, surfaces = np.s_[40:500, :500], np.s_[:400, 500:]
+    axial, surfaces = np.s_[30:400, :400], np.s_[:320, 400:]
     assert (red[axial] - blue[axial] > 30).mean() > 0.01  # the liver's colour over grey
     assert (red[surfaces] - blue[surfaces] > 30).mean() > 0.01
-    assert (blue[surfaces] - red[surfaces] > 30).mean() > 0.2  # the background of 3-D views
+    assert (blue[surfaces] - red[surfaces] > 20).mean() > 0.2  # the background of 3-D views
