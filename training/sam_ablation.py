@@ -216,8 +216,15 @@ def results_file(run: Run, sam: str = "") -> Path:
 
 
 def read_scores(path: Path) -> pd.DataFrame | None:
-    """The scores of a run, or None where it was not run."""
-    return pd.read_csv(path, dtype={"coarse": str}) if path.exists() else None
+    """The scores of a run, or None where it was not run.
+
+    The coarse masks are scored whenever a case is; each counts once.
+    """
+    if not path.exists():
+        return None
+    table = pd.read_csv(path, dtype={"coarse": str})
+    repeated = table["kind"].isin(list(ALONE)) & table.duplicated(["case", "label", "kind"])
+    return table[~repeated]
 
 
 def report() -> str:
@@ -244,7 +251,6 @@ def _rows(run: Run, table: pd.DataFrame | None) -> list[str]:
         return [f"| {run.title} | – | – | – | – | – | – | – |"]
     title, cases = run.title, table["case"].nunique()
     decoder = table["sam"].iloc[0].partition("decoder ")[2]
-    table = table.drop_duplicates(["case", "label", "kind", "mosaic", "theta2"])
     lines = []
     for kind, given in ALONE.items():
         alone = _mean(table[table["kind"] == kind])
