@@ -376,6 +376,14 @@ class _Poison(torch.autograd.Function):
         return gradient * math.nan
 
 
+def test_gradients_that_are_never_finite_end_the_training(monkeypatch, tmp_path, cases):
+    monkeypatch.setattr(
+        loop, "segmentation_loss", lambda x, *rest: segmentation_loss(_Poison.apply(x), *rest)
+    )
+    with pytest.raises(loop.TrainingError, match="not finite in the 4 steps up to step 3:"):
+        train(tiny.config(steps=20, nan_redraws=3), cases, tmp_path)
+
+
 def test_a_gradient_that_is_not_finite_spoils_no_weights(monkeypatch, tmp_path, cases):
     calls = []
 

@@ -222,6 +222,7 @@ def fit(
             )
 
     saved = time.monotonic()
+    unusable = 0
     parameters = list(network.parameters())
     model.train()
     while not progress.finished:
@@ -245,6 +246,12 @@ def fit(
         accelerator.unscale_gradients()
         limit = recipe.clip_factor * progress.gradient_norm
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        unusable = 0 if math.isfinite(norm) else unusable + 1
+        if unusable > recipe.nan_redraws:
+            raise TrainingError(
+                f"The gradient was not finite in the {unusable} steps up to step {progress.step}: "
+                "nothing is learnt; try optimisation.precision=fp32."
+            )
         if math.isfinite(norm):
             progress.gradient_norm += recipe.clip_rate * (min(norm, limit) - progress.gradient_norm)
         # Other steps would spoil the weights; the scaler of fp16 skips them itself, and learns.
