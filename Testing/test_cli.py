@@ -145,7 +145,8 @@ def readme_blocks(language):
 
 
 def test_the_readmes_commands_parse():
-    lines = [line for block in readme_blocks("bash") for line in block.splitlines()]
+    blocks = [block.replace("\\\n", " ") for block in readme_blocks("bash")]
+    lines = [line for block in blocks for line in block.splitlines()]
     scripts = re.compile(r"^(srcsm|accelerate .* training/train.py)")
     commands = [scripts.sub("", line).split() for line in lines if scripts.match(line)]
     assert len(commands) > 7
