@@ -77,9 +77,8 @@ def choose_prompts(
     if not rivals:
         return list(chosen.values())
 
-    def estimates(threshold: float) -> dict[int, float | None]:
-        """SAM's mean IoU of each unsure organ, boxes of that threshold alone given."""
-        prompts = [prompt(organ, grid, threshold, mask_prompt=False) for organ in unsure]
+    def estimates(prompts: Sequence[OrganPrompt]) -> dict[int, float | None]:
+        """SAM's mean IoU of each organ, boxes alone given."""
         found = refine(
             volume,
             prompts,
@@ -93,7 +92,8 @@ def choose_prompts(
         )
         return {report.value: report.predicted_iou for report in found.reports}
 
-    small, large = estimates(SURE), estimates(POSSIBLE)
+    small = estimates([prompt(organ, grid, SURE, mask_prompt=False) for organ in unsure])
+    large = estimates(list(rivals.values()))
     for value, rival in rivals.items():
         if large[value] is not None and large[value] + TOLERANCE > (small[value] or 0.0):
             chosen[value] = rival
