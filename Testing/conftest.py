@@ -43,3 +43,15 @@ def pytest_collection_modifyitems(config, items):
 def data_folder() -> Path:
     """The folder of development datasets (mark such tests `needs_data`)."""
     return DATA
+
+
+@pytest.fixture
+def fresh_accelerator(monkeypatch):
+    """A training's device and precision are chosen anew, on one thread, and forgotten after."""
+    import tiny
+
+    torch.set_num_threads(1)
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    tiny.forget_accelerator()
+    yield
+    tiny.forget_accelerator()

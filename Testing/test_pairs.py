@@ -38,13 +38,7 @@ CPU = torch.device("cpu")
 STILL = AugmentationConfig(shift=0.0, contrast=0.0, translation=4.0, elastic=3.0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_a_fresh_accelerator(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
-    tiny.forget_accelerator()
-    yield
-    tiny.forget_accelerator()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def config(**changes):

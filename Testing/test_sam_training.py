@@ -60,13 +60,7 @@ DECODER = DecoderConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_a_fresh_accelerator(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
-    tiny.forget_accelerator()
-    yield
-    tiny.forget_accelerator()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,8 @@ STAGES = ("prepare", "phantom", "base", "tune", "control", "swap")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_a_fresh_accelerator(monkeypatch):
-    torch.set_num_threads(1)
+def _offline(monkeypatch, fresh_accelerator):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
-    tiny.forget_accelerator()
-    yield
-    tiny.forget_accelerator()
 
 
 def run(*arguments):

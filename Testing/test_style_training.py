@@ -44,13 +44,8 @@ ON = {"device": "cpu", "say": style_tiny.silent}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_a_fresh_accelerator(monkeypatch):
-    torch.set_num_threads(1)
+def _offline(monkeypatch, fresh_accelerator):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
-    tiny.forget_accelerator()
-    yield
-    tiny.forget_accelerator()
 
 
 @pytest.fixture(scope="module")

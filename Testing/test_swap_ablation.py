@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import style_tiny
 import tiny
-import torch
 import yaml
 
 from srcsm_training import cli, swap_ablation
@@ -16,14 +15,7 @@ from srcsm_training.style.slices import read_slices
 from srcsm_training.style_ablation import DATASETS, PHANTOMS
 from srcsm_training.swap_ablation import VARIANTS, collect, report, stages
 
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_a_fresh_accelerator(monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
-    tiny.forget_accelerator()
-    yield
-    tiny.forget_accelerator()
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 def parsed(stage):
