@@ -253,6 +253,7 @@ def test_the_plan_follows_from_slices_prompts_styles_and_seed(chain):
     assert keys(wishes()) != keys(wishes("seed=1"))
     assert len(wishes("swap.per_slice=0")) == 4 * len(source.slices)
     assert len(wishes("swap.per_slice=9")) == 4 * len(source.slices)
+    assert {w.slice.name for w in wishes("swap.every=2")} == {s.name for s in source.kept()[::2]}
     assert {w.style for w in wishes("swap.styles=[ct]")} == {"ct"}
     assert {w.style for w in wishes()} == {"t1", "t2", "ultrasound", "xray"}
     every = {w.name: w.seed for w in wishes("swap.per_slice=0")}

@@ -13,7 +13,7 @@ from srcsm_training import cli, swap_ablation
 from srcsm_training.ablation import CT
 from srcsm_training.style.slices import read_slices
 from srcsm_training.style_ablation import DATASETS, PHANTOMS
-from srcsm_training.swap_ablation import VARIANTS, collect, report, stages
+from srcsm_training.swap_ablation import EVERY, VARIANTS, collect, report, stages
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -40,7 +40,8 @@ def test_the_sets_differ_in_the_two_u_nets_alone(tmp_path, domain):
     for arguments in (*of(found, "tune"), *controls.values(), *drawn.values()):
         assert arguments.slices == folder / "slices"
         assert arguments.base == str(tmp_path / "runs" / "base")
-        assert not arguments.set
+        some = [f"swap.every={EVERY}"] if arguments.action == "swap" else []
+        assert arguments.set == ([] if arguments is drawn[True, False] else some)
     assert drawn[True, False].out == folder / "slices" / "styled" / "abdomen"
     assert [a.slices for a in of(found, "check")] == [a.out for a in of(found, "swap")]
 
@@ -104,9 +105,9 @@ def test_the_table_says_what_check_found_and_dashes_where_nothing_was_run(tmp_pa
         swap_ablation, "read_results", lambda name: table if name == "swap_phantom" else None
     )
     rows = report().splitlines()
-    assert rows[2] == "| phantom | untuned | original | t1 | 0.000 | 0.250 | 0.300 | 0.600 | 75% |"
-    assert rows[5] == "| phantom | untuned | tuned | t2 | 0.100 | 0.250 | 0.400 | – | 62% |"
-    assert rows[6] == "| phantom | tuned | original | t1 | 0.200 | 0.250 | 0.500 | 0.600 | 50% |"
+    assert rows[2] == "| phantom | tuned | original | t1 | 0.000 | 0.250 | 0.300 | 0.600 | 75% |"
+    assert rows[5] == "| phantom | tuned | tuned | t2 | 0.100 | 0.250 | 0.400 | – | 62% |"
+    assert rows[6] == "| phantom | untuned | original | t1 | 0.200 | 0.250 | 0.500 | 0.600 | 50% |"
     assert rows[10] == "| phantom | *source* | | | 0.040 | | | 0.800 | |"
     assert rows[11:] == [
         f"| real | {one} | {other} | – | – | – | – | – | – |" for one, other in VARIANTS.values()

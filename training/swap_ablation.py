@@ -6,10 +6,11 @@
     python training/swap_ablation.py --report                 the table into BENCHMARKS.md
 
 The ControlNet is trained on the base's own U-Net or on the tuned one, and then steers either: four
-sets of pictures of the same slices, prompts and seeds, from one base, each measured by `srcsm style
+sets of pictures with the same prompts and seeds, from one base, each measured by `srcsm style
 check`. One of the four, tuned and then original, is the method; that set is the one that
-style_ablation.py trains on. One base serves both domains: phantom patients of its own in four
-looks, and the real CT where it is at hand. Folders, all in RUNS:
+style_ablation.py trains on, and shows all slices; the others show every fifth. One base serves
+both domains: phantom patients of its own in four looks, and the real CT where it is at hand.
+Folders, all in RUNS:
 
     data/                   the phantom's datasets
     base-slices/, base/     what the base learns from, and the base
@@ -36,15 +37,19 @@ from SRCSMSegmenterLib.files import whole_file
 
 CONFIG = REPOSITORY / "training" / "configs" / "style_tiny.yaml"
 
+METHOD = "tuned-original"
+
 VARIANTS = {
+    METHOD: ("tuned", "original"),
+    "tuned-tuned": ("tuned", "tuned"),
     "untuned-original": ("untuned", "original"),
     "untuned-tuned": ("untuned", "tuned"),
-    "tuned-original": ("tuned", "original"),
-    "tuned-tuned": ("tuned", "tuned"),
 }
-"""Which U-Net the ControlNet learnt on, and which one draws."""
+"""Which U-Net the ControlNet learnt on, and which one draws; in the order in which they are made,
+so that trainings on the method's set can begin before the others are there."""
 
-METHOD = "tuned-original"
+EVERY = 5
+"""The sets that nothing is trained on show every so manieth slice."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,13 @@ def stages(
     given = ("--slices", folder / "slices", "--base", base)
     tuned = ("--tuned", folder / "tuned")
     yield stage("tune", *given, out=folder / "tuned", result="model.json")
-    controls = {"tuned": folder / "control", "untuned": folder / "control-untuned"}
-    yield stage("control", *given, *tuned, out=controls["tuned"], result="model.json")
-    yield stage("control", *given, out=controls["untuned"], result="model.json")
     for variant, (taught_on, drawn_with) in VARIANTS.items():
-        out = swapped(folder, variant)
-        steered = ("--control", controls[taught_on], *(tuned if drawn_with == "tuned" else ()))
-        yield stage("swap", *given, *steered, out=out, result=MANIFEST)
+        out, learnt = swapped(folder, variant), taught_on == "tuned"
+        control = folder / ("control" if learnt else "control-untuned")
+        yield stage("control", *given, *(tuned if learnt else ()), out=control, result="model.json")
+        steered = ("--control", control, *(tuned if drawn_with == "tuned" else ()))
+        some = () if variant == METHOD else ("--set", f"swap.every={EVERY}")
+        yield stage("swap", *given, *steered, *some, out=out, result=MANIFEST)
         yield stage("check", "--slices", out, out=out, result="check.json")
 
 

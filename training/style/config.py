@@ -156,19 +156,23 @@ class SwapConfig:
     Attributes:
         styles: of the prompts file; all but the source's own where none is named.
         per_slice: how many different ones each slice gets, drawn for it; 0: all.
+        every: restyle every so manieth slice.
         batch: pictures drawn together.
         precision: "fp32", "bf16" or "fp16".
     """
 
     styles: tuple[str, ...] = ()
     per_slice: int = 3
+    every: int = 1
     batch: int = 8
     precision: str = "fp16"
 
     def __post_init__(self) -> None:
         one_of("swap.precision", self.precision, ("fp32", "bf16", "fp16"))
-        if self.batch < 1 or self.per_slice < 0:
-            raise ConfigError("swap.batch is at least 1, swap.per_slice at least 0.")
+        if min(self.batch, self.every) < 1 or self.per_slice < 0:
+            raise ConfigError(
+                "swap.batch and swap.every are at least 1, swap.per_slice is at least 0."
+            )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from diffusers import (
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ..loop import TrainingError, any_process, learning_rate, seeded
@@ -88,7 +89,7 @@ def fit(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(trained.values())
     optimiser = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     progress = StageProgress()
     average = {name: p.detach().clone() for name, p in trained.items()} if recipe.ema else {}
@@ -133,7 +134,8 @@ def fit(
         mean = 0.0
         for part in range(recipe.accumulation):
             last = part == recipe.accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(wrapped):
+            together = nullcontext() if last else accelerator.no_sync(wrapped)
+            with together, _attention(accelerator.device):
                 value = loss(wrapped, generator) / recipe.accumulation
                 accelerator.backward(value)
             mean += float(value.detach())
@@ -374,6 +376,12 @@ def sheet(columns: int, pictures: Sequence[np.ndarray]) -> np.ndarray:
     colour = [p if p.ndim == 3 else np.repeat(p[..., None], 3, axis=2) for p in pictures]
     rows = [np.hstack(colour[n : n + columns]) for n in range(0, len(colour), columns)]
     return np.vstack(rows)
+
+
+def _attention(device: torch.device) -> AbstractContextManager:
+    """The kernel of a training's attention. PyTorch chooses, but on a processor: there the backward
+    pass of its choice takes a third of a small U-Net's step."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[Wish]:
     own = {s.style for s in kept}
     styles = config.swap.styles or tuple(style for style in prompts.styles if style not in own)
     wishes = []
-    for s in kept:
+    for s in kept[:: config.swap.every]:
         chosen = styles
         if 0 < config.swap.per_slice < len(styles):
             draw = np.random.default_rng(_number(config.seed, s.name))
