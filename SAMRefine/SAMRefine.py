@@ -250,6 +250,8 @@ class SAMRefineWidget(ModuleWidget):
         if self.session is not None and self.session.closed:
             self.session = None
         session = self.session
+        if session is not None and session.settings.threshold != round(parameters.threshold, 2):
+            parameters.threshold = session.settings.threshold  # it was undone
         self.sams.show(parameters.sam)
         organs = session.organs if session else ()
         panel.show_organs(organs, (session.active or 0) if session else 0)

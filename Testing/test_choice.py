@@ -8,13 +8,12 @@ import pytest
 
 from SAMRefineLib import choice
 from SAMRefineLib.boxes import Box, SliceGrid
-from SAMRefineLib.choice import choose_prompts, sureness
-from SAMRefineLib.coarse import CoarseOrgan
-from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SAMRefineLib.choice import choose_prompts
+from SAMRefineLib.coarse import CoarseOrgan, sureness
+from SRCSMSegmenterLib.geometry import Geometry
 
 SHAPE = (4, 20, 24)
 GRID = SliceGrid(Geometry(SHAPE[::-1], np.diag([1.5, 1.25, 6.0, 1.0])), 2)
-VOLUME = Volume(np.zeros(SHAPE, np.float32), GRID.geometry)
 
 
 def organ(value: int, sure: int, shown: int, possible: int) -> CoarseOrgan:
@@ -27,20 +26,17 @@ def organ(value: int, sure: int, shown: int, possible: int) -> CoarseOrgan:
 
 
 @pytest.fixture
-def estimates(monkeypatch):
+def refiner():
     """SAM's estimates by label, in small and in large boxes; what it was asked is kept."""
     given, asked = {}, []
 
-    def refine(volume, prompts, model, **arguments):
+    def estimates(prompts, **arguments):
         asked.append((prompts, arguments))
-        threshold = 0 if any(len(p.frames.automatic) == 1 for p in prompts) else 1
-        ious = {p.frames.value: given[p.frames.value][threshold] for p in prompts}
-        return SimpleNamespace(
-            reports=[SimpleNamespace(value=v, predicted_iou=iou) for v, iou in ious.items()]
-        )
+        size = 0 if any(len(p.frames.automatic) == 1 for p in prompts) else 1
+        ious = {p.frames.value: given[p.frames.value][size] for p in prompts}
+        return {value: iou for value, iou in ious.items() if iou is not None}
 
-    monkeypatch.setattr(choice, "refine", refine)
-    return SimpleNamespace(given=given, asked=asked)
+    return SimpleNamespace(given=given, asked=asked, grid=GRID, estimates=estimates)
 
 
 SMALL, LARGE = {1: Box(2, 5, 5, 10)}, Box(2, 5, 15, 10)
@@ -54,42 +50,45 @@ def test_how_sure_a_network_is_of_its_mask():
     assert sureness(organ(1, 3, 4, 5).mask > 0.5) == 1
 
 
-def test_a_sure_network_gets_small_boxes_and_sam_its_mask(estimates):
-    (chosen,) = choose_prompts(VOLUME, [organ(3, 8, 1, 4)], GRID, None)
+def test_a_sure_network_gets_small_boxes_and_sam_its_mask(refiner):
+    (chosen,) = choose_prompts(refiner, [organ(3, 8, 1, 4)])
     assert chosen.frames.automatic == {1: Box(2, 5, 10, 10)}
-    assert chosen.frames.off == {2}  # shown there, but unsure
     assert chosen.mask_prompt
+    assert not chosen.keep_unboxed  # slice 2 shows it, but unsure
     assert (chosen.frames.value, chosen.frames.name) == (3, "organ 3")
-    assert not estimates.asked
+    assert not refiner.asked
 
 
 @pytest.mark.parametrize(
     ("small", "large", "larger"),
     [(0.8, 0.9, True), (0.8, 0.78, True), (0.8, 0.76, False), (None, 0.1, True)],
 )
-def test_of_an_unsure_one_sam_tells_which_boxes_are_better(estimates, small, large, larger):
-    estimates.given[1] = small, large
+def test_of_an_unsure_one_sam_tells_which_boxes_are_better(refiner, small, large, larger):
+    refiner.given[1] = small, large
     sure, unsure = organ(2, 8, 1, 4), organ(1, 3, 4, 6)
-    one, other = choose_prompts(VOLUME, [unsure, sure], GRID, None, mosaic="slices", modality="MR")
+    told = []
+    one, other = choose_prompts(
+        refiner, [unsure, sure], progress=lambda *p: None, cancelled=lambda: told.append(1)
+    )
     assert other.frames.automatic == {1: Box(2, 5, 10, 10)}
     assert one.coarse is unsure.mask
     assert one.mask_prompt is not larger
+    assert one.keep_unboxed is larger
     if larger:
         assert one.frames.automatic[1] == LARGE
         assert list(one.frames.automatic) == [1, 2, 3]
-        assert not one.frames.off
     else:
         assert one.frames.automatic == SMALL
-    for prompts, arguments in estimates.asked:
+    for prompts, arguments in refiner.asked:
         assert [p.frames.value for p in prompts] == [1]
         assert not prompts[0].mask_prompt
-        assert (arguments["mosaic"], arguments["modality"]) == ("slices", "MR")
-    assert estimates.asked[0][1]["cache"] is estimates.asked[1][1]["cache"]
+        arguments["cancelled"]()
+    assert len(told) == 2
 
 
-def test_an_organ_without_any_box_keeps_its_coarse_mask(estimates, monkeypatch):
+def test_an_organ_that_may_be_nowhere_keeps_the_small_boxes(refiner, monkeypatch):
     monkeypatch.setattr(choice, "POSSIBLE", 0.7)
-    estimates.given[1] = None, None
-    (chosen,) = choose_prompts(VOLUME, [organ(1, 0, 4, 0)], GRID, None)
+    refiner.given[1] = None, None
+    (chosen,) = choose_prompts(refiner, [organ(1, 0, 4, 0)])
     assert chosen.frames.automatic == {}
-    assert not chosen.frames.off
+    assert chosen.mask_prompt

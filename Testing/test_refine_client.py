@@ -38,6 +38,7 @@ class HeldWorker:
 
     def answer(self, job, labels, changed=()):
         values = {"axis": GRID.axis, "changed": list(changed), "organs": [{"value": 2}]}
+        values["chosen"] = None
         job.reply, job.stage = SimpleNamespace(values=values, arrays={"labels": labels}), "combine"
         job.done(job)
 

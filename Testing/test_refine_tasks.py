@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from SAMRefineLib.boxes import Box, SliceGrid
-from SAMRefineLib.key_frames import KeyFrames, boxes_to_json
+from SAMRefineLib.choice import choose_prompts, refine_coarse
+from SAMRefineLib.coarse import CoarseOrgan
+from SAMRefineLib.key_frames import KeyFrames, boxes_from_json, boxes_to_json
 from SAMRefineLib.models import SamModel, build_sam, load_sam, save_sam
 from SAMRefineLib.pixels import SRCSM
-from SAMRefineLib.refinement import OrganPrompt
+from SAMRefineLib.refinement import OrganPrompt, Refiner
 from SAMRefineLib.refinement import refine as refine_once
 from SAMRefineLib.small_sam import SmallSamConfig
 from SAMRefineLib.tasks import TASKS, UNKNOWN_SESSION
@@ -112,12 +114,46 @@ def test_points_threshold_and_mask_prompt_are_passed_on(a_sam, context):
     for more in (
         {"threshold": 0.4},
         {"points": {"3": {"2": [[20, 20, True], [3, 3, False]]}}},
-        {"mask_prompt": True},
+        {"mask_prompt": []},
     ):
         reply, _ = TASKS["refine"](request | more, {}, context)
         assert reply["changed"], more
     with pytest.raises(PromptError, match="outside slice 2"):
         TASKS["refine"](request | {"points": {"3": {"2": [[99, 20]]}}}, {}, context)
+
+
+def unsure_organ():
+    """As `organ`, but the network is sure of a part alone."""
+    image, coarse, _ = organ()
+    coarse[:, 12:28, 20:] = np.minimum(coarse[:, 12:28, 20:], 0.3)
+    coarse[:, 20:] = np.minimum(coarse[:, 20:], 0.6)
+    return image, coarse, KeyFrames.from_coarse("liver", 3, coarse, GRID)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_boxes_are_chosen_as_the_command_line_chooses_them(a_sam, context, ahead):
+    image, coarse, frames = unsure_organ()
+    model, volume = load_sam(a_sam), Volume(image, GEOMETRY)
+    organs = [CoarseOrgan("liver", 3, coarse)]
+    (wanted,) = choose_prompts(Refiner(volume, GRID, model, modality="MR"), organs)
+    alone = refine_coarse(volume, organs, GRID, model, modality="MR")
+    request = parameters(a_sam, frames, choose=[3])
+    arrays = {"image": image, "coarse_3": coarse}
+    if ahead:
+        reply, _ = TASKS["embed"](request, arrays, context)
+        assert reply["encoder_passes"] > 0
+        request = request | reply["chosen"] | {"choose": []}
+        arrays = {}
+    else:
+        assert TASKS["embed"](request, {"image": image}, context)[0]["chosen"] is None
+    reply, found = TASKS["refine"](request, arrays, context)
+    assert reply["encoder_passes"] == 0 or not ahead
+    np.testing.assert_array_equal(found["labels"], alone.labels.array)
+    if not ahead:
+        (chosen,) = boxes_from_json(reply["chosen"]["boxes"])
+        assert chosen == wanted.frames
+        assert reply["chosen"]["mask_prompt"] == [3] * wanted.mask_prompt
+        assert reply["chosen"]["keep_unboxed"] == [3] * wanted.keep_unboxed
 
 
 def test_a_forgotten_session_asks_for_the_volume(a_sam, context):

@@ -328,6 +328,19 @@ def test_slices_without_a_box_keep_the_coarse_mask_without_strays(a_looking_sam)
     assert found.reports[0].voxels_before == (coarse >= 0.5).sum()
 
 
+def test_slices_without_a_box_show_nothing_where_boxes_are_all_there_is(a_looking_sam):
+    coarse = np.where(LIVER, 0.9, 0).astype(np.float16)
+    coarse[7] = np.minimum(coarse[7], 0.6)  # too unsure for a box
+    organ = replace(prompt(coarse > 0.75, coarse=coarse), keep_unboxed=False)
+    found = run(a_looking_sam, scan(LIVER), organ)
+    assert not found.labels.array[7].any()
+    assert found.labels.array[6].any()
+    assert NO_BOX not in found.reports[0].kept.values()
+    unboxed = replace(organ, frames=replace(organ.frames, automatic={}))
+    found = run(a_looking_sam, scan(LIVER), unboxed)
+    np.testing.assert_array_equal(found.labels.array == 1, coarse >= 0.5)
+
+
 def test_slices_switched_off_and_beyond_the_limit_show_nothing(a_looking_sam):
     organ = prompt(LIVER)
     first, *_, last = sorted(organ.frames.automatic)
@@ -610,10 +623,30 @@ def test_a_random_sam_gives_the_same_in_a_session_and_alone(a_random_sam):
     liver, spleen = prompt(LIVER), prompt(SPLEEN, 2)
     cache = EmbeddingCache()
     refiner = Refiner(volume, liver.frames.grid, a_random_sam, modality="MR", cache=cache)
-    assert refiner.embed([liver, spleen]) == 4
+    refiner.embed([liver, spleen])
+    assert refiner.passes == 4
     together = refiner.refine([liver, spleen], trust=ANYTHING)
     assert together.encoder_passes == 0
     assert cache.passes == 4
     alone = refine(volume, [spleen], a_random_sam, modality="MR", trust=ANYTHING)
     np.testing.assert_allclose(together.probability(2), alone.probability(2), atol=2e-2)
     assert together.probability(2).any()
+
+
+def test_estimates_are_those_of_the_masks_and_leave_no_trace(a_random_sam):
+    volume = scan(LIVER, SPLEEN)
+    volume.array[:] += np.random.default_rng(1).normal(0, 0.2, SHAPE).astype(np.float32)
+    liver, spleen = prompt(LIVER), prompt(SPLEEN, 2)
+    nowhere = OrganPrompt(KeyFrames("heart", 3, liver.frames.grid))
+    refiner = Refiner(volume, liver.frames.grid, a_random_sam, modality="MR")
+    small = replace(liver.frames, automatic=dict(list(liver.frames.automatic.items())[2:4]))
+    first = refiner.estimates([with_frames(liver, small)])
+    both = refiner.estimates([liver, spleen, nowhere])
+    fresh = refine(volume, [liver, spleen], a_random_sam, modality="MR", trust=ANYTHING)
+    found = refiner.refine([liver, spleen], trust=ANYTHING)
+    assert both == {report.value: report.predicted_iou for report in fresh.reports}
+    assert first.keys() == {1}
+    assert first[1] != both[1]
+    assert found.encoder_passes == 0
+    assert found.changed == fresh.changed
+    np.testing.assert_array_equal(found.labels.array, fresh.labels.array)

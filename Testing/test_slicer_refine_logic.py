@@ -234,6 +234,106 @@ def test_what_makes_no_sense_is_refused(scene, sam):
     assert state() == before
 
 
+# boxes that SAM chooses
+
+
+@pytest.fixture
+def unsure(scene, sam):
+    """The network found a part of the liver, and is unsure of most of that."""
+    chance = np.where(LIVER, np.float16(0.3), np.float16(0))
+    chance[COARSE] = 0.6
+    chance[3:6][(COARSE & (np.indices(SHAPE)[2] < 18))[3:6]] = 0.9
+    volume = a_scan()
+    found = segmented(volume, probabilities={"liver": chance})
+    return boxes(found, volume, sam=sam, modality="MR", device="cpu"), chance
+
+
+def reach(session):
+    """The slices and the right edge of the liver's boxes."""
+    frames = session.organ(1).frames.effective()
+    return list(frames), max(box.x1 for box in frames.values())
+
+
+def test_where_the_network_is_unsure_sam_chooses_the_boxes(unsure):
+    session, _ = unsure
+    assert [organ.undecided for organ in session.organs] == [True, False]
+    assert reach(session) == ([3, 4, 5], 18)
+    refine(session, ["liver"])
+    organ = session.organ(1)
+    assert reach(session) == ([1, 2, 3, 4, 5, 6, 7], 31)
+    assert not organ.changed
+    assert not organ.undecided
+    assert not organ.edited
+    assert not organ.mask_prompt
+    assert dice(mask(session), LIVER) > 0.93
+    session.undo()  # the voxels, not the choice
+    np.testing.assert_array_equal(mask(session), COARSE)
+    assert reach(session)[1] == 31
+    assert not session.can_undo
+    again = organs_from_json(session.node.GetParameter(logic.BOXES)).organs[0]
+    assert again.frames == session.organ(1).frames
+    assert (again.undecided, again.mask_prompt, again.keep_unboxed) == (False, False, True)
+
+
+def test_slices_of_which_a_sure_network_is_unsure_end_empty(scene, sam):
+    chance = np.where(COARSE, np.float16(0.9), np.float16(0))
+    chance[7][COARSE[7]] = 0.6
+    volume = a_scan()
+    session = boxes(segmented(volume, probabilities={"liver": chance}), volume, sam=sam)
+    refine(session, ["liver"])
+    assert not mask(session)[7].any()
+    assert mask(session)[6].any()
+    session = boxes(segmented(volume, probabilities={"liver": chance}), volume, threshold=0.75)
+    session.configure(sam=sam)
+    refine(session, ["liver"])
+    np.testing.assert_array_equal(mask(session)[7], COARSE[7])
+
+
+def test_sam_chooses_ahead_and_leaves_edited_boxes_alone(unsure):
+    session, _ = unsure
+    session.ahead = True
+    wait_for(lambda: set(session.embeddings.values()) == {"ready"})
+    assert reach(session)[1] == 31
+    assert not session.can_undo
+    before = passes()
+    refine(session, ["liver"])
+    assert passes() == before
+    assert dice(mask(session), LIVER) > 0.93
+
+
+def test_who_edits_boxes_has_decided_until_they_are_reset(unsure):
+    session, _ = unsure
+    edited = replace(session.organ(1).frames.effective()[4], y0=13)
+    session.edit_box(1, 4, edited)
+    refine(session, ["liver"])
+    assert reach(session)[0] == [3, 4, 5]
+    assert session.organ(1).frames.effective()[4] == edited
+    session.reset(1)
+    assert reach(session) == ([3, 4, 5], 18)
+    refine(session, ["liver"])
+    assert reach(session)[1] == 31
+    session.edit_box(1, 4, edited)
+    session.reset(1)
+    assert reach(session)[1] == 31
+
+
+def test_a_choice_that_comes_after_an_edit_is_dropped(unsure):
+    session, _ = unsure
+    run = refine(session, ["liver"], wait=False)
+    session.edit_box(1, 4, Box(8, 11, 20, 39))
+    run.wait()
+    assert reach(session)[0] == [3, 4, 5]
+    assert session.organ(1).changed
+
+
+def test_boxes_of_a_given_threshold_are_not_chosen_anew(unsure, sam):
+    session, _ = unsure
+    session = boxes(session.segmentationNode, session.volumeNode, threshold=0.5, sam=sam)
+    before = reach(session)
+    refine(session, ["liver"])
+    assert reach(session) == before
+
+
 # refining
 
 
@@ -644,6 +744,45 @@ def test_without_live_nothing_is_redrawn(session):
     session.edit_box(1, 4, Box(8, 11, 32, 39))
     settle(session)
     np.testing.assert_array_equal(mask(session), COARSE)
+
+
+@pytest.mark.parametrize("quickly", [True, False])
+def test_theta_2_redraws_at_once_and_is_undone_in_one_step(session, quickly):
+    refine(session)
+    start, undone = mask(session, "spleen"), session._history.past
+    session.live = True
+    for threshold in (0.6, 0.8, 0.95):
+        session.configure(threshold=threshold)
+        if not quickly:
+            settle(session)
+    settle(session)
+    tight = mask(session, "spleen")
+    assert 0 < tight.sum() < start.sum()
+    assert not any(organ.changed for organ in session.organs)
+    session.undo()
+    assert session.settings.threshold == 0.5
+    assert session._history.past == undone
+    np.testing.assert_array_equal(mask(session, "spleen"), start)
+    session.redo()
+    assert session.settings.threshold == 0.95
+    np.testing.assert_array_equal(mask(session, "spleen"), tight)
+    settle(session)
+    session.edit_box(1, 4, Box(8, 11, 30, 39))
+    session.configure(threshold=0.5)
+    settle(session)
+    session.undo()
+    assert session.settings.threshold == 0.95
+    assert 4 in session.organ(1).frames.edited
+
+
+def test_theta_2_waits_for_the_next_refinement_without_live(session):
+    refine(session)
+    start = mask(session)
+    session.configure(threshold=0.9)
+    settle(session)
+    np.testing.assert_array_equal(mask(session), start)
+    session.undo()
+    assert session.settings.threshold == 0.9
 
 
 # embeddings

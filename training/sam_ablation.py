@@ -156,7 +156,7 @@ def score_case(
 
     def prompts(kind: str) -> list[OrganPrompt]:
         if kind == "refine":
-            return choose_prompts(volume, organs, grid, model, **settings)
+            return choose_prompts(Refiner(volume, grid, model, **settings), organs)
         boxes = "filtered" if kind == "guess" else kind
         return [
             OrganPrompt(

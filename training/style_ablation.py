@@ -30,7 +30,7 @@ from srcsm_training.ablation import (
     write_report,
 )
 
-STEPS = 2000
+STEPS = 1000
 PICTURES = 32
 """Of a step, all views counted."""
 

@@ -10,6 +10,12 @@ from .boxes import SliceGrid, filter_mask
 THRESHOLD = 0.5
 """Probability from which a voxel belongs to the mask."""
 
+SURE = 0.75
+"""The paper's theta 1: boxes around what is more probable."""
+
+UNSURE = 0.75
+"""A network is unsure of an organ where it is sure of a smaller part of its mask."""
+
 
 @dataclass(frozen=True, eq=False)
 class CoarseOrgan:
@@ -22,6 +28,14 @@ class CoarseOrgan:
     name: str
     value: int
     mask: np.ndarray
+
+
+def sureness(mask: np.ndarray) -> float:
+    """Share of a coarse mask that the network is sure of; 1 for a bool mask or an empty one."""
+    if mask.dtype == bool:
+        return 1.0
+    shown = int((mask >= THRESHOLD).sum())
+    return int((mask > SURE).sum()) / shown if shown else 1.0
 
 
 class CoarseMask:

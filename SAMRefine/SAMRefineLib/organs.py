@@ -37,7 +37,7 @@ class Settings:
         modality: "CT" or "MR"; None takes what DICOM says, else guesses.
         mosaic: see `prediction.MosaicMode`.
         threshold: of SAM's probabilities (the paper's theta 2).
-        mask_prompt: see `refinement.OrganPrompt`.
+        mask_prompt: False shows SAM no coarse mask of any organ; see `Organ.mask_prompt`.
         device: see `devices.resolve_device`.
         neighbours: see `Neighbours`.
     """
@@ -128,6 +128,9 @@ class Organ:
         kept: the user decided to keep the coarse mask.
         changed: its boxes or points changed since it was last refined.
         report: of that refinement.
+        mask_prompt, keep_unboxed: see `refinement.OrganPrompt`.
+        undecided: the network is so unsure of it that SAM has to tell which automatic boxes are
+            better (`choice`), and has not been asked yet.
         result: what it found, `packed`, by slice number; slices without anything are left out. None
             where that is not known, as it is not saved.
     """
@@ -142,6 +145,9 @@ class Organ:
     kept: bool = False
     changed: bool = True
     report: Report | None = None
+    mask_prompt: bool = True
+    keep_unboxed: bool = True
+    undecided: bool = False
     result: Mapping[int, bytes] | None = field(default=None, compare=False)
 
     @property
@@ -153,6 +159,11 @@ class Organ:
     def value(self) -> int:
         """Its label."""
         return self.frames.value
+
+    @property
+    def awaits_choice(self) -> bool:
+        """SAM is to choose its boxes; not while they are edited: who edits them has decided."""
+        return self.undecided and not self.hints and self.frames == self.frames.reset()
 
     @property
     def edited(self) -> int:
@@ -214,6 +225,9 @@ def organs_to_json(
                 "kept": organ.kept,
                 "changed": organ.changed,
                 "report": organ.report and asdict(organ.report),
+                "mask_prompt": organ.mask_prompt,
+                "keep_unboxed": organ.keep_unboxed,
+                "undecided": organ.undecided,
             }
             for organ in organs
         ],
@@ -277,4 +291,5 @@ def _organ(frames: KeyFrames, entry: dict[str, Any]) -> Organ:
         },
         *(bool(entry[name]) for name in ("shown", "enabled", "kept", "changed")),
         report,
+        *(bool(entry[name]) for name in ("mask_prompt", "keep_unboxed", "undecided")),
     )

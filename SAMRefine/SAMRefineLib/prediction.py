@@ -5,11 +5,12 @@ Slices with boxes are laid out on canvases (`mosaic`), encoded (`embeddings`) an
 box (`decoding`).
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -132,6 +133,13 @@ class Predictor:
         # what they were full of.
         self._layouts: dict[int, dict[int, Rectangle]] = {}
         self._answers: dict[Place, tuple[Question, Answer]] = {}
+
+    def anew(self) -> Self:
+        """One that shares pixels and embeddings, and was not asked anything yet: what it is asked
+        does not change what this one has laid out."""
+        other = copy.copy(self)
+        other._layouts, other._answers = {}, {}
+        return other
 
     @property
     def passes(self) -> int:

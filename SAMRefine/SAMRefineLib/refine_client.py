@@ -31,6 +31,7 @@ class Request:
         finished: True at the end, however it ended.
         error: where it failed or was cancelled (kind "Cancelled").
         reports: of "refine", what became of the organs (`tasks.refine`).
+        chosen: boxes that were chosen, and what goes with them (`tasks.refine`), or None.
         labels: of "refine", (n, rows, columns), slice by slice; the client's own, to be read before
             anything else is asked.
     """
@@ -39,6 +40,7 @@ class Request:
         self.client, self.finished = client, False
         self.error: WorkerError | None = None
         self.reports: list[dict[str, Any]] = []
+        self.chosen: dict[str, Any] | None = None
         self.labels: np.ndarray | None = None
         self.job: Job | None = None
         self._done = done
@@ -142,9 +144,11 @@ class RefineClient:
                 if again and not request.finished and job.error.kind == UNKNOWN_SESSION:
                     send(again=False)
                     return
-            elif task == "refine":
-                self._labels = request.labels = self._updated(job, whole)
-                request.reports = job.reply.values["organs"]
+            else:
+                request.chosen = job.reply.values["chosen"]
+                if task == "refine":
+                    self._labels = request.labels = self._updated(job, whole)
+                    request.reports = job.reply.values["organs"]
             request.end(job.error)
 
         send()

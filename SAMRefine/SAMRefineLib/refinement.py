@@ -37,12 +37,15 @@ class OrganPrompt:
         points: by slice number; only slices with a box can have some.
         mask_prompt: give SAM the coarse mask as its first guess, and want the two to agree
             (`Trust`); not so where a box was edited: who edits it disagrees with the coarse mask.
+        keep_unboxed: slices without a box keep the coarse mask; else they show nothing, unless the
+            organ had no automatic box at all.
     """
 
     frames: KeyFrames
     coarse: np.ndarray | None = None
     points: Mapping[int, Sequence[Point]] = field(default_factory=dict)
     mask_prompt: bool = True
+    keep_unboxed: bool = True
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,11 @@ def refine(
 
 
 class Refiner:
-    """A volume to be refined again and again: only what an edit changes is computed anew."""
+    """A volume to be refined again and again: only what an edit changes is computed anew.
+
+    Attributes:
+        grid: its slices.
+    """
 
     def __init__(
         self,
@@ -172,7 +179,7 @@ class Refiner:
         cache: EmbeddingCache | None = None,
     ) -> None:
         """For the arguments and errors see `Predictor`."""
-        self._geometry, self._grid, self._mosaic = volume.geometry, grid, mosaic
+        self._geometry, self.grid, self._mosaic = volume.geometry, grid, mosaic
         self._predictor = Predictor(
             volume, grid, model, modality=modality, mosaic=mosaic, cache=cache
         )
@@ -180,21 +187,43 @@ class Refiner:
         self._labels = np.zeros(volume.array.shape, np.uint8)
         self._shown: dict[int, dict[int, Outcome]] = {}  # by slice: what its labels come from
 
+    @property
+    def passes(self) -> int:
+        """Canvases that went through the encoder so far."""
+        return self._predictor.passes
+
     def embed(
         self,
         organs: Sequence[OrganPrompt],
         *,
         progress: Progress = lambda stage, fraction: None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> int:
-        """Compute the embeddings that `refine` will need; returns the number of encoder passes.
+    ) -> None:
+        """Compute the embeddings that `refine` will need.
 
         Raises:
             PromptError, DeviceError, Cancelled: as `refine`.
         """
-        before = self._predictor.passes
         self._predictor.embed(self._questions(organs), progress, cancelled)
-        return self._predictor.passes - before
+
+    def estimates(
+        self,
+        organs: Sequence[OrganPrompt],
+        *,
+        progress: Progress = lambda stage, fraction: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> dict[int, float]:
+        """SAM's own estimate of its masks' IoU, mean over the boxes of each organ that has some, by
+        label. The result, and what is refined later, stay as they are.
+
+        Raises:
+            PromptError, DeviceError, Cancelled: as `refine`.
+        """
+        answers = self._predictor.anew().ask(self._questions(organs), progress, cancelled)
+        found: dict[int, list[float]] = {}
+        for (value, _), answer in answers.items():
+            found.setdefault(value, []).append(answer.predicted_iou)
+        return {value: float(np.mean(ious)) for value, ious in found.items()}
 
     def refine(
         self,
@@ -207,8 +236,9 @@ class Refiner:
     ) -> Refinement:
         """Masks for the boxes of all organs.
 
-        Slices without a box keep the coarse mask, but for strays: pieces apart from the organ's
-        largest. Slices that are switched off, or lie beyond the boxes' limit, show nothing.
+        Slices without a box keep the coarse mask (but see `OrganPrompt.keep_unboxed`) without
+        strays: pieces apart from the organ's largest. Slices that are switched off, or lie beyond
+        the boxes' limit, show nothing.
 
         Args:
             threshold: of SAM's probabilities (the paper's theta 2).
@@ -224,7 +254,7 @@ class Refiner:
         """
         if not 0 < threshold < 1:
             raise PromptError(f"A threshold of {threshold:g} is not a probability between 0 and 1.")
-        passes, seconds = self._predictor.passes, dict(self._predictor.seconds)
+        passes, seconds = self.passes, dict(self._predictor.seconds)
         questions = self._questions(organs)
         answers = self._predictor.ask(questions, progress, cancelled)
         progress("combine", 0.0)
@@ -244,9 +274,9 @@ class Refiner:
             Volume(self._labels.copy(), self._geometry),
             reports,
             changed,
-            self._predictor.passes - passes,
+            self.passes - passes,
             {stage: s - seconds[stage] for stage, s in self._predictor.seconds.items()},
-            self._grid,
+            self.grid,
             outcomes,
         )
 
@@ -260,7 +290,7 @@ class Refiner:
         questions = {}
         for organ in organs:
             frames = organ.frames
-            frames.require(self._grid)
+            frames.require(self.grid)
             coarse = self._coarse_of(organ)
             boxes = frames.effective()
             _check_points(organ, boxes)
@@ -277,20 +307,20 @@ class Refiner:
         if organ.coarse is None:
             self._coarse.pop(value, None)
         elif value not in self._coarse or self._coarse[value].given is not organ.coarse:
-            self._coarse[value] = CoarseMask(organ.coarse, self._grid)
+            self._coarse[value] = CoarseMask(organ.coarse, self.grid)
         return self._coarse.get(value)
 
     def _sources(self, organ: OrganPrompt, boxes: Mapping[int, Box]) -> dict[int, Rectangle]:
         """What SAM gets to see: the slices, or crops with their boxes and points."""
-        rows, columns = self._grid.shape
+        rows, columns = self.grid.shape
         if self._mosaic != "crops":
             return dict.fromkeys(boxes, (0, 0, columns, rows))
         needed = {}
         for n, box in boxes.items():
             points = organ.points.get(n, ())
             hints = (Box(p.x - 0.5, p.y - 0.5, p.x + 0.5, p.y + 0.5) for p in points)
-            needed[n] = around([box, *(hint.clipped(self._grid.shape) for hint in hints)])
-        return crops(organ.frames.automatic, needed, self._grid)
+            needed[n] = around([box, *(hint.clipped(self.grid.shape) for hint in hints)])
+        return crops(organ.frames.automatic, needed, self.grid)
 
     def _outcomes(
         self,
@@ -302,10 +332,10 @@ class Refiner:
         """The organ in every slice where it has a box or a coarse mask, by slice number."""
         frames, coarse = organ.frames, self._coarse.get(organ.frames.value)
         unboxed: set[int] = set()
-        if coarse is not None:
-            within = range(self._grid.count)
+        if coarse is not None and (organ.keep_unboxed or not frames.automatic):
+            within = range(self.grid.count)
             if frames.limit is not None:
-                within = self._grid.slices_of(frames.limit)
+                within = self.grid.slices_of(frames.limit)
             unboxed = (coarse.voxels.keys() & set(within)) - frames.off - found.keys()
         outcomes = {}
         for n in sorted(found.keys() | unboxed):
@@ -332,7 +362,7 @@ class Refiner:
         basis = (coarse, box, answer, agree, threshold, trust)
         if answer is None:
             return Outcome(coarse.probability(n), coarse.piece(n), NO_BOX, None, 1.0, basis)
-        probability = np.zeros(self._grid.shape, np.float16)
+        probability = np.zeros(self.grid.shape, np.float16)
         x0, y0, x1, y1 = answer.source
         probability[y0:y1, x0:x1] = answer.probability
         mask = probability > threshold
@@ -358,10 +388,10 @@ class Refiner:
             for n in sorted(by_slice.keys() | self._shown.keys())
             if by_slice.get(n) != self._shown.get(n)
         ]
-        stack = self._grid.stack(self._labels)
+        stack = self.grid.stack(self._labels)
         for n in changed:
             stack[n] = 0
-            best = np.zeros(self._grid.shape, np.float32)
+            best = np.zeros(self.grid.shape, np.float32)
             for value, outcome in by_slice.get(n, {}).items():
                 claim = np.where(outcome.mask, outcome.probability * np.float32(outcome.weight), 0)
                 stack[n][claim > best] = value
@@ -371,7 +401,7 @@ class Refiner:
 
     def _report(self, organ: OrganPrompt, outcomes: Mapping[int, Outcome]) -> OrganReport:
         value, coarse = organ.frames.value, self._coarse.get(organ.frames.value)
-        stack = self._grid.stack(self._labels)
+        stack = self.grid.stack(self._labels)
         before = sum(coarse.voxels.values()) if coarse is not None else 0
         after, shared = 0, 0
         for n in outcomes:

@@ -30,7 +30,8 @@ from SRCSMSegmenterLib.worker_protocol import WorkerError, as_worker_error
 
 from .bounds import mirrored
 from .boxes import AXES, Box, Box3D, SliceGrid, acquisition_axis
-from .key_frames import History, KeyFrames
+from .coarse import SURE, UNSURE, sureness
+from .key_frames import History, KeyFrames, boxes_from_json
 from .organs import (
     Organ,
     Patch,
@@ -91,10 +92,12 @@ class State:
 
     Attributes:
         changes: of segments, made on the way here from the state before.
+        thresholds: theta 2 before and after, where that was moved on the way here.
     """
 
     organs: tuple[Organ, ...]
     changes: tuple[Change, ...] = ()
+    thresholds: tuple[float, float] | None = None
 
 
 # --- sessions
@@ -107,7 +110,7 @@ def boxes(
     volumeNode: slicer.vtkMRMLScalarVolumeNode | None = None,
     organs: Sequence[str] | None = None,
     axis: str | int | None = None,
-    threshold: float = 0.75,
+    threshold: float | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> "RefineSession":
     """Put boxes around the segments of a segmentation.
@@ -123,7 +126,8 @@ def boxes(
         organs: names or IDs of segments; None for all.
         axis: across which slices are taken, "I", "J", "K" or 0, 1, 2; None for the one across which
             the volume was acquired.
-        threshold: of coarse probabilities (the paper's theta 1).
+        threshold: of coarse probabilities (the paper's theta 1). None: boxes around what the
+            network is sure of; where it is too unsure, SAM chooses before it refines (`choice`).
         settings: see `organs.Settings`.
 
     Raises:
@@ -295,6 +299,7 @@ class RefineSession:
         self.message: Callable[[str], None] = lambda text: None
         self.closed, self.run = False, None
         self._highest = saved.highest
+        self._slid: tuple | None = None  # the past of the step in which theta 2 is being moved
         self._history = History(State(saved.organs))
         self._active = saved.organs[0].value if saved.organs else None
         self._client: RefineClient | None = None
@@ -377,13 +382,32 @@ class RefineSession:
         settings = replace(self.settings, **changes)
         if settings == self.settings:
             return
-        another = _opening(settings) != _opening(self.settings)
-        self.settings = settings
-        if another:
+        before, self.settings = self.settings, settings
+        if _opening(settings) != _opening(before):
             self._forget_client()
+            return
+        organs = tuple(replace(organ, changed=True) for organ in self.organs)
+        if self._live and settings.threshold != before.threshold:
+            self._slide(before.threshold, organs)
         else:
-            self._set_present([replace(organ, changed=True) for organ in self.organs])
-            self._update()
+            self._set_present(organs)
+        self._update()
+
+    def _slide(self, before: float, organs: tuple[Organ, ...]) -> None:
+        """Redraw with another theta 2, at once; all the places that it takes on the way from one
+        value to another are one step to be undone."""
+        if self._slid is None or self._slid is not self._history.past:
+            self._remember(State(organs, thresholds=(before, self.settings.threshold)))
+            self._slid = self._history.past
+        else:
+            state = self._history.present
+            thresholds = state.thresholds[0], self.settings.threshold
+            self._history = replace(
+                self._history, present=replace(state, organs=organs, thresholds=thresholds)
+            )
+        for organ in organs:
+            if organ.enabled and not organ.kept and organ.result:
+                self._add_steps(organ)
 
     # what the user does to boxes and points
 
@@ -522,7 +546,10 @@ class RefineSession:
         """Take back the last edit, with what was redrawn because of it."""
         self.read_boxes()
         if self.run is None and self.can_undo:
-            self._draw(self._history.present.changes, backwards=True)
+            state = self._history.present
+            self._draw(state.changes, backwards=True)
+            if state.thresholds:
+                self.settings = replace(self.settings, threshold=state.thresholds[0])
             self._return_to(self._history.undo())
 
     def redo(self) -> None:
@@ -530,6 +557,9 @@ class RefineSession:
         if self.run is None and self.can_redo:
             history = self._history.redo()
             self._draw(history.present.changes)
+            if history.present.thresholds:
+                threshold = history.present.thresholds[1]
+                self.settings = replace(self.settings, threshold=threshold)
             self._return_to(history)
 
     # refining
@@ -722,7 +752,8 @@ class RefineSession:
 
     def _set_present(self, organs: Iterable[Organ], changes: Sequence[Change] = ()) -> None:
         """The same state, more of it."""
-        present = State(tuple(organs), (*self._history.present.changes, *changes))
+        state = self._history.present
+        present = replace(state, organs=tuple(organs), changes=(*state.changes, *changes))
         self._history = replace(self._history, present=present)
 
     def _flag(self, value: int, **flags: bool) -> None:
@@ -792,13 +823,43 @@ class RefineSession:
         try:
             if error := self._lost(request) or request.error:
                 raise error
-            self._place(request, asked, None, amend=False)
+            self._place(request, self._adopt(request, asked), None, amend=False)
         except Exception as error:  # to whoever waits; here it would end in the event loop
             run.error = as_worker_error(error)
         run.finished = True
         if not self.closed:
             self._update()
         done(run)
+
+    def _adopt(self, request: Request, asked: Sequence[Organ]) -> list[Organ]:
+        """Take over the boxes that SAM chose, but for organs that were edited meanwhile.
+
+        Returns:
+            The organs that were asked about as they were answered.
+        """
+        if request.chosen is None:
+            return list(asked)
+        frames = {each.value: each for each in boxes_from_json(request.chosen["boxes"])}
+
+        def decided(organ: Organ) -> Organ:
+            if organ.value not in frames:
+                return organ
+            return replace(
+                organ,
+                frames=frames[organ.value],
+                mask_prompt=organ.value in request.chosen["mask_prompt"],
+                keep_unboxed=organ.value in request.chosen["keep_unboxed"],
+                undecided=False,
+            )
+
+        before = {organ.value: organ.frames for organ in asked}
+        self._set_present(
+            decided(organ)
+            if organ.awaits_choice and organ.frames == before.get(organ.value)
+            else organ
+            for organ in self.organs
+        )
+        return [decided(organ) for organ in asked]
 
     def _place(
         self, request: Request, asked: Sequence[Organ], only: int | None, *, amend: bool
@@ -907,8 +968,16 @@ class RefineSession:
                 }
                 for boxes in given
             },
+            choose=[
+                organ.value
+                for organ in organs
+                if organ.awaits_choice and (task == "embed" or not frames)
+            ],
+            mask_prompt=[
+                organ.value for organ in organs if organ.mask_prompt and self.settings.mask_prompt
+            ],
+            keep_unboxed=[organ.value for organ in organs if organ.keep_unboxed],
             threshold=self.settings.threshold,
-            mask_prompt=self.settings.mask_prompt,
             **more,
         )
 
@@ -972,7 +1041,7 @@ class RefineSession:
             if current and organ is not None and (organ.frames, organ.hints) == (
                 asked.frames, asked.hints,
             ):  # fmt: skip
-                self._place(request, [asked], n, amend=True)
+                self._place(request, self._adopt(request, [asked]), n, amend=True)
         except Exception as error:
             if (told := as_worker_error(error)).kind != "Cancelled":
                 self._steps.clear()
@@ -1014,24 +1083,24 @@ class RefineSession:
             "embed",
             [organ],
             {organ.value: _only(organ.frames, near)},
-            done=lambda request: self._embedded_ahead(request.error, organ, near),
+            done=lambda request: self._embedded_ahead(request, organ, near),
         )
 
-    def _embedded_ahead(
-        self, error: WorkerError | None, organ: Organ, slices: frozenset[int]
-    ) -> None:
-        self._busy = None
+    def _embedded_ahead(self, request: Request, organ: Organ, slices: frozenset[int]) -> None:
+        self._busy, error = None, request.error
         if self.closed:
             return
         if error is None:
+            if request.chosen is not None:
+                (organ,) = self._adopt(request, [organ])
+                slices = frozenset(organ.frames.effective())
             frames, before = self._embedded.get(organ.value, (None, frozenset()))
             slices |= before if frames == organ.frames else frozenset()
             self._embedded[organ.value] = organ.frames, slices
         elif error.kind != "Cancelled":
             self._failed = error
             self._tell(error)
-        self._go_on()
-        self.changed()
+        self._update()
 
     def _tell(self, error: WorkerError) -> None:
         if error.kind != "Cancelled" and not self.closed:
@@ -1134,17 +1203,26 @@ def _organ(
     mask: np.ndarray,
     value: int,
     grid: SliceGrid,
-    threshold: float,
+    threshold: float | None,
     before: slicer.vtkMRMLSegmentationNode,
 ) -> Organ:
     """A segment with automatic boxes; its voxels are copied to `before`."""
     segment = target.GetSegmentation().GetSegment(id)
     name, color = segment.GetName(), segment.GetColor()
     coarse = _corrected(_probabilities(target, _tag(segment, ORGAN_TAG), grid), mask)
-    frames = KeyFrames.from_coarse(name, value, coarse, grid, threshold=threshold)
+    theta1 = SURE if threshold is None else threshold
+    frames = KeyFrames.from_coarse(name, value, coarse, grid, threshold=theta1)
     add_segment(before, grid.geometry, Patch.of(mask), id, name, color)
     result = {n: packed(shown) for n, shown in enumerate(grid.stack(mask)) if shown.any()}
-    return Organ(frames, id, tuple(color), coarse=bool(result), result=result)
+    return Organ(
+        frames,
+        id,
+        tuple(color),
+        coarse=bool(result),
+        keep_unboxed=threshold is not None,
+        undecided=threshold is None and sureness(coarse) < UNSURE,
+        result=result,
+    )
 
 
 def _probabilities(

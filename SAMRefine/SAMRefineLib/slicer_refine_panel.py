@@ -292,7 +292,7 @@ def _box_text(organ: Organ, n: int) -> str:
         return _("box moved by hand")
     box = frames.effective()[n]
     if box == frames.automatic.get(n):
-        return _("automatic box")
+        return _("automatic box") if organ.mask_prompt else _("large automatic box (unsure outline)")
     if frames.moved is not None and box == frames.moved.get(n):
         return _("box follows the 3-D box")
     return _("box follows its neighbours")

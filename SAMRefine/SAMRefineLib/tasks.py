@@ -5,6 +5,7 @@ A session is a volume that was sent once: it stays with the worker, so that a mo
 message about the box alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ from SRCSMSegmenterLib.tasks import Context, Task
 from SRCSMSegmenterLib.worker_protocol import WorkerError
 
 from .boxes import SliceGrid
-from .key_frames import KeyFrames, boxes_from_json
+from .coarse import CoarseOrgan
+from .key_frames import KeyFrames, boxes_from_json, boxes_to_json
 
 if TYPE_CHECKING:
     from .models import SamModel
@@ -46,11 +48,17 @@ def embed(
         arrays: as `refine`.
 
     Returns:
-        {encoder_passes, device}.
+        {chosen, encoder_passes, device}.
     """
     session, organs = _opened(parameters, arrays, context)
-    passes = session.refiner.embed(organs, progress=context.progress, cancelled=context.cancelled)
-    return {"encoder_passes": passes, "device": str(session.model.device)}, {}
+    before = session.refiner.passes
+    organs, chosen = _chosen(session, organs, parameters.get("choose", ()), context)
+    session.refiner.embed(organs, progress=context.progress, cancelled=context.cancelled)
+    return {
+        "chosen": chosen,
+        "encoder_passes": session.refiner.passes - before,
+        "device": str(session.model.device),
+    }, {}
 
 
 def refine(
@@ -64,13 +72,18 @@ def refine(
             file (`load_sam`); size: (I, J, K); affine: 16 numbers, row by row, IJK -> RAS mm. May
             be left out: sam_kind; modality: "CT", "MR" or None (guessed); mosaic: see
             `MosaicMode`; device: see `resolve_device`; points: {label: {slice: [[x, y, positive],
-            ...]}}; threshold, mask_prompt: see `Refiner.refine`; whole: False for changed slices.
+            ...]}}; mask_prompt, keep_unboxed: labels of the organs for which these are so (see
+            `OrganPrompt`), left out where it is so for all; choose: labels of organs whose boxes
+            are to be chosen anew from their coarse masks (`choice`); threshold: see
+            `Refiner.refine`; whole: False for changed slices.
         arrays: to open a session, image: raw intensities (K, J, I); then or later coarse_LABEL:
             (K, J, I) probabilities, or a bool mask, for any of the organs.
 
     Returns:
         Reply: axis: 0, 1 or 2 (I, J or K), which is sliced; changed: numbers of the slices that
-        were decided anew since the session's last result; organs: `OrganReport`s, {value, name,
+        were decided anew since the session's last result; chosen: boxes, mask_prompt and
+        keep_unboxed of the organs whose boxes were chosen, None without any; organs:
+        `OrganReport`s, {value, name,
         boxes, kept: {slice: reason}, dice, voxels_before, voxels_after, predicted_iou};
         encoder_passes; seconds: per stage; sam: {name, kind, identity}; device.
         Arrays: labels, (K, J, I); or, where `whole` is False, (changed, rows, columns).
@@ -80,6 +93,8 @@ def refine(
         BundleError, DeviceError, VolumeError, PromptError, Cancelled: as `load_sam` and `Refiner`.
     """
     session, organs = _opened(parameters, arrays, context)
+    before = session.refiner.passes
+    organs, chosen = _chosen(session, organs, parameters.get("choose", ()), context)
     found = session.refiner.refine(
         organs,
         threshold=parameters.get("threshold", 0.5),
@@ -90,11 +105,12 @@ def refine(
     reply = {
         "axis": session.grid.axis,
         "changed": list(found.changed),
+        "chosen": chosen,
         "organs": [
             asdict(report) | {"kept": {str(n): reason for n, reason in report.kept.items()}}
             for report in found.reports
         ],
-        "encoder_passes": found.encoder_passes,
+        "encoder_passes": session.refiner.passes - before,
         "seconds": found.seconds,
         "sam": {"name": model.name, "kind": model.kind, "identity": model.identity},
         "device": str(model.device),
@@ -128,15 +144,43 @@ def _opened(
         int(value): {int(n): tuple(Point(*point) for point in some) for n, some in slices.items()}
         for value, slices in parameters.get("points", {}).items()
     }
+    everything = [organ.value for organ in frames]
     return session, [
         OrganPrompt(
             organ,
             session.coarse.get(organ.value),
             points.get(organ.value, {}),
-            parameters.get("mask_prompt", True),
+            mask_prompt=organ.value in parameters.get("mask_prompt", everything),
+            keep_unboxed=organ.value in parameters.get("keep_unboxed", everything),
         )
         for organ in frames
     ]
+
+
+def _chosen(
+    session: Session, organs: list["OrganPrompt"], values: Sequence[int], context: Context
+) -> tuple[list["OrganPrompt"], dict[str, Any] | None]:
+    """The organs, those with the labels `values` with other boxes, and what the reply says of it.
+    Without a coarse mask there is nothing to choose from."""
+    coarse = [
+        CoarseOrgan(organ.frames.name, organ.frames.value, organ.coarse)
+        for organ in organs
+        if organ.frames.value in values and organ.coarse is not None
+    ]
+    if not coarse:
+        return organs, None
+    from .choice import choose_prompts
+
+    found = choose_prompts(
+        session.refiner, coarse, progress=context.progress, cancelled=context.cancelled
+    )
+    told = {
+        "boxes": boxes_to_json([prompt.frames for prompt in found]),
+        "mask_prompt": [prompt.frames.value for prompt in found if prompt.mask_prompt],
+        "keep_unboxed": [prompt.frames.value for prompt in found if prompt.keep_unboxed],
+    }
+    by_value = {prompt.frames.value: prompt for prompt in found}
+    return [by_value.get(organ.frames.value, organ) for organ in organs], told
 
 
 def _open(

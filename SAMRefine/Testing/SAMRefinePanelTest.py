@@ -31,7 +31,7 @@ class PlayedRequest:
         self.client, self.task, self.frames, self.options = client, task, frames, options
         self.values = [each.value for each in frames]
         self.job = SimpleNamespace(state="running")
-        self.finished, self.error = False, None
+        self.finished, self.error, self.chosen = False, None, None
 
     def cancel(self):
         self.fail("Cancelled", "The work was cancelled; nothing was changed.")
@@ -455,6 +455,24 @@ class SAMRefinePanelTest(unittest.TestCase):
         first.answer(np.zeros(SHAPE, np.uint8))
         whole = self.asked()[-1]
         self.assertGreater(len(whole.frames[0].effective()), 3)
+
+    def test_live_follows_the_threshold_and_undo_takes_both_back(self):
+        self.start()
+        self.refined()
+        self.ui.liveCheckBox.checked = True
+        before = self.voxels()
+        for value in (0.6, 0.7):
+            self.ui.thresholdSlider.value = value
+        while waiting := [each for each in PlayedClient.asked if not each.finished]:
+            waiting[0].answer(np.zeros(SHAPE, np.uint8))
+        self.assertEqual(self.asked()[-1].options["threshold"], 0.7)
+        self.assertEqual(self.voxels(), 0)
+        self.click(self.ui.undoButton)
+        self.assertEqual(self.voxels(), before)
+        self.assertAlmostEqual(self.ui.thresholdSlider.value, 0.5)
+        self.click(self.ui.redoButton)
+        self.assertAlmostEqual(self.ui.thresholdSlider.value, 0.7)
+        self.assertEqual(self.voxels(), 0)
 
     def test_how_far_sam_has_looked_ahead_is_shown(self):
         self.start()
