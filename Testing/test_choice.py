@@ -32,6 +32,8 @@ def refiner():
 
     def estimates(prompts, **arguments):
         asked.append((prompts, arguments))
+        for fraction in (0.0, 0.5, 1.0):
+            arguments["progress"]("encode", fraction)
         size = 0 if any(len(p.frames.automatic) == 1 for p in prompts) else 1
         ious = {p.frames.value: given[p.frames.value][size] for p in prompts}
         return {value: iou for value, iou in ious.items() if iou is not None}
@@ -66,10 +68,14 @@ def test_a_sure_network_gets_small_boxes_and_sam_its_mask(refiner):
 def test_of_an_unsure_one_sam_tells_which_boxes_are_better(refiner, small, large, larger):
     refiner.given[1] = small, large
     sure, unsure = organ(2, 8, 1, 4), organ(1, 3, 4, 6)
-    told = []
+    told, heard = [], []
     one, other = choose_prompts(
-        refiner, [unsure, sure], progress=lambda *p: None, cancelled=lambda: told.append(1)
+        refiner,
+        [unsure, sure],
+        progress=lambda *progress: heard.append(progress),
+        cancelled=lambda: told.append(1),
     )
+    assert heard == [("choose", n) for n in (0.0, 0.25, 0.5, 0.5, 0.75, 1.0)]
     assert other.frames.automatic == {1: Box(2, 5, 10, 10)}
     assert one.coarse is unsure.mask
     assert one.mask_prompt is not larger

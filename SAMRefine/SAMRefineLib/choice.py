@@ -50,8 +50,8 @@ def choose_prompts(
 ) -> list[OrganPrompt]:
     """Boxes of each organ, and whether SAM is to see its coarse mask.
 
-    What the refiner encodes here it does not encode again. For the other arguments and errors see
-    `Refiner.refine`.
+    What the refiner encodes here it does not encode again. The stage that progress is told of is
+    "choose"; for the other arguments and errors see `Refiner.refine`.
     """
     grid = refiner.grid
     chosen = {organ.value: prompt(organ, grid, SURE) for organ in organs}
@@ -63,8 +63,12 @@ def choose_prompts(
         for threshold in (SURE, POSSIBLE)
     )
     small_iou, large_iou = (
-        refiner.estimates(list(prompts.values()), progress=progress, cancelled=cancelled)
-        for prompts in (small, large)
+        refiner.estimates(
+            list(prompts.values()),
+            progress=lambda stage, fraction, half=half: progress("choose", (half + fraction) / 2),
+            cancelled=cancelled,
+        )
+        for half, prompts in enumerate((small, large))
     )
     for value, rival in large.items():
         if value in large_iou and large_iou[value] + TOLERANCE > small_iou.get(value, 0.0):

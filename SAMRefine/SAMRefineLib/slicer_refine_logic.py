@@ -82,8 +82,8 @@ SURELY_EDITED = 0.2
 """A voxel of a segment to which the network gave less than this was drawn by hand."""
 
 Progress = Callable[[str, float, float | None], None]
-"""Called with the stage ("load", "encode", "combine"), the fraction of it that is done, and None:
-how many seconds are left cannot be told."""
+"""Called with the stage ("load", "choose", "encode", "combine"), the fraction of it that is done,
+and None: how many seconds are left cannot be told."""
 
 
 @dataclass(frozen=True)

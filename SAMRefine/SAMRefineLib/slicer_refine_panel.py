@@ -42,6 +42,7 @@ class RefinePanel(CommonPanel):
     def stages(self) -> dict[str, str]:
         """See `CommonPanel.stages`."""
         return super().stages() | {
+            "choose": _("SAM chooses the boxes"),
             "encode": _("SAM looks at the slices"),
             "decode": _("SAM outlines the organs"),
             "combine": _("Putting the outlines together"),
@@ -292,7 +293,9 @@ def _box_text(organ: Organ, n: int) -> str:
         return _("box moved by hand")
     box = frames.effective()[n]
     if box == frames.automatic.get(n):
-        return _("automatic box") if organ.mask_prompt else _("large automatic box (unsure outline)")
+        return (
+            _("automatic box") if organ.mask_prompt else _("large automatic box (unsure outline)")
+        )
     if frames.moved is not None and box == frames.moved.get(n):
         return _("box follows the 3-D box")
     return _("box follows its neighbours")
