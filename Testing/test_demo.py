@@ -4,11 +4,13 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import tiny
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from srcsm_training import demo
+from srcsm_training.checkpoint import CheckpointError
 from srcsm_training.dataset import read_dataset
 from srcsm_training.demo import Panel, overview
 from srcsm_training.pictures import COLOURS
@@ -36,6 +38,17 @@ def test_the_overview_has_every_panel_and_every_organs_colour(tmp_path):
         assert columns.min() < 0.2
         assert columns.max() > 0.8
     assert [path.name for path in path.parent.iterdir()] == ["overview.png"]
+
+
+def test_another_versions_folder_is_named_as_what_to_delete(tmp_path, monkeypatch):
+    def refuse(*arguments, **more):
+        raise CheckpointError("It is another training's.")
+
+    monkeypatch.setattr(demo, "write_dataset", lambda *arguments: None)
+    monkeypatch.setattr(demo, "read_dataset", lambda folder: SimpleNamespace(folder=folder))
+    monkeypatch.setattr(demo, "run_training", refuse)
+    with pytest.raises(CheckpointError, match=f"another training's.*delete {tmp_path}"):
+        demo.run_demo(tmp_path, say=lambda line: None)
 
 
 def test_a_sam_refines_what_the_network_finds(tmp_path, monkeypatch):

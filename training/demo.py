@@ -21,6 +21,7 @@ from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
 
+from .checkpoint import CheckpointError
 from .dataset import Case, Dataset, read_dataset
 from .evaluation import evaluate, summarise
 from .loop import Progress
@@ -63,6 +64,9 @@ def run_demo(
     Returns:
         Variant -> label -> mean Dice over the MRs, in the order of `VARIANTS`; "mean" is a label.
         Without the shipped SAM the last is left out.
+
+    Raises:
+        CheckpointError: an earlier run was of another version of the demonstration.
     """
     output = Path(output)
     say("1/4  Making phantom patients, CT-like and MR-like ...")
@@ -80,14 +84,17 @@ def run_demo(
     bundles = {}
     for number, (title, mode) in enumerate(TRAININGS.items(), start=2):
         say(f"{number}/4  Training on CT, {title} ({config.optimisation.steps} steps) ...")
-        result = run_training(
-            datasets["CT"].folder,
-            replace(config, random_convolution=mode),
-            output / "runs" / title.lower(),
-            cache=output / "cache",
-            say=lambda line: None,
-            progress=lambda progress, title=title: bar(title, progress),
-        )
+        try:
+            result = run_training(
+                datasets["CT"].folder,
+                replace(config, random_convolution=mode),
+                output / "runs" / title.lower(),
+                cache=output / "cache",
+                say=lambda line: None,
+                progress=lambda progress, title=title: bar(title, progress),
+            )
+        except CheckpointError as error:  # such as one of another version's demonstration
+            raise CheckpointError(f"{error} To begin anew, delete {output}.") from error
         bundles[title] = load_bundle(result.model)
 
     say("4/4  Segmenting the MRs ...")
