@@ -12,8 +12,9 @@ import torch
 
 from SAMRefineLib.models import load_sam, save_sam
 from SAMRefineLib.small_sam import SmallSamConfig
-from srcsm_training import ablation, sam_ablation, sam_training
+from srcsm_training import sam_ablation, sam_training
 from srcsm_training.dataset import read_dataset
+from srcsm_training.reports import write_report
 from srcsm_training.sam_ablation import RUNS, Run
 from SRCSMSegmenterLib.geometry import Volume
 
@@ -161,9 +162,9 @@ def test_the_tables(tmp_path, monkeypatch):
 def test_a_report_is_put_between_its_marks(tmp_path):
     document = tmp_path / "B.md"
     document.write_text("a\n<!-- x -->\nold\n<!-- /x -->\n<!-- y -->\nkept\n<!-- /y -->\n")
-    ablation.write_report(document, "x", "new\nlines")
+    write_report("x", "new\nlines", document)
     expected = "a\n<!-- x -->\nnew\nlines\n<!-- /x -->\n<!-- y -->\nkept\n<!-- /y -->\n"
     assert document.read_text("utf-8") == expected
     with pytest.raises(ValueError, match="lacks the marks"):
-        ablation.write_report(document, "z", "new")
+        write_report("z", "new", document)
     assert document.read_text("utf-8") == expected

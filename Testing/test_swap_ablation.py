@@ -10,7 +10,7 @@ import tiny
 import yaml
 
 from srcsm_training import cli, swap_ablation
-from srcsm_training.ablation import CT
+from srcsm_training.reports import CT
 from srcsm_training.style.slices import read_slices
 from srcsm_training.style_ablation import DATASETS, PHANTOMS
 from srcsm_training.swap_ablation import EVERY, VARIANTS, collect, report, stages

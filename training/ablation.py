@@ -20,10 +20,9 @@ from pathlib import Path
 
 import pandas as pd
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "training" / "results"
+from srcsm_training.reports import CT, DATA, MR, REPOSITORY, RESULTS, read_results, write_report
+
 STEPS = 2800
-CT, MR = "Dataset101_AbdomenCT", "Dataset102_AbdomenMR"
 BSSFP, LGE, ACDC = "Dataset201_HeartBSSFP", "Dataset202_HeartLGE", "Dataset203_HeartACDC"
 MODES = {"off": "plain", "global": "global", "hard": "SRC hard", "smoothed": "SRC smoothed"}
 
@@ -174,27 +173,12 @@ def score_row(title: str, setting: str, table: pd.DataFrame | None, labels: tupl
     )
 
 
-def read_results(name: str) -> pd.DataFrame | None:
-    """The scores of a run, or None where it was not run."""
-    path = RESULTS / f"{name}.csv"
-    return pd.read_csv(path) if path.exists() else None
-
-
-def write_report(document: Path, mark: str, text: str) -> None:
-    """Put a text between the two marks of that name in a Markdown document."""
-    before, start, rest = document.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition(f"<!-- /{mark} -->")
-    if not end:
-        raise ValueError(f"{document} lacks the marks <!-- {mark} --> and <!-- /{mark} -->.")
-    document.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> int:
     """Run, or report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "ablation")
     parser.add_argument("--only", nargs="+", choices=[run.name for run in RUNS])
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, a core each")
@@ -202,7 +186,7 @@ def main() -> int:
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.report:
-        write_report(REPOSITORY / "BENCHMARKS.md", "ablation", report())
+        write_report("ablation", report())
         return 0
     chosen = [r for r in RUNS if not arguments.only or r.name in arguments.only]
     missing = [r for r in chosen if not (RESULTS / f"{r.name}.csv").exists()]

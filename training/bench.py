@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from srcsm_training import bench_refine, bench_sam, bench_segment, bench_training
-from srcsm_training.timing import REPOSITORY, Table, machine, markdown, plain
+from srcsm_training.reports import DATA
+from srcsm_training.timing import Table, machine, markdown, plain
 from SRCSMSegmenterLib.devices import resolve_device
 
 SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device)
     tables = []

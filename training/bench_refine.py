@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from srcsm_training.timing import REPOSITORY, Row, Table, times
+from srcsm_training.reports import REPOSITORY
+from srcsm_training.timing import Row, Table, times
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.model_list import shipped_models_folder
 from SRCSMSegmenterLib.phantom import make_case

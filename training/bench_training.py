@@ -22,10 +22,10 @@ from srcsm_training.loop import Progress, train
 from srcsm_training.phantom import write_dataset
 from srcsm_training.presets import preset
 from srcsm_training.random_convolution import SLOPE, draw, random_convolution
+from srcsm_training.reports import REPOSITORY
 from srcsm_training.run import make_accelerator
 from srcsm_training.timing import (
     ORGANS,
-    REPOSITORY,
     Row,
     Table,
     compared,

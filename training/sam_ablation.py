@@ -31,8 +31,8 @@ from SAMRefineLib.models import SamModel, load_sam
 from SAMRefineLib.prediction import MosaicMode
 from SAMRefineLib.refinement import OrganPrompt, Refiner
 from SAMRefineLib.trust import ANYTHING, DEFAULT_TRUST
-from srcsm_training.ablation import CT, MR, REPOSITORY, RESULTS, write_report
 from srcsm_training.dataset import Case, Dataset, choose_cases, read_dataset
+from srcsm_training.reports import CT, DATA, MR, REPOSITORY, RESULTS, write_report
 from srcsm_training.sam_decoder import organ_boxes
 from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, shipped_models_folder
 from SRCSMSegmenterLib.components import leave_out_smaller
@@ -290,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "ablation")
     parser.add_argument("--only", nargs="+", choices=[run.name for run in RUNS])
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN")
@@ -300,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args(argv)
     if arguments.report:
-        write_report(REPOSITORY / "BENCHMARKS.md", "sam-ablation", report())
+        write_report("sam-ablation", report())
         return 0
     torch.set_num_threads(arguments.threads)
     for run in RUNS:

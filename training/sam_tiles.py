@@ -19,8 +19,8 @@ from SAMRefineLib.decoding import Prompts, decode
 from SAMRefineLib.models import SamModel, load_sam
 from SAMRefineLib.mosaic import Tile, mask_from_tile
 from SAMRefineLib.trust import dice
-from srcsm_training.ablation import MR, REPOSITORY
 from srcsm_training.dataset import Case, choose_cases, read_dataset
+from srcsm_training.reports import DATA, MR
 from srcsm_training.sam_decoder import Scan, embed, laid_out, organ_boxes
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / MR)
+    parser.add_argument("--data", type=Path, default=DATA / MR)
     parser.add_argument("--sam", default="sam-small-ct", metavar="NAME_OR_FOLDER")
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN")
     arguments = parser.parse_args(argv)

@@ -18,17 +18,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from srcsm_training.ablation import (
-    CT,
-    MR,
-    REPOSITORY,
-    RESULTS,
-    Run,
-    execute,
-    read_results,
-    score_row,
-    write_report,
-)
+from srcsm_training.ablation import Run, execute, score_row
+from srcsm_training.reports import CT, DATA, MR, REPOSITORY, RESULTS, read_results, write_report
 
 STEPS = 1000
 PICTURES = 32
@@ -112,10 +103,9 @@ def main() -> int:
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
     if arguments.report:
-        write_report(REPOSITORY / "BENCHMARKS.md", "style-ablation", report())
+        write_report("style-ablation", report())
         return 0
-    shared = REPOSITORY.parent / "shared" / "data"
-    at_hand = arguments.runs / "data" if arguments.domain == "phantom" else shared
+    at_hand = arguments.runs / "data" if arguments.domain == "phantom" else DATA
     data = arguments.data or at_hand
     runs = runs_of(arguments.domain, arguments.runs.resolve())
     if unknown := set(arguments.only or ()) - {run.name for run in runs}:

@@ -43,6 +43,7 @@ from srcsm_training.config import TrainingConfig, read_yaml, with_overrides
 from srcsm_training.pairs import PairNetwork, pair_loss
 from srcsm_training.phantom import write_dataset
 from srcsm_training.presets import preset
+from srcsm_training.reports import REPOSITORY
 from srcsm_training.run import run_training
 from srcsm_training.style.base import CONDITION_CHANNELS
 from srcsm_training.style.check import check
@@ -55,7 +56,7 @@ from srcsm_training.style.slices import read_manifest
 from srcsm_training.style.small import train_base
 from srcsm_training.style.swap import swap
 from srcsm_training.style.tune import ATTENTION, tune
-from srcsm_training.timing import REPOSITORY, Row, Table, machine, markdown
+from srcsm_training.timing import Row, Table, machine, markdown
 from SRCSMSegmenterLib.devices import resolve_device
 
 GiB = 2**30

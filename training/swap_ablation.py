@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from srcsm_training.ablation import CT, REPOSITORY, RESULTS, read_results, write_report
+from srcsm_training.reports import CT, DATA, REPOSITORY, RESULTS, read_results, write_report
 from srcsm_training.style.slices import MANIFEST, read_manifest
 from srcsm_training.style_ablation import DATASETS, PHANTOMS, write_phantoms
 from SRCSMSegmenterLib.files import whole_file
@@ -178,16 +178,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--domain", choices=tuple(DATASETS), default="phantom")
-    parser.add_argument(
-        "--data", type=Path, default=REPOSITORY.parent / "shared" / "data", help="of the real CT"
-    )
+    parser.add_argument("--data", type=Path, default=DATA, help="of the real CT")
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "style-ablation")
     parser.add_argument("--config", type=Path, default=CONFIG, help="of all stages")
     parser.add_argument("--device", default="cpu", help="auto, cpu (default), cuda, cuda:N or mps")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args(argv)
     if arguments.report:
-        write_report(REPOSITORY / "BENCHMARKS.md", "swap-ablation", report())
+        write_report("swap-ablation", report())
         return 0
     runs = arguments.runs.resolve()
     phantom = runs / "data" / next(iter(PHANTOMS)) / "dataset.json"

@@ -14,7 +14,6 @@ import torch
 
 from srcsm_training.phantom import write_dataset
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ORGANS = ("liver", "right_kidney", "left_kidney", "spleen")
 
 
