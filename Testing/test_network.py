@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net: its parts against the library's, and what one voxel may depend on."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -78,7 +77,7 @@ def test_instance_norm_equals_the_librarys():
 
 def literal_switchable_norm(x, weight, bias, mean_shares, variance_shares):
     """Luo et al., equations 2 to 5, one channel of one sample at a time."""
-    shares = [[math.exp(v) for v in values] for values in (mean_shares, variance_shares)]
+    shares = [[v.exp() for v in values] for values in (mean_shares, variance_shares)]
     shares = [[v / sum(values) for v in values] for values in shares]
     result = torch.empty_like(x)
     for n in range(len(x)):
@@ -105,9 +104,23 @@ def a_switchable_norm():
 def test_switchable_norm_equals_its_equations():
     norm, x = a_switchable_norm(), noise(3, 4, 1, 5, 6) * torch.arange(1.0, 4).view(3, 1, 1, 1, 1)
     x = x + torch.arange(4.0).view(1, 4, 1, 1, 1)
-    values = (norm.weight, norm.bias, norm.mean_shares.tolist(), norm.variance_shares.tolist())
+    values = (norm.weight, norm.bias, norm.mean_shares, norm.variance_shares)
     torch.testing.assert_close(norm(x), literal_switchable_norm(x, *values))
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_gradients_of_switchable_norm_are_those_of_its_equations(layout):
+    norm, x = a_switchable_norm(), noise(3, 4, 2, 5, 6).contiguous(memory_format=layout) + 0.5
+    parameters = (norm.weight, norm.bias, norm.mean_shares, norm.variance_shares)
+    towards = noise(3, 4, 2, 5, 6)
+
+    def gradients(output):
+        return torch.autograd.grad((output * towards).sum(), (x, *parameters))
+
+    x.requires_grad_(True)
+    ours, literal = gradients(norm(x)), gradients(literal_switchable_norm(x, *parameters))
+    torch.testing.assert_close(ours, literal, rtol=1e-4, atol=1e-5)
 
 
 def test_switchable_norm_remembers_the_batches_and_keeps_samples_apart_in_evaluation():

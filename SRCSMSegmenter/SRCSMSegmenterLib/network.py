@@ -14,11 +14,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from .errors import ConfigError
 
 Triple = tuple[int, int, int]
+
+SPACE = (2, 3, 4)
+"""Axes of a batch."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,7 @@ class SwitchableNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = x.float()
-        # A fifth of the time of the library's variance on a CPU.
-        mean, square = values.mean((2, 3, 4)), values.square().mean((2, 3, 4))
+        mean, square = _Moments.apply(values)
         variance = (square - mean**2).clamp(min=0)
         layer_mean = mean.mean(1, keepdim=True)
         layer_variance = square.mean(1, keepdim=True) - layer_mean**2
@@ -178,9 +181,49 @@ class SwitchableNorm(nn.Module):
         mean = a[0] * mean + a[1] * layer_mean + a[2] * batch_mean
         variance = b[0] * variance + b[1] * layer_variance + b[2] * batch_variance
         scale = self.weight / (variance + self.EPSILON).sqrt()
-        shift = self.bias - mean * scale
-        scale, shift = (values[:, :, None, None, None] for values in (scale, shift))
-        return torch.addcmul(shift, values, scale).to(x.dtype)
+        return _Scaled.apply(values, scale, self.bias - mean * scale).to(x.dtype)
+
+
+# A norm's time goes to reading and writing large tensors. With these two, whose backward passes do
+# so as rarely as can be, switchable norm takes half the time on a CPU.
+
+
+class _Moments(torch.autograd.Function):
+    """(N, C, K, J, I) -> means of values and of squares, (N, C) each."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(x)
+        length = torch.linalg.vector_norm(x, dim=SPACE)
+        return x.mean(SPACE), length.square() / x.shape[2:].numel()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, mean: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        count = x.shape[2:].numel()
+        return torch.addcmul(_over_space(mean / count), x, _over_space(square * (2 / count)))
+
+
+class _Scaled(torch.autograd.Function):
+    """x * scale + shift of (N, C, K, J, I) by (N, C)."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, scale)
+        return torch.addcmul(_over_space(shift), x, _over_space(scale))
+
+    @staticmethod
+    def backward(
+        ctx: FunctionCtx, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x, scale = ctx.saved_tensors
+        return gradient * _over_space(scale), (gradient * x).sum(SPACE), gradient.sum(SPACE)
+
+
+def _over_space(values: torch.Tensor) -> torch.Tensor:
+    return values[:, :, None, None, None]
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
