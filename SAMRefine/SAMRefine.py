@@ -197,9 +197,8 @@ class SAMRefineWidget(ModuleWidget):
                 self.panel.show_message(str(error))
                 continue
             self._use(session)
-            settings = session.settings
-            parameters.threshold = min(max(settings.threshold, 0.05), 0.95)
-            parameters.neighbours = Neighbours(settings.neighbours)
+            parameters.threshold = shown_threshold(session)
+            parameters.neighbours = Neighbours(session.settings.neighbours)
             return
 
     def _use(self, session: RefineSession) -> None:
@@ -250,8 +249,8 @@ class SAMRefineWidget(ModuleWidget):
         if self.session is not None and self.session.closed:
             self.session = None
         session = self.session
-        if session is not None and session.settings.threshold != round(parameters.threshold, 2):
-            parameters.threshold = session.settings.threshold  # it was undone
+        if session is not None and shown_threshold(session) != round(parameters.threshold, 2):
+            parameters.threshold = shown_threshold(session)  # it was undone
         self.sams.show(parameters.sam)
         organs = session.organs if session else ()
         panel.show_organs(organs, (session.active or 0) if session else 0)
@@ -579,6 +578,11 @@ def _segmentationOf(
         if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume:
             return node
     return None
+
+
+def shown_threshold(session: RefineSession) -> float:
+    """Where the slider stands for a session's theta 2, which a script may have set."""
+    return round(min(max(session.settings.threshold, 0.05), 0.95), 2)
 
 
 def drawn_roi() -> "slicer.vtkMRMLMarkupsROINode | None":
