@@ -775,6 +775,15 @@ def test_theta_2_redraws_at_once_and_is_undone_in_one_step(session, quickly):
     assert 4 in session.organ(1).frames.edited
 
 
+def test_theta_2_leaves_organs_alone_that_were_never_refined(session):
+    refine(session, ["spleen"])
+    session.live = True
+    session.configure(threshold=0.9)
+    settle(session)
+    np.testing.assert_array_equal(mask(session), COARSE)
+    assert mask(session, "spleen").sum() < SPLEEN.sum()
+
+
 def test_theta_2_waits_for_the_next_refinement_without_live(session):
     refine(session)
     start = mask(session)

@@ -406,7 +406,7 @@ class RefineSession:
                 self._history, present=replace(state, organs=organs, thresholds=thresholds)
             )
         for organ in organs:
-            if organ.enabled and not organ.kept and organ.result:
+            if organ.enabled and not organ.kept and organ.report is not None:
                 self._add_steps(organ)
 
     # what the user does to boxes and points
