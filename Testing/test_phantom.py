@@ -181,6 +181,13 @@ def test_a_voxel_is_the_average_of_its_tissues():
 
 
 # Waist and bends beyond any patient's, so that a box without room for either would show.
+def test_gut_pressed_twice_into_one_corner_has_no_piece_without_length():
+    pressed = draw_patient(np.random.default_rng(19))  # one such loop of bowel
+    with np.errstate(all="raise"):
+        for shape in pressed.shapes:
+            shape.inside(np.stack([shape.low, shape.high]).T.astype(np.float32))
+
+
 @pytest.mark.parametrize(("waist", "bend"), [(0.25, 0), (0.05, 4)])
 def test_no_shape_sticks_out_of_its_bounding_box(monkeypatch, waist, bend):
     monkeypatch.setattr(anatomy, "WAIST", waist)

@@ -126,6 +126,8 @@ def _tube(
     path = np.asarray(path, float)
     radii = np.broadcast_to(radii, len(path))
     for a, b, ra, rb in zip(path, path[1:], radii, radii[1:], strict=False):
+        if np.array_equal(a, b):
+            continue  # no length, and its neighbours end here in balls as large
         reach = max(ra, rb)
 
         def inside(
