@@ -26,10 +26,10 @@ from SAMRefineLib.organs import Organ, organs_from_json
 from SAMRefineLib.slicer_boxes import BOUND, SLICE_BOX, align_views
 from SAMRefineLib.slicer_masks import fits
 from SAMRefineLib.slicer_refine_buttons import show_buttons
-from SAMRefineLib.slicer_refine_logic import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SAMRefineLib.slicer_refine_panel import RefinePanel, refined_text
 from SAMRefineLib.slicer_refine_parameters import Neighbours, Parameters
 from SAMRefineLib.slicer_sam_chooser import SamChooser
+from SAMRefineLib.slicer_session import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SRCSMSegmenterLib import slicer_logic, slicer_models, slicer_packages
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
 from SRCSMSegmenterLib.slicer_samples import load_phantom

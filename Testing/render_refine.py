@@ -19,7 +19,8 @@ from slicer_views import View, save
 from SAMRefineLib.boxes import Box
 from SAMRefineLib.key_frames import KeyFrames
 from SAMRefineLib.slicer_boxes import ijk_to_world, show_block
-from SAMRefineLib.slicer_refine_logic import RefineSession, boxes, refine
+from SAMRefineLib.slicer_refine_logic import boxes, refine
+from SAMRefineLib.slicer_session import RefineSession
 from SRCSMSegmenterLib import slicer_logic, slicer_scene
 from SRCSMSegmenterLib.phantom import make_case
 from SRCSMSegmenterLib.slicer_samples import PATIENT, load_phantom

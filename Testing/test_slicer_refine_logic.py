@@ -14,7 +14,7 @@ import slicer
 from slicer_scene_fixture import empty_scene
 from test_slicer_scene import add_transform, add_volume, draw, state, voxels
 
-from SAMRefineLib import slicer_refine_logic as logic
+from SAMRefineLib import slicer_session
 from SAMRefineLib.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.organs import organs_from_json
 from SAMRefineLib.slicer_boxes import BOUND, align_views, read_block, show_block
@@ -65,7 +65,7 @@ def dice(one, other):
 def scene():
     with empty_scene() as scene:
         yield scene
-        for session in list(logic._sessions.values()):
+        for session in list(slicer_session.sessions.values()):
             session.close()
 
 
@@ -122,7 +122,7 @@ def wait_for(ready):
 
 
 def settle(session):
-    wait_for(lambda: session.run is None and session._busy is None and not session._steps)
+    wait_for(lambda: session.run is None and session._busy is None and not session._agenda)
 
 
 def drag(session, roi, block):
@@ -184,7 +184,7 @@ def test_boxes_are_made_once_for_a_segmentation(session):
     rois = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")
     assert len([roi for roi in rois if roi.GetAttribute(BOUND)]) == 2
     assert again.grid.axis == 1
-    assert logic.open_boxes(again.node) is again
+    assert open_boxes(again.node) is again
 
 
 def test_a_segmentation_of_another_grid_is_copied_to_the_volumes(scene, sam):
@@ -270,7 +270,7 @@ def test_where_the_network_is_unsure_sam_chooses_the_boxes(unsure):
     np.testing.assert_array_equal(mask(session), COARSE)
     assert reach(session)[1] == 31
     assert not session.can_undo
-    again = organs_from_json(session.node.GetParameter(logic.BOXES)).organs[0]
+    again = organs_from_json(session.node.GetParameter(slicer_session.BOXES)).organs[0]
     assert again.frames == session.organ(1).frames
     assert (again.undecided, again.mask_prompt, again.keep_unboxed) == (False, False, True)
 
@@ -635,7 +635,7 @@ def test_a_slice_gets_a_box_and_loses_it(session):
 
 
 def test_long_histories_forget_their_beginning(session, monkeypatch):
-    monkeypatch.setattr(logic, "STEPS", 3)
+    monkeypatch.setattr(slicer_session, "STEPS", 3)
     for x in range(3, 8):
         session.edit_box(1, 4, Box(x, 4, 20, 30))
     for _ in range(4):
@@ -985,7 +985,7 @@ def test_closing_lets_go_of_everything(session):
     session.close()
     session.close()
     assert session.closed
-    assert logic._sessions == {}
+    assert slicer_session.sessions == {}
     for observers in (session._observers, session._views._observers, session.points._observers):
         assert not observers._observed
     assert not nodes[1].GetDisplayNode().GetVisibility()
@@ -1067,7 +1067,7 @@ def test_boxes_without_their_volume_or_of_another_grid_are_refused(session, scen
     scene.RemoveNode(session.volumeNode)
     with pytest.raises(PromptError, match="lost its volume"):
         open_boxes(node)
-    node.SetParameter(logic.BOXES, "{")
+    node.SetParameter(slicer_session.BOXES, "{")
     with pytest.raises(PromptError, match="no boxes that can be read"):
         open_boxes(node)
 
@@ -1075,6 +1075,6 @@ def test_boxes_without_their_volume_or_of_another_grid_are_refused(session, scen
 def test_a_scripts_last_change_of_an_roi_is_saved(session):
     show_block(session.bound(1), widened(session), session.volumeNode, GRID)
     slicer.mrmlScene.InvokeEvent(slicer.vtkMRMLScene.StartSaveEvent)
-    saved = organs_from_json(session.node.GetParameter(logic.BOXES))
+    saved = organs_from_json(session.node.GetParameter(slicer_session.BOXES))
     assert saved.organs[0].frames.bounds3d().upper[0] == pytest.approx(33, abs=1e-3)
-    assert json.loads(session.node.GetParameter(logic.BOXES))["version"] == 1
+    assert json.loads(session.node.GetParameter(slicer_session.BOXES))["version"] == 1

@@ -24,7 +24,7 @@ from SRCSMSegmenterLib.model_list import shipped_models_folder
 from SRCSMSegmenterLib.phantom import make_case
 
 if TYPE_CHECKING:
-    from SAMRefineLib.slicer_refine_logic import RefineSession
+    from SAMRefineLib.slicer_session import RefineSession
 
 SAM = "sam-small-mr"
 WARM = 4

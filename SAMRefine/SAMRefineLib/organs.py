@@ -4,7 +4,7 @@
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
 
-from .bounds import dragged
+from .bounds import dragged, mirrored
 from .boxes import Box, Box3D, SliceGrid
 from .key_frames import KeyFrames, boxes_from_json, boxes_to_json
 
@@ -63,6 +63,12 @@ class Report:
     voxels_after: int
     predicted_iou: float | None
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Report":
+        """From JSON; what else the row holds is left out."""
+        known = {each.name: row[each.name] for each in fields(cls)}
+        return cls(**{**known, "kept": {int(n): str(why) for n, why in row["kept"].items()}})
+
 
 @dataclass(frozen=True, eq=False)
 class Patch:
@@ -111,6 +117,11 @@ def unpacked(content: bytes, shape: tuple[int, int]) -> np.ndarray:
     """The mask that `packed` was given."""
     bits = np.frombuffer(zlib.decompress(content), np.uint8)
     return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).view(bool)
+
+
+def _packed(masks: Mapping[int, np.ndarray]) -> dict[int, bytes]:
+    """Of the slices that show something."""
+    return {n: packed(mask) for n, mask in masks.items() if mask.any()}
 
 
 @dataclass(frozen=True)
@@ -188,6 +199,38 @@ class Organ:
         """With a box of its own in a slice, a key frame."""
         return self.with_frames(self.frames.edit(n, box))
 
+    def with_choice(self, frames: KeyFrames, chosen: Mapping[str, Any]) -> "Organ":
+        """With the boxes that SAM chose; see `tasks.refine`."""
+        return replace(
+            self,
+            frames=frames,
+            mask_prompt=self.value in chosen["mask_prompt"],
+            keep_unboxed=self.value in chosen["keep_unboxed"],
+            undecided=False,
+        )
+
+    def with_slice(self, n: int, mask: np.ndarray) -> "Organ":
+        """With one slice redrawn, bool (rows, columns); see `with_result` for the rest."""
+        if self.kept or self.result is None:
+            return self
+        rest = {other: content for other, content in self.result.items() if other != n}
+        return replace(self, result=rest | _packed({n: mask}))
+
+    def with_result(
+        self, asked: "Organ", report: Report, masks: Mapping[int, np.ndarray]
+    ) -> "Organ":
+        """Refined.
+
+        Args:
+            asked: the organ when SAM was asked; edited since, it counts as changed.
+            masks: bool (rows, columns) of every slice.
+        """
+        found, last = _packed(masks), {} if self.kept else self.result or {}
+        # The same objects again where SAM says what it said before: histories share them.
+        found |= {n: last[n] for n in found if last.get(n) == found[n]}
+        same = (self.frames, self.hints) == (asked.frames, asked.hints)
+        return replace(self, report=report, changed=not same, kept=False, result=found)
+
     def near_box(self, n: int) -> Box | None:
         """The box of the slice nearest to n that has one: a start for one in n."""
         boxes = self.frames.effective()
@@ -244,6 +287,23 @@ class Saved:
     settings: Settings
     highest: int
 
+    def mirrored(self) -> "Saved":
+        """On the grid that counts slices from the other end; see `Geometry.mirrored`."""
+        size, axis = self.grid.geometry.size[2], self.grid.axis
+
+        def hints(organ: Organ) -> dict[int, tuple[Hint, ...]]:
+            if axis == 2:
+                return {size - 1 - n: points for n, points in organ.hints.items()}
+            return {
+                n: tuple((x, size - y, p) for x, y, p in some) for n, some in organ.hints.items()
+            }
+
+        organs = tuple(
+            replace(organ, frames=mirrored(organ.frames), hints=hints(organ))
+            for organ in self.organs
+        )
+        return replace(self, organs=organs, grid=SliceGrid(self.grid.geometry.mirrored(), axis))
+
 
 def organs_from_json(text: str, where: str = "This text") -> Saved:
     """What `organs_to_json` wrote; `where` names it in errors.
@@ -276,10 +336,6 @@ def organs_from_json(text: str, where: str = "This text") -> Saved:
 
 
 def _organ(frames: KeyFrames, entry: dict[str, Any]) -> Organ:
-    report = entry["report"]
-    if report is not None:
-        kept = {int(n): str(reason) for n, reason in report["kept"].items()}
-        report = Report(**{**report, "kept": kept})
     return Organ(
         frames,
         str(entry["segment"]),
@@ -290,6 +346,6 @@ def _organ(frames: KeyFrames, entry: dict[str, Any]) -> Organ:
             for n, hints in entry["hints"].items()
         },
         *(bool(entry[name]) for name in ("shown", "enabled", "kept", "changed")),
-        report,
+        entry["report"] and Report.of(entry["report"]),
         *(bool(entry[name]) for name in ("mask_prompt", "keep_unboxed", "undecided")),
     )

@@ -3,8 +3,8 @@
 
 from slicer.i18n import tr as _
 
-from .slicer_refine_logic import RefineSession
 from .slicer_refine_panel import RefinePanel
+from .slicer_session import RefineSession
 
 
 def show_buttons(

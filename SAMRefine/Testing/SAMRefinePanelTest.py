@@ -77,7 +77,7 @@ class PlayedClient:
 
 class SAMRefinePanelTest(unittest.TestCase):
     def setUp(self):
-        from SAMRefineLib import slicer_refine_logic, slicer_sams
+        from SAMRefineLib import slicer_requests, slicer_sams
         from SRCSMSegmenterLib import slicer_logic
 
         slicer.mrmlScene.Clear()
@@ -86,7 +86,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.folder = Path(self.cleanUps.enter_context(tempfile.TemporaryDirectory()))
         PlayedClient.asked = []
         for target, name, value in (
-            (slicer_refine_logic, "RefineClient", PlayedClient),
+            (slicer_requests, "RefineClient", PlayedClient),
             (slicer_logic, "worker", lambda: None),
             (slicer_logic, "stop_worker", lambda: None),
             (slicer_sams, "shipped_models_folder", lambda: self.folder / "Models"),
