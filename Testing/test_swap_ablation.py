@@ -112,6 +112,11 @@ def test_the_table_says_what_check_found_and_dashes_where_nothing_was_run(tmp_pa
     assert rows[11:] == [
         f"| real | {one} | {other} | – | – | – | – | – | – |" for one, other in VARIANTS.values()
     ]
+    (swap_ablation.swapped(tmp_path, "untuned-tuned") / "check.json").unlink()
+    table = collect(tmp_path)
+    rows = report().splitlines()
+    assert rows[7] == "| phantom | untuned | original | t2 | 0.200 | 0.250 | 0.500 | 0.600 | 50% |"
+    assert rows[8] == "| phantom | untuned | tuned | – | – | – | – | – | – |"
 
 
 @pytest.mark.slow

@@ -48,6 +48,8 @@ VARIANTS = {
 """Which U-Net the ControlNet learnt on, and which one draws; in the order in which they are made,
 so that trainings on the method's set can begin before the others are there."""
 
+CHECK = "check.json"
+
 EVERY = 5
 """The sets that nothing is trained on show every so manieth slice."""
 
@@ -103,7 +105,7 @@ def stages(
         steered = ("--control", control, *(tuned if drawn_with == "tuned" else ()))
         some = () if variant == METHOD else ("--set", f"swap.every={EVERY}")
         yield stage("swap", *given, *steered, *some, out=out, result=MANIFEST)
-        yield stage("check", "--slices", out, out=out, result="check.json")
+        yield stage("check", "--slices", out, out=out, result=CHECK)
 
 
 def swapped(folder: Path, variant: str) -> Path:
@@ -122,10 +124,13 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def collect(folder: Path) -> pd.DataFrame:
-    """The numbers of `style check` of a domain's four sets, a row for each style of each."""
+    """The numbers of `style check` of a domain's sets, a row for each style of each."""
     rows = []
     for variant in VARIANTS:
-        report = json.loads((swapped(folder, variant) / "check.json").read_text("utf-8"))
+        checked = swapped(folder, variant) / CHECK
+        if not checked.exists():
+            continue
+        report = json.loads(checked.read_text("utf-8"))
         for style, numbers in report["styles"].items():
             others = [d for d in numbers["between_styles"].values() if d is not None]
             rows.append(
@@ -146,7 +151,7 @@ def collect(folder: Path) -> pd.DataFrame:
 
 
 def report() -> str:
-    """The tables from the numbers at hand; domains not done are dashes."""
+    """The table from the numbers at hand; sets not made are dashes."""
     lines = [
         "| domain | ControlNet learnt on | drawn with | style | moved | over all | nearest other "
         "style | edges | kept |",
@@ -156,10 +161,11 @@ def report() -> str:
         table = read_results(f"swap_{domain}")
         for variant, (taught_on, drawn_with) in VARIANTS.items():
             title = f"| {domain} | {taught_on} | {drawn_with} |"
-            if table is None:
+            rows = () if table is None else table[table["variant"] == variant]
+            if not len(rows):
                 lines.append(title + " – |" * 6)
                 continue
-            for row in table[table["variant"] == variant].itertuples():
+            for row in rows.itertuples():
                 numbers = (row.moved, row.moved_over_all, row.nearest_style, row.edges)
                 cells = " | ".join("–" if pd.isna(n) else f"{n:.3f}" for n in numbers)
                 lines.append(f"{title} {row.style} | {cells} | {row.kept / row.slices:.0%} |")
@@ -197,9 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"srcsm style {' '.join(stage.arguments)}", flush=True)
             if code := launch(stage.arguments):
                 return code
-    RESULTS.mkdir(exist_ok=True)
-    with whole_file(RESULTS / f"swap_{arguments.domain}.csv") as temporary:
-        collect(runs / arguments.domain).to_csv(temporary, index=False)
+        if stage.result.name == CHECK:
+            RESULTS.mkdir(exist_ok=True)
+            with whole_file(RESULTS / f"swap_{arguments.domain}.csv") as temporary:
+                collect(runs / arguments.domain).to_csv(temporary, index=False)
     return 0
 
 
