@@ -43,20 +43,14 @@ class Requests:
         if self._client is None:
             volume = slicer_scene.read_volume(self._volume)
             self._client = RefineClient(slicer_logic.worker(), volume, self._opening(settings))
-        given = [(frames or {}).get(organ.value, organ.frames) for organ in organs]
+        frames = frames or {}
+        given = [organ.with_frames(frames.get(organ.value, organ.frames)) for organ in organs]
         by_value = {organ.value: organ for organ in organs}
         return self._client.submit(
             task,
-            given,
+            [organ.frames for organ in given],
             lambda value: coarse(by_value[value]),
-            hints={
-                boxes.value: {
-                    n: hints
-                    for n, hints in by_value[boxes.value].hints.items()
-                    if n in boxes.effective()
-                }
-                for boxes in given
-            },
+            hints={organ.value: organ.usable_hints() for organ in given},
             choose=[
                 organ.value
                 for organ in organs
