@@ -6,10 +6,8 @@
     session.edit_box(session.active, 12, Box(40, 52, 96, 110))
     refine(session)                                   # the segments are redrawn
 
-What a session knows is immutable (`organs.Organ`) and has a history: an edit of boxes and the
-change of voxels that followed from it are undone together. It is kept in the scene, in a node of
-its own, and goes on from there (`open_boxes`). All computing is done by the worker that
-SRCSMSegmenter uses. Main thread only.
+A session (`slicer_session`) is kept in the scene, and goes on from there (`open_boxes`). All
+computing is done by the worker that SRCSMSegmenter uses. Main thread only.
 """
 
 from collections.abc import Callable, Sequence

@@ -209,7 +209,7 @@ class RefineSession:
             return
         before, self.settings = self.settings, settings
         if opening(settings) != opening(before):
-            self._forget_client()
+            self._forget_answers()
             return
         organs = tuple(replace(organ, changed=True) for organ in self.organs)
         if self._live and settings.threshold != before.threshold:
@@ -819,7 +819,7 @@ class RefineSession:
         if error.kind != "Cancelled" and not self.closed:
             self.message(f"{error} {error.remedy}".strip())
 
-    def _forget_client(self) -> None:
+    def _forget_answers(self) -> None:
         """The volume or the SAM is another now."""
         self._requests.forget()
         self._failed = None
@@ -857,7 +857,7 @@ class RefineSession:
     def _on_volume(self, *_: object) -> None:
         if (voxels := _voxels(self.volumeNode)) != self._voxels:
             self._voxels = voxels
-            self._forget_client()
+            self._forget_answers()
 
     def _on_slice(self, n: int) -> None:
         self._go_on()
