@@ -26,6 +26,8 @@ class AugmentationConfig:
         control_points: control points of the B-spline per axis, four or more.
         shift: added to the normalised intensities.
         contrast: factor on the normalised intensities around 1; 0.2 for CT, 0.4 for MR.
+        crop: share of the windows of which a random box alone is within the scan, as in thin slabs
+            and in scans that are cut at the skin.
         strong: strength of further changes of intensity (`strong_changes`), 0 to 1 or so.
     """
 
@@ -37,6 +39,7 @@ class AugmentationConfig:
     control_points: int = 8
     shift: float = 0.2
     contrast: float | None = None
+    crop: float = 0.0
     strong: float = 0.0
 
     def __post_init__(self) -> None:
@@ -94,6 +97,31 @@ def transformed_points(
     return where + elastic_field(draw.control.to(device), window.shape) @ linear.T
 
 
+def cropped(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    outside: float,
+    config: AugmentationConfig,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut a window (1, K, J, I) and its labels (K, J, I) to a random box, with `config.crop`.
+
+    Along each axis, with a chance of one half, up to 30 % of the window are lost at either end;
+    lost voxels become `outside` and background.
+    """
+    if torch.rand((), generator=generator) >= config.crop:
+        return image, labels
+    lost = 0.3 * torch.rand(3, 2, generator=generator)
+    lost = (lost * (torch.rand(3, 1, generator=generator) < 0.5)).tolist()
+    box = tuple(
+        slice(round(low * n), n - round(high * n))
+        for n, (low, high) in zip(labels.shape, lost, strict=True)
+    )
+    within = torch.zeros_like(labels, dtype=torch.bool)
+    within[box] = True
+    return image.masked_fill(~within, outside), labels.masked_fill(~within, 0)
+
+
 def elastic_field(control: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     """(K, J, I, 3) displacements of a uniform cubic B-spline over its control points."""
     basis = [_bspline_basis(n, control.shape[1], control.device) for n in shape]
@@ -106,7 +134,6 @@ def augmented_window(
     source: Geometry,
     window: Geometry,
     draw: SpatialDraw,
-    classes: int,
     outside: float,
     device: torch.device | str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,18 +152,18 @@ def augmented_window(
     lookup = look_up(where, source.shape)
     resampled = sample(image, lookup, outside=outside)
     nearest = sample(labels, lookup, mode="nearest")[0]
-    return resampled, smoothed_labels(nearest, classes)
+    return resampled, smoothed_labels(nearest)
 
 
-def smoothed_labels(labels: torch.Tensor, classes: int) -> torch.Tensor:
+def smoothed_labels(labels: torch.Tensor) -> torch.Tensor:
     """Smooth labels (K, J, I) per class, sigma 1 voxel, and decide by the largest; int64."""
-    present = [c for c in range(classes) if bool((labels == c).any())]
-    masks = torch.stack([labels == c for c in present]).float()
+    present = labels.unique().tolist()
+    masks = torch.stack([labels == label for label in present]).float()
     best, *others = smooth_voxels(masks[None])[0]
-    decided = torch.full(labels.shape, present[0], device=labels.device)
+    decided = torch.full(labels.shape, int(present[0]), device=labels.device)
     # A running maximum: argmax over a leading axis is ten times slower on a CPU.
     for label, smoothed in zip(present[1:], others, strict=True):
-        decided.masked_fill_(smoothed > best, label)
+        decided.masked_fill_(smoothed > best, int(label))
         best = torch.maximum(best, smoothed)
     return decided
 

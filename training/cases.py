@@ -68,6 +68,8 @@ def prepare_cases(
     grid: GridSpec,
     cache: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    order: Sequence[int] = (),
+    outputs: int = 255,
 ) -> list[PreparedCase]:
     """Read, scale and smooth every case, or take it from the cache.
 
@@ -77,6 +79,9 @@ def prepare_cases(
     Args:
         smoothing: sigma in mm.
         cache: folder, made where it does not exist.
+        order: the files' label values in the order of those that training uses, 0 first; () leaves
+            them as they are.
+        outputs: the first so many labels have windows drawn around them.
 
     Raises:
         VolumeError: a case cannot be read, or the cache not be written.
@@ -89,7 +94,9 @@ def prepare_cases(
         if tensors is None:
             tensors = _build(case, rule, smoothing)
             _store(path, tensors)
-        prepared.append(_placed(case.name, tensors, grid))
+        if len(order):
+            tensors["labels"] = _reordered(tensors["labels"], order)
+        prepared.append(_placed(case.name, tensors, grid, outputs))
     progress(len(cases), len(cases))
     return prepared
 
@@ -162,13 +169,21 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     return f"{crc:08x}"
 
 
-def _placed(name: str, tensors: dict[str, torch.Tensor], grid: GridSpec) -> PreparedCase:
+def _reordered(labels: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    table = torch.zeros(256, dtype=torch.uint8)
+    table[list(order)] = torch.arange(len(order), dtype=torch.uint8)
+    return table[labels.int()]
+
+
+def _placed(
+    name: str, tensors: dict[str, torch.Tensor], grid: GridSpec, outputs: int
+) -> PreparedCase:
     image, labels = tensors["image"], tensors["labels"]
     geometry = Geometry(tuple(image.shape[::-1]), tensors["affine"].numpy())
     body = body_extent(image.numpy().astype(np.float32), geometry, grid)
     scan = scan_extent(geometry, grid)
     foreground = []
-    for label in range(1, int(labels.max()) + 1):
+    for label in range(1, min(outputs, int(labels.max())) + 1):
         voxels = np.flatnonzero(labels.numpy() == label)
         if len(voxels):
             chosen = voxels[:: max(1, len(voxels) // FOREGROUND_VOXELS)]

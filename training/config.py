@@ -18,8 +18,10 @@ from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
 
 from .augmentation import AugmentationConfig
+from .degradation import DegradationConfig
 from .losses import DICE
 from .random_convolution import MODES
+from .regions import RegionsConfig
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,12 @@ class DataConfig(ScansConfig):
 
     Attributes:
         foreground: share of the windows drawn around a labelled voxel, the others anywhere.
+        outputs: names of the labels that the network tells apart; () takes all. The dataset's other
+            labels are background to it, but regions of their own to random convolution.
     """
 
     foreground: float = 0.5
+    outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,6 +180,8 @@ class TrainingConfig:
 
     Attributes:
         random_convolution: "off", "global", "hard" or "smoothed" (the method).
+        start: name or folder of a trained network whose weights the training starts from, outputs
+            matched by the names of their labels; "" starts from random ones.
         seed: every random draw of step s on process r is a function of (seed, s, r).
         checkpoint_minutes: time between two checkpoints.
         validate_every: steps between two validations; 0 validates at the end only.
@@ -184,9 +191,12 @@ class TrainingConfig:
     network: NetworkConfig
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     random_convolution: str = "smoothed"
+    start: str = ""
     seed: int = 0
     checkpoint_minutes: float = 5.0
     validate_every: int = 1000

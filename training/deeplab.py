@@ -214,7 +214,9 @@ def train(
         validation,
         draw=draw,
         loss=loss,
-        validate=lambda average: validation_dice(average, validation, config, accelerator),
+        validate=lambda average: {
+            "dice": validation_dice(average, validation, config, accelerator)
+        },
         accelerator=accelerator,
         **arguments,
     )

@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +25,16 @@ from SRCSMSegmenterLib.intensity import IntensityRule, normalise
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 
-from .augmentation import augmented_intensities, augmented_window, draw_spatial
+from .augmentation import augmented_intensities, augmented_window, cropped, draw_spatial
 from .cases import PreparedCase, draw_window
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .config import OptimisationConfig, Recipe, TrainingConfig, to_dict
+from .degradation import degraded
 from .losses import segmentation_loss
-from .random_convolution import random_convolution
+from .regions import random_looks
+
+SCORES = ("dice", "randomised")
+"""Dice of the validation cases as they are, and under random looks."""
 
 Batch = Any
 """Whatever `draw` gives and `loss` takes."""
@@ -66,10 +70,10 @@ class Progress:
     Attributes:
         step: optimiser steps done.
         gradient_norm: running mean of the clipped gradient norm.
-        best_dice: best validation Dice so far, or -1.
+        best_dice: best mean of the validation scores so far, or -1.
         loss: running mean of the loss, for the display.
         curve: one row per log entry: step, loss, learning rate, gradient norm, seconds per step,
-            validation Dice per label (None between validations).
+            and the validation's scores per label.
         waited: validations since the best one.
         finished: at the last step, or out of patience.
     """
@@ -91,6 +95,7 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
+    start: dict[str, torch.Tensor] | None = None,
     **arguments: Any,  # noqa: ANN401 - of `fit`
 ) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Train the engine's network until its last step; see `fit` for what else it takes and gives.
@@ -100,6 +105,7 @@ def train(
         rule: the source's intensity rule.
         training, validation: cases from `prepare_cases`; validation may be empty.
         run_folder: checkpoints go to its ``checkpoints`` folder.
+        start: weights of the network at the first step; None: random ones.
 
     Raises:
         TrainingError: the loss stays NaN however often SRC is redrawn.
@@ -108,15 +114,19 @@ def train(
     recipe, device = config.optimisation, accelerator.device
     torch.manual_seed(config.seed)
     network = UNet(config.network).to(device)
+    if start:
+        network.load_state_dict(start)
     optimiser = make_optimiser(recipe, network, network.kernels())
 
     def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         images, labels = batch
         with accelerator.autocast():
-            looks = random_convolution(
-                images, labels, config.network.classes, config.random_convolution, generator
+            looks = random_looks(
+                images, labels, config.random_convolution, config.regions, generator
             )
-        return segmentation_loss(model(looks), labels, recipe.dice, recipe.cross_entropy)
+            looks = degraded(looks, config.degradation, generator)
+        targets = output_labels(labels, config.network.classes)
+        return segmentation_loss(model(looks), targets, recipe.dice, recipe.cross_entropy)
 
     return fit(
         config,
@@ -127,10 +137,20 @@ def train(
         validation,
         draw=lambda generator: draw_batch(training, config, rule, generator, device),
         loss=loss,
-        validate=lambda average: validation_dice(average, validation, config, rule, accelerator),
+        validate=lambda average: validation_scores(average, validation, config, rule, accelerator),
         accelerator=accelerator,
         **arguments,
     )
+
+
+def mean_score(row: dict) -> float:
+    """Average the scores of a validation, a row of `Progress.curve`, over labels and kinds."""
+    return float(np.mean([np.nanmean(row[kind]) for kind in SCORES if kind in row]))
+
+
+def output_labels(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Call labels that are regions only, from `classes` on, background."""
+    return labels.masked_fill(labels >= classes, 0)
 
 
 def make_optimiser(
@@ -158,7 +178,7 @@ def fit(
     *,
     draw: Callable[[torch.Generator], Batch],
     loss: Callable[[nn.Module, Batch, torch.Generator], torch.Tensor],
-    validate: Callable[[nn.Module], list[float]],
+    validate: Callable[[nn.Module], dict[str, list[float]]],
     accelerator: Accelerator,
     max_minutes: float = math.inf,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -175,7 +195,8 @@ def fit(
         training, validation: cases, whose names a checkpoint is known by.
         draw: what a step sees, before random convolution, from the step's generator.
         loss: of a batch, random convolution included; drawn again where it is not finite.
-        validate: Dice per label of the averaged network; not asked without validation cases.
+        validate: one or all of `SCORES`, Dice per label of the averaged network; the best weights
+            are those with the best `mean_score`. Not asked without validation cases.
         report: called after every step on every process.
         validated: called after every validation with the averaged network, on every process.
 
@@ -274,8 +295,8 @@ def fit(
                 "seconds": time.monotonic() - step_started,
             }
             if validation and due:
-                row["dice"] = validate(average)
-                mean = float(np.nanmean(row["dice"]))
+                row |= validate(average)
+                mean = mean_score(row)
                 progress.waited += 1
                 if mean > progress.best_dice:
                     progress.best_dice, progress.waited = mean, 0
@@ -348,14 +369,32 @@ def draw_batch(
             case.geometry,
             window,
             draw,
-            config.network.classes,
             case.outside,
             device,
         )
+        image, label = cropped(image, label, case.outside, config.augmentation, generator)
         images.append(image)
         labels.append(label)
     windows = torch.stack(images)
     return augmented_intensities(windows, rule, config.augmentation, generator), torch.stack(labels)
+
+
+def validation_scores(
+    network: UNet,
+    cases: Sequence[PreparedCase],
+    config: TrainingConfig,
+    rule: IntensityRule,
+    accelerator: Accelerator,
+) -> dict[str, list[float]]:
+    """Compute `validation_dice` and, if the training draws regions, "randomised" Dice as well.
+
+    The weights that hold under random looks of the source hold on other domains, which the source
+    as it is does not tell (PALETTE).
+    """
+    scores = {"dice": validation_dice(network, cases, config, rule, accelerator)}
+    if config.regions.share and config.random_convolution != "off":
+        scores["randomised"] = validation_dice(network, cases, config, rule, accelerator, True)
+    return scores
 
 
 @torch.no_grad()
@@ -365,14 +404,26 @@ def validation_dice(
     config: TrainingConfig,
     rule: IntensityRule,
     accelerator: Accelerator,
+    randomised: bool = False,
 ) -> list[float]:
-    """`mean_dice` of the foreground on the network's grid, without augmentation."""
+    """Compute `mean_dice` of the foreground on the network's grid, without augmentation.
+
+    Args:
+        randomised: every window gets random regions and looks, the same at every validation.
+    """
     classes = config.network.classes
+    everywhere = replace(config.regions, share=1.0)
     sums = torch.zeros(len(cases), 2, classes, device=accelerator.device)
     for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
+        generator = torch.Generator().manual_seed(index)
         for image, labels in case_windows(cases[index], config.grid, accelerator.device):
+            image = normalise(image[None], rule)
+            if randomised:
+                mode = config.random_convolution
+                image = random_looks(image, labels[None], mode, everywhere, generator)
+            labels = output_labels(labels, classes)
             with accelerator.autocast():
-                prediction = network(normalise(image[None], rule))[0].argmax(0)
+                prediction = network(image)[0].argmax(0)
             for row, chosen in ((0, labels[prediction == labels]), (1, prediction), (1, labels)):
                 sums[index, row] += torch.bincount(chosen.flatten(), minlength=classes)
     return mean_dice(sums, accelerator)[1:]

@@ -43,8 +43,9 @@ from .cases import PreparedCase, draw_window
 from .config import OptimisationConfig, PairsConfig, TrainingConfig
 from .contrast import Projection, nt_xent
 from .dataset import Case, Dataset
+from .degradation import degraded
 from .losses import segmentation_loss
-from .random_convolution import random_convolution
+from .regions import random_looks
 from .style.slices import (
     SliceSet,
     file_sha256,
@@ -164,6 +165,7 @@ def train(
     *,
     restyled: Sequence[RestyledSet] = (),
     accelerator: Accelerator,
+    start: dict[str, torch.Tensor] | None = None,
     validated: Callable[[nn.Module, loop.Progress], None] = lambda average, progress: None,
     **arguments: Any,  # noqa: ANN401 - of `loop.fit`
 ) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
@@ -178,13 +180,17 @@ def train(
     recipe, pairs, device = config.optimisation, config.pairs, accelerator.device
     torch.manual_seed(config.seed)
     network = PairNetwork(config).to(device)
+    if start:
+        network.unet.load_state_dict(start)
     optimiser = loop.make_optimiser(recipe, network, network.unet.kernels())
 
     def loss(model: nn.Module, views: Views, generator: torch.Generator) -> torch.Tensor:
         with accelerator.autocast():
             looks = convolved(views, config, generator)
+            looks = torch.stack([degraded(v, config.degradation, generator) for v in looks])
         logits, projected = model(looks.flatten(0, 1))
-        return pair_loss(logits, projected, views.labels, recipe, pairs)
+        targets = loop.output_labels(views.labels, config.network.classes)
+        return pair_loss(logits, projected, targets, recipe, pairs)
 
     progress, weights = loop.fit(
         config,
@@ -195,7 +201,7 @@ def train(
         validation,
         draw=lambda generator: draw_views(training, restyled, config, rule, generator, device),
         loss=loss,
-        validate=lambda average: loop.validation_dice(
+        validate=lambda average: loop.validation_scores(
             average.unet, validation, config, rule, accelerator
         ),
         accelerator=accelerator,
@@ -254,7 +260,6 @@ def draw_views(
             case.geometry,
             window,
             draw,
-            config.network.classes,
             case.outside,
             device,
         )
@@ -285,7 +290,7 @@ def convolved(views: Views, config: TrainingConfig, generator: torch.Generator) 
         return views.images
     mode = "smoothed" if config.random_convolution == "off" else config.random_convolution
     labels = views.labels.expand(len(where), *views.labels.shape)[where]
-    looks = random_convolution(views.images[where], labels, config.network.classes, mode, generator)
+    looks = random_looks(views.images[where], labels, mode, config.regions, generator)
     return views.images.index_put((where,), looks)
 
 

@@ -16,9 +16,11 @@ from SRCSMSegmenterLib.network import UNet
 
 from .cases import PreparedCase
 from .config import TrainingConfig
+from .degradation import degraded
 from .loop import case_windows, draw_batch
 from .pairs import RestyledSet, convolved, draw_views
 from .random_convolution import MODES, random_convolution
+from .regions import partition, region_looks
 
 COLOURS = ("#e06c5a", "#f2c14e", "#4ea5d9", "#8e6bbf", "#5cb85c", "#d977b8", "#8c8c8c")
 
@@ -51,19 +53,27 @@ def augmentation_preview(
     rule: IntensityRule,
     rows: int = 3,
 ) -> None:
-    """The first windows of a training, as they are and under each mode of random convolution."""
-    figure = Figure(figsize=(2.4 * len(MODES), 2.2 * rows))
-    grid = figure.subplots(rows, len(MODES), squeeze=False)
+    """Draw the first windows of a training, under each mode of random convolution and by region.
+
+    With `regions.share`, each row goes on with the regions of its window and six looks of them.
+    """
+    regions = 7 if config.regions.share and config.random_convolution != "off" else 0
+    figure = Figure(figsize=(2.4 * (len(MODES) + regions), 2.2 * rows))
+    grid = figure.subplots(rows, len(MODES) + regions, squeeze=False)
     for row in range(rows):
         generator = torch.Generator().manual_seed(config.seed + row)
         images, labels = draw_batch(cases, config, rule, generator, torch.device("cpu"))
-        k = int((labels[0] > 0).sum((1, 2)).argmax())
-        for axes, mode in zip(grid[row], MODES, strict=True):
-            looks = random_convolution(
-                images[:1], labels[:1], config.network.classes, mode, generator
-            )
-            contours = labels[0, k].numpy() if mode == "off" else None
+        image, label = images[:1], labels[:1]
+        k = int((label[0] > 0).sum((1, 2)).argmax())
+        for axes, mode in zip(grid[row], MODES, strict=False):
+            looks = random_convolution(image, label, mode, generator)
+            contours = label[0, k].numpy() if mode == "off" else None
             draw_slice(axes, looks[0, 0, k].numpy(), contours, f"{mode}, slice {k}")
+        for column, axes in enumerate(grid[row, len(MODES) :]):
+            parts = partition(image, label, config.regions, generator)
+            looks = region_looks(image, parts, config.random_convolution, config.regions, generator)
+            looks = degraded(looks, config.degradation, generator)[0, 0, k]
+            draw_slice(axes, (looks if column else parts[0, k]).numpy(), None, "regions")
     save(figure, path)
 
 

@@ -102,7 +102,6 @@ def drawn_and_applied(images: torch.Tensor, generator: torch.Generator) -> torch
 def random_convolution(
     images: torch.Tensor,
     labels: torch.Tensor,
-    classes: int,
     mode: str,
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -111,7 +110,7 @@ def random_convolution(
     Args:
         images: (N, 1, *spatial) float32, two or three spatial axes; of three, a K of one slice is
             left out, which saves two thirds of each kernel.
-        labels: (N, *spatial) integers from 0 (background) to classes - 1.
+        labels: (N, *spatial) integers, 0 being background.
         mode: "off", "global" (one network per image), "hard" (one per label, masks as they are)
             or "smoothed" (the method: masks smoothed by 5 taps per axis, sigma 1 voxel, border
             replicated so that they sum to 1 everywhere).
@@ -123,16 +122,38 @@ def random_convolution(
     if mode == "off":
         return images
     if images.dim() == 5 and images.shape[2] == 1:
-        flat = random_convolution(images[:, :, 0], labels[:, 0], classes, mode, generator)
+        flat = random_convolution(images[:, :, 0], labels[:, 0], mode, generator)
         return flat[:, :, None]
     if mode == "global":
         return drawn_and_applied(images[:, 0], generator)[:, None]
     # Only the labels that a sample holds: a network elsewhere would be multiplied by 0.
-    pairs = [(n, c) for n in range(len(labels)) for c in range(classes) if (labels[n] == c).any()]
+    pairs = [(n, label) for n in range(len(labels)) for label in labels[n].unique().tolist()]
     samples = torch.tensor([n for n, _ in pairs], device=images.device)
-    masks = torch.stack([labels[n] == c for n, c in pairs]).float()
+    masks = torch.stack([labels[n] == label for n, label in pairs])
+    return convolved_regions(images, samples, masks, mode, generator)[:, None]
+
+
+def convolved_regions(
+    images: torch.Tensor,
+    samples: torch.Tensor,
+    masks: torch.Tensor,
+    mode: str,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Sum, over regions, of a fresh network's output times the region's mask.
+
+    Args:
+        images: (N, 1, *spatial) float32.
+        samples: (regions,) the sample that each region lies in.
+        masks: (regions, *spatial) bool.
+        mode: "smoothed" smooths the masks, others leave them hard.
+
+    Returns:
+        (N, *spatial) float32; 0 outside all masks.
+    """
+    masks = masks.float()
     if mode == "smoothed":
         with torch.autocast(masks.device.type, enabled=False):  # bfloat16 sums are off by 1 %
             masks = smooth_voxels(masks[:, None])[:, 0]
     looks = drawn_and_applied(images[samples, 0], generator)
-    return torch.zeros_like(images[:, 0]).index_add_(0, samples, looks.mul_(masks))[:, None]
+    return torch.zeros_like(images[:, 0]).index_add_(0, samples, looks.mul_(masks))

@@ -23,8 +23,10 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
-from SRCSMSegmenterLib.bundle import Description, ModelBundle, save_bundle
+from SRCSMSegmenterLib.bundle import Description, ModelBundle, load_bundle, save_bundle
+from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.model_list import find_model
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
@@ -33,7 +35,7 @@ from SRCSMSegmenterLib.volume_io import read_volume
 from . import loop, pairs, pictures
 from .accelerator import accelerator_for
 from .cases import PreparedCase, default_cache, prepare_cases
-from .config import TrainingConfig, to_dict
+from .config import TrainingConfig, nearest, to_dict
 from .dataset import Case
 from .run_folder import (
     Run,
@@ -78,7 +80,12 @@ def run_training(
     run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
     source, labels = run.source, run.labels
     rule = intensity_rule(config.data, source.modality, source.training)
+    order = label_order(source.dataset.labels, config.data.outputs)
+    if config.data.outputs:
+        labels = list(config.data.outputs)
+        run = replace(run, labels=labels)
     config = replace(config, network=replace(config.network, classes=len(labels) + 1))
+    start = start_weights(config, labels) if config.start else None
     if rule.modality == "CT":
         config = replace(config, data=replace(config.data, window=rule.window))
 
@@ -90,7 +97,13 @@ def run_training(
     run.tell(f"Preparing {count} training and {len(source.validation)} validation cases ...")
     with accelerator.main_process_first():
         prepared = prepare_cases(
-            cases, rule, config.data.smoothing, config.grid, cache or default_cache()
+            cases,
+            rule,
+            config.data.smoothing,
+            config.grid,
+            cache or default_cache(),
+            order=order,
+            outputs=len(labels),
         )
     training = [_resident(case, accelerator, len(cases)) for case in prepared[:count]]
     validation = prepared[count:]
@@ -129,6 +142,7 @@ def run_training(
         training,
         validation,
         run.folder,
+        start=start,
         accelerator=accelerator,
         report=report,
         validated=validated,
@@ -142,6 +156,61 @@ def run_training(
         save_bundle(folder, bundle, model_card(bundle))
 
     return run.end(state, run.folder / "model", save)
+
+
+def label_order(labels: dict[str, int], outputs: Sequence[str]) -> tuple[int, ...]:
+    """Order the label values of a dataset: background, the outputs, and all others behind them.
+
+    Args:
+        labels: name -> value of the dataset.
+        outputs: names in the order that the network gives them; () takes all as they are.
+
+    Raises:
+        ConfigError: a name that the dataset lacks, or one twice.
+    """
+    for name in outputs:
+        if name not in labels:
+            raise ConfigError(f'data.outputs: no label "{name}"{nearest(name, labels)}.')
+    if len(set(outputs)) < len(outputs):
+        raise ConfigError(f"data.outputs names a label twice: {', '.join(outputs)}.")
+    others = [name for name in labels if name not in outputs]
+    return (0, *(labels[name] for name in (*outputs, *others)))
+
+
+def start_weights(config: TrainingConfig, labels: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Read the weights that a training starts from, and fit their head to other outputs.
+
+    The head's outputs are matched by the names of their labels; a label that the trained network
+    lacks keeps random weights.
+
+    Args:
+        labels: of the outputs, in their order.
+
+    Raises:
+        BundleError: `config.start` names no trained network.
+        ConfigError: its network has another shape.
+    """
+    bundle = load_bundle(find_model(config.start))
+    wanted = replace(config.network, classes=bundle.network.classes, dropout=bundle.network.dropout)
+    if bundle.network != wanted:
+        raise ConfigError(
+            f"start: the network of {config.start} has another shape, {bundle.network}, than "
+            f"{wanted}."
+        )
+    torch.manual_seed(config.seed)
+    weights = UNet(config.network).state_dict()
+    known = {"background": 0} | {label.name: label.value for label in bundle.description.labels}
+    rows = [known.get(name) for name in ("background", *labels)]
+    for name, value in bundle.weights.items():
+        if name.startswith("head."):
+            outputs = value.float().unflatten(0, (bundle.network.classes, -1))
+            head = weights[name].unflatten(0, (len(rows), -1))
+            for row, old in enumerate(rows):
+                if old is not None:
+                    head[row] = outputs[old]
+        else:
+            weights[name] = value.float()
+    return weights
 
 
 def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
@@ -203,11 +272,11 @@ def _bundle(
 ) -> ModelBundle:
     dataset = run.source.dataset
     histogram = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
-    organs = ", ".join(label.replace("_", " ") for label in dataset.labels)
+    organs = ", ".join(label.replace("_", " ") for label in run.labels)
     description = Description(
         name=name,
         task=f"Segments {organs}; trained on {rule.modality} alone, made for other modalities too",
-        labels=tuple(segment_for(label, value) for label, value in dataset.labels.items()),
+        labels=tuple(segment_for(label, value) for value, label in enumerate(run.labels, 1)),
         rule=rule,
         grid=config.grid,
         smoothing=config.data.smoothing,

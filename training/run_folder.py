@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from SRCSMSegmenterLib.files import whole_file
 
 from .config import CasesConfig, write_yaml
-from .loop import Progress
+from .loop import Progress, mean_score
 from .pictures import curve_picture
 from .source import Source, open_source
 
@@ -53,6 +53,7 @@ class Run:
     Attributes:
         main: True in the process that writes and speaks.
         tell: takes a line for the user.
+        labels: names of those that are trained.
     """
 
     folder: Path
@@ -60,11 +61,7 @@ class Run:
     accelerator: Accelerator
     main: bool
     tell: Callable[[str], None]
-
-    @property
-    def labels(self) -> list[str]:
-        """Foreground labels of the source."""
-        return list(self.source.dataset.labels)
+    labels: list[str]
 
     def begin(self, config: Any) -> None:  # noqa: ANN401 - any configuration dataclass
         """Write what decides the result, and say what it is trained on."""
@@ -86,7 +83,8 @@ class Run:
         if not self.main or not rows:
             return
         text = io.StringIO()
-        table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        table = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         write_text(self.folder / "curve.csv", text.getvalue())
@@ -125,7 +123,7 @@ def open_run(
     main = accelerator.is_main_process
     tell = say if main else (lambda line: None)
     source = open_source(dataset_folder, data, tell, check=main)
-    return Run(Path(run_folder), source, accelerator, main, tell)
+    return Run(Path(run_folder), source, accelerator, main, tell, list(source.dataset.labels))
 
 
 def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
@@ -138,13 +136,14 @@ def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
         **{key: row[key] for key in keys},
         "dice": mean,
         **{f"dice_{label}": value for label, value in zip(labels, values, strict=True)},
+        **({"randomised": float(np.nanmean(row["randomised"]))} if "randomised" in row else {}),
     }
 
 
 def best_validation(state: Progress, labels: Sequence[str]) -> dict[str, float]:
     """Dice per label at the best validation; no number for a label that no case has."""
-    validations = [row["dice"] for row in state.curve if row.get("dice")]
-    best = max(validations, key=np.nanmean) if validations else [math.nan] * len(labels)
+    validations = [row for row in state.curve if row.get("dice")]
+    best = max(validations, key=mean_score)["dice"] if validations else [math.nan] * len(labels)
     scores = zip(labels, best, strict=True)
     return {label: dice for label, dice in scores if not math.isnan(dice)}
 

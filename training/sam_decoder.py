@@ -259,7 +259,7 @@ def train(
         seen = known
         if not config.embed_once:
             with torch.no_grad(), accelerator.autocast():
-                seen = embed_with_looks(batch, model, classes, config.random_convolution, generator)
+                seen = embed_with_looks(batch, model, config.random_convolution, generator)
         losses = [
             mask_loss(logits[None], scan.truth(example)[None].to(logits.device))
             for (scan, example, _), logits in decoded(network, model, batch, seen, accelerator)
@@ -397,7 +397,7 @@ def embed(scans: Sequence[Scan], model: SamModel) -> Embeddings:
 
 
 def embed_with_looks(
-    batch: Batch, model: SamModel, classes: int, mode: str, generator: torch.Generator
+    batch: Batch, model: SamModel, mode: str, generator: torch.Generator
 ) -> Embeddings:
     """The embeddings that a batch needs, each slice after random convolution."""
     needed = {
@@ -411,7 +411,7 @@ def embed_with_looks(
         for member in mosaic.members[canvas]:
             image = torch.from_numpy(slices[member])[None, None]
             label = torch.from_numpy(labels[scan][number][member].astype(np.int64))[None]
-            look = random_convolution(image, label, classes, mode, generator)
+            look = random_convolution(image, label, mode, generator)
             slices[member] = look[0, 0].numpy()
         drawn = torch.from_numpy(replace(mosaic, slices=slices).canvas(canvas)[None])
         found[scan, number, canvas] = encode(model, drawn.to(model.device))[0]

@@ -127,7 +127,7 @@ def draw_tiles(
         )
         draw = draw_spatial(spatial, generator)
         volumes = (case.image, case.labels, case.geometry)
-        image, labels = augmented_window(*volumes, window, draw, classes, case.outside, device)
+        image, labels = augmented_window(*volumes, window, draw, case.outside, device)
         drawn.append((image[:, 0], labels[0]))
     images, labels = (torch.stack(parts) for parts in zip(*drawn, strict=True))
     owner, value = prompts_of(labels, tiles.smallest)

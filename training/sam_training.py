@@ -217,9 +217,7 @@ def train(
         )
 
     def loss(model: nn.Module, tiles: Tiles, generator: torch.Generator) -> torch.Tensor:
-        looks = random_convolution(
-            tiles.images, tiles.labels, classes, config.random_convolution, generator
-        )
+        looks = random_convolution(tiles.images, tiles.labels, config.random_convolution, generator)
         masks = tiles.masks
         prompts = draw_prompts(tiles.boxes, masks, config, generator)
         with accelerator.autocast():
@@ -235,7 +233,7 @@ def train(
         validation,
         draw=draw,
         loss=loss,
-        validate=lambda average: true_box_dice(average, held_out, classes, accelerator),
+        validate=lambda average: {"dice": true_box_dice(average, held_out, classes, accelerator)},
         accelerator=accelerator,
         **arguments,
     )

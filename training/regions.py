@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regions: random partitions of unlabelled tissue, each part with a look of its own.
+
+SRC as published gives all unlabelled tissue one look a step, so that fat never looks like an organ
+while muscle does not. Here unlabelled tissue is partitioned by intensity and again in space, and
+every region and label gets a random convolution network or a signed affine of its own voxels,
+whose texture stays (PALETTE; class-wise location and scale after SLAug, arXiv 2211.10805).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.resampling import smooth_voxels
+
+from .random_convolution import convolved_regions, random_convolution
+
+AIR = 0.02
+"""Normalised intensity above a window's minimum up to which unlabelled voxels are air."""
+
+SAMPLE = 2000
+"""Voxels that the clusters of intensity are found from."""
+
+LLOYD_STEPS = 4
+"""Steps of k-means; one dimension needs no more for clusters that differ from draw to draw."""
+
+
+@dataclass(frozen=True)
+class RegionsConfig:
+    """How often unlabelled tissue is partitioned, how finely, and what looks its regions get.
+
+    Attributes:
+        share: of the samples that get regions; 0 is SRC as published.
+        untouched: share of the other samples that keep their intensities; the rest gets SRC.
+        clusters: fewest and most clusters of intensity.
+        divided: chance that a cluster is divided in two by a smooth random field.
+        divided_labels: the same for a label.
+        affine: share of the looks that are a signed affine of the region's own voxels instead of a
+            random convolution.
+        slope: smallest and largest factor of the affine, of either sign; its offset moves the
+            region's mean to a place between -1 and 1.
+        kept: share of the regions and labels without a look.
+        kept_air: the same for air, which is dark in every modality.
+    """
+
+    share: float = 0.0
+    untouched: float = 0.4
+    clusters: tuple[int, int] = (1, 6)
+    divided: float = 0.5
+    divided_labels: float = 0.1
+    affine: float = 0.5
+    slope: tuple[float, float] = (0.3, 1.5)
+    kept: float = 0.1
+    kept_air: float = 0.5
+
+    def __post_init__(self) -> None:
+        shares = ("share", "untouched", "divided", "divided_labels", "affine", "kept", "kept_air")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"regions.{name} is from 0 to 1, not {getattr(self, name)}.")
+        if not 1 <= self.clusters[0] <= self.clusters[1]:
+            raise ConfigError(
+                f"regions.clusters are the fewest and the most, at least 1, not {self.clusters}."
+            )
+        if not 0 <= self.slope[0] <= self.slope[1]:
+            raise ConfigError(
+                f"regions.slope are the smallest and the largest factor, not {self.slope}."
+            )
+
+
+@torch.no_grad()
+def random_looks(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    mode: str,
+    config: RegionsConfig,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Draw for every sample looks by region, looks by label alone (SRC), or none.
+
+    Args:
+        images: (N, 1, *spatial) float32, two or three spatial axes; of three, a K of one slice is
+            left out.
+        labels: (N, *spatial) integers, 0 being background.
+        mode: of random convolution, see `random_convolution`; "off" changes nothing.
+        generator: source of all random numbers, on the CPU.
+
+    Returns:
+        (N, 1, *spatial) float32.
+    """
+    if mode == "off" or not config.share:
+        return random_convolution(images, labels, mode, generator)
+    if images.dim() == 5 and images.shape[2] == 1:
+        flat = random_looks(images[:, :, 0], labels[:, 0], mode, config, generator)
+        return flat[:, :, None]
+    chances = torch.rand(2, len(images), generator=generator)
+    divided = chances[0] < config.share
+    convolved = ~divided & (chances[1] >= config.untouched)
+    looks = images.clone()
+    if divided.any():
+        chosen = divided.to(images.device)
+        regions = partition(images[chosen], labels[chosen], config, generator)
+        looks[chosen] = region_looks(images[chosen], regions, mode, config, generator)
+    if convolved.any():
+        chosen = convolved.to(images.device)
+        looks[chosen] = random_convolution(images[chosen], labels[chosen], mode, generator)
+    return looks
+
+
+def partition(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    config: RegionsConfig,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Partition the unlabelled tissue of every sample.
+
+    Args:
+        images: (N, 1, *spatial) float32.
+        labels: (N, *spatial) integers, 0 being background.
+
+    Returns:
+        (N, *spatial) int64: 0 for air, labels as they are, larger numbers for regions of tissue and
+        for the second halves of divided labels.
+    """
+    samples = zip(images[:, 0], labels, strict=True)
+    first = int(labels.max()) + 1
+    return torch.stack([_partition(x, y, first, config, generator) for x, y in samples])
+
+
+def _partition(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    first: int,
+    config: RegionsConfig,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    fewest, most = config.clusters
+    clusters = int(torch.randint(fewest, most + 1, (), generator=generator))
+    regions = labels.long()
+    tissue = (labels == 0) & (image > image.min() + AIR)
+    values = image[tissue]
+    if len(values):
+        cuts = _cuts(values, clusters, generator)
+        regions = torch.where(tissue, torch.bucketize(image, cuts) + first, regions)
+    count = first + clusters
+    chance = torch.full((count,), config.divided)
+    chance[:first] = config.divided_labels
+    chance[0] = 0
+    divided = (torch.rand(count, generator=generator) < chance).to(image.device)
+    half = _smooth_field(image.shape, generator).to(image.device) > 0
+    return regions + count * (half & divided[regions])
+
+
+def _cuts(values: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw (clusters - 1,) thresholds: random quantiles, moved by k-means in half of the draws."""
+    chosen = torch.randint(len(values), (SAMPLE,), generator=generator).to(values.device)
+    values = values[chosen].sort().values
+    quantiles = torch.rand(clusters - 1, generator=generator).sort().values * (SAMPLE - 1)
+    cuts = values[quantiles.long().to(values.device)]
+    if torch.rand((), generator=generator) < 0.5:
+        return cuts
+    for _ in range(LLOYD_STEPS):
+        nearest = torch.bucketize(values, cuts)
+        sums = values.new_zeros(clusters).index_add_(0, nearest, values)
+        sizes = torch.bincount(nearest, minlength=clusters)
+        means = sums[sizes > 0] / sizes[sizes > 0]
+        cuts = (means[1:] + means[:-1]) / 2
+        clusters = len(means)
+    return cuts
+
+
+def _smooth_field(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Draw a random field that changes sign a few times along each axis."""
+    control = torch.randn(1, 1, *(2, 3, 4)[-len(shape) :], generator=generator)
+    linear = "trilinear" if len(shape) == 3 else "bilinear"
+    return F.interpolate(control, size=tuple(shape), mode=linear, align_corners=False)[0, 0]
+
+
+def region_looks(
+    images: torch.Tensor,
+    regions: torch.Tensor,
+    mode: str,
+    config: RegionsConfig,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Give every region of every sample an affine, a random convolution or no look.
+
+    All affines together cost two smoothed maps, of factors and of offsets, as smoothing is linear;
+    masks are smoothed one by one for random convolutions alone.
+
+    Args:
+        images: (N, 1, *spatial) float32.
+        regions: (N, *spatial) int64 of `partition`, 0 being air.
+        mode: "smoothed" blends regions by smoothed masks, as SRC does; else masks are hard.
+
+    Returns:
+        (N, 1, *spatial) float32.
+    """
+    device, count = images.device, int(regions.max()) + 1
+    columns = (-1, *(1,) * (regions.dim() - 1))
+    numbered = regions + count * torch.arange(len(regions), device=device).view(columns)
+    present, numbered = torch.unique(numbered, return_inverse=True)
+    values = images[:, 0]
+    sums = values.new_zeros(len(present)).index_add_(0, numbered.flatten(), values.flatten())
+    means = sums / torch.bincount(numbered.flatten(), minlength=len(present))
+
+    draws = torch.rand(5, len(present), generator=generator).to(device)
+    kept = draws[0] < torch.where(present % count == 0, config.kept_air, config.kept)
+    convolved = ~kept & (draws[1] >= config.affine)
+    low, high = config.slope
+    factors = (low + (high - low) * draws[2]) * torch.where(draws[3] < 0.5, -1.0, 1.0)
+    offsets = 2 * draws[4] - 1 - factors * means
+    factors = factors.masked_fill(kept, 1).masked_fill(convolved, 0)
+    offsets = offsets.masked_fill(kept | convolved, 0)
+    maps = torch.stack((factors[numbered], offsets[numbered]), dim=1)
+    if mode == "smoothed":
+        with torch.autocast(device.type, enabled=False):
+            maps = smooth_voxels(maps)
+    looks = values * maps[:, 0] + maps[:, 1]
+
+    chosen = convolved.nonzero()[:, 0]
+    if len(chosen):
+        samples = present[chosen] // count
+        masks = torch.stack([numbered[n] == r for n, r in zip(samples, chosen, strict=True)])
+        looks += convolved_regions(images, samples, masks, mode, generator)
+    return looks[:, None]
