@@ -57,7 +57,7 @@ def a_case(geometry, seed=0):
 
 
 def window_of(image, labels, source, window, draw, outside=-7.0):
-    return augmented_window(image, labels, source, window, draw, 4, outside, "cpu")
+    return augmented_window(image, labels, source, window, draw, outside, "cpu")
 
 
 def axis_aligned(size=(11, 9, 7), spacing=(1.0, 2.0, 3.0), origin=(5.0, -3.0, 8.0)):
@@ -77,7 +77,7 @@ def test_a_draw_of_nothing_is_plain_resampling():
     found, decided = window_of(image, labels, source, window, draw_spatial(STILL, seeded()))
     torch.testing.assert_close(found, sample(image, lookup, outside=-7.0), rtol=1e-4, atol=1e-3)
     nearest = sample(labels, lookup, mode="nearest")[0]
-    assert torch.equal(decided, smoothed_labels(nearest, 4))
+    assert torch.equal(decided, smoothed_labels(nearest))
     assert found.dtype == torch.float32
     assert decided.dtype == torch.int64
 
@@ -87,7 +87,7 @@ def test_a_window_on_the_scans_own_grid_shows_the_scan():
     image, labels = a_case(source)
     found, decided = window_of(image, labels, source, source, a_draw())
     torch.testing.assert_close(found, image, rtol=1e-4, atol=1e-3)
-    assert torch.equal(decided, smoothed_labels(labels[0].long(), 4))
+    assert torch.equal(decided, smoothed_labels(labels[0].long()))
 
 
 def lit_voxel(draw, ijk):
@@ -288,7 +288,7 @@ def test_labels_are_the_argmax_of_scipys_smoothed_one_hot(seed, shape, classes):
         ]
     )
     best, second = np.sort(np.concatenate([scores, scores[:1] * 0 - 1]), axis=0)[:-3:-1]
-    found = smoothed_labels(torch.from_numpy(labels), classes).numpy()
+    found = smoothed_labels(torch.from_numpy(labels)).numpy()
     clear = best - second > 1e-6
     assert clear.mean() > 0.5
     assert (found == scores.argmax(0))[clear].all()
@@ -297,7 +297,7 @@ def test_labels_are_the_argmax_of_scipys_smoothed_one_hot(seed, shape, classes):
 def test_of_labels_that_tie_the_smallest_is_taken(monkeypatch):
     scores = torch.tensor([[0.2, 0.4, 0.3], [0.4, 0.2, 0.3], [0.4, 0.4, 0.3]])
     monkeypatch.setattr(augmentation, "smooth_voxels", lambda masks: scores[None, :, None, None])
-    found = smoothed_labels(torch.tensor([[[1, 4, 5]]]), 6)
+    found = smoothed_labels(torch.tensor([[[1, 4, 5]]]))
     assert found.tolist() == [[[4, 1, 1]]]
 
 
@@ -305,7 +305,7 @@ def test_a_lone_voxel_is_smoothed_away_and_a_block_stays():
     labels = torch.zeros(9, 9, 9, dtype=torch.int64)
     labels[2, 2, 2] = 1
     labels[4:8, 4:8, 4:8] = 3
-    found = smoothed_labels(labels, 4)
+    found = smoothed_labels(labels)
     assert found.unique().tolist() == [0, 3]
     assert (found[5:7, 5:7, 5:7] == 3).all()
 

@@ -29,9 +29,9 @@ def test_networks_one_by_one_give_what_ours_gives(seed):
     image = torch.randn(1, 1, 6, 7, 9, generator=torch.Generator().manual_seed(3))
     labels = torch.randint(0, 3, (1, 6, 7, 9), generator=torch.Generator().manual_seed(4))
     looped = bench_training.looped_random_convolution(
-        image, labels, 3, torch.Generator().manual_seed(seed)
+        image, labels, torch.Generator().manual_seed(seed)
     )
-    ours = random_convolution(image, labels, 3, "smoothed", torch.Generator().manual_seed(seed))
+    ours = random_convolution(image, labels, "smoothed", torch.Generator().manual_seed(seed))
     assert not torch.allclose(ours, image, atol=0.1)
     torch.testing.assert_close(looped, ours, rtol=1e-4, atol=1e-4)
 

@@ -244,7 +244,7 @@ def test_random_convolution_is_applied_where_it_is_due_and_nowhere_else(data, ca
     assert torch.equal(looks[~where], views.images[~where])
     labels = torch.stack([views.labels[1], views.labels[0], views.labels[3]])
     expected = random_convolution(
-        views.images[where], labels, 3, "smoothed", torch.Generator().manual_seed(9)
+        views.images[where], labels, "smoothed", torch.Generator().manual_seed(9)
     )
     assert torch.equal(looks[where], expected)
     assert not torch.equal(looks[where], views.images[where])

@@ -111,7 +111,7 @@ def random_convolution_table(
         def call() -> torch.Tensor:
             generator = torch.Generator().manual_seed(seed)
             with torch.autocast(device.type, precision, precision != torch.float32):
-                return convolve(image, labels, classes, generator=generator)
+                return convolve(image, labels, generator=generator)
 
         return elapsed(call, device)
 
@@ -131,7 +131,7 @@ def random_convolution_table(
 
 @torch.no_grad()
 def looped_random_convolution(
-    image: torch.Tensor, labels: torch.Tensor, classes: int, generator: torch.Generator
+    image: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """`random_convolution`, smoothed, as it reads in the paper: one label after the other.
 
@@ -139,8 +139,9 @@ def looped_random_convolution(
 
     Args:
         image: (1, 1, K, J, I).
-        labels: (1, K, J, I), all of 0 ... classes - 1 in it.
+        labels: (1, K, J, I), all of 0 ... n - 1 in it.
     """
+    classes = int(labels.max()) + 1
     networks = draw(classes, 3, generator, "cpu")
     masks = smoothed_by_convolution(F.one_hot(labels, classes).movedim(-1, 1).float())
     result = torch.zeros_like(image)

@@ -50,9 +50,9 @@ class RegionsConfig:
     clusters: tuple[int, int] = (1, 6)
     divided: float = 0.5
     divided_labels: float = 0.1
-    affine: float = 0.5
+    affine: float = 0.75
     slope: tuple[float, float] = (0.3, 1.5)
-    kept: float = 0.1
+    kept: float = 0.05
     kept_air: float = 0.5
 
     def __post_init__(self) -> None:
