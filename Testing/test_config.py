@@ -30,6 +30,22 @@ BASE = TrainingConfig(
 )
 
 CHANGED = {
+    "augmentation.crop": 0.1,
+    "data.outputs": ("liver", "spleen"),
+    "degradation.bias": 0.25,
+    "degradation.chance": 0.5,
+    "degradation.coarseness": 2.0,
+    "degradation.noise": 0.05,
+    "regions.affine": 0.25,
+    "regions.clusters": (2, 4),
+    "regions.divided": 0.25,
+    "regions.divided_labels": 0.2,
+    "regions.kept": 0.2,
+    "regions.kept_air": 0.25,
+    "regions.share": 0.75,
+    "regions.slope": (0.5, 2.0),
+    "regions.untouched": 0.2,
+    "start": "abdomen-ct",
     "grid.size": (64, 32, 8),
     "grid.spacing": (1.0, 2.5, 3.25),
     "grid.axes": "slices",

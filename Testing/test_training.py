@@ -23,9 +23,17 @@ from srcsm_training import loop, pictures, run
 from srcsm_training.augmentation import AugmentationConfig
 from srcsm_training.cases import PreparedCase, prepare_cases
 from srcsm_training.checkpoint import CheckpointError, load_checkpoint
-from srcsm_training.config import OptimisationConfig, TrainingConfig, to_dict, with_overrides
+from srcsm_training.config import (
+    DataConfig,
+    OptimisationConfig,
+    TrainingConfig,
+    to_dict,
+    with_overrides,
+)
 from srcsm_training.dataset import read_dataset
+from srcsm_training.degradation import DegradationConfig
 from srcsm_training.losses import segmentation_loss
+from srcsm_training.regions import RegionsConfig
 from srcsm_training.run import make_accelerator, run_training
 from srcsm_training.run_folder import RunResult, curve_row
 from srcsm_training.source import intensity_rule, open_source, split
@@ -312,7 +320,7 @@ def test_a_nan_loss_draws_src_anew_for_the_same_windows(monkeypatch, tmp_path, c
         losses.append(segmentation_loss(logits, *rest))
         return losses[-1] * (math.nan if len(losses) in (1, 2, 5) else 1)
 
-    monkeypatch.setattr(loop, "random_convolution", recorded)
+    monkeypatch.setattr(loop, "random_looks", recorded)
     monkeypatch.setattr(loop, "segmentation_loss", nan_at_first)
     progress, weights = train(tiny.config(steps=3, nan_redraws=2), cases, tmp_path)
     assert progress.step == 3
@@ -327,7 +335,7 @@ def test_a_nan_loss_draws_src_anew_for_the_same_windows(monkeypatch, tmp_path, c
 
 def test_redraws_are_fresh_draws(monkeypatch, tmp_path, cases):
     drawn = []
-    original = loop.random_convolution
+    original = loop.random_looks
 
     def recorded(*arguments):
         drawn.append(original(*arguments))
@@ -336,7 +344,7 @@ def test_redraws_are_fresh_draws(monkeypatch, tmp_path, cases):
     def nan_at_first(logits, *rest):
         return segmentation_loss(logits, *rest) * (math.nan if len(drawn) == 1 else 1)
 
-    monkeypatch.setattr(loop, "random_convolution", recorded)
+    monkeypatch.setattr(loop, "random_looks", recorded)
     monkeypatch.setattr(loop, "segmentation_loss", nan_at_first)
     train(tiny.config(steps=1), cases, tmp_path)
     assert len(drawn) == 2
@@ -1121,3 +1129,114 @@ def test_two_processes_share_their_weights_and_differ_from_one(tmp_path, folder,
     alone, _ = a_run(folder, cache, tmp_path / "alone")
     weights = load_bundle(alone.model).weights
     assert differs(weights, load_bundle(tmp_path / "whole" / "model").weights)
+
+
+# --- regions, outputs, start weights
+
+REGIONS = RegionsConfig(share=0.7)
+
+
+def test_a_stopped_training_with_regions_goes_on_to_the_same_bits(tmp_path, cases):
+    config = replace(tiny.config(), regions=REGIONS, degradation=DegradationConfig(chance=0.5))
+    whole, _ = train(config, cases, tmp_path / "whole")
+    train(config, cases, tmp_path / "parts", stop_requested=stop_after(3))
+    resumed, _ = train(config, cases, tmp_path / "parts")
+    assert_same(last(tmp_path / "whole"), last(tmp_path / "parts"))
+    assert whole.best_dice == resumed.best_dice
+
+
+def test_with_regions_the_best_weights_hold_under_random_looks_too(tmp_path, cases):
+    state, _ = train(replace(tiny.config(), regions=REGIONS), cases, tmp_path)
+    assert all(len(row["dice"]) == len(row["randomised"]) == 2 for row in state.curve)
+    assert state.best_dice == max(map(loop.mean_score, state.curve))
+    row = {"dice": [0.8, math.nan], "randomised": [0.4, 0.6], "loss": 9.0}
+    assert loop.mean_score(row) == pytest.approx(0.65)
+    plain, _ = train(tiny.config(), cases, tmp_path / "plain")
+    assert all("randomised" not in row for row in plain.curve)
+
+
+def test_randomised_dice_is_the_same_at_every_validation(cases):
+    config = replace(tiny.config(), regions=REGIONS)
+    tiny.forget_accelerator()
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    network = UNet(config.network).eval()
+    first, again = (
+        loop.validation_scores(network, cases[1], config, RULE, accelerator) for _ in range(2)
+    )
+    assert first == again
+    assert first["randomised"] != first["dice"]
+
+
+def test_label_values_are_ordered_with_the_outputs_first():
+    labels = {"liver": 1, "kidney": 2, "spleen": 3, "aorta": 4}
+    assert run.label_order(labels, ()) == (0, 1, 2, 3, 4)
+    assert run.label_order(labels, ("spleen", "kidney")) == (0, 3, 2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [(("livr",), r'no label "livr" \(did you mean liver\?\)'), (("liver", "liver"), "twice")],
+)
+def test_outputs_that_cannot_be_are_named(outputs, message):
+    with pytest.raises(ConfigError, match=message):
+        run.label_order({"liver": 1, "spleen": 2}, outputs)
+
+
+def test_other_labels_are_background_to_the_network_and_no_windows_are_drawn_around_them(
+    folder, cache
+):
+    cases = read_dataset(folder).cases[:1]
+    (plain,) = prepare_cases(cases, RULE, 1.0, tiny.config().grid, cache)
+    (ordered,) = prepare_cases(
+        cases, RULE, 1.0, tiny.config().grid, cache, order=(0, 2, 1), outputs=1
+    )
+    assert torch.equal(ordered.labels == 1, plain.labels == 2)
+    assert torch.equal(ordered.labels == 2, plain.labels == 1)
+    assert len(ordered.foreground) == 1
+    i, j, k = ordered.foreground[0][0]
+    assert plain.labels[0, k, j, i] == 2
+    targets = loop.output_labels(ordered.labels, 2)
+    assert torch.equal(targets == 1, plain.labels == 2)
+    assert targets.max() == 1
+
+
+def test_a_network_of_a_part_of_the_labels_names_them_alone(tmp_path, folder, cache):
+    config = replace(tiny.config(steps=2), data=DataConfig(folds=3, outputs=("spleen",)))
+    result = run_training(folder, config, tmp_path / "run", cache=cache, say=lambda line: None)
+    bundle = load_bundle(result.model)
+    assert [(label.name, label.value) for label in bundle.description.labels] == [("spleen", 1)]
+    assert bundle.network.classes == 2
+    with open(tmp_path / "run" / "curve.csv", newline="") as file:
+        assert "dice_spleen" in next(csv.reader(file))
+
+
+def test_a_start_gives_known_labels_their_outputs_and_new_ones_random_weights(
+    tmp_path, folder, cache
+):
+    config = tiny.config(steps=2)
+    first = run_training(folder, config, tmp_path / "a", cache=cache, say=lambda line: None)
+    trained = load_bundle(first.model).weights
+    going_on = replace(config, start=str(first.model))
+    same = run.start_weights(going_on, ["liver", "spleen"])
+    assert all(torch.equal(same[name], value) for name, value in trained.items())
+    more = replace(going_on, network=replace(config.network, classes=4))
+    other = run.start_weights(more, ["spleen", "aorta", "liver"])
+    for row, old in ((0, 0), (1, 2), (3, 1)):
+        assert torch.equal(other["head.weight"][row], trained["head.weight"][old])
+    assert not torch.equal(other["head.weight"][2], trained["head.weight"][2])
+    one_step = replace(going_on, optimisation=tiny.config(steps=1).optimisation)
+    result = run_training(folder, one_step, tmp_path / "b", cache=cache, say=lambda line: None)
+    moved = load_bundle(result.model).weights
+    steps = max(float((moved[name] - value).abs().max()) for name, value in trained.items())
+    assert 0 < steps < 0.01
+
+
+def test_a_start_of_another_shape_is_refused(tmp_path, folder, cache):
+    config = tiny.config(steps=1)
+    first = run_training(folder, config, tmp_path / "a", cache=cache, say=lambda line: None)
+    wider = replace(
+        config, start=str(first.model), network=replace(config.network, channels=(4, 8))
+    )
+    with pytest.raises(ConfigError, match="another shape"):
+        run.start_weights(wider, ["liver", "spleen"])
