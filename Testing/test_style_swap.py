@@ -153,7 +153,7 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(chain, whole, tmp_pa
 
     def fsync(number):
         written.append(number)
-        if len(written) == 9:
+        if len(written) == 10:
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

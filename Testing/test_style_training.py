@@ -95,7 +95,7 @@ def run_fit(folder, recipe, factors=(3.0, 1.0), **changes):
         "identity": {"stage": "test"},
         "loss": lambda m, generator: m(torch.tensor(factors) * torch.rand((), generator=generator)),
         "preview": lambda step: None,
-        "accelerator": accelerator_for("cpu", "fp32", "test"),
+        "accelerator": accelerator_for("cpu", "fp32", "test").accelerator,
         "checkpoint_minutes": 99,
         **changes,
     }
@@ -171,7 +171,8 @@ def test_the_average_is_the_average_and_is_previewed_and_kept(tmp_path):
         recipe, model, tmp_path,
         seed=0, identity={}, loss=lambda m, generator: m(torch.tensor([3.0, 1.0])),
         preview=lambda step: shown.append((step, model.value.detach().clone())),
-        accelerator=accelerator_for("cpu", "fp32", "test"), checkpoint_minutes=99, report=report,
+        accelerator=accelerator_for("cpu", "fp32", "test").accelerator,
+        checkpoint_minutes=99, report=report,
     )  # fmt: skip
     torch.testing.assert_close(model.value.detach(), expected)
     assert [step for step, _ in shown] == [2, 4, 6]
@@ -207,13 +208,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(tmp_path):
 
 
 def test_precisions_that_the_device_cannot_train_in_are_refused():
-    with pytest.raises(ConfigError, match=r"tune.precision=bf16"):
+    with pytest.raises(ConfigError, match=r"tune.precision=auto"):
         accelerator_for("cpu", "fp16", "tune")
     tiny.forget_accelerator()
     with pytest.raises(ConfigError, match=r"control.precision=fp32"):
         accelerator_for("cpu", "bf16", "control", 96 * 96)
     tiny.forget_accelerator()
-    assert accelerator_for("cpu", "bf16", "control", 64 * 64).mixed_precision == "bf16"
+    assert accelerator_for("cpu", "bf16", "control", 64 * 64).precision == "bf16"
 
 
 # Noise, latents, sampler

@@ -806,7 +806,7 @@ def test_a_run_folder_holds_what_its_docstring_promises(finished):
     assert list(output.rglob("*.tmp")) == []
     assert result == RunResult(6, True, result.best_dice, output / "model")
     assert any("3 cases of Dataset001_Tiny" in line for line in lines)
-    assert any("on cpu (1 process" in line for line in lines)
+    assert lines[0] == "Computing on cpu (1 process) in fp32: the configuration asks for it."
 
 
 def test_a_run_folder_tells_all_that_decided_it(finished, folder):
@@ -821,6 +821,8 @@ def test_a_run_folder_tells_all_that_decided_it(finished, folder):
     assert environment["dataset"] == "Dataset001_Tiny"
     assert torch.__version__.startswith(environment["packages"]["torch"].split("+")[0])
     assert {"python", "platform", "packages", "git", "command"} <= environment.keys()
+    assert (environment["device"], environment["precision"]) == ("cpu", "fp32")
+    assert environment["precision_reason"] == "the configuration asks for it"
     assert set(environment["git"]) in ({"commit", "modified"}, set())
     histogram = json.loads((output / "source_histogram.json").read_text("utf-8"))
     images = [tiny.phantom(n)[0].clip(-1023, 1024) for n in (1, 2)]
@@ -1041,9 +1043,9 @@ def test_devices_and_precisions_are_checked():
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         make_accelerator("cpu", tiny.config(precision="fp16"))
     tiny.forget_accelerator()
-    accelerator = make_accelerator("cpu", tiny.config(precision="bf16"))
-    assert accelerator.device.type == "cpu"
-    assert accelerator.mixed_precision == "bf16"
+    computing = make_accelerator("cpu", tiny.config(precision="bf16"))
+    assert computing.accelerator.device.type == "cpu"
+    assert computing.precision == "bf16"
     for size in ((16, 16, 1), (128, 128, 2)):
         tiny.forget_accelerator()
         config = tiny.config(precision="bf16")

@@ -183,7 +183,8 @@ def training_step_table(
     warm_up: int = 3,
 ) -> Table:
     """Steps of the training loop with SRC and without; medians, the first `warm_up` left out."""
-    accelerator = make_accelerator(str(device), config)
+    computing = make_accelerator(str(device), config)
+    accelerator = computing.accelerator
 
     with tempfile.TemporaryDirectory() as folder:
         cases = [
@@ -210,7 +211,7 @@ def training_step_table(
 
         with_src, without = seconds("smoothed"), seconds("off")
     share = 1 - without / with_src
-    title = f"Training step, {title}, {config.optimisation.precision}, {device}"
+    title = f"Training step, {title}, {computing.precision}, {device}"
     columns, row = compared("with SRC", "without"), comparison("step", with_src, without)
     return Table(f"{title}; SRC takes {share:.0%} of it", columns, (row,))
 

@@ -15,6 +15,14 @@ class CheckpointError(SRCSMError):
     """A checkpoint cannot be written, read, or does not belong to this training."""
 
 
+def without_precision(settings: Any) -> Any:  # noqa: ANN401 - plain values
+    """Copy settings without the precisions in them, which a training may change when resumed."""
+    if isinstance(settings, dict):
+        kept = {key: value for key, value in settings.items() if key != "precision"}
+        return {key: without_precision(value) for key, value in kept.items()}
+    return settings
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 

@@ -23,6 +23,9 @@ from .losses import DICE
 from .random_convolution import MODES
 from .regions import RegionsConfig
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""What may be asked for; "auto" is the fastest that the device trains in (accelerator.py)."""
+
 
 @dataclass(frozen=True)
 class CasesConfig:
@@ -101,7 +104,7 @@ class Recipe:
         clip_rate: update rate of the running mean, which is fed with the clipped norm.
         ema: decay of the weight average used for validation and export.
         nan_redraws: how often SRC is drawn anew for a sample whose loss is NaN before giving up.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "auto", the fastest that the device trains in, "fp32", "bf16" or "fp16".
         patience: validations without a better Dice after which the training ends; 0: it goes on.
     """
 
@@ -115,12 +118,12 @@ class Recipe:
     clip_rate: float = 0.01
     ema: float = 0.999
     nan_redraws: int = 100
-    precision: str = "bf16"
+    precision: str = "auto"
     patience: int = 0
 
     def __post_init__(self) -> None:
         one_of("optimisation.schedule", self.schedule, ("constant", "cosine", "icm"))
-        one_of("optimisation.precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("optimisation.precision", self.precision, PRECISIONS)
         if self.steps < 1 or self.batch < 1:
             raise ConfigError("optimisation.steps and optimisation.batch must be at least 1.")
         if self.patience < 0:

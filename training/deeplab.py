@@ -57,9 +57,7 @@ class DeepLabConfig:
     data: CasesConfig = field(default_factory=CasesConfig)
     size: int = 512
     optimisation: Recipe = field(
-        default_factory=lambda: Recipe(
-            steps=10_000, batch=8, learning_rate=1e-3, l2=0.0, ema=0.0, precision="fp32"
-        )
+        default_factory=lambda: Recipe(steps=10_000, batch=8, learning_rate=1e-3, l2=0.0, ema=0.0)
     )
     seed: int = 0
     checkpoint_minutes: float = 5.0
@@ -143,8 +141,9 @@ def run_training(
         DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
         CheckpointError.
     """
-    accelerator = accelerator_for(device, config.optimisation.precision)
-    run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
+    computing = accelerator_for(device, config.optimisation.precision, plane=config.size**2)
+    accelerator = computing.accelerator
+    run = open_run(dataset_folder, config.data, run_folder, computing, say)
     source, labels = run.source, run.source.dataset.labels
     loop.state_to_resume(run.folder, config, source.training, source.validation)
     training, validation = (

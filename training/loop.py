@@ -27,7 +27,7 @@ from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 
 from .augmentation import augmented_intensities, augmented_window, cropped, draw_spatial
 from .cases import PreparedCase, draw_window
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
 from .config import OptimisationConfig, Recipe, TrainingConfig, to_dict
 from .degradation import degraded
 from .losses import segmentation_loss
@@ -223,7 +223,7 @@ def fit(
         progress = Progress(**state["progress"])
 
     model, optimiser = accelerator.prepare(network, optimiser)
-    if state and accelerator.scaler:
+    if state and state["scaler"] and accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])
 
     def save() -> None:
@@ -338,7 +338,7 @@ def state_to_resume(
         ("another configuration", "config", _identity(config)),
         ("other cases", "cases", _names(training, validation)),
     ):
-        if state.get(key, wanted) != wanted:
+        if without_precision(state.get(key, wanted)) != without_precision(wanted):
             raise CheckpointError(
                 f"{path} belongs to a training with {what}; choose another run folder, or give "
                 "the same dataset and options to resume."

@@ -111,7 +111,6 @@ PRESETS: dict[str, TrainingConfig] = {
             cross_entropy=1.0,
             ema=0.99,
             patience=0,
-            precision="fp32",
         ),
         validate_every=500,
     ),

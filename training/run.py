@@ -2,7 +2,7 @@
 """A training run from a dataset to a model bundle, and everything its folder keeps.
 
 config.yaml               the full configuration
-environment.json          versions, git state, command, dataset, cases
+environment.json          versions, git state, command, device, precision, dataset, cases
 source_histogram.json     for source matching
 checkpoints/last.pt       the state to resume from
 curve.csv, curve.png      loss and validation Dice
@@ -33,7 +33,7 @@ from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume
 
 from . import loop, pairs, pictures
-from .accelerator import accelerator_for
+from .accelerator import Computing, accelerator_for
 from .cases import PreparedCase, default_cache, prepare_cases
 from .config import TrainingConfig, nearest, to_dict
 from .dataset import Case
@@ -76,8 +76,9 @@ def run_training(
     Raises:
         DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
     """
-    accelerator = make_accelerator(device, config)
-    run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
+    computing = make_accelerator(device, config)
+    accelerator = computing.accelerator
+    run = open_run(dataset_folder, config.data, run_folder, computing, say)
     source, labels = run.source, run.labels
     rule = intensity_rule(config.data, source.modality, source.training)
     order = label_order(source.dataset.labels, config.data.outputs)
@@ -213,8 +214,8 @@ def start_weights(config: TrainingConfig, labels: Sequence[str]) -> dict[str, to
     return weights
 
 
-def make_accelerator(device: str, config: TrainingConfig) -> Accelerator:
-    """`accelerator_for` the engine's network.
+def make_accelerator(device: str, config: TrainingConfig) -> Computing:
+    """Make what the engine's network is trained on, see `accelerator_for`.
 
     Raises:
         DeviceError: unknown or absent.

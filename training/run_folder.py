@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every training run begins and ends with, whatever it trains.
 
-Its folder keeps config.yaml, environment.json (versions, git state, command, dataset, cases),
-curve.csv and curve.png.
+Its folder keeps config.yaml, environment.json (versions, git state, command, device, precision and
+the reason for it, dataset, cases), curve.csv and curve.png.
 """
 
 import csv
@@ -23,6 +23,7 @@ from accelerate import Accelerator
 
 from SRCSMSegmenterLib.files import whole_file
 
+from .accelerator import Computing
 from .config import CasesConfig, write_yaml
 from .loop import Progress, mean_score
 from .pictures import curve_picture
@@ -58,24 +59,27 @@ class Run:
 
     folder: Path
     source: Source
-    accelerator: Accelerator
+    computing: Computing
     main: bool
     tell: Callable[[str], None]
     labels: list[str]
 
+    @property
+    def accelerator(self) -> Accelerator:
+        """What trains."""
+        return self.computing.accelerator
+
     def begin(self, config: Any) -> None:  # noqa: ANN401 - any configuration dataclass
-        """Write what decides the result, and say what it is trained on."""
+        """Write what decides the result, and say if a stopped run goes on in another precision."""
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_yaml(self.folder / "config.yaml", config)
-            environment = json.dumps(_environment(self.source), indent=2)
-            write_text(self.folder / "environment.json", environment + "\n")
-        processes = self.accelerator.num_processes
-        precision = self.accelerator.mixed_precision
-        self.tell(
-            f"Training on {self.accelerator.device} ({processes} process"
-            f"{'es' if processes > 1 else ''}, {'fp32' if precision == 'no' else precision})."
-        )
+            about = {
+                "dataset": self.source.dataset.name,
+                "training_cases": [case.name for case in self.source.training],
+                "validation_cases": [case.name for case in self.source.validation],
+            }
+            write_environment(self.folder, self.computing, self.tell, about)
 
     def write_curve(self, state: Progress) -> None:
         """curve.csv and curve.png, of all that was logged so far."""
@@ -108,10 +112,10 @@ def open_run(
     dataset_folder: Path,
     data: CasesConfig,
     run_folder: Path,
-    accelerator: Accelerator,
+    computing: Computing,
     say: Callable[[str], None],
 ) -> Run:
-    """Open and check the source of a run.
+    """Say what is computed on, then open and check the source of a run.
 
     Args:
         run_folder: written to by `Run.begin` only.
@@ -120,10 +124,11 @@ def open_run(
     Raises:
         DatasetError, ConfigError, VolumeError.
     """
-    main = accelerator.is_main_process
+    main = computing.accelerator.is_main_process
     tell = say if main else (lambda line: None)
+    computing.introduce(tell)
     source = open_source(dataset_folder, data, tell, check=main)
-    return Run(Path(run_folder), source, accelerator, main, tell, list(source.dataset.labels))
+    return Run(Path(run_folder), source, computing, main, tell, list(source.dataset.labels))
 
 
 def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
@@ -165,13 +170,30 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _environment(source: Source) -> dict[str, Any]:
+def write_environment(
+    folder: Path,
+    computing: Computing,
+    tell: Callable[[str], None],
+    about: dict[str, Any] | None = None,
+) -> None:
+    """Write environment.json, and tell if an earlier one names another precision.
+
+    Args:
+        about: what else it shall hold.
+    """
+    path = folder / "environment.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if (old := before.get("precision", computing.precision)) != computing.precision:
+        tell(f"What was begun in {old} goes on in {computing.precision}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**_environment(), **computing.record(), **(about or {})}
+    write_text(path, json.dumps(environment, indent=2) + "\n")
+
+
+def _environment() -> dict[str, Any]:
     packages = ("torch", "numpy", "scipy", "SimpleITK", "monai", "accelerate", "safetensors")
     return {
         "command": command_line(),
-        "dataset": source.dataset.name,
-        "training_cases": [case.name for case in source.training],
-        "validation_cases": [case.name for case in source.validation],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: version(package) for package in packages},

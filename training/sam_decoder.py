@@ -8,6 +8,7 @@ from slices with random looks. The best weights are chosen on validation cases o
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,9 +69,7 @@ class DecoderConfig:
     embed_once: bool = True
     random_convolution: str = "off"
     optimisation: Recipe = field(
-        default_factory=lambda: Recipe(
-            steps=4000, batch=16, learning_rate=1e-4, l2=1e-3, precision="fp32"
-        )
+        default_factory=lambda: Recipe(steps=4000, batch=16, learning_rate=1e-4, l2=1e-3)
     )
     seed: int = 0
     checkpoint_minutes: float = 5.0
@@ -179,10 +178,12 @@ def run_decoder_training(
         DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
         CheckpointError.
     """
-    accelerator = accelerator_for(device, config.optimisation.precision)
+    # Decoders scale up to slices that are too large for bf16 on a CPU.
+    computing = accelerator_for(device, config.optimisation.precision, plane=math.inf)
+    accelerator = computing.accelerator
     where = str(accelerator.device)
     model = load_sam(sam, kind, where)
-    run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
+    run = open_run(dataset_folder, config.data, run_folder, computing, say)
     source, labels = run.source, run.labels
     loop.state_to_resume(run.folder, config, source.training, source.validation)
     if (known := len(coarse.description.labels)) != len(labels):

@@ -149,8 +149,9 @@ def run_sam_training(
     Raises:
         DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
     """
-    accelerator = accelerator_for(device, config.optimisation.precision)
-    run = open_run(dataset_folder, config.data, run_folder, accelerator, say)
+    computing = accelerator_for(device, config.optimisation.precision)
+    accelerator = computing.accelerator
+    run = open_run(dataset_folder, config.data, run_folder, computing, say)
     source = run.source
     loop.state_to_resume(run.folder, config, source.training, source.validation)
     rule = intensity_rule(config.data, source.modality, source.training)

@@ -199,5 +199,5 @@ def _memory() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             "The device's memory is too small; lower batch (and raise accumulation), keep "
-            "gradient_checkpointing on, choose fp16 or bf16, or tune with tune.lora=16."
+            "gradient_checkpointing on, choose precision fp16 or bf16, or tune with tune.lora=16."
         ) from error

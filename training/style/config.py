@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..config import one_of
+from ..config import PRECISIONS, one_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class StageConfig:
         weight_decay: AdamW's.
         clip: longest gradient.
         ema: decay of an average of the weights that is kept instead of the last ones; 0: none.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "auto", the fastest of the device, "fp32", "bf16" or "fp16".
         gradient_checkpointing: compute activations twice to store fewer of them.
         preview_every: steps between two previews; 0 makes one at the end only.
     """
@@ -86,13 +86,13 @@ class StageConfig:
     weight_decay: float = 1e-2
     clip: float = 1.0
     ema: float = 0.0
-    precision: str = "fp16"
+    precision: str = "auto"
     gradient_checkpointing: bool = True
     preview_every: int = 2000
 
     def __post_init__(self) -> None:
         one_of("schedule", self.schedule, ("constant", "cosine"))
-        one_of("precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("precision", self.precision, PRECISIONS)
         if min(self.steps, self.batch, self.accumulation) < 1:
             raise ConfigError("steps, batch and accumulation of a stage are at least 1.")
         if not 0 <= self.ema < 1:
@@ -158,17 +158,17 @@ class SwapConfig:
         per_slice: how many different ones each slice gets, drawn for it; 0: all.
         every: restyle every so manieth slice.
         batch: pictures drawn together.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "auto", the fastest of the device, "fp32", "bf16" or "fp16".
     """
 
     styles: tuple[str, ...] = ()
     per_slice: int = 3
     every: int = 1
     batch: int = 8
-    precision: str = "fp16"
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
-        one_of("swap.precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("swap.precision", self.precision, PRECISIONS)
         if min(self.batch, self.every) < 1 or self.per_slice < 0:
             raise ConfigError(
                 "swap.batch and swap.every are at least 1, swap.per_slice is at least 0."
@@ -208,7 +208,6 @@ class AutoencoderConfig(StageConfig):
     learning_rate: float = 2e-3
     schedule: str = "cosine"
     weight_decay: float = 0.0
-    precision: str = "bf16"
     gradient_checkpointing: bool = False
     preview_every: int = 0
     channels: tuple[int, ...] = (16, 32, 64)
@@ -235,7 +234,6 @@ class DenoiserConfig(StageConfig):
     learning_rate: float = 5e-4
     schedule: str = "cosine"
     ema: float = 0.999
-    precision: str = "bf16"
     gradient_checkpointing: bool = False
     preview_every: int = 1000
     channels: tuple[int, ...] = (64, 128, 192)

@@ -26,6 +26,7 @@ from SRCSMSegmenterLib.errors import ConfigError
 
 from ..accelerator import accelerator_for
 from ..config import to_dict
+from ..run_folder import write_environment
 from .base import (
     CONDITION_CHANNELS,
     BaseModel,
@@ -85,9 +86,11 @@ def train_control(
     """
     recipe = config.control
     slices = read_slices(slices_folder)
-    accelerator = accelerator_for(device, recipe.precision, "control", slices.size**2)
+    computing = accelerator_for(device, recipe.precision, "control", slices.size**2)
+    accelerator = computing.accelerator
     tell = say if accelerator.is_main_process else (lambda line: None)
     prompt = read_prompts(config.prompts).instance
+    computing.introduce(tell)
     base = load_base(base_name, download=download, say=tell)
     base.check_size(slices.size)
     unet, record = load_tuned(tuned, base) if tuned else (base.unet, {"weights": ""})
@@ -103,12 +106,12 @@ def train_control(
         "tuned": record["weights"],
         "slices": manifest_sha256(slices),
     }
-    place_frozen(base, accelerator.device, recipe.precision)
+    place_frozen(base, accelerator.device, computing.precision)
     torch.manual_seed(config.seed)
     control = ControlNetModel.from_unet(
         unet, conditioning_embedding_out_channels=CONDITION_CHANNELS[: base.factor.bit_length()]
     ).to(accelerator.device)
-    unet.to(accelerator.device, frozen_dtype(recipe.precision, accelerator.device))
+    unet.to(accelerator.device, frozen_dtype(computing.precision, accelerator.device))
     if recipe.gradient_checkpointing:
         control.enable_gradient_checkpointing()
         unet.enable_gradient_checkpointing()
@@ -145,7 +148,9 @@ def train_control(
         path = run_folder / "previews" / f"step_{step:06d}.png"
         write_picture(path, sheet(len(shown), [*masks, *real, *drawn]))
 
-    tell(f"Training a ControlNet on {len(kept)} slices of {slices.name}, on {accelerator.device}.")
+    tell(f"Training a ControlNet on {len(kept)} slices of {slices.name}.")
+    if accelerator.is_main_process:
+        write_environment(run_folder, computing, tell)
     progress = fit(
         recipe,
         control,

@@ -28,13 +28,13 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from SRCSMSegmenterLib.devices import DTYPES
+
+from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
 from ..loop import TrainingError, any_process, learning_rate, seeded
 from .base import BaseModel
 from .config import SamplingConfig, StageConfig
 from .slices import SliceSet, read_picture, write_bytes
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -103,7 +103,7 @@ def fit(
         optimiser.load_state_dict(state["optimiser"])
         progress = StageProgress(**state["progress"])
     wrapped, optimiser = accelerator.prepare(model, optimiser)
-    if state and accelerator.scaler:
+    if state and state["scaler"] and accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])
     del state
 
@@ -356,11 +356,12 @@ def steered(
 
 
 def place_frozen(base: BaseModel, device: torch.device, precision: str) -> None:
-    """Put what is not trained on the device: the autoencoder at half size for fp16 alone.
+    """Put what is not trained on the device: on a GPU the autoencoder at half size but for fp32.
 
     In bfloat16 an autoencoder loses what the eye sees; text is encoded rarely, so in full.
     """
-    base.vae.to(device, torch.float16 if precision == "fp16" else torch.float32)
+    half = device.type == "cuda" and precision != "fp32"
+    base.vae.to(device, torch.float16 if half else torch.float32)
     base.text_encoder.to(device)
 
 
@@ -368,7 +369,7 @@ def frozen_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Of weights that are read and not trained."""
     if device.type == "cpu":
         return torch.float32
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    return DTYPES[precision]
 
 
 def sheet(columns: int, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -403,8 +404,8 @@ def _state_to_resume(checkpoint: Path, identity: dict[str, Any]) -> dict[str, An
     if not checkpoint.exists():
         return None
     state = load_checkpoint(checkpoint)
-    if state.get("identity") != identity:
-        old = state.get("identity", {})
+    old, identity = (without_precision(i) for i in (state.get("identity", {}), identity))
+    if old != identity:
         changed = sorted(k for k in {*identity, *old} if identity.get(k) != old.get(k))
         raise CheckpointError(
             f"{checkpoint} belongs to a training with another {' and '.join(changed)}; choose "

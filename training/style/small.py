@@ -34,6 +34,7 @@ from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 
 from ..accelerator import accelerator_for
 from ..config import to_dict
+from ..run_folder import write_environment
 from .base import BaseModel, save_model
 from .config import (
     AutoencoderConfig,
@@ -131,11 +132,13 @@ def train_base(
     """
     started = time.monotonic()
     first, second = config.base.autoencoder, config.base.denoiser
-    accelerator = accelerator_for(device, second.precision, "base", first.crop**2)
+    computing = accelerator_for(device, second.precision, "base", first.crop**2)
+    accelerator = computing.accelerator
     tell = say if accelerator.is_main_process else (lambda line: None)
     sets = [read_slices(slice_folder) for slice_folder in slice_folders]
     prompts = read_prompts(config.prompts)
     slices = _together(sets)
+    computing.introduce(tell)
     for style in _by_style(slices):
         prompts.of(style)
     torch.manual_seed(config.seed)
@@ -156,7 +159,9 @@ def train_base(
         "checkpoint_minutes": config.checkpoint_minutes,
         "stop_requested": stop_requested,
     }
-    tell(f"Training on {len(slices.slices)} slices, on {accelerator.device}.")
+    tell(f"Training on {len(slices.slices)} slices.")
+    if accelerator.is_main_process:
+        write_environment(folder / "training", computing, tell)
     progress = _train_autoencoder(
         base, slices, first, folder / "training" / "autoencoder",
         identity=shared, max_minutes=max_minutes, report=report, **arguments,

@@ -19,14 +19,17 @@ from typing import Any
 
 import numpy as np
 
+from SRCSMSegmenterLib.devices import DTYPES
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 
 from ..accelerator import accelerator_for
+from ..checkpoint import without_precision
 from ..config import to_dict
+from ..run_folder import write_environment
 from .base import load_base
 from .config import StyleConfig
 from .control import conditions, load_control
-from .diffusion import DTYPES, generate, place_frozen
+from .diffusion import generate, place_frozen
 from .prompts import Prompts, read_prompts
 from .slices import (
     MANIFEST,
@@ -97,9 +100,11 @@ def swap(
     started = time.monotonic()
     slices = read_slices(slices_folder)
     prompts = read_prompts(config.prompts)
-    accelerator = accelerator_for(device, config.swap.precision, "swap")
+    computing = accelerator_for(device, config.swap.precision, "swap")
+    accelerator = computing.accelerator
     tell = say if accelerator.is_main_process else (lambda line: None)
     wishes = plan(slices, prompts, config)
+    computing.introduce(tell)
     base = load_base(base_name, download=download, say=tell)
     control, record = load_control(control_run, base)
     _check_fit(slices, record, control_run)
@@ -114,7 +119,7 @@ def swap(
         "stage": "swap",
         "slices": manifest_sha256(slices),
         "seed": config.seed,
-        "precision": config.swap.precision,
+        "precision": computing.precision,
         "sampling": to_dict(config.sampling),
         "wishes": _digest([[w.name, w.prompt, w.seed] for w in wishes]),
     }
@@ -122,14 +127,15 @@ def swap(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_manifest(restyled)
+        write_environment(restyled.folder, computing, tell)
 
-    place_frozen(base, accelerator.device, config.swap.precision)
-    dtype = DTYPES[config.swap.precision]
+    place_frozen(base, accelerator.device, computing.precision)
+    dtype = DTYPES[computing.precision]
     unet.to(accelerator.device, dtype)
     control.to(accelerator.device, dtype)
     share = wishes[accelerator.process_index :: accelerator.num_processes]
     missing = [w for w in share if not (restyled.folder / w.image).exists()]
-    tell(f"{len(wishes)} pictures in all; drawing on {accelerator.device}.")
+    tell(f"{len(wishes)} pictures in all.")
     for first in range(0, len(missing), config.swap.batch):
         if time.monotonic() - started > max_minutes * 60 or stop_requested():
             break
@@ -202,7 +208,7 @@ def _begun(
     """The set that an earlier call began, or a new one."""
     if (folder / MANIFEST).exists():
         old = read_manifest(folder)
-        if (old.settings, old.models) != (settings, models):
+        if (without_precision(old.settings), old.models) != (without_precision(settings), models):
             raise DatasetError(
                 f"{folder} holds pictures that were made of other slices, by other models or with "
                 "other settings; choose another folder, or give the same options to go on."

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..accelerator import accelerator_for
 from ..config import to_dict
+from ..run_folder import write_environment
 from .base import (
     BaseModel,
     check_base,
@@ -65,10 +66,12 @@ def tune(
         StyleError.
     """
     recipe = config.tune
-    accelerator = accelerator_for(device, recipe.precision, "tune")
+    computing = accelerator_for(device, recipe.precision, "tune")
+    accelerator = computing.accelerator
     tell = say if accelerator.is_main_process else (lambda line: None)
     slices = read_slices(slices_folder)
     prompt = read_prompts(config.prompts).instance
+    computing.introduce(tell)
     base = load_base(base_name, download=download, say=tell)
     base.check_size(slices.size)
     identity = {
@@ -79,10 +82,10 @@ def tune(
         "base": base.identity,
         "slices": manifest_sha256(slices),
     }
-    place_frozen(base, accelerator.device, recipe.precision)
+    place_frozen(base, accelerator.device, computing.precision)
     unet = base.unet.to(accelerator.device)
     if recipe.lora:
-        unet.to(dtype=frozen_dtype(recipe.precision, accelerator.device))
+        unet.to(dtype=frozen_dtype(computing.precision, accelerator.device))
         _add_lora(unet, recipe.lora, config.seed)
     else:
         unet.requires_grad_(True)
@@ -108,7 +111,9 @@ def tune(
         path = run_folder / "previews" / f"step_{step:06d}.png"
         write_picture(path, sheet(len(real), [*real, *drawn[: len(real)]]))
 
-    tell(f"Tuning on {len(kept)} slices of {slices.name}, on {accelerator.device}.")
+    tell(f"Tuning on {len(kept)} slices of {slices.name}.")
+    if accelerator.is_main_process:
+        write_environment(run_folder, computing, tell)
     progress = fit(
         recipe,
         unet,
