@@ -520,6 +520,10 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(train_arguments, 
     assert run(*train_arguments, "--dry-run", "--set", "seed=8", "data.folds=2") == 0
     printed = capsys.readouterr().out
     assert "# training: b\n# validation: a\n" in printed
+    assert "in fp32: the configuration asks for it" in printed
+    assert "\n# training: about " in printed
+    assert "(6 x " in printed
+    assert "\n# memory: about " in printed
     base = presets.preset("abdomen-fast")
     shown = config.from_dict(yaml.safe_load(printed), base)
     expected = tiny.config()

@@ -80,9 +80,12 @@ def test_help_names_the_default_base():
 def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, configuration, capsys):
     given = ("--config", configuration, "--set", "tune.lora=4", "--out", tmp_path / "out")
     assert run("style", "tune", "--slices", tmp_path, *given, "--dry-run") == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    printed = yaml.safe_load(out)
     assert printed["size"] == 32
     assert printed["tune"]["lora"] == 4
+    assert "The time cannot be told" in err
+    assert "has no manifest.json" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -4,12 +4,13 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from SRCSMSegmenterLib.errors import DeviceError
+from SRCSMSegmenterLib.errors import DeviceError, SRCSMError
 
 from ..config import configured, to_dict, write_yaml
 from ..style.config import StyleConfig
@@ -24,6 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = configured(StyleConfig(), arguments.config, arguments.set)
     if arguments.dry_run:
         print(yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip())
+        if arguments.action in MEASURED:
+            _estimate(arguments, config)
         return 0
     out = arguments.out or arguments.slices
     if arguments.action == "swap" and not arguments.out:
@@ -173,6 +176,42 @@ NEXT = {
     "check": "Next: look at {out}/contact_sheet.png, then srcsm train --preset icm ... "
     "--set pairs.styled=[SLICES]",
 }
+
+
+MEASURED = ("base", "tune", "control", "swap")
+"""Stages that take long."""
+
+
+def _estimate(arguments: argparse.Namespace, config: StyleConfig) -> None:
+    """Measure some steps of a stage and print what it takes, or say why that cannot be told."""
+    from ..estimate import WARM_UP, measure
+
+    def estimate(config: StyleConfig, what: str, steps: int = 0, warm_up: int = WARM_UP) -> None:
+        totals = [steps]
+
+        def stage(out: Path, done: Callable[[int], None]) -> None:
+            def show(step: int, total: int, note: str) -> None:
+                totals.append(total)
+                done(step)
+
+            STAGES[arguments.action](arguments, config, out, show, {})
+
+        with _memory():
+            measured = measure(stage, warm_up)
+        for line in measured.lines(steps or totals[-1], what):
+            print(f"# {line}")
+
+    say("Measuring some steps ...")
+    try:
+        if arguments.action != "base":
+            estimate(config, arguments.action)
+            return
+        first, second = config.base.autoencoder, config.base.denoiser
+        estimate(config, "autoencoder", first.steps)
+        short = replace(config, base=replace(config.base, autoencoder=replace(first, steps=1)))
+        estimate(short, "denoiser", second.steps, WARM_UP + 1)
+    except SRCSMError as error:
+        say(f"The time cannot be told: {error}")
 
 
 def _on(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import yaml
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 from ..config import TrainingConfig, configured, to_dict
+from ..estimate import measure_training
 from ..pairs import open_restyled
 from ..presets import PRESETS, preset
 from ..run import run_training
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"srcsm train needs {' and '.join(missing)}; see srcsm train --help.")
     config = configured(preset(arguments.preset), arguments.config, arguments.set)
     if arguments.dry_run:
-        print(dry_run(arguments.data, config))
+        print(dry_run(arguments.data, config, arguments.device, arguments.cache))
         return 0
     return run_to_end(
         arguments,
@@ -97,18 +98,33 @@ def run_to_end(
     return INTERRUPTED if stop_requested() else 0
 
 
-def dry_run(folder: Path, config: TrainingConfig) -> str:
-    """Check the dataset; returns the configuration as YAML, and as comments what goes where."""
+def dry_run(
+    folder: Path, config: TrainingConfig, device: str = "auto", cache: Path | None = None
+) -> str:
+    """Check the dataset and measure a few steps.
+
+    Returns:
+        The configuration as YAML, and as comments what goes where, and the time and memory that
+        the training takes.
+    """
     source = open_source(folder, config.data, say)
     dataset, training, validation = source.dataset, source.training, source.validation
     open_restyled(config, dataset, training)
     rule = intensity_rule(config.data, source.modality, training)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
+    say("Measuring some steps ...")
+    estimate = measure_training(
+        lambda config, out, **settings: run_training(folder, config, out, cache=cache, **settings),
+        config,
+        training,
+        device,
+    )
     lines = [
         f"# {dataset.name}: {', '.join(dataset.labels)}",
         f"# intensities: {rule}",
         f"# training: {', '.join(case.name for case in training)}",
         f"# validation: {', '.join(case.name for case in validation) or 'none'}",
+        *(f"# {line}" for line in estimate.lines(config.optimisation.steps)),
         yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip(),
     ]
     return "\n".join(lines)

@@ -3,13 +3,20 @@
 
 import argparse
 from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..config import configured
+from ..config import configured, to_dict
+from ..estimate import measure_training
+from ..run_folder import RunResult
 from ..sam_decoder import DecoderConfig, run_decoder_training
 from ..sam_training import SamConfig, run_sam_training
-from .common import load_model
+from ..source import open_source
+from .common import load_model, say
 from .train import run_to_end
 
 
@@ -17,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Train a small SAM, or fine-tune one, or resume that, and say how it ended."""
     if bool(arguments.sam) != bool(arguments.coarse):
         raise ConfigError("Fine-tuning needs --sam and --coarse; training from nothing, neither.")
+    if not (arguments.out or arguments.dry_run):
+        raise ConfigError("srcsm train-sam needs --out; see srcsm train-sam --help.")
     if arguments.sam_kind and not arguments.sam:
         raise ConfigError("--sam-kind tells what the file of --sam is; give that too.")
     if arguments.sam and arguments.cache:
@@ -24,22 +33,34 @@ def run(arguments: argparse.Namespace) -> int:
     config = DecoderConfig() if arguments.sam else SamConfig()
     config = configured(config, arguments.config, arguments.set)
     if arguments.sam:
-        training = partial(
-            run_decoder_training,
-            arguments.data,
-            config,
-            arguments.sam,
-            load_model(arguments.coarse),
-            arguments.out,
-            kind=arguments.sam_kind,
-        )
+        coarse = load_model(arguments.coarse)
+
+        def training(config: DecoderConfig, out: Path, **settings: Any) -> RunResult:  # noqa: ANN401
+            return run_decoder_training(
+                arguments.data,
+                config,
+                arguments.sam,
+                coarse,
+                out,
+                kind=arguments.sam_kind,
+                **settings,
+            )
     else:
-        training = partial(
-            run_sam_training, arguments.data, config, arguments.out, cache=arguments.cache
-        )
+
+        def training(config: SamConfig, out: Path, **settings: Any) -> RunResult:  # noqa: ANN401
+            return run_sam_training(arguments.data, config, out, cache=arguments.cache, **settings)
+
+    if arguments.dry_run:
+        source = open_source(arguments.data, config.data, say)
+        say("Measuring some steps ...")
+        estimate = measure_training(training, config, source.training, arguments.device)
+        for line in estimate.lines(config.optimisation.steps):
+            print(f"# {line}")
+        print(yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip())
+        return 0
     return run_to_end(
         arguments,
         config.optimisation.steps,
-        training,
+        partial(training, config, arguments.out),
         "SAM: {model}\nNext: srcsm refine SCAN --boxes boxes.json --sam {model} -o organs.nii.gz",
     )

@@ -125,7 +125,11 @@ def add_stage(
         help=f"for what the stage makes{shown}",
     )
     common.add_max_minutes(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and exit")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the configuration and, of base, tune, control and swap, the time and memory",
+    )
     return parser
 
 

@@ -28,6 +28,8 @@ def add(commands: common.Commands) -> None:
     common.add_cache(parser)
     parser.add_argument("--list-presets", action="store_true", help="list the presets and exit")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check the dataset, print the configuration, exit"
+        "--dry-run",
+        action="store_true",
+        help="check the dataset, print the configuration and what time and memory it takes here",
     )
     common.add_device(parser)

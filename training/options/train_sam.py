@@ -16,7 +16,8 @@ def add(commands: common.Commands) -> None:
         "  srcsm train-sam --data Dataset101_AbdomenCT --sam sam_vit_b_01ec64.pth \\\n"
         "      --coarse abdomen-ct --out runs/vit-b-ct --device cuda\n"
         "  srcsm train-sam --data Dataset101_AbdomenCT --sam sam-small-ct --coarse abdomen-ct \\\n"
-        "      --set embed_once=false random_convolution=smoothed --out runs/sam-ct-looks",
+        "      --set embed_once=false random_convolution=smoothed --out runs/sam-ct-looks\n"
+        "  srcsm train-sam --data Dataset101_AbdomenCT --dry-run",
     )
     common.add_dataset(parser)
     common.add_sam(parser, "fine-tune this one: a shipped SAM, a SAM folder or a checkpoint file")
@@ -24,5 +25,10 @@ def add(commands: common.Commands) -> None:
         "--coarse", metavar="NAME_OR_FOLDER", help="the network whose boxes are given, for --sam"
     )
     common.add_cache(parser, "from nothing; ")
-    common.add_run(parser)
+    common.add_run(parser, required=False)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the configuration and what time and memory the training takes here",
+    )
     common.add_device(parser)
