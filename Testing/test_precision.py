@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 
-from srcsm_training.accelerator import EMULATION_FACTOR, _precision_on
+from srcsm_training.accelerator import EMULATION_FACTOR, _precision_on, accelerator_for
 from srcsm_training.checkpoint import without_precision
 from srcsm_training.run import run_training
 from SRCSMSegmenterLib.devices import bf16_instructions, preferred_precision
@@ -107,6 +107,19 @@ def test_emulated_bf16_is_warned_of_with_the_factor(processor):
     assert "tune.precision=auto" in warning
     processor("avx512_bf16")
     assert _precision_on(CPU, "bf16", "tune", 0)[2] == ""
+
+
+def test_the_user_is_told_the_device_the_precision_and_the_warning(processor):
+    processor("avx2")
+    lines: list[str] = []
+    computing = accelerator_for("cpu", "bf16", "tune")
+    computing.introduce(lines.append)
+    assert lines == [
+        "Computing on cpu (1 process) in bf16: the configuration asks for it.",
+        "Warning: this processor emulates bf16, and a step takes about 34 times as long as in "
+        "fp32; choose tune.precision=auto.",
+    ]
+    assert computing.record()["precision"] == "bf16"
 
 
 def test_with_both_variables_set_the_processor_has_avx2_alone():

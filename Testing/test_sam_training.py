@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from accelerate import Accelerator
 
 from SAMRefineLib.boxes import Box, SliceGrid
@@ -285,6 +286,13 @@ def test_the_command_line(tmp_path, folder, cache, sam_folder, capsys):
     assert cli.main([*common, *arguments]) == 0
     assert f"SAM: {tmp_path / 'run' / 'model'}" in capsys.readouterr().out
     assert load_sam(tmp_path / "run" / "model", device="cpu").name == "x"
+    assert cli.main([*common, *arguments[2:], "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "# training: about " in printed
+    assert "(1 x " in printed
+    assert yaml.safe_load(printed)["optimisation"]["steps"] == 1
+    assert cli.main([*common, *arguments[2:]]) == 2
+    assert "needs --out" in capsys.readouterr().err
     out = ["--out", str(tmp_path / "no")]
     for wrong, sentence in (
         (["--sam", str(sam_folder)], "--coarse"),

@@ -58,6 +58,18 @@ def test_the_whole_chain_runs_from_scans_to_restyled_slices(tmp_path, configurat
     assert len(read_slices(out).slices) == 24
     assert yaml.safe_load((tuned / "config.yaml").read_text("utf-8"))["tune"]["steps"] == 4
 
+    again = tmp_path / "again"
+    for stage, expected in (
+        (("base", "--slices", phantom, slices, *on), ("autoencoder: about ", "denoiser: about ")),
+        (("tune", *taught), ("tune: about ", "(4 x ")),
+        (("control", *taught, "--tuned", tuned), ("control: about ",)),
+        (("swap", *taught, "--control", control), ("swap: about ", "(24 x ")),
+    ):
+        assert run("style", *stage, "--dry-run", *given, again) == 0
+        printed = capsys.readouterr().out
+        assert all(words in printed for words in ("# memory: about ", *expected)), printed
+    assert not again.exists()
+
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_explains_itself_with_examples_that_parse(capsys, stage):

@@ -144,6 +144,14 @@ def test_the_scale_of_half_precision_goes_on_where_it_was(tmp_path, cases):
     assert_same(last(tmp_path / "whole"), last(tmp_path / "parts"))
 
 
+def test_a_training_without_a_scale_goes_on_in_half_precision(tmp_path, cases):
+    train(tiny.config(), cases, tmp_path, stop_requested=stop_after(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    state, _ = train(tiny.config(precision="bf16"), cases, tmp_path, scaler=scaler)
+    assert state.step == 6
+    assert last(tmp_path)["scaler"]["scale"] == 64
+
+
 @pytest.mark.needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_stopped_training_on_a_gpu_goes_on_to_nearly_the_same(tmp_path, cases, precision):
