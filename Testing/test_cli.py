@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,27 @@ def test_the_scripts_are_the_commands(tmp_path):
         command = [sys.executable, REPOSITORY / "training" / script, option]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert expected in done.stdout
+
+
+def test_a_missing_package_is_told_with_the_extra_that_brings_it():
+    brought = {}
+    for line in requires("srcsm"):
+        if found := re.fullmatch(r"([\w-]+); extra == \"(training|refine|style)\"", line):
+            brought.setdefault(found[2], set()).add(found[1])
+    names = {"yaml": "pyyaml", "PIL": "pillow", "segment_anything": "segment-anything"}
+    assert brought == {
+        extra: {names.get(name, name) for name in modules} for extra, modules in cli.EXTRAS.items()
+    }
+    for missing, wanted in (
+        ("segment_anything", "'srcsm[refine]'"),
+        ("torchvision.models.segmentation", "'srcsm[refine]'"),
+        ("yaml", "'srcsm[training]'"),
+        ("diffusers", "'srcsm[style]'"),
+        ("tqdm", "srcsm"),
+    ):
+        message = cli.sentence(ModuleNotFoundError("none", name=missing))
+        package = missing.partition(".")[0]
+        assert message == f"This needs the package {package}: pip install {wanted}."
 
 
 def test_an_unknown_command_is_wrong_usage(capsys):

@@ -43,6 +43,13 @@ EXIT_CODES = (
 )
 """For each kind of error, the first that fits; any other is unexpected and exits with 1."""
 
+EXTRAS = {
+    "training": ("accelerate", "matplotlib", "monai", "pandas", "tensorboard", "yaml"),
+    "refine": ("segment_anything", "torchvision"),
+    "style": ("PIL", "diffusers", "peft", "transformers"),
+}
+"""What each extra of the package brings, by the names in import statements."""
+
 HELP = """\
 Train a segmentation network on one modality, use it on another.
 
@@ -89,8 +96,10 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"Cannot use {error.filename} ({error.strerror}); is it there, writable, not full?"
     if isinstance(error, ModuleNotFoundError):
-        extra = "style" if error.name in ("diffusers", "transformers", "peft") else "training"
-        return f"This needs the package {error.name}: pip install 'srcsm[{extra}]'."
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+        wanted = f"'srcsm[{extra}]'" if extra else "srcsm"
+        return f"This needs the package {package}: pip install {wanted}."
     return f"Unexpected {type(error).__name__}: {error}. Run again with --debug and report it."
 
 
