@@ -8,6 +8,7 @@ neighbours, all computing in a worker process. PyTorch is never imported here.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import qt
@@ -22,12 +23,12 @@ from slicer.ScriptedLoadableModule import (
 
 from SAMRefineLib import slicer_refine_logic
 from SAMRefineLib.boxes import Box, Box3D, SliceGrid, acquisition_axis
-from SAMRefineLib.organs import Organ, organs_from_json
+from SAMRefineLib.organs import Organ, Settings, organs_from_json
 from SAMRefineLib.slicer_boxes import BOUND, SLICE_BOX, align_views
 from SAMRefineLib.slicer_masks import fits
 from SAMRefineLib.slicer_refine_buttons import show_buttons
 from SAMRefineLib.slicer_refine_panel import RefinePanel, refined_text
-from SAMRefineLib.slicer_refine_parameters import Neighbours, Parameters
+from SAMRefineLib.slicer_refine_parameters import Neighbours, Parameters, rename_old_parameters
 from SAMRefineLib.slicer_sam_chooser import SamChooser
 from SAMRefineLib.slicer_session import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SRCSMSegmenterLib import slicer_logic, slicer_models, slicer_packages
@@ -197,7 +198,7 @@ class SAMRefineWidget(ModuleWidget):
                 self.panel.show_message(str(error))
                 continue
             self._use(session)
-            parameters.threshold = shown_threshold(session)
+            parameters.mask_threshold = shown_mask_threshold(session)
             parameters.neighbours = Neighbours(session.settings.neighbours)
             return
 
@@ -207,22 +208,22 @@ class SAMRefineWidget(ModuleWidget):
 
     def _configure(self) -> None:
         parameters, session = self._parameterNode, self.session
-        session.configure(**self._settings())
+        session.configure(self._chosen(session.settings))
         session.live = parameters.live
         session.ahead = not self._lackingForSam()
         organs = [organ.value for organ in session.organs]
         if parameters.organ in organs:
             session.active = parameters.organ
 
-    def _settings(self) -> dict[str, object]:
-        """What `organs.Settings` call what was chosen."""
+    def _chosen(self, settings: Settings) -> Settings:
+        """Return settings with what was chosen in the panel; the others stay."""
         parameters = self._parameterNode
-        return {
-            **self.sams.settings(),
-            "threshold": round(parameters.threshold, 2),
-            "device": parameters.device.value,
-            "neighbours": parameters.neighbours.value,
-        }
+        return replace(
+            self.sams.chosen_in(settings),
+            mask_threshold=round(parameters.mask_threshold, 2),
+            device=parameters.device.value,
+            neighbours=parameters.neighbours.value,
+        )
 
     def _close(self) -> None:
         if self.session is not None:
@@ -249,8 +250,9 @@ class SAMRefineWidget(ModuleWidget):
         if self.session is not None and self.session.closed:
             self.session = None
         session = self.session
-        if session is not None and shown_threshold(session) != round(parameters.threshold, 2):
-            parameters.threshold = shown_threshold(session)  # it was undone
+        shown = shown_mask_threshold(session) if session else None
+        if session is not None and shown != round(parameters.mask_threshold, 2):
+            parameters.mask_threshold = shown  # it was undone
         self.sams.show(parameters.sam)
         organs = session.organs if session else ()
         panel.show_organs(organs, (session.active or 0) if session else 0)
@@ -374,7 +376,7 @@ class SAMRefineWidget(ModuleWidget):
                 parameters.segmentation,
                 parameters.inputVolume,
                 axis=parameters.axis.value,
-                **self._settings(),
+                settings=self._chosen(Settings()),
             )
             self._use(session)
             parameters.segmentation = session.segmentationNode
@@ -532,8 +534,10 @@ class SAMRefineLogic(ScriptedLoadableModuleLogic):
     """Refinement without widgets; see the README for a script to paste."""
 
     def getParameterNode(self) -> Parameters:
-        """The panel's state in this scene."""
-        return Parameters(super().getParameterNode())
+        """Return the panel's state in this scene."""
+        node = super().getParameterNode()
+        rename_old_parameters(node)
+        return Parameters(node)
 
     boxes = staticmethod(slicer_refine_logic.boxes)
     savedBoxes = staticmethod(slicer_refine_logic.saved_boxes)
@@ -580,9 +584,9 @@ def _segmentationOf(
     return None
 
 
-def shown_threshold(session: RefineSession) -> float:
-    """Where the slider stands for a session's theta 2, which a script may have set."""
-    return round(min(max(session.settings.threshold, 0.05), 0.95), 2)
+def shown_mask_threshold(session: RefineSession) -> float:
+    """Return where the slider stands for a session's value, which a script may have set."""
+    return round(min(max(session.settings.mask_threshold, 0.05), 0.95), 2)
 
 
 def drawn_roi() -> "slicer.vtkMRMLMarkupsROINode | None":

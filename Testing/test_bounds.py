@@ -211,6 +211,9 @@ def test_everything_comes_back_from_its_text():
     assert saved.settings == settings
     assert saved.grid == GRID
     assert saved.highest == 11
+    old = text.replace('"mask_threshold"', '"threshold"')
+    assert old != text
+    assert organs_from_json(old).settings == settings
     empty = organs_from_json(organs_to_json([], GRID, Settings(), highest=0))
     assert empty.organs == ()
     assert empty.grid == GRID
@@ -222,7 +225,7 @@ def test_everything_comes_back_from_its_text():
         ('"version": 1', '"version": 7'),
         ('"srcsm-refinement"', '"something"'),
         ('"organs": [', '"organs": [{}, '),
-        ('"threshold": 0.5', '"surprise": 0.5'),
+        ('"mask_threshold": 0.5', '"surprise": 0.5'),
         ("{", ""),
     ],
 )

@@ -266,8 +266,8 @@ def test_only_what_is_above_the_threshold_counts(dtype):
     probability[0, 2:4, 3:7] = 0.76
     grid = grid_of(probability.shape)
     assert boxes_from_coarse(probability, grid) == {0: Box(3, 2, 7, 4)}
-    assert boxes_from_coarse(probability, grid, threshold=0.5) == {0: Box(2, 1, 8, 5)}
-    assert boxes_from_coarse(probability, grid, threshold=0.8) == {}
+    assert boxes_from_coarse(probability, grid, box_confidence=0.5) == {0: Box(2, 1, 8, 5)}
+    assert boxes_from_coarse(probability, grid, box_confidence=0.8) == {}
 
 
 def test_slices_that_lost_their_organ_are_named():
@@ -315,9 +315,9 @@ def test_shrinking_a_mask_of_whole_blocks_changes_nothing(drawn, shrink):
 def test_impossible_options_and_arrays_are_refused():
     grid = grid_of((2, 6, 9))
     coarse = np.zeros((2, 6, 9))
-    for threshold in (75, -0.1, 1.0, math.nan):
-        with pytest.raises(PromptError, match="threshold"):
-            boxes_from_coarse(coarse, grid, threshold)
+    for confidence in (75, -0.1, 1.0, math.nan):
+        with pytest.raises(PromptError, match="box confidence"):
+            boxes_from_coarse(coarse, grid, confidence)
     with pytest.raises(PromptError, match="shrunk by 0"):
         boxes_from_coarse(coarse, grid, shrink=0)
     with pytest.raises(PromptError, match="does not fit"):

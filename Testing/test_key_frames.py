@@ -275,7 +275,7 @@ def test_boxes_come_from_a_coarse_mask():
     coarse[4, 3:9, 5:11] = 0.9
     from_coarse = KeyFrames.from_coarse("liver", 3, coarse, GRID)
     assert from_coarse == KeyFrames("liver", 3, GRID, {4: Box(5, 3, 11, 9)})
-    lower = KeyFrames.from_coarse("liver", 3, coarse, GRID, threshold=0.5)
+    lower = KeyFrames.from_coarse("liver", 3, coarse, GRID, box_confidence=0.5)
     assert list(lower.automatic) == [3, 4, 5]
 
 

@@ -76,9 +76,9 @@ def test_the_volume_and_coarse_masks_are_sent_once(worker, ask):
     _, first = ask("embed")
     assert sorted(first.arrays) == ["coarse_2", "image"]
     worker.answer(first, labels(0, 0, 0, 0))
-    request, second = ask(threshold=0.5)
+    request, second = ask(mask_threshold=0.5)
     assert second.arrays == {}
-    assert second.parameters["threshold"] == 0.5
+    assert second.parameters["mask_threshold"] == 0.5
     assert second.parameters["session"] == first.parameters["session"]
     worker.answer(second, labels(0, 2, 2, 0))
     assert request.finished

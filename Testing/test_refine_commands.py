@@ -133,7 +133,7 @@ def test_boxes_lie_around_what_is_sure(files, tmp_path, capsys):
 def test_boxes_say_which_organ_has_none(files, tmp_path, capsys):
     out = tmp_path / "boxes.json"
     options = ("--coarse", files["coarse"], "--coarse-confidence", files["sure"])
-    assert run("boxes", files["scan"], "-o", out, *options, "--threshold", 0.95) == 0
+    assert run("boxes", files["scan"], "-o", out, *options, "--box-confidence", 0.95) == 0
     printed = capsys.readouterr()
     assert "no box for liver" in printed.err
     assert "0 boxes; shown without a box in" in printed.out
@@ -161,7 +161,7 @@ def test_boxes_take_every_option(files, tmp_path):
 
 def test_boxes_segment_the_scan_first_where_there_is_no_coarse_mask(files, models, tmp_path):
     out = tmp_path / "boxes.json"
-    assert run("boxes", files["scan"], "-o", out, "--threshold", 0.3, "--device", "cpu") == 0
+    assert run("boxes", files["scan"], "-o", out, "--box-confidence", 0.3, "--device", "cpu") == 0
     assert [organ.name for organ in load_boxes(out)] == ["liver", "spleen"]
 
 
@@ -205,7 +205,7 @@ def test_refine_for_a_reader_and_without_a_coarse_mask(files, models, tmp_path, 
     for options in (
         (),
         ("--modality", "CT"),
-        ("--coarse", files["coarse"], "--mosaic", "slices", "--threshold", 0.7),
+        ("--coarse", files["coarse"], "--mosaic", "slices", "--mask-threshold", 0.7),
     ):
         arguments = ("refine", files["scan"], "--boxes", boxes, "-o", out, "--device", "cpu")
         assert run(*arguments, *options) == 0
@@ -259,6 +259,8 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(files, models, tmp_path
     said = refused(capsys, 4, *refine, "--sam", "sam-large")
     assert "There is no SAM sam-large" in said
     assert "sam-small-ct" in said
+    said = refused(capsys, 4, *refine, "--sam", "runs/typo/sam-small-ct")
+    assert "There is no SAM runs/typo/sam-small-ct" in said
     (tmp_path / "sam.pth").write_bytes(b"none")
     assert "SHA-256" in refused(capsys, 4, *refine, "--sam", tmp_path / "sam.pth")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "sam.pth")
@@ -268,7 +270,7 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(files, models, tmp_path
     assert "--refine" in said
     said = refused(capsys, 2, *refine, "--coarse-confidence", files["sure"])
     assert "--coarse" in said
-    assert "threshold" in refused(capsys, 3, *refine, "--threshold", 1.5)
+    assert "threshold" in refused(capsys, 3, *refine, "--mask-threshold", 1.5)
     assert "could not be read" in refused(
         capsys, 3, "refine", scan, "--boxes", tmp_path / "none.json", "-o", out
     )

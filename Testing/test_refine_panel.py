@@ -55,7 +55,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
         "inputVolume": ("NodeComboBox", slicer.vtkMRMLScalarVolumeNode),
         "segmentation": ("NodeComboBox", slicer.vtkMRMLSegmentationNode),
         "axis": ("QComboBox", Axis),
-        "threshold": ("SliderWidget", float),
+        "mask_threshold": ("SliderWidget", float),
         "live": ("QCheckBox", bool),
         "neighbours": ("QComboBox", Neighbours),
         "device": ("QComboBox", Device),
@@ -74,9 +74,9 @@ def test_the_choices_are_the_engines():
 def test_a_slider_without_a_range_is_refused(window):
     parameters, ui = window.self().logic.getParameterNode(), window.self().ui
     with pytest.raises(RuntimeError, match="cannot hold"):
-        parameters.connectParametersToGui({"live": ui.thresholdSlider})
-    with pytest.raises(ValueError, match=r"threshold is from 0\.05 to 0\.95"):
-        parameters.threshold = 0.99
+        parameters.connectParametersToGui({"live": ui.maskThresholdSlider})
+    with pytest.raises(ValueError, match=r"mask_threshold is from 0\.05 to 0\.95"):
+        parameters.mask_threshold = 0.99
 
 
 def test_every_control_has_a_tooltip_and_disabled_buttons_say_why(window):
@@ -145,7 +145,19 @@ def test_settings_of_an_older_scene_are_read(window):
     slicer.mrmlScene.AddNode(node)
     window.self().enter()
     assert window.self().ui.axisComboBox.currentText == "Across J"
-    assert window.self().logic.getParameterNode().threshold == 0.5
+    assert window.self().logic.getParameterNode().mask_threshold == 0.5
+
+
+def test_a_scene_with_the_old_name_of_the_mask_threshold_is_read(window):
+    node = slicer.vtkMRMLScriptedModuleNode()
+    node.SetSingletonTag("SAMRefine")
+    node.SetParameter("threshold", "0.7")
+    window.self().exit()
+    slicer.mrmlScene.Clear(0)
+    slicer.mrmlScene.AddNode(node)
+    window.self().enter()
+    assert window.self().logic.getParameterNode().mask_threshold == 0.7
+    assert window.self().ui.maskThresholdSlider.value == 0.7
 
 
 def test_reloading_goes_on_with_the_boxes_and_leaves_nothing_of_the_old(window):

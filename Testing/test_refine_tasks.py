@@ -112,7 +112,7 @@ def test_points_threshold_and_mask_prompt_are_passed_on(a_sam, context):
     request = parameters(a_sam, frames)
     TASKS["refine"](request, arrays, context)
     for more in (
-        {"threshold": 0.4},
+        {"mask_threshold": 0.4},
         {"points": {"3": {"2": [[20, 20, True], [3, 3, False]]}}},
         {"mask_prompt": []},
     ):

@@ -184,7 +184,7 @@ def test_probabilities_and_threshold(a_looking_sam):
     image = scan(LIVER)
     image.array[:, 25:][LIVER[:, 25:]] = 0.55  # pixels of 0.1, a probability of 0.65
     organ = prompt(LIVER, 2, coarse=None)
-    sure = run(a_looking_sam, image, organ, trust=ANYTHING, threshold=0.8)
+    sure = run(a_looking_sam, image, organ, trust=ANYTHING, mask_threshold=0.8)
     all_of_it = run(a_looking_sam, image, organ, trust=ANYTHING)
     assert (sure.labels.array == 2)[:, :24].sum() == (all_of_it.labels.array == 2)[:, :24].sum()
     assert not sure.labels.array[:, 27:].any()
@@ -553,8 +553,8 @@ def test_bad_prompts_are_refused(a_looking_sam):
     with pytest.raises(PromptError, match="outside slice 4"):
         run(a_looking_sam, volume, replace(organ, points={4: (Point(61, 3),)}))
     for threshold in (0.0, 1.0, float("nan")):
-        with pytest.raises(PromptError, match="threshold"):
-            run(a_looking_sam, volume, organ, threshold=threshold)
+        with pytest.raises(PromptError, match="mask threshold"):
+            run(a_looking_sam, volume, organ, mask_threshold=threshold)
 
 
 def test_cancelling_changes_nothing(a_looking_sam):

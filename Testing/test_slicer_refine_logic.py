@@ -16,7 +16,7 @@ from test_slicer_scene import add_transform, add_volume, draw, state, voxels
 
 from SAMRefineLib import slicer_session
 from SAMRefineLib.boxes import Box, Box3D, SliceGrid
-from SAMRefineLib.organs import organs_from_json
+from SAMRefineLib.organs import Settings, organs_from_json
 from SAMRefineLib.slicer_boxes import BOUND, align_views, read_block, show_block
 from SAMRefineLib.slicer_refine_logic import boxes, open_boxes, refine, saved_boxes
 from SRCSMSegmenterLib import slicer_logic, slicer_scene
@@ -101,7 +101,7 @@ def segmented(volume, geometry=GRID, liver=COARSE, spleen=SPLEEN, **more):
 @pytest.fixture
 def session(scene, sam):
     volume = a_scan()
-    return boxes(segmented(volume), volume, sam=sam, device="cpu")
+    return boxes(segmented(volume), volume, settings=Settings(sam=sam, device="cpu"))
 
 
 def mask(session, name="liver"):
@@ -110,6 +110,10 @@ def mask(session, name="liver"):
 
 def value(session, name="liver"):
     return next(organ.value for organ in session.organs if organ.name == name)
+
+
+def configure(session, **changes):
+    session.configure(replace(session.settings, **changes))
 
 
 def wait_for(ready):
@@ -161,7 +165,7 @@ def test_probabilities_decide_where_they_are_known(scene, sam):
     chance[COARSE] = 0.9
     chance[4, 60:65, 2:9] = 0.9  # which the user erased since
     segmentation = segmented(volume, liver=LIVER, probabilities={"liver": chance})
-    session = boxes(segmentation, volume, ["liver"], sam=sam)
+    session = boxes(segmentation, volume, ["liver"], settings=Settings(sam=sam))
     (organ,) = session.organs
     assert organ.frames.effective()[4].x1 == 24
     assert organ.frames.effective()[4].y1 < 45
@@ -170,14 +174,21 @@ def test_probabilities_decide_where_they_are_known(scene, sam):
     slicer.util.updateSegmentBinaryLabelmapFromArray(
         added.astype(np.uint8), segmentation, "liver", volume
     )
-    (organ,) = boxes(segmentation, volume, ["liver"], sam=sam).organs
+    (organ,) = boxes(segmentation, volume, ["liver"], settings=Settings(sam=sam)).organs
     assert organ.frames.effective()[4].y1 == 50
-    (organ,) = boxes(segmentation, volume, ["liver"], threshold=0.5, sam=sam).organs
+    (organ,) = boxes(
+        segmentation, volume, ["liver"], box_confidence=0.5, settings=Settings(sam=sam)
+    ).organs
     assert organ.frames.effective()[3].x1 == 31
 
 
 def test_boxes_are_made_once_for_a_segmentation(session):
-    again = boxes(session.segmentationNode, session.volumeNode, axis="J", sam=session.settings.sam)
+    again = boxes(
+        session.segmentationNode,
+        session.volumeNode,
+        axis="J",
+        settings=Settings(sam=session.settings.sam),
+    )
     assert session.closed
     assert saved_boxes() == [again.node]
     assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 2
@@ -200,7 +211,7 @@ def test_a_segmentation_of_another_grid_is_copied_to_the_volumes(scene, sam):
     elsewhere = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "elsewhere")
     elsewhere.SetReferenceImageGeometryParameterFromVolumeNode(other)
     draw(elsewhere, "liver", moved, other)
-    session = boxes(elsewhere, volume, sam=sam)
+    session = boxes(elsewhere, volume, settings=Settings(sam=sam))
     assert session.segmentationNode is not elsewhere
     assert session.segmentationNode.GetName() == "elsewhere refined"
     assert dice(mask(session), COARSE) > 0.9
@@ -215,7 +226,7 @@ def test_surfaces_are_sampled(scene, sam):
     inner = segmentation.GetSegmentation()
     inner.SetSourceRepresentationName(slicer_scene.SURFACE)
     inner.RemoveRepresentation(slicer_scene.BINARY)
-    session = boxes(segmentation, volume, sam=sam)
+    session = boxes(segmentation, volume, settings=Settings(sam=sam))
     assert session.segmentationNode is not segmentation
     assert dice(mask(session), COARSE) > 0.85
     assert not inner.ContainsRepresentation(slicer_scene.BINARY)
@@ -245,7 +256,7 @@ def unsure(scene, sam):
     chance[3:6][(COARSE & (np.indices(SHAPE)[2] < 18))[3:6]] = 0.9
     volume = a_scan()
     found = segmented(volume, probabilities={"liver": chance})
-    return boxes(found, volume, sam=sam, modality="MR", device="cpu"), chance
+    return boxes(found, volume, settings=Settings(sam=sam, modality="MR", device="cpu")), chance
 
 
 def reach(session):
@@ -279,12 +290,14 @@ def test_slices_of_which_a_sure_network_is_unsure_end_empty(scene, sam):
     chance = np.where(COARSE, np.float16(0.9), np.float16(0))
     chance[7][COARSE[7]] = 0.6
     volume = a_scan()
-    session = boxes(segmented(volume, probabilities={"liver": chance}), volume, sam=sam)
+    session = boxes(
+        segmented(volume, probabilities={"liver": chance}), volume, settings=Settings(sam=sam)
+    )
     refine(session, ["liver"])
     assert not mask(session)[7].any()
     assert mask(session)[6].any()
-    session = boxes(segmented(volume, probabilities={"liver": chance}), volume, threshold=0.75)
-    session.configure(sam=sam)
+    session = boxes(segmented(volume, probabilities={"liver": chance}), volume, box_confidence=0.75)
+    configure(session, sam=sam)
     refine(session, ["liver"])
     np.testing.assert_array_equal(mask(session)[7], COARSE[7])
 
@@ -326,9 +339,11 @@ def test_a_choice_that_comes_after_an_edit_is_dropped(unsure):
     assert session.organ(1).changed
 
 
-def test_boxes_of_a_given_threshold_are_not_chosen_anew(unsure, sam):
+def test_boxes_of_a_given_confidence_are_not_chosen_anew(unsure, sam):
     session, _ = unsure
-    session = boxes(session.segmentationNode, session.volumeNode, threshold=0.5, sam=sam)
+    session = boxes(
+        session.segmentationNode, session.volumeNode, box_confidence=0.5, settings=Settings(sam=sam)
+    )
     before = reach(session)
     refine(session, ["liver"])
     assert reach(session) == before
@@ -362,7 +377,7 @@ def test_results_lie_where_they_should_on_any_grid_under_any_transform(scene, sa
     volume = a_scan(geometry)
     add_transform(volume)
     segmentation = segmented(volume, geometry, LIVER)
-    session = boxes(segmentation, volume, axis=axis, sam=sam)
+    session = boxes(segmentation, volume, axis=axis, settings=Settings(sam=sam))
     assert session.segmentationNode is segmentation
     for organ in session.organs:
         refine(session, [organ.name])
@@ -389,7 +404,7 @@ def test_all_or_some_are_refined(session):
 def test_a_box_drawn_on_nothing_becomes_a_segment(scene, sam):
     volume = a_scan()
     add_transform(volume)
-    session = boxes(None, volume, sam=sam)
+    session = boxes(None, volume, settings=Settings(sam=sam))
     assert session.organs == ()
     roi = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "drawn")
     roi.CreateDefaultDisplayNodes()
@@ -433,16 +448,16 @@ def test_settings_reach_the_worker(session, sam):
     loose = mask(session, "spleen").sum()
     heard = []
     session.changed = lambda: heard.append(session.organ(2).changed)
-    session.configure(threshold=0.5)
+    configure(session, mask_threshold=0.5)
     assert heard == []
-    session.configure(threshold=0.9)
+    configure(session, mask_threshold=0.9)
     assert heard == [True]
     refine(session)
     assert mask(session, "spleen").sum() < loose
-    session.configure(sam="nowhere")
+    configure(session, sam="nowhere")
     with pytest.raises(WorkerError, match="nowhere"):
         refine(session)
-    session.configure(sam=sam, mosaic="slices", threshold=0.5)
+    configure(session, sam=sam, mosaic="slices", mask_threshold=0.5)
     refine(session)
     assert abs(int(mask(session, "spleen").sum()) - loose) < 0.2 * loose
 
@@ -457,7 +472,9 @@ def test_neighbours_keep_or_give_what_the_rule_says(scene, sam, rule):
     cyst = np.zeros(SHAPE, bool)
     cyst[3:6, 20:30, 26:36] = True  # half of it in the liver
     draw(segmentation, "cyst", cyst, volume)
-    session = boxes(segmentation, volume, ["liver", "spleen"], sam=sam, neighbours=rule)
+    session = boxes(
+        segmentation, volume, ["liver", "spleen"], settings=Settings(sam=sam, neighbours=rule)
+    )
     before = state()
     session.edit_bound(1, widened(session))
     refine(session, ["liver"])
@@ -498,7 +515,7 @@ def test_organs_that_are_refined_together_hand_voxels_to_each_other(scene, sam):
     wrong = LIVER & (np.indices(SHAPE)[1] < 25)
     segmentation = segmented(volume, liver=LIVER & ~wrong, spleen=wrong)
     layers = segmentation.GetSegmentation().GetNumberOfLayers()
-    session = boxes(segmentation, volume, sam=sam)
+    session = boxes(segmentation, volume, settings=Settings(sam=sam))
     k, j, i = np.nonzero(LIVER)
     session.edit_bound(
         1, Box3D((i.min(), j.min(), k.min()), (i.max() + 1, j.max() + 1, k.max() + 1))
@@ -752,7 +769,7 @@ def test_theta_2_redraws_at_once_and_is_undone_in_one_step(session, quickly):
     start, undone = mask(session, "spleen"), session._history.past
     session.live = True
     for threshold in (0.6, 0.8, 0.95):
-        session.configure(threshold=threshold)
+        configure(session, mask_threshold=threshold)
         if not quickly:
             settle(session)
     settle(session)
@@ -760,25 +777,25 @@ def test_theta_2_redraws_at_once_and_is_undone_in_one_step(session, quickly):
     assert 0 < tight.sum() < start.sum()
     assert not any(organ.changed for organ in session.organs)
     session.undo()
-    assert session.settings.threshold == 0.5
+    assert session.settings.mask_threshold == 0.5
     assert session._history.past == undone
     np.testing.assert_array_equal(mask(session, "spleen"), start)
     session.redo()
-    assert session.settings.threshold == 0.95
+    assert session.settings.mask_threshold == 0.95
     np.testing.assert_array_equal(mask(session, "spleen"), tight)
     settle(session)
     session.edit_box(1, 4, Box(8, 11, 30, 39))
-    session.configure(threshold=0.5)
+    configure(session, mask_threshold=0.5)
     settle(session)
     session.undo()
-    assert session.settings.threshold == 0.95
+    assert session.settings.mask_threshold == 0.95
     assert 4 in session.organ(1).frames.edited
 
 
 def test_theta_2_leaves_organs_alone_that_were_never_refined(session):
     refine(session, ["spleen"])
     session.live = True
-    session.configure(threshold=0.9)
+    configure(session, mask_threshold=0.9)
     settle(session)
     np.testing.assert_array_equal(mask(session), COARSE)
     assert mask(session, "spleen").sum() < SPLEEN.sum()
@@ -787,11 +804,11 @@ def test_theta_2_leaves_organs_alone_that_were_never_refined(session):
 def test_theta_2_waits_for_the_next_refinement_without_live(session):
     refine(session)
     start = mask(session)
-    session.configure(threshold=0.9)
+    configure(session, mask_threshold=0.9)
     settle(session)
     np.testing.assert_array_equal(mask(session), start)
     session.undo()
-    assert session.settings.threshold == 0.9
+    assert session.settings.mask_threshold == 0.9
 
 
 # embeddings
@@ -803,7 +820,7 @@ def passes():
 
 @pytest.mark.parametrize("mosaic", ["crops", "slices", "off"])
 def test_embeddings_are_there_before_they_are_needed(session, mosaic):
-    session.configure(mosaic=mosaic)
+    configure(session, mosaic=mosaic)
     states = []
     session.changed = lambda: states.append(session.embeddings)
     assert session.embeddings == {1: "waiting", 2: "waiting"}
@@ -822,7 +839,7 @@ def test_embeddings_are_there_before_they_are_needed(session, mosaic):
 def test_a_sam_that_is_not_there_is_told_once(session):
     heard = []
     session.message = heard.append
-    session.configure(sam="nowhere")
+    configure(session, sam="nowhere")
     session.ahead = True
     wait_for(lambda: heard)
     assert "nowhere" in heard[0]
@@ -907,7 +924,7 @@ def test_a_result_of_another_volume_or_sam_is_dropped(session, sam, what):
     if what == "voxels":
         slicer.util.arrayFromVolumeModified(session.volumeNode)
     else:
-        session.configure(mosaic="slices")
+        configure(session, mosaic="slices")
     wait_for(lambda: run.finished)
     assert "changed meanwhile" in str(run.error)
     np.testing.assert_array_equal(mask(session), before)
@@ -1016,7 +1033,12 @@ def test_boxes_settings_and_coarse_masks_come_back_from_the_scenes_file(
     geometry = Geometry(GRID.size, GRID.affine @ np.diag([1, flip, 1, 1]))
     volume = a_scan(geometry)
     add_transform(volume)
-    session = boxes(segmented(volume, geometry), volume, axis=axis, sam=sam, threshold=0.6)
+    session = boxes(
+        segmented(volume, geometry),
+        volume,
+        axis=axis,
+        settings=Settings(sam=sam, mask_threshold=0.6),
+    )
     settings = session.settings
     session.edit_bound(1, widened(session))
     n = sorted(session.organ(1).frames.effective())[2]

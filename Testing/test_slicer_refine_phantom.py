@@ -9,6 +9,7 @@ from test_slicer_scene import add_volume, draw, voxels
 
 from SAMRefineLib.boxes import Box3D
 from SAMRefineLib.key_frames import KeyFrames
+from SAMRefineLib.organs import Settings
 from SAMRefineLib.slicer_boxes import show_block
 from SAMRefineLib.slicer_refine_logic import boxes, refine
 from SRCSMSegmenterLib import slicer_logic, slicer_samples, slicer_scene
@@ -66,7 +67,7 @@ def test_a_spoiled_box_that_is_moved_back_beats_the_coarse_mask(scan):
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
     draw(node, "left_kidney", coarse, volume)
     draw(node, "spleen", truth["spleen"], volume)
-    session = boxes(node, volume, modality="MR")
+    session = boxes(node, volume, settings=Settings(modality="MR"))
 
     def found(name="left_kidney"):
         return voxels(node, name, volume)

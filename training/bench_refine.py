@@ -99,6 +99,7 @@ def opened(
     sys.path.pop(0)
     import slicer
 
+    from SAMRefineLib.organs import Settings
     from SAMRefineLib.slicer_refine_logic import boxes
 
     volume, mask = case(patient, finer, organ)
@@ -111,7 +112,8 @@ def opened(
         if surfaces:
             segmentation.CreateClosedSurfaceRepresentation()
         view = scene.AddNewNodeByClass("vtkMRMLSliceNode")
-        session = boxes(segmentation, node, sam=SAM, modality="MR", device=str(device))
+        settings = Settings(sam=SAM, modality="MR", device=str(device))
+        session = boxes(segmentation, node, settings=settings)
         slices = list(session.organ(1).frames.effective())
         session.jump(slices[len(slices) // 2])
         session.live, session.message = True, fail

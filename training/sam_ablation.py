@@ -180,7 +180,7 @@ def score_case(
         given = prompts(kind)
         for theta2 in THETAS:
             trust = DEFAULT_TRUST if kind == "refine" else ANYTHING
-            result = refiner.refine(given, threshold=theta2, trust=trust)
+            result = refiner.refine(given, mask_threshold=theta2, trust=trust)
             setting = {"kind": kind, "mosaic": mosaic, "theta2": theta2}
             kept = {report.name: len(report.kept) for report in result.reports}
             large = {organ.frames.name: not organ.mask_prompt for organ in given}

@@ -320,7 +320,7 @@ def filter_mask(
 def boxes_from_coarse(
     coarse: np.ndarray,
     grid: SliceGrid,
-    threshold: float = 0.75,
+    box_confidence: float = 0.75,
     shrink: int = 1,
     *,
     in_volume: bool = True,
@@ -331,7 +331,7 @@ def boxes_from_coarse(
     Args:
         coarse: (K, J, I), probabilities of one organ, or a bool mask (probabilities 0 and 1).
         grid: its slices.
-        threshold: only probabilities above it count (the paper's theta 1).
+        box_confidence: only probabilities above it count (the paper's theta 1).
         shrink: average blocks of shrink x shrink pixels first; the paper has 4 at 512 pixels. Box
             edges are then multiples of it, but for the slice's own edge. 1, the default, is as
             fast.
@@ -342,11 +342,13 @@ def boxes_from_coarse(
         organ has none at all (`slices_without_box` tells where that leaves a coarse mask alone).
 
     Raises:
-        PromptError: `coarse` does not lie on the grid, the threshold is not from [0, 1), or
+        PromptError: `coarse` does not lie on the grid, `box_confidence` is not from [0, 1), or
             `shrink` is less than 1.
     """
-    if not 0 <= threshold < 1:
-        raise PromptError(f"A threshold of {threshold:g} is not a probability from 0 to below 1.")
+    if not 0 <= box_confidence < 1:
+        raise PromptError(
+            f"A box confidence of {box_confidence:g} is not a probability from 0 to below 1."
+        )
     if shrink < 1:
         raise PromptError(f"Slices cannot be shrunk by {shrink}; give 1 or more.")
     stack = grid.stack(coarse)
@@ -355,7 +357,7 @@ def boxes_from_coarse(
     if stack.dtype == bool:
         sure, weights = stack.copy(), None
     else:
-        sure, weights = stack > threshold, stack
+        sure, weights = stack > box_confidence, stack
     _filter(sure, weights, in_volume, in_slices)
     rows, columns = grid.shape
     boxes = {}

@@ -59,8 +59,8 @@ def choose_prompts(
     if not unsure:
         return list(chosen.values())
     small, large = (
-        {organ.value: prompt(organ, grid, threshold, mask_prompt=False) for organ in unsure}
-        for threshold in (SURE, POSSIBLE)
+        {organ.value: prompt(organ, grid, confidence, mask_prompt=False) for organ in unsure}
+        for confidence in (SURE, POSSIBLE)
     )
     small_iou, large_iou = (
         refiner.estimates(
@@ -77,8 +77,10 @@ def choose_prompts(
 
 
 def prompt(
-    organ: CoarseOrgan, grid: SliceGrid, threshold: float, *, mask_prompt: bool = True
+    organ: CoarseOrgan, grid: SliceGrid, box_confidence: float, *, mask_prompt: bool = True
 ) -> OrganPrompt:
-    """Boxes around what is more probable than `threshold`; with `mask_prompt` nothing else."""
-    frames = KeyFrames.from_coarse(organ.name, organ.value, organ.mask, grid, threshold=threshold)
+    """Boxes around what is more probable than `box_confidence`; with `mask_prompt` nothing else."""
+    frames = KeyFrames.from_coarse(
+        organ.name, organ.value, organ.mask, grid, box_confidence=box_confidence
+    )
     return OrganPrompt(frames, organ.mask, mask_prompt=mask_prompt, keep_unboxed=not mask_prompt)

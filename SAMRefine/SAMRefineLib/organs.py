@@ -36,7 +36,7 @@ class Settings:
         sam_kind: of a file that is not recognised, such as "medsam".
         modality: "CT" or "MR"; None takes what DICOM says, else guesses.
         mosaic: see `prediction.MosaicMode`.
-        threshold: of SAM's probabilities (the paper's theta 2).
+        mask_threshold: of SAM's probabilities (the paper's theta 2).
         mask_prompt: False shows SAM no coarse mask of any organ; see `Organ.mask_prompt`.
         device: see `devices.resolve_device`.
         neighbours: see `Neighbours`.
@@ -46,10 +46,16 @@ class Settings:
     sam_kind: str | None = None
     modality: str | None = None
     mosaic: str = "crops"
-    threshold: float = 0.5
+    mask_threshold: float = 0.5
     mask_prompt: bool = True
     device: str = "auto"
     neighbours: Neighbours = "keep"
+
+
+DEFAULT_SETTINGS = Settings()
+
+OLD_NAMES = {"threshold": "mask_threshold"}
+"""Names of settings in texts that older versions wrote -> their names now."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +335,9 @@ def organs_from_json(text: str, where: str = "This text") -> Saved:
         organs = tuple(
             _organ(each, entry) for each, entry in zip(frames, content["organs"], strict=True)
         )
-        settings = Settings(**content["settings"])
+        settings = Settings(
+            **{OLD_NAMES.get(name, name): value for name, value in content["settings"].items()}
+        )
         return Saved(organs, grid, settings, max(content["highest"], 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PromptError(f"{where} holds no boxes that can be read ({error!r}).") from error

@@ -101,7 +101,7 @@ class RefineClient:
             hints: by label and slice number.
             progress, log: called until it is finished or cancelled.
             done: called once, when it is finished, in whatever way.
-            parameters: others of the task, such as threshold.
+            parameters: others of the task, such as mask_threshold.
         """
         points = {
             str(value): {str(n): [list(hint) for hint in some] for n, some in slices.items()}

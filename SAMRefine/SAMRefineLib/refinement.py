@@ -141,7 +141,7 @@ def refine(
     *,
     modality: str | None = None,
     mosaic: MosaicMode = "crops",
-    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
     trust: Trust = DEFAULT_TRUST,
     cache: EmbeddingCache | None = None,
     progress: Progress = lambda stage, fraction: None,
@@ -154,7 +154,7 @@ def refine(
     refiner = Refiner(volume, grid, model, modality=modality, mosaic=mosaic, cache=cache)
     return refiner.refine(
         organs,
-        threshold=threshold,
+        mask_threshold=mask_threshold,
         trust=trust,
         progress=progress,
         cancelled=cancelled,
@@ -229,7 +229,7 @@ class Refiner:
         self,
         organs: Sequence[OrganPrompt],
         *,
-        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
         trust: Trust = DEFAULT_TRUST,
         progress: Progress = lambda stage, fraction: None,
         cancelled: Callable[[], bool] = lambda: False,
@@ -241,19 +241,21 @@ class Refiner:
         the boxes' limit, show nothing.
 
         Args:
-            threshold: of SAM's probabilities (the paper's theta 2).
+            mask_threshold: of SAM's probabilities (the paper's theta 2).
             trust: when to keep the coarse mask.
             progress: called with the stage and the fraction of it that is done.
             cancelled: asked between two canvases and between two batches of boxes.
 
         Raises:
             PromptError: no organ, two with one label, boxes or coarse masks of another grid, a
-                point outside its slice or in a slice without a box, an impossible threshold.
+                point outside its slice or in a slice without a box, an impossible `mask_threshold`.
             DeviceError: out of memory.
             Cancelled: `cancelled` said so.
         """
-        if not 0 < threshold < 1:
-            raise PromptError(f"A threshold of {threshold:g} is not a probability between 0 and 1.")
+        if not 0 < mask_threshold < 1:
+            raise PromptError(
+                f"A mask threshold of {mask_threshold:g} is not a probability between 0 and 1."
+            )
         passes, seconds = self.passes, dict(self._predictor.seconds)
         questions = self._questions(organs)
         answers = self._predictor.ask(questions, progress, cancelled)
@@ -266,7 +268,7 @@ class Refiner:
                 for (other, n), answer in answers.items()
                 if other == value
             }
-            outcomes[value] = self._outcomes(organ, found, threshold, trust)
+            outcomes[value] = self._outcomes(organ, found, mask_threshold, trust)
         changed = self._combine(outcomes)
         reports = tuple(self._report(organ, outcomes[organ.frames.value]) for organ in organs)
         progress("combine", 1.0)
@@ -326,7 +328,7 @@ class Refiner:
         self,
         organ: OrganPrompt,
         found: Mapping[int, tuple[Box, Answer]],
-        threshold: float,
+        mask_threshold: float,
         trust: Trust,
     ) -> dict[int, Outcome]:
         """The organ in every slice where it has a box or a coarse mask, by slice number."""
@@ -341,7 +343,7 @@ class Refiner:
         for n in sorted(found.keys() | unboxed):
             box, answer = found.get(n, (None, None))
             agree = answer is not None and _counts_coarse(organ, n, box)
-            basis = (coarse, box, answer, agree, threshold, trust)
+            basis = (coarse, box, answer, agree, mask_threshold, trust)
             # The same object again where nothing changed: such slices are not combined anew.
             last = self._shown.get(n, {}).get(frames.value)
             unchanged = last is not None and last.basis == basis
@@ -355,17 +357,17 @@ class Refiner:
         box: Box | None,
         answer: Answer | None,
         agree: bool,
-        threshold: float,
+        mask_threshold: float,
         trust: Trust,
     ) -> Outcome:
         """SAM's mask of a slice, or the coarse one; `agree` asks them to be alike."""
-        basis = (coarse, box, answer, agree, threshold, trust)
+        basis = (coarse, box, answer, agree, mask_threshold, trust)
         if answer is None:
             return Outcome(coarse.probability(n), coarse.piece(n), NO_BOX, None, 1.0, basis)
         probability = np.zeros(self.grid.shape, np.float16)
         x0, y0, x1, y1 = answer.source
         probability[y0:y1, x0:x1] = answer.probability
-        mask = probability > threshold
+        mask = probability > mask_threshold
         weight = min(max(answer.predicted_iou, 0.01), 1.0)
         reason = BLANK
         if not answer.blank:

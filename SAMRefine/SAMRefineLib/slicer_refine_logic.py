@@ -11,7 +11,6 @@ computing is done by the worker that SRCSMSegmenter uses. Main thread only.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import slicer
 
@@ -19,7 +18,7 @@ from SRCSMSegmenterLib import slicer_scene
 from SRCSMSegmenterLib.errors import PromptError
 
 from .boxes import AXES, Box3D, SliceGrid, acquisition_axis
-from .organs import Patch, Saved, Settings, organs_from_json
+from .organs import DEFAULT_SETTINGS, Patch, Saved, Settings, organs_from_json
 from .slicer_boxes import BOUND, remove_node
 from .slicer_masks import add_segment, fits, read_masks
 from .slicer_segments import copied, new_segmentation, organ_of, segment_ids
@@ -40,8 +39,8 @@ def boxes(
     volumeNode: slicer.vtkMRMLScalarVolumeNode | None = None,
     organs: Sequence[str] | None = None,
     axis: str | int | None = None,
-    threshold: float | None = None,
-    **settings: Any,  # noqa: ANN401
+    box_confidence: float | None = None,
+    settings: Settings = DEFAULT_SETTINGS,
 ) -> RefineSession:
     """Put boxes around the segments of a segmentation.
 
@@ -56,9 +55,9 @@ def boxes(
         organs: names or IDs of segments; None for all.
         axis: across which slices are taken, "I", "J", "K" or 0, 1, 2; None for the one across which
             the volume was acquired.
-        threshold: of coarse probabilities (the paper's theta 1). None: boxes around what the
+        box_confidence: of coarse probabilities (the paper's theta 1). None: boxes around what the
             network is sure of; where it is too unsure, SAM chooses before it refines (`choice`).
-        settings: see `organs.Settings`.
+        settings: how the session is to refine.
 
     Raises:
         VolumeError: no scalar volume.
@@ -85,7 +84,7 @@ def boxes(
     before.SetDisplayVisibility(False)
     found = []
     for value, (id, mask) in enumerate(masks.items(), start=1):
-        organ = organ_of(target, id, mask, value, grid, threshold)
+        organ = organ_of(target, id, mask, value, grid, box_confidence)
         add_segment(before, geometry, Patch.of(mask), id, organ.name, organ.color)
         found.append(organ)
     node = slicer.mrmlScene.AddNewNodeByClass(
@@ -94,7 +93,7 @@ def boxes(
     node.SetAttribute(BOXES, "1")
     for role, other in ((VOLUME, volumeNode), (SEGMENTATION, target), (BEFORE, before)):
         node.SetNodeReferenceID(role, other.GetID())
-    saved = Saved(tuple(found), grid, Settings(**settings), len(found))
+    saved = Saved(tuple(found), grid, settings, len(found))
     return RefineSession(node, saved)
 
 

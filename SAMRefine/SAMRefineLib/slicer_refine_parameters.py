@@ -4,7 +4,7 @@
 import enum
 from typing import Annotated
 
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLScriptedModuleNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import Decimals, SingleStep, WithinRange, parameterNodeWrapper
 
@@ -44,6 +44,18 @@ class Neighbours(enum.Enum):
         }[self.value]
 
 
+OLD_NAMES = {"threshold": "mask_threshold"}
+"""Names of parameters in scenes that older versions saved -> their names now."""
+
+
+def rename_old_parameters(node: vtkMRMLScriptedModuleNode) -> None:
+    """Give parameters of a scene that an older version saved the names they have now."""
+    for old, new in OLD_NAMES.items():
+        if value := node.GetParameter(old):
+            node.UnsetParameter(old)
+            node.SetParameter(new, value)
+
+
 @parameterNodeWrapper
 class Parameters:
     """The panel's state.
@@ -52,7 +64,7 @@ class Parameters:
         segmentation: whose segments get boxes and are redrawn; None to draw boxes on nothing.
         sam: see `slicer_sams.sam_cards`.
         axis: across which slices are taken.
-        threshold: of SAM's probabilities (the paper's theta 2).
+        mask_threshold: of SAM's probabilities (the paper's theta 2).
         live: redraw whenever a handle is let go.
         neighbours: what happens to segments that are not redrawn.
         organ: label of the one whose boxes have handles; 0 for none.
@@ -62,7 +74,7 @@ class Parameters:
     segmentation: vtkMRMLSegmentationNode
     sam: str = BY_MODALITY
     axis: Axis = Axis.ACQUISITION
-    threshold: Annotated[float, WithinRange(0.05, 0.95), Decimals(2), SingleStep(0.05)] = 0.5
+    mask_threshold: Annotated[float, WithinRange(0.05, 0.95), Decimals(2), SingleStep(0.05)] = 0.5
     live: bool = False
     neighbours: Neighbours = Neighbours.KEEP
     device: Device = Device.AUTO

@@ -60,7 +60,7 @@ class Requests:
                 organ.value for organ in organs if organ.mask_prompt and settings.mask_prompt
             ],
             keep_unboxed=[organ.value for organ in organs if organ.keep_unboxed],
-            threshold=settings.threshold,
+            mask_threshold=settings.mask_threshold,
             **more,
         )
 

@@ -2,6 +2,7 @@
 """Choosing a SAM in the panel: the list, files of the user's, official ones by download."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from SRCSMSegmenterLib.errors import Cancelled, SRCSMError
 from . import slicer_sams
 from .checkpoints import CHECKPOINTS
 from .downloads import InBackground, download, received, remove, sha256_of
+from .organs import Settings
 from .sam_list import SamCard, kind_of
 from .slicer_refine_panel import RefinePanel
 
@@ -69,12 +71,15 @@ class SamChooser:
             return [_("Download the SAM, add its file (Advanced), or choose another.")]
         return []
 
-    def settings(self) -> dict[str, str | None]:
-        """What `organs.Settings` call the chosen SAM."""
+    def chosen_in(self, settings: Settings) -> Settings:
+        """Return settings with the chosen SAM."""
         card = self.cards.get(self.chosen)
         if card is None or self.chosen == slicer_sams.BY_MODALITY:
-            return {"sam": "", "sam_kind": None}
-        return {"sam": str(card.path), "sam_kind": card.kind if card.kind in CHECKPOINTS else None}
+            return replace(settings, sam="", sam_kind=None)
+        kind = card.kind if card.kind in CHECKPOINTS else None
+        # A shipped one by its name: the worker may run on another machine.
+        shipped = self.chosen == card.path.name
+        return replace(settings, sam=self.chosen if shipped else str(card.path), sam_kind=kind)
 
     def onPicked(self, index: int) -> None:
         """Another one is picked."""

@@ -56,26 +56,32 @@ def organ_of(
     mask: np.ndarray,
     value: int,
     grid: SliceGrid,
-    threshold: float | None,
+    box_confidence: float | None,
 ) -> Organ:
     """A segment with automatic boxes.
 
     Args:
         mask: its voxels, bool (K, J, I).
-        threshold: see `slicer_refine_logic.boxes`.
+        box_confidence: see `slicer_refine_logic.boxes`.
     """
     segment = node.GetSegmentation().GetSegment(id)
     coarse = coarse_chances(node, id, mask, grid)
-    theta1 = SURE if threshold is None else threshold
-    frames = KeyFrames.from_coarse(segment.GetName(), value, coarse, grid, threshold=theta1)
+    given = box_confidence is not None
+    frames = KeyFrames.from_coarse(
+        segment.GetName(),
+        value,
+        coarse,
+        grid,
+        box_confidence=box_confidence if given else SURE,
+    )
     result = {n: packed(shown) for n, shown in enumerate(grid.stack(mask)) if shown.any()}
     return Organ(
         frames,
         id,
         tuple(segment.GetColor()),
         coarse=bool(result),
-        keep_unboxed=threshold is not None,
-        undecided=threshold is None and sureness(coarse) < UNSURE,
+        keep_unboxed=given,
+        undecided=not given and sureness(coarse) < UNSURE,
         result=result,
     )
 

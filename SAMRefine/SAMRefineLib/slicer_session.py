@@ -22,7 +22,7 @@ from SRCSMSegmenterLib.worker_protocol import WorkerError, as_worker_error
 from .agenda import Agenda, Errand, View
 from .boxes import Box, Box3D
 from .key_frames import History, KeyFrames, boxes_from_json
-from .organs import Organ, Report, Saved, organs_to_json, unpacked
+from .organs import Organ, Report, Saved, Settings, organs_to_json, unpacked
 from .refine_client import Request
 from .slicer_boxes import BoxViews, Observers, jump_to, read_block, remove_node
 from .slicer_masks import Change, apply, read_masks, redrawn, renew_surfaces
@@ -57,12 +57,12 @@ class State:
 
     Attributes:
         changes: of segments, made on the way here from the state before.
-        thresholds: theta 2 before and after, where that was moved on the way here.
+        mask_thresholds: theta 2 before and after, where that was moved on the way here.
     """
 
     organs: tuple[Organ, ...]
     changes: tuple[Change, ...] = ()
-    thresholds: tuple[float, float] | None = None
+    mask_thresholds: tuple[float, float] | None = None
 
 
 class RefineRun:
@@ -202,9 +202,8 @@ class RefineSession:
         """The ROI around an organ in the slice that is shown."""
         return self._views.slice_box(value)
 
-    def configure(self, **changes: Any) -> None:  # noqa: ANN401
-        """Change settings; see `organs.Settings`."""
-        settings = replace(self.settings, **changes)
+    def configure(self, settings: Settings) -> None:
+        """Change how the session refines; what was moved live is redrawn at once."""
         if settings == self.settings:
             return
         before, self.settings = self.settings, settings
@@ -212,8 +211,8 @@ class RefineSession:
             self._forget_answers()
             return
         organs = tuple(replace(organ, changed=True) for organ in self.organs)
-        if self._live and settings.threshold != before.threshold:
-            self._slide(before.threshold, organs)
+        if self._live and settings.mask_threshold != before.mask_threshold:
+            self._slide(before.mask_threshold, organs)
         else:
             self._set_present(organs)
         self._update()
@@ -222,13 +221,13 @@ class RefineSession:
         """Redraw with another theta 2, at once; all the places that it takes on the way from one
         value to another are one step to be undone."""
         if self._slid is None or self._slid is not self._history.past:
-            self._remember(State(organs, thresholds=(before, self.settings.threshold)))
+            self._remember(State(organs, mask_thresholds=(before, self.settings.mask_threshold)))
             self._slid = self._history.past
         else:
             state = self._history.present
-            thresholds = state.thresholds[0], self.settings.threshold
+            moved = state.mask_thresholds[0], self.settings.mask_threshold
             self._history = replace(
-                self._history, present=replace(state, organs=organs, thresholds=thresholds)
+                self._history, present=replace(state, organs=organs, mask_thresholds=moved)
             )
         for organ in organs:
             if organ.enabled and not organ.kept and organ.report is not None:
@@ -373,8 +372,8 @@ class RefineSession:
         if self.run is None and self.can_undo:
             state = self._history.present
             self._draw(state.changes, backwards=True)
-            if state.thresholds:
-                self.settings = replace(self.settings, threshold=state.thresholds[0])
+            if state.mask_thresholds:
+                self.settings = replace(self.settings, mask_threshold=state.mask_thresholds[0])
             self._return_to(self._history.undo())
 
     def redo(self) -> None:
@@ -382,9 +381,9 @@ class RefineSession:
         if self.run is None and self.can_redo:
             history = self._history.redo()
             self._draw(history.present.changes)
-            if history.present.thresholds:
-                threshold = history.present.thresholds[1]
-                self.settings = replace(self.settings, threshold=threshold)
+            if history.present.mask_thresholds:
+                threshold = history.present.mask_thresholds[1]
+                self.settings = replace(self.settings, mask_threshold=threshold)
             self._return_to(history)
 
     # refining

@@ -44,7 +44,7 @@ def embed(
     """Open a session and compute the embeddings that its boxes need, ahead of `refine`.
 
     Args:
-        parameters: as `refine`; threshold and whole play no part.
+        parameters: as `refine`; mask_threshold and whole play no part.
         arrays: as `refine`.
 
     Returns:
@@ -74,8 +74,8 @@ def refine(
             `MosaicMode`; device: see `resolve_device`; points: {label: {slice: [[x, y, positive],
             ...]}}; mask_prompt, keep_unboxed: labels of the organs for which these are so (see
             `OrganPrompt`), left out where it is so for all; choose: labels of organs whose boxes
-            are to be chosen anew from their coarse masks (`choice`); threshold: see
-            `Refiner.refine`; whole: False for changed slices.
+            are to be chosen anew from their coarse masks (`choice`);
+            mask_threshold: see `Refiner.refine`; whole: False for changed slices.
         arrays: to open a session, image: raw intensities (K, J, I); then or later coarse_LABEL:
             (K, J, I) probabilities, or a bool mask, for any of the organs.
 
@@ -97,7 +97,7 @@ def refine(
     organs, chosen = _chosen(session, organs, parameters.get("choose", ()), context)
     found = session.refiner.refine(
         organs,
-        threshold=parameters.get("threshold", 0.5),
+        mask_threshold=parameters.get("mask_threshold", 0.5),
         progress=context.progress,
         cancelled=context.cancelled,
     )

@@ -172,6 +172,27 @@ class SAMRefinePanelTest(unittest.TestCase):
 
     # Boxes
 
+    def test_the_panel_makes_the_boxes_that_a_script_makes(self):
+        """Whatever the mask threshold is: boxes are drawn by the network's own confidence."""
+        liver, spleen = np.zeros((2, *SHAPE), np.float16)
+        liver[LIVER], spleen[SPLEEN] = 0.6, 0.9
+        liver[LIVER[0], LIVER[1], 8:12] = 0.9
+        chances = {"liver": liver, "spleen": spleen}
+        self.segmentation = addSegmentation(self.volume, probabilities=chances)
+        self.ui.inputSelector.setCurrentNode(self.volume)
+        self.ui.segmentationSelector.setCurrentNode(self.segmentation)
+        for threshold in (0.5, 0.9):
+            self.ui.maskThresholdSlider.value = threshold
+            self.click(self.ui.boxesButton)
+            made = self.session.organs
+            script = self.widget.logic.boxes(self.segmentation, self.volume)
+            self.assertEqual(made, script.organs)
+            self.assertEqual([organ.awaits_choice for organ in made], [True, False])
+            self.assertEqual(made[0].frames.effective()[8].x1, 12)
+            script.close()
+            slicer.mrmlScene.RemoveNode(script.node)
+            self.widget.update()
+
     def test_boxes_are_made_of_the_segmentation_at_a_click(self):
         self.assertTrue(shown(self.ui.boxesButton))
         self.assertFalse(shown(self.ui.organsCollapsibleButton))
@@ -372,15 +393,15 @@ class SAMRefinePanelTest(unittest.TestCase):
 
     def test_every_choice_reaches_the_worker(self):
         session = self.start()
-        self.ui.thresholdSlider.value = 0.75
+        self.ui.maskThresholdSlider.value = 0.75
         self.choose(self.ui.deviceComboBox, "Processor (CPU)")
         self.choose(self.ui.neighboursComboBox, "Overlap with the organ")
         self.choose(self.ui.samComboBox, "Small SAM, CT")
         self.click(self.ui.refineAllButton)
         request = self.asked()[-1]
-        self.assertEqual(request.options["threshold"], 0.75)
+        self.assertEqual(request.options["mask_threshold"], 0.75)
         self.assertEqual(request.opening["device"], "cpu")
-        self.assertEqual(request.opening["sam"], str(self.folder / "Models" / "sam-small-ct"))
+        self.assertEqual(request.opening["sam"], "sam-small-ct")
         self.assertEqual(session.settings.neighbours, "overlap")
 
     def test_progress_is_shown_and_what_it_depends_on_is_locked(self):
@@ -462,16 +483,16 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.ui.liveCheckBox.checked = True
         before = self.voxels()
         for value in (0.6, 0.7):
-            self.ui.thresholdSlider.value = value
+            self.ui.maskThresholdSlider.value = value
         while waiting := [each for each in PlayedClient.asked if not each.finished]:
             waiting[0].answer(np.zeros(SHAPE, np.uint8))
-        self.assertEqual(self.asked()[-1].options["threshold"], 0.7)
+        self.assertEqual(self.asked()[-1].options["mask_threshold"], 0.7)
         self.assertEqual(self.voxels(), 0)
         self.click(self.ui.undoButton)
         self.assertEqual(self.voxels(), before)
-        self.assertAlmostEqual(self.ui.thresholdSlider.value, 0.5)
+        self.assertAlmostEqual(self.ui.maskThresholdSlider.value, 0.5)
         self.click(self.ui.redoButton)
-        self.assertAlmostEqual(self.ui.thresholdSlider.value, 0.7)
+        self.assertAlmostEqual(self.ui.maskThresholdSlider.value, 0.7)
         self.assertEqual(self.voxels(), 0)
 
     def test_how_far_sam_has_looked_ahead_is_shown(self):
@@ -539,6 +560,8 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertIn("Resume: 2 MB of 375 MB", self.ui.downloadButton.text)
 
     def test_an_official_file_of_the_users_is_recognised(self):
+        from SAMRefineLib.organs import Settings
+
         own = self.folder / "mein Modell.pth"
         own.write_bytes(CHECKPOINT)
         with official("http://127.0.0.1:1"):
@@ -546,12 +569,14 @@ class SAMRefinePanelTest(unittest.TestCase):
             waitWhile(lambda: shown(self.ui.downloadProgressFrame))
         self.assertEqual(self.parameters.sam, str(own.resolve()))
         self.assertEqual(self.ui.samComboBox.currentText, "SAM ViT-B")
-        self.assertEqual(self.widget.sams.settings()["sam_kind"], "vit_b")
+        self.assertEqual(self.widget.sams.chosen_in(Settings()).sam_kind, "vit_b")
         self.click(self.ui.removeSamButton)
         self.assertTrue(own.exists())
         self.assertEqual(self.parameters.sam, "")
 
     def test_an_unknown_file_is_medsam_only_if_the_user_says_so(self):
+        from SAMRefineLib.organs import Settings
+
         own = self.folder / "medsam_vit_b.pth"
         own.write_bytes(b"weights")
         for said, kind in ((False, None), (True, "medsam")):
@@ -559,7 +584,7 @@ class SAMRefinePanelTest(unittest.TestCase):
                 self.widget.sams.addFile(str(own))
                 waitWhile(lambda: shown(self.ui.downloadProgressFrame))
             self.assertIn(hashlib.sha256(b"weights").hexdigest(), ask.call_args[0][0])
-            self.assertEqual(self.widget.sams.settings()["sam_kind"], kind)
+            self.assertEqual(self.widget.sams.chosen_in(Settings()).sam_kind, kind)
             self.assertEqual(shown(self.ui.messageLabel), not said)
         self.click(self.ui.removeSamButton)
 
@@ -594,12 +619,12 @@ class SAMRefinePanelTest(unittest.TestCase):
     def test_boxes_come_back_with_the_scene_and_the_choices_too(self):
         session = self.start()
         session.switch_off(1, 8)
-        self.ui.thresholdSlider.value = 0.6
+        self.ui.maskThresholdSlider.value = 0.6
         self.widget._close()
         self.widget.update()
         self.assertIsNot(self.session, session)
         self.assertEqual(self.session.organ(1).frames.off, frozenset({8}))
-        self.assertAlmostEqual(self.ui.thresholdSlider.value, 0.6)
+        self.assertAlmostEqual(self.ui.maskThresholdSlider.value, 0.6)
 
     def test_another_volume_or_axis_lets_go_of_the_boxes_and_coming_back_finds_them(self):
         session = self.start()
@@ -733,7 +758,7 @@ def addVolume(spacing=(3, 3, 5), name="MR"):
     return slicer.util.addVolumeFromArray(array, np.diag([*spacing, 1.0]), name)
 
 
-def addSegmentation(volume):
+def addSegmentation(volume, **more):
     """Two organs, as SRCSMSegmenter leaves them in the scene."""
     from SRCSMSegmenterLib import slicer_scene
     from SRCSMSegmenterLib.geometry import Volume
@@ -746,7 +771,7 @@ def addSegmentation(volume):
         slicer_scene.Organ("spleen", 2, (157, 108, 162), "", 160.0),
     )
     return slicer_scene.place(
-        slicer_scene.Result(Volume(labels, geometry), organs), volume
+        slicer_scene.Result(Volume(labels, geometry), organs, **more), volume
     ).segmentation
 
 

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             organ.value,
             organ.mask,
             grid,
-            threshold=arguments.threshold,
+            box_confidence=arguments.box_confidence,
             shrink=arguments.shrink,
             in_volume=not arguments.unfiltered,
             in_slices=not arguments.unfiltered,
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         note = f"; shown without a box in {numbers(unboxed)}" if unboxed else ""
         print(f"  {row['name']:<20} {row['boxes']:4d} boxes{note}")
         if not row["boxes"]:
-            say(f"srcsm: no box for {row['name']}: nothing is above {arguments.threshold:g}.")
+            say(f"srcsm: no box for {row['name']}: nothing is above {arguments.box_confidence:g}.")
     return 0
 
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             model,
             modality=modality,
             mosaic=arguments.mosaic,
-            threshold=arguments.threshold,
+            mask_threshold=arguments.mask_threshold,
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
     seconds = time.perf_counter() - started

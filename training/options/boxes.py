@@ -15,14 +15,14 @@ def add(commands: common.Commands) -> None:
         "voxels, voxel n reaching from n to n + 1. Without --coarse the scan is segmented first.",
         "  srcsm boxes mr.nii.gz -o boxes.json --pictures pictures\n"
         "  srcsm boxes mr.nii.gz -o boxes.json --coarse organs.nii.gz \\\n"
-        "      --coarse-confidence sure.nii.gz --threshold 0.9",
+        "      --coarse-confidence sure.nii.gz --box-confidence 0.9",
     )
     common.add_scan(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json")
     common.add_coarse(parser)
     common.add_model(parser, common.DEFAULT_MODEL)
     parser.add_argument(
-        "--threshold",
+        "--box-confidence",
         type=float,
         default=0.75,
         metavar="P",

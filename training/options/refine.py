@@ -37,7 +37,7 @@ def add(commands: common.Commands) -> None:
         "slices side by side, or one slice",
     )
     parser.add_argument(
-        "--threshold",
+        "--mask-threshold",
         type=float,
         default=0.5,
         metavar="P",
