@@ -25,6 +25,7 @@ from SRCSMSegmenterLib.bundle import (
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.model_list import find_model
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import segment_for
@@ -333,6 +334,18 @@ def test_bundles_are_found_in_a_folder_and_as_one(folder, tmp_path):
     shutil.copytree(folder, tmp_path / ".abdomen-mr.123.tmp")
     assert find_bundles(tmp_path) == [folder]
     assert find_bundles(folder, tmp_path / "absent") == [folder]
+
+
+def test_only_a_bare_name_is_looked_up_among_the_shipped_models(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SRCSM_MODELS", str(folder.parent))
+    (tmp_path / "here" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "deeper")
+    assert find_model("abdomen-mr") == folder
+    assert find_model(str(folder)) == folder
+    # From the shipped models' folder the last path leads to one, from here to none.
+    for typo in ("runs/typo/abdomen-mr", "./abdomen-mr", f"../{folder.parent.name}/abdomen-mr"):
+        with pytest.raises(BundleError, match="neither a model folder nor the name"):
+            find_model(typo)
 
 
 def test_the_models_folder_is_the_repositorys_or_the_one_in_the_environment(monkeypatch, tmp_path):

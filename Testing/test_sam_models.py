@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +161,16 @@ def test_absent_files_and_unknown_kinds_are_refused(tmp_path):
         load_sam(tmp_path / "sam.pth", device="cpu")
     with pytest.raises(BundleError, match="vit_b, vit_l, vit_h, medsam"):
         load_sam(tmp_path / "sam.pth", "vit_x", "cpu")
+
+
+def test_only_a_bare_name_is_looked_up_among_the_shipped_sams(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SRCSM_MODELS", str(folder.parent))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_sam(folder.name, device="cpu").identity
+    for typo in (Path("runs", "typo", folder.name), tmp_path / "typo" / folder.name):
+        with pytest.raises(BundleError, match=r"typo.* cannot be read"):
+            load_sam(typo, device="cpu")
 
 
 def test_an_absent_device_is_refused(folder):

@@ -41,7 +41,7 @@ from SRCSMSegmenterLib.checked_folder import (
 )
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, SRCSMError
-from SRCSMSegmenterLib.model_list import SAM_CONFIG, shipped_models_folder
+from SRCSMSegmenterLib.model_list import SAM_CONFIG, shipped_folder
 
 from .checkpoints import CHECKPOINTS as CHECKPOINTS
 from .pixels import PixelRule
@@ -140,8 +140,8 @@ def load_sam(path: str | Path, kind: str | None = None, device: str = "auto") ->
     """
     where = resolve_device(device)
     path = Path(path)
-    if not path.exists() and (shipped_models_folder() / path.name).is_dir():
-        path = shipped_models_folder() / path.name
+    if not path.exists() and (shipped := shipped_folder(path)) and shipped.is_dir():
+        path = shipped
     model = _load_folder(path) if path.is_dir() else _load_file(path, kind)
     if kind not in (None, model.kind):
         raise BundleError(f'{path} holds a SAM of kind "{model.kind}", not "{kind}".')

@@ -96,15 +96,25 @@ def find_model(model: str) -> Path:
     Raises:
         BundleError: neither; names the shipped ones.
     """
-    shipped = shipped_models_folder()
-    for folder in (Path(model), shipped / model):
-        if is_bundle(folder):
+    for folder in (Path(model), shipped_folder(model)):
+        if folder is not None and is_bundle(folder):
             return folder
+    shipped = shipped_models_folder()
     names = ", ".join(folder.name for folder in find_bundles(shipped)) or "none"
     raise BundleError(
         f"{model} is neither a model folder nor the name of a shipped model; of those there "
         f"are in {shipped}: {names}."
     )
+
+
+def shipped_folder(name: str | Path) -> Path | None:
+    """Return where a shipped model of a name would be; None for a path.
+
+    A path with a typo must not lead to a shipped model that is called like its last part.
+    """
+    name = str(name)
+    bare = Path(name).name == name and name not in ("", ".", "..")
+    return shipped_models_folder() / name if bare else None
 
 
 def shipped_models_folder() -> Path:

@@ -15,7 +15,7 @@ from SRCSMSegmenterLib.bundle import (
     verify_bundle,
 )
 from SRCSMSegmenterLib.errors import BundleError
-from SRCSMSegmenterLib.model_list import find_model
+from SRCSMSegmenterLib.model_list import find_model, shipped_folder
 
 from .common import model_identity, print_json
 
@@ -104,8 +104,8 @@ def find(model: str) -> Path:
     Raises:
         BundleError: neither.
     """
-    for folder in (Path(model), shipped_models_folder() / model):
-        if is_sam(folder):
+    for folder in (Path(model), shipped_folder(model)):
+        if folder is not None and is_sam(folder):
             return folder
     return find_model(model)
 

@@ -18,7 +18,7 @@ from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.modality import guess_modality
-from SRCSMSegmenterLib.model_list import shipped_models_folder
+from SRCSMSegmenterLib.model_list import shipped_folder, shipped_models_folder
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume, write_labels, write_volume
 
@@ -96,7 +96,8 @@ def find_sam(sam: str | None, kind: str | None, domain: str, device: str) -> Sam
         DeviceError: unknown or absent device.
     """
     name, shipped = sam or f"sam-small-{domain.lower()}", shipped_models_folder()
-    if not Path(name).exists() and not is_sam(shipped / name):
+    folder = shipped_folder(name)
+    if not Path(name).exists() and not (folder and is_sam(folder)):
         names = ", ".join(folder.name for folder in find_sams(shipped)) or "none"
         raise BundleError(
             f"There is no SAM {name}; give --sam a checkpoint file, a folder, or one of those in "
