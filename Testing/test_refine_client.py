@@ -128,6 +128,23 @@ def test_after_a_result_that_was_cancelled_all_slices_travel(worker, ask):
     assert not ask()[1].parameters["whole"]
 
 
+@pytest.mark.parametrize("stage", ["start", "encode"])
+def test_changes_are_told_of_the_result_that_was_known_when_they_were_asked_for(worker, ask, stage):
+    """An embedding that is cancelled, or fails, while a refinement waits makes it unknown."""
+    worker.answer(ask()[1], labels(0, 2, 2, 0))
+    ahead, embedding = ask("embed")
+    ahead.cancel()
+    request, job = ask()
+    assert not job.parameters["whole"]
+    embedding.stage = stage
+    worker.fail(embedding, CANCELLED)
+    worker.answer(job, np.full((1, 3, 5), 2, np.uint8), changed=(0,))
+    assert request.finished
+    assert request.error is None
+    assert per_slice(request) == [2, 2, 2, 0]
+    worker.answer(ask()[1], np.zeros((1, 3, 5), np.uint8), changed=(1,))
+
+
 @pytest.mark.parametrize(("stage", "sent"), [("start", True), ("encode", False)])
 def test_what_has_surely_arrived_is_not_sent_again_after_cancelling(worker, ask, stage, sent):
     request, job = ask()

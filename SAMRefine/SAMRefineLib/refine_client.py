@@ -77,8 +77,7 @@ class RefineClient:
             "affine": geometry.affine.ravel().tolist(),
         }
         self._sent: set[str] = set()
-        # The session's last result, and how many are being made. A reply tells the changes alone
-        # where it is certain what they are changes of.
+        # The session's last result, None if it is uncertain, and how many are being made.
         self._labels: np.ndarray | None = None
         self._awaited = 0
 
@@ -121,19 +120,20 @@ class RefineClient:
             return found
 
         def send(again: bool = True) -> None:
-            whole = self._labels is None or self._awaited > 0
+            # What changed is told of the last result if that is certain to be the worker's too.
+            last = self._labels if self._awaited == 0 else None
             self._awaited += task == "refine"
             request.job = self._worker.submit(
                 task,
-                message | {"whole": whole},
+                message | {"whole": last is None},
                 unsent(),
                 progress=lambda *told: request.finished or progress(*told),
                 log=lambda line: request.finished or log(line),
-                done=lambda job: end(job, whole, again),
+                done=lambda job: end(job, last, again),
                 grace=GRACE,
             )
 
-        def end(job: Job, whole: bool, again: bool) -> None:
+        def end(job: Job, last: np.ndarray | None, again: bool) -> None:
             self._awaited -= task == "refine"
             if job.error is not None:
                 self._labels = None
@@ -147,18 +147,24 @@ class RefineClient:
             else:
                 request.chosen = job.reply.values["chosen"]
                 if task == "refine":
-                    self._labels = request.labels = self._updated(job, whole)
+                    self._labels = request.labels = _updated(job, last)
                     request.reports = job.reply.values["organs"]
             request.end(job.error)
 
         send()
         return request
 
-    def _updated(self, job: Job, whole: bool) -> np.ndarray:
-        """The labels after a reply, slice by slice."""
-        found, values = job.reply.arrays["labels"], job.reply.values
-        if whole:
-            return np.array(np.moveaxis(found, 2 - values["axis"], 0), order="C")
-        labels = self._labels.astype(found.dtype, copy=False)
-        labels[values["changed"]] = found
-        return labels
+
+def _updated(job: Job, last: np.ndarray | None) -> np.ndarray:
+    """Return the labels after a reply, slice by slice.
+
+    Args:
+        last: the result that the reply tells changes of, (n, rows, columns), which is written to;
+            None if the reply tells all.
+    """
+    labels, values = job.reply.arrays["labels"], job.reply.values
+    if last is None:
+        return np.array(np.moveaxis(labels, 2 - values["axis"], 0), order="C")
+    updated = last.astype(labels.dtype, copy=False)
+    updated[values["changed"]] = labels
+    return updated
