@@ -63,9 +63,50 @@ class Change:
         first = tuple(part.start + n for part, n in zip(block, around.first, strict=True))
         return cls(segment, first, around.mask.shape, np.packbits(gained), np.packbits(lost))
 
+    def then(self, later: "Change") -> "Change":
+        """Return the change that does what this one and a later one of the segment do."""
+        ends = [np.add(each.first, each.shape) for each in (self, later)]
+        first = np.minimum(self.first, later.first)
+        shape = tuple(map(int, np.max(ends, axis=0) - first))
+        gained, lost, regained, lost_again = (
+            each._within(bits, first, shape)
+            for each in (self, later)
+            for bits in (each.gained, each.lost)
+        )
+        gained, lost = (
+            gained & ~lost_again | regained & ~lost,
+            lost & ~regained | lost_again & ~gained,
+        )
+        return Change(
+            self.segment, tuple(map(int, first)), shape, np.packbits(gained), np.packbits(lost)
+        )
+
+    def _within(
+        self, bits: np.ndarray, first: np.ndarray, shape: tuple[int, int, int]
+    ) -> np.ndarray:
+        """Return one of the masks as part of a larger block."""
+        larger = np.zeros(shape, bool)
+        starts = np.subtract(self.first, first)
+        part = tuple(slice(a, a + n) for a, n in zip(starts, self.shape, strict=True))
+        larger[part] = self.mask(bits)
+        return larger
+
     def mask(self, bits: np.ndarray) -> np.ndarray:
         """The block's mask from its bits."""
         return np.unpackbits(bits, count=int(np.prod(self.shape))).reshape(self.shape)
+
+
+def joined(changes: Iterable[Change], later: Iterable[Change]) -> tuple[Change, ...]:
+    """Return at most one change for each segment that does what changes and later ones do.
+
+    `apply` removes before it adds, so what a segment gains in one step and loses in the next must
+    not be told twice.
+    """
+    by_segment = {change.segment: change for change in changes}
+    for change in later:
+        earlier = by_segment.get(change.segment)
+        by_segment[change.segment] = change if earlier is None else earlier.then(change)
+    return tuple(by_segment.values())
 
 
 def apply(
@@ -78,6 +119,7 @@ def apply(
     """Make changes, or undo them; segments that are gone are passed over.
 
     Args:
+        changes: at most one for each segment (`joined`).
         geometry: the grid that the changes are on; see `check_target`.
 
     Returns:

@@ -25,7 +25,7 @@ from .key_frames import History, KeyFrames, boxes_from_json
 from .organs import Organ, Report, Saved, Settings, organs_to_json, unpacked
 from .refine_client import Request
 from .slicer_boxes import BoxViews, Observers, jump_to, read_block, remove_node
-from .slicer_masks import Change, apply, read_masks, redrawn, renew_surfaces
+from .slicer_masks import Change, apply, joined, read_masks, redrawn, renew_surfaces
 from .slicer_prompts import PointViews
 from .slicer_requests import Requests, only, opening
 from .slicer_segments import coarse_chances, organ_tag, sync_segments
@@ -56,7 +56,7 @@ class State:
     """What can be returned to.
 
     Attributes:
-        changes: of segments, made on the way here from the state before.
+        changes: of segments, made on the way here from the state before, one for each at most.
         mask_thresholds: theta 2 before and after, where that was moved on the way here.
     """
 
@@ -576,7 +576,7 @@ class RefineSession:
     def _set_present(self, organs: Iterable[Organ], changes: Sequence[Change] = ()) -> None:
         """The same state, more of it."""
         state = self._history.present
-        present = replace(state, organs=tuple(organs), changes=(*state.changes, *changes))
+        present = replace(state, organs=tuple(organs), changes=joined(state.changes, changes))
         self._history = replace(self._history, present=present)
 
     def _flag(self, value: int, **flags: bool) -> None:
