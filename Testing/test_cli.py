@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,15 +173,31 @@ def test_help_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_scripts_are_the_commands(tmp_path):
-    """By path and from elsewhere, so that Python puts training/ in front of all other modules."""
-    for script, option, expected in (
-        ("train.py", "--list-presets", "abdomen-paper"),
-        ("evaluate.py", "--help", "usage: srcsm evaluate"),
-    ):
-        command = [sys.executable, REPOSITORY / "training" / script, option]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        assert expected in done.stdout
+PYTHON = (sys.executable,)
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "script", "option", "expected"),
+    [
+        (PYTHON, "train.py", "--list-presets", "abdomen-paper"),
+        (PYTHON, "evaluate.py", "--help", "usage: srcsm evaluate"),
+        (ACCELERATE, "train.py", "--list-presets", "abdomen-paper"),
+    ],
+)
+def test_nothing_beside_the_scripts_hides_other_modules(
+    tmp_path, launcher, script, option, expected
+):
+    """Python puts a script's folder in front of all others."""
+    folder = tmp_path / "training"
+    folder.mkdir()
+    shutil.copy(REPOSITORY / "training" / script, folder)
+    for name in ("pathlib", "argparse", "torch", "numpy", "phantom", "cli", "srcsm_training"):
+        (folder / f"{name}.py").write_text('raise SystemExit(f"{__name__} is hidden")')
+    command = [*launcher, folder / script, option]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
 
 
 def test_a_missing_package_is_told_with_the_extra_that_brings_it():

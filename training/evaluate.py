@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same as ``srcsm evaluate``."""
 
+import os
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
-    # Python puts this folder first; its modules would hide others of the same names.
-    sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
+    # Python puts this folder first, so that its modules would hide others of the same names.
+    here = os.path.dirname(os.path.realpath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != here]
     from srcsm_training.cli import main
 
     sys.exit(main(["evaluate", *sys.argv[1:]]))
