@@ -414,18 +414,29 @@ def test_undoing_a_new_segmentation_leaves_nothing(scene):
 
 @pytest.mark.parametrize("gone", ["segmentation", "table", "segment", "scene"])
 def test_undoing_what_the_user_removed_does_no_harm(drawn, gone):
+    """It takes back the rest, or nothing if the segmentation is gone."""
     node, segmentation, _ = drawn
+    expected = state()
     change = place(some_result(seed=2), node, segmentation)
+    assert state() != expected
+    own = expected[segmentation.GetID()]
     match gone:
         case "segmentation":
             slicer.mrmlScene.RemoveNode(segmentation)
+            expected = state()
         case "table":
+            id = change.table.GetID()
+            del expected[id]
+            own["references"] = {k: v for k, v in own["references"].items() if v != id}
             slicer.mrmlScene.RemoveNode(change.table)
         case "segment":
+            del own["liver"]
             segmentation.GetSegmentation().RemoveSegment("liver")
         case "scene":
             slicer.mrmlScene.Clear(0)
+            expected = state()
     change.undo()
+    assert state() == expected
 
 
 def test_an_organ_that_was_not_asked_for_again_stays(drawn):
