@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source matching voxel by voxel in plain Python: the definition in methods.md, A, SM, as it reads.
+"""Source matching voxel by voxel in plain Python: the definition as it reads.
 
 The reference that the tests and `make bench` hold the fast implementation against. Images are
 numpy arrays of any shape; histograms are dictionaries value -> count.

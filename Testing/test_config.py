@@ -312,7 +312,7 @@ def test_an_unreadable_file_is_one_sentence(tmp_path):
         read_yaml(tmp_path / "none.yaml", BASE)
 
 
-# --- presets: the numbers of methods.md, section A, region
+# --- presets: the numbers of Thaler et al. 2026, field of view
 
 
 @pytest.mark.parametrize(
@@ -357,7 +357,7 @@ def test_the_papers_fields_of_view_and_recipe(name, size, spacing, extent):
 
 
 def test_the_published_recipe_of_icm():
-    """methods.md, section B.4."""
+    """The slice network of Chen et al. 2025."""
     config = preset("icm")
     network, recipe, pairs = config.network, config.optimisation, config.pairs
     assert network.channels == (32, 64, 128, 256, 512 // 2)

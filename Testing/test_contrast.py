@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrast, and the loss of a pair, by their definitions and over processes: methods.md, B.4."""
+"""Contrast, and the loss of a pair, by their definitions and over processes (Chen et al. 2025)."""
 
 import math
 import subprocess
@@ -26,7 +26,7 @@ def cosine(a, b):
 
 
 def literal_nt_xent(projected, temperature):
-    """As methods.md words it, for views (V, N, D, rows, columns), in Python floats."""
+    """NT-Xent (Chen et al. 2025) term by term, for views (V, N, D, rows, columns)."""
     views, slices, _, rows, columns = projected.shape
     losses = []
     for row in range(rows):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss against sums done by hand: methods.md, section A, optimisation."""
+"""The loss against sums done by hand (Thaler et al. 2026, generalised Dice)."""
 
 import itertools
 import math
@@ -64,7 +64,7 @@ def test_mean_dice_equals_the_sums_by_hand():
 
 
 def literal_batch_dice(probabilities, labels):
-    """methods.md, section B.4, pixel by pixel."""
+    """The soft Dice of Chen et al. 2025, pixel by pixel."""
     samples, classes, *shape = probabilities.shape
     terms = []
     for label in range(classes):

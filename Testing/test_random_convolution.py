@@ -40,7 +40,7 @@ def a_batch(samples, dimensions):
 
 
 def literal_network(networks, index, image):
-    """One network on one image, layer by layer: Thaler et al. 2026, random convolution."""
+    """One network on one image, layer by layer: Thaler et al. 2026, RCNet."""
     convolve = F.conv2d if image.dim() == 2 else F.conv3d
     middle = (..., *(1,) * image.dim())
     x = image[None, None].double()

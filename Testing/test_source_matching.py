@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source matching: every integer as the definition (methods.md, A, SM) has it."""
+"""Source matching: every integer as the definition in source_matching.py has it."""
 
 import json
 import weakref

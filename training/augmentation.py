@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spatial and intensity augmentation (methods.md, section A), on the device of the case."""
+"""Spatial and intensity augmentation (Thaler et al. 2026), on the device of the case."""
 
 from dataclasses import dataclass
 
@@ -192,7 +192,7 @@ def augmented_intensities(
 def strong_changes(
     windows: torch.Tensor, strength: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Change normalised intensities strongly (methods.md, section B.4; its own were not published).
+    """Change normalised intensities strongly (as Chen et al. 2025, who published no code for it).
 
     Per sample, at strength 1: a gamma of 0.5 to 2 between -1 and 1, a smooth field that doubles or
     halves, blur (as by a Gaussian of 1 voxel) or sharpening, and noise with an SD of up to 0.1.

@@ -89,14 +89,14 @@ class DataConfig(ScansConfig):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is optimised; defaults are the paper's (methods.md, section A, optimisation).
+    """How a network is optimised; defaults are those of Thaler et al. 2026.
 
     Attributes:
         steps: optimiser steps.
         batch: windows per step and process.
         learning_rate: Adam's.
         schedule: "constant", "cosine" down to 0 at the last step after a warm-up of 1 %, or "icm":
-            down to 1e-6 after a warm-up of 10 % (methods.md, section B.4).
+            down to 1e-6 after a warm-up of 10 % (Chen et al. 2025).
         l2: weight of the L2 term on the U-Net's convolution kernels, its head's left out, or on all
             parameters of another network.
         clip_factor: gradients are clipped at this multiple of their norm's running mean.
@@ -136,7 +136,7 @@ class OptimisationConfig(Recipe):
 
     Attributes:
         dice: "generalised" (the paper), "mean" over the classes present in a window, or "batch"
-            (methods.md, section B.4).
+            (Chen et al. 2025).
         cross_entropy: weight of a cross-entropy term beside the Dice loss; 0 in the paper.
         optimiser: "adam", or "adamw", whose `l2` is decoupled and acts on all parameters.
     """
@@ -153,7 +153,7 @@ class OptimisationConfig(Recipe):
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """Training on several views of every window (methods.md, section B.4, and pairs.py).
+    """Training on several views of every window (Chen et al. 2025; pairs.py).
 
     Attributes:
         use: train on pairs; without, the rest has no effect.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patch-wise contrast between views of slices (methods.md, section B.4).
+"""Patch-wise contrast between views of slices (Chen et al. 2025).
 
 At each position of the bottleneck, the features of one slice under two styles are to be more alike
 than those of different slices there.

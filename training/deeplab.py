@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The coarse network of the SAM paper, DeepLabV3-ResNet-50 (Wang et al.; methods.md, C.1).
+"""The coarse network of the SAM paper, DeepLabV3-ResNet-50 (Wang et al.).
 
 Our own coarse network is the engine's; this one makes the paper's pipeline whole. It sees slices
 at 512 pixels, has a sigmoid for each label, and is trained with Dice + CE + BCE. The ImageNet

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses (methods.md, sections A, optimisation, B.4 and C.4); NT-Xent is in contrast.py."""
+"""The losses (Thaler et al. 2026, Chen et al. 2025, Wang et al.); NT-Xent is in contrast.py."""
 
 import torch
 from torch.nn import functional as F
@@ -58,7 +58,7 @@ def batch_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.
 
     Returns:
         Mean over classes of ``1 - (2 sum(g p) + 1e-5) / (sum(g) + sum(p) + 1e-5)``, sums over all
-        pixels of all samples (methods.md, section B.4). A class that no sample shows counts too.
+        pixels of all samples (Chen et al. 2025). A class that no sample shows counts too.
     """
     volume, overlap = _sums(probabilities, labels)
     predicted = probabilities.flatten(2).sum((0, 2))
@@ -70,7 +70,7 @@ DICE = {"generalised": generalised_dice_loss, "mean": mean_dice_loss, "batch": b
 
 
 def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice, plus cross-entropy, of single objects (methods.md, C.4).
+    """One minus the soft Dice, plus cross-entropy, of single objects (Wang et al.).
 
     Args:
         logits: (P, rows, columns).

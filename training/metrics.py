@@ -14,7 +14,7 @@ Status = Literal["scored", "missed", "false positive", "absent"]
 
 @dataclass(frozen=True)
 class Score:
-    """Agreement of one label in one case (methods.md, section A, evaluation).
+    """Agreement of one label in one case (Thaler et al. 2026, evaluation).
 
     Attributes:
         case: name of the case.

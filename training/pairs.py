@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training on several views of every window: style variants and contrast (methods.md, B.4).
+"""Training on several views of every window: style variants and contrast (Chen et al. 2025).
 
 All views of a window show one anatomy, under one spatial augmentation; each has its own intensity
 augmentation and its own look:
@@ -221,7 +221,7 @@ def pair_loss(
     recipe: OptimisationConfig,
     pairs: PairsConfig,
 ) -> torch.Tensor:
-    """Mean of the views' segmentation losses, plus the weighted contrast (methods.md, B.4).
+    """Mean of the views' segmentation losses, plus the weighted contrast (Chen et al. 2025).
 
     Args:
         logits: (V * N, classes, K, J, I), view after view.

@@ -31,7 +31,7 @@ FAST_RECIPE = OptimisationConfig(
 )
 
 
-# The slice network of methods.md, section B.4. Its 100 epochs are of 40 steps, 2560 slices.
+# The slice network of Chen et al. 2025. Its 100 epochs are of 40 steps, 2560 slices.
 ICM_NETWORK = NetworkConfig(
     classes=2,
     channels=(32, 64, 128, 256, 256),

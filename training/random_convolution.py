@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Semantic-aware random convolution (methods.md, section A, SRC), in 2-D and 3-D.
+"""Semantic-aware random convolution (Thaler et al. 2026), in 2-D and 3-D.
 
 Networks are drawn first and applied second, so that a draw can be replayed and tested. All
 labels of all samples go through one grouped convolution per layer, on the image's device.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning a SAM's mask decoder on one domain (Wang et al.; methods.md, C.2 to C.4).
+"""Fine-tuning a SAM's mask decoder on one domain (Wang et al.).
 
 Encoder and prompt encoder stay as they are. Boxes come from a coarse network's predictions on the
 source, are filtered as they will be, and moved outwards a little. Slices are laid out on canvases

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles of slices with objects and their boxes, to train a SAM on (methods.md, section C).
+"""Tiles of slices with objects and their boxes, to train a SAM on.
 
 A tile is a square of a slice with a labelled object in it, at any zoom and in any of the eight
 orientations a file may store it in. Boxes have the errors of a coarse network's.

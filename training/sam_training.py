@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training our small SAM from nothing on one domain (methods.md, section C).
+"""Training our small SAM from nothing on one domain.
 
 All of it is trained: encoder, prompt encoder and decoder, with random convolution as the
 augmentation that makes it useful on another modality. Prompts are boxes with a coarse network's

@@ -2,7 +2,7 @@
 """Boxes around organs, slice by slice: the grid they lie on, and how a coarse mask gives them.
 
 Wang et al., "Leveraging SAM for Single-Source Domain Generalization in Medical Image
-Segmentation"; methods.md C.2.
+Segmentation" (SAMMed), mask filter and boxes.
 
 All coordinates are edges in voxels: voxel n covers n to n + 1, so a box over the pixels 3, 4 and 5
 reaches from 3 to 6. The voxel index of an edge is half a voxel less (2.5 and 5.5).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many slices on few canvases, so that one pass of SAM's encoder serves them all (methods.md, C.3).
+"""Many slices on few canvases, so that one pass of SAM's encoder serves them all (Wang et al.).
 
 A canvas is a picture of the model's input size; a tile is the part of it that shows one slice, or
 a rectangle cut from one. All coordinates are edge coordinates: pixel n covers n..n+1, x runs along

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intensities as a SAM checkpoint wants them, each by a rule of its own (methods.md, C.4)."""
+"""Intensities as a SAM checkpoint wants them, each by a rule of its own."""
 
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ UNIT = PixelRule(0.0, 1.0)
 """MedSAM's."""
 
 EQUALISED = PixelRule(0.0, 1.0, equalise=True)
-"""The paper's for the decoders it fine-tunes (methods.md, C.4)."""
+"""That of Wang et al. for the decoders they fine-tune."""
 
 SRCSM = PixelRule(-1.0, 1.0)
 """Our small SAMs'."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From boxes to masks on the volume's own grid (methods.md, section C).
+"""From boxes to masks on the volume's own grid (after Wang et al.).
 
 SAM is asked about every box (`prediction`); where its mask is not to be trusted, the coarse one
 stays (`trust`). Where organs claim the same voxel, the more probable one has it; SAM's probability

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own small SAM, made of segment_anything's classes (methods.md, section C).
+"""Our own small SAM, made of segment_anything's classes.
 
 A SAM with windows for tiles: all attention of its encoder stays within windows of 128 pixels, so
 what lies on one tile of a mosaic is encoded as if there were no others, and positions count from

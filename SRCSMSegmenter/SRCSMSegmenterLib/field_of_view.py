@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placing a network's window over a scan (methods.md, section A, region)."""
+"""Placing a network's window over a scan."""
 
 import itertools
 from collections.abc import Sequence

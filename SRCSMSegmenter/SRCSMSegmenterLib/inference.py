@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment a scan with a trained network (methods.md, section A).
+"""Segment a scan with a trained network (Thaler et al. 2026).
 
 The scan's intensities are scaled by the rule of its own modality or, with source matching, given
 the source's distribution; smoothed on the scan's own grid; and sampled by windows where training

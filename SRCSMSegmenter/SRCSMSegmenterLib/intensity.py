@@ -11,12 +11,12 @@ import torch
 from .errors import ConfigError, VolumeError
 
 INTEGER_RANGE = 2048
-"""MR volumes are scaled so that their maximum is this integer (methods.md, A, SM, step 1)."""
+"""MR volumes are scaled so that their maximum is this integer (source_matching.py, 1)."""
 
 
 @dataclass(frozen=True)
 class IntensityRule:
-    """How raw intensities become network input (methods.md, section A, intensity).
+    """How raw intensities become network input (Thaler et al. 2026).
 
     Attributes:
         modality: "CT" or "MR".

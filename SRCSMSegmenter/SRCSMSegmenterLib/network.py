@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation network: one U-Net for training and deployment, 3-D or slice-wise.
 
-The paper's network (methods.md, section A, network) is `NetworkConfig(classes)`. Two additions
+The paper's network (Thaler et al. 2026) is `NetworkConfig(classes)`. Two additions
 make it trainable on a CPU: a `stem` that folds voxels into channels before the first level and
 unfolds them behind the head, so that no convolution runs at full resolution, and instance norm.
-A 2-D network is the same network with kernel, pooling and stem of 1 along K; that of methods.md,
-section B.4, has maximum pooling, a decoder of its own widths, and switchable norm.
+A 2-D network is the same network with kernel, pooling and stem of 1 along K; that of
+Chen et al. 2025 has maximum pooling, a decoder of its own widths, and switchable norm.
 """
 
 import itertools

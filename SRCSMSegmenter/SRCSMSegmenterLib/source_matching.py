@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Source matching (SM): give a scan the intensity distribution of the training images.
 
-Thaler et al., arXiv 2512.01510; methods.md, section A, SM. It works on a scan's own voxels, before
-smoothing and resampling. The five points of "Our definition" there decide every integer:
+Thaler et al. 2026 (arXiv 2512.01510). It works on a scan's own voxels, before smoothing and
+resampling. Five points, which are more exact than the paper, decide every integer:
 
 1. clip (CT) or scale to a maximum of 2048 (MR), round half to even (`to_integers`);
 2. the interior is what lies strictly between a volume's minimum (lo) and maximum (hi);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Style intervention by diffusion (methods.md, section B), stage by stage.
+"""Style intervention by diffusion (Chen et al., WACV 2025, arXiv 2411.05223), stage by stage.
 
 prepare   nnU-Net raw dataset -> slices with masks                       prepare.py
 phantom   phantom slices in several looks, to train a small base on      looks.py

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Did the styles move, and did the anatomy stay? (methods.md, section B, failure signs)
+"""Did the styles move, and did the anatomy stay? (Chen et al. 2025)
 
 A restyled slice fails where it still looks like its source (the intervention failed) or where its
 picture no longer follows its mask (the ControlNet failed). Both are measured on every slice;

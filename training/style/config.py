@@ -101,7 +101,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class TuneConfig(StageConfig):
-    """Instance tuning (methods.md, B.1); defaults are DGInStyle's figures.
+    """Instance tuning (Chen et al. 2025); defaults are those of DGInStyle, ECCV 2024.
 
     Attributes:
         lora: rank of low-rank updates of the attention, which alone are then trained, for small
@@ -115,7 +115,7 @@ class TuneConfig(StageConfig):
 
 @dataclass(frozen=True)
 class ControlConfig(StageConfig):
-    """ControlNet (methods.md, B.2); rate, batch and accumulation are DGInStyle's.
+    """ControlNet (Chen et al. 2025); rate, batch and accumulation are DGInStyle's.
 
     Attributes:
         rare_class_temperature: a label is drawn with a weight of exp((1 - its share of the
@@ -151,7 +151,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class SwapConfig:
-    """Style swap (methods.md, B.3).
+    """Style swap (DGInStyle, ECCV 2024; Chen et al. 2025).
 
     Attributes:
         styles: of the prompts file; all but the source's own where none is named.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ControlNet that lays pictures out as masks say (methods.md, B.2).
+"""A ControlNet that lays pictures out as masks say (Chen et al. 2025).
 
 It starts as a copy of the tuned U-Net's encoder and learns with that U-Net frozen: as the U-Net
 already draws the source's style, what is left to learn is the layout. Masks are shown to it in

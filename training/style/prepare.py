@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nnU-Net raw datasets as slices with masks (methods.md, section B)."""
+"""nnU-Net raw datasets as slices with masks."""
 
 import time
 import zlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Style swap: the ControlNet steers the *original* U-Net (methods.md, B.3).
+"""Style swap: the ControlNet steers the *original* U-Net (DGInStyle, ECCV 2024).
 
 What the picture shows comes from the slice's mask, how it looks from the prompt. The result is a
 set of slices (slices.py) whose files are the record of what is done: each appears whole or not at

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instance tuning: the base's U-Net learns to draw the source's slices (methods.md, B.1).
+"""Instance tuning: the base's U-Net learns to draw the source's slices (Chen et al. 2025).
 
 What it makes, in the folder of the run:
 
