@@ -55,4 +55,4 @@ lint: $(ENVIRONMENT)
 	$(BIN)/ruff format --check
 
 bench: $(ENVIRONMENT)
-	$(BIN)/python training/bench.py
+	$(BIN)/python -m srcsm_training.benchmarks

@@ -2,7 +2,7 @@
 """SAMRefine: correct organs with boxes that SAM redraws, in 3D Slicer.
 
 Module, panel, logic and test as Slicer looks for them by name. What the panel's widgets show is in
-SAMRefineLib/slicer_refine_panel.py, the work on the scene in slicer_refine_logic.py and its
+SAMRefineLib/panel/panel.py, the work on the scene in scene/logic.py and its
 neighbours, all computing in a worker process. PyTorch is never imported here.
 """
 
@@ -21,21 +21,23 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
 )
 
-from SAMRefineLib import slicer_refine_logic
-from SAMRefineLib.boxes import Box, Box3D, SliceGrid, acquisition_axis
-from SAMRefineLib.organs import Organ, Settings, organs_from_json
-from SAMRefineLib.slicer_boxes import BOUND, SLICE_BOX, align_views
-from SAMRefineLib.slicer_masks import fits
-from SAMRefineLib.slicer_refine_buttons import show_buttons
-from SAMRefineLib.slicer_refine_panel import RefinePanel, refined_text
-from SAMRefineLib.slicer_refine_parameters import Neighbours, Parameters, rename_old_parameters
-from SAMRefineLib.slicer_sam_chooser import SamChooser
-from SAMRefineLib.slicer_session import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
-from SRCSMSegmenterLib import slicer_logic, slicer_models, slicer_packages
+from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid, acquisition_axis
+from SAMRefineLib.panel.buttons import show_buttons
+from SAMRefineLib.panel.panel import RefinePanel, refined_text
+from SAMRefineLib.panel.parameters import Neighbours, Parameters, rename_old_parameters
+from SAMRefineLib.panel.sam_chooser import SamChooser
+from SAMRefineLib.refine.organ_state import Organ, Settings, organs_from_json
+from SAMRefineLib.scene import logic as slicer_refine_logic
+from SAMRefineLib.scene.masks import fits
+from SAMRefineLib.scene.roi_views import BOUND, SLICE_BOX, align_views
+from SAMRefineLib.scene.session import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
-from SRCSMSegmenterLib.slicer_samples import load_phantom
-from SRCSMSegmenterLib.slicer_scene import node_geometry
-from SRCSMSegmenterLib.slicer_widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.panel import models as slicer_models
+from SRCSMSegmenterLib.panel import packages as slicer_packages
+from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.scene import logic as slicer_logic
+from SRCSMSegmenterLib.scene.nodes import node_geometry
+from SRCSMSegmenterLib.scene.samples import load_phantom
 
 PLANES = ("sagittal", "coronal", "axial")
 """Slices across R, A and S."""

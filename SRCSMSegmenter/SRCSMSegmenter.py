@@ -2,7 +2,7 @@
 """SRCSMSegmenter: find organs in a scan of any modality, in 3D Slicer.
 
 Module, panel, logic and test as Slicer looks for them by name. What the panel's widgets show is in
-SRCSMSegmenterLib/slicer_panel.py, the work on the scene in slicer_logic.py and slicer_scene.py,
+SRCSMSegmenterLib/panel/panel.py, the work on the scene in scene/logic.py and scene/nodes.py,
 all computing in a worker process. PyTorch is never imported here.
 """
 
@@ -16,12 +16,15 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
 )
 
-from SRCSMSegmenterLib import slicer_logic, slicer_models, slicer_packages, slicer_scene
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
-from SRCSMSegmenterLib.slicer_panel import OrganResult, Panel
-from SRCSMSegmenterLib.slicer_parameters import FRAME_SHOWN, Parameters
-from SRCSMSegmenterLib.slicer_samples import load_phantom, register_sample_data
-from SRCSMSegmenterLib.slicer_widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.panel import models as slicer_models
+from SRCSMSegmenterLib.panel import packages as slicer_packages
+from SRCSMSegmenterLib.panel.panel import OrganResult, Panel
+from SRCSMSegmenterLib.panel.parameters import FRAME_SHOWN, Parameters
+from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.scene import logic as slicer_logic
+from SRCSMSegmenterLib.scene import nodes as slicer_scene
+from SRCSMSegmenterLib.scene.samples import load_phantom, register_sample_data
 
 
 class SRCSMSegmenter(ScriptedLoadableModule):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from SRCSMSegmenterLib.model_list import find_bundles, shipped_models_folder
+from SRCSMSegmenterLib.models.catalogue import find_bundles, shipped_models_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = [folder for folder in ROOT.iterdir() if (folder / f"{folder.name}.py").is_file()]
@@ -34,17 +34,23 @@ def source_of(name: str) -> Path | None:
     return None
 
 
+def package_of(path: Path) -> list[str]:
+    """The names of the packages that a file lies in, the outermost first."""
+    return [f.name for f in reversed(path.parents) if (f / "__init__.py").is_file()]
+
+
 def imported(path: Path) -> set[str]:
     """Dotted names of what a file imports when it is imported, in `try` and `if` too, but for
     `if TYPE_CHECKING`."""
-    names, package = set(), path.parent.name
+    names, package = set(), package_of(path)
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, (package if node.level else None, node.module)))
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
             names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             waiting += node.orelse
@@ -70,7 +76,11 @@ def imported_in_the_end(path: Path, seen: frozenset[Path] = frozenset()) -> set[
     sorted(
         path
         for folder in MODULES
-        for path in (folder / f"{folder.name}.py", *folder.glob("*Lib/slicer_*.py"))
+        for path in (
+            folder / f"{folder.name}.py",
+            *folder.glob("*Lib/scene/*.py"),
+            *folder.glob("*Lib/panel/*.py"),
+        )
     ),
     ids=lambda path: path.name,
 )
@@ -187,7 +197,7 @@ def test_the_installed_extension_has_its_models_and_finds_them(tmp_path):
         subprocess.run(command, check=True, capture_output=True)
     modules = installed / "lib" / "Slicer-5.12" / "qt-scripted-modules"
     code = (
-        "from SRCSMSegmenterLib.model_list import find_bundles, shipped_models_folder\n"
+        "from SRCSMSegmenterLib.models.catalogue import find_bundles, shipped_models_folder\n"
         "print(shipped_models_folder(), *[b.name for b in find_bundles(shipped_models_folder())])"
     )
     found = subprocess.run(

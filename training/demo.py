@@ -11,24 +11,24 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from SAMRefineLib.boxes import SliceGrid, acquisition_axis
-from SAMRefineLib.choice import refine_coarse
-from SAMRefineLib.coarse import CoarseOrgan
-from SAMRefineLib.models import SamModel, is_sam, load_sam
-from SRCSMSegmenterLib.bundle import ModelBundle, load_bundle, shipped_models_folder
+from SAMRefineLib.boxes.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.coarse import CoarseOrgan
+from SAMRefineLib.refine.box_selection import refine_coarse
+from SAMRefineLib.sam.models import SamModel, is_sam, load_sam
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import segment
+from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, shipped_models_folder
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
 
-from .checkpoint import CheckpointError
-from .dataset import Case, Dataset, read_dataset
-from .evaluation import evaluate, summarise
-from .loop import Progress
-from .phantom import write_dataset
-from .pictures import COLOURS, draw_slice, save
-from .presets import preset
-from .run import run_training
+from .data.dataset import Case, Dataset, read_dataset
+from .data.phantom import write_dataset
+from .engine.checkpoint import CheckpointError
+from .engine.fit import Progress
+from .evaluation.evaluate import evaluate, summarise
+from .plots import COLOURS, draw_slice, save
+from .segmentation.presets import preset
+from .segmentation.run import run_training
 
 CASES = {"CT": (8, 0), "MR": (3, 100)}
 """Phantom patients per modality, and the first one's seed; no patient is in both."""

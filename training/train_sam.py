@@ -7,6 +7,6 @@ from pathlib import Path
 if __name__ == "__main__":
     # Python puts this folder first; its modules would hide others of the same names.
     sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
-    from srcsm_training.cli import main
+    from srcsm_training.cli.main import main
 
     sys.exit(main(["train-sam", *sys.argv[1:]]))

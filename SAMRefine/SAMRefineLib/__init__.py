@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The computing behind SAMRefine: coarse masks, boxes, SAM masks; slicer_*.py alone meet Slicer."""
+"""The computing behind SAMRefine: coarse masks, boxes, SAM masks; Slicer in scene and panel."""

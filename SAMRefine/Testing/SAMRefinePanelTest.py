@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user does in the panel, and what comes of it; the worker's answers are played.
 
-Runs in Slicer (CTest, or `slicer.testing.runUnitTest`), and in Testing/test_refine_panel.py on
-stand-ins for Slicer's widgets.
+Runs in Slicer (CTest, or `slicer.testing.runUnitTest`), and in
+Testing/sam_refine/panel/test_panel.py on stand-ins for Slicer's widgets.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ class PlayedRequest:
         self.fail("Cancelled", "The work was cancelled; nothing was changed.")
 
     def fail(self, *error):
-        from SRCSMSegmenterLib.worker_protocol import WorkerError
+        from SRCSMSegmenterLib.worker.protocol import WorkerError
 
         self._end(WorkerError(*error))
 
@@ -77,8 +77,9 @@ class PlayedClient:
 
 class SAMRefinePanelTest(unittest.TestCase):
     def setUp(self):
-        from SAMRefineLib import slicer_requests, slicer_sams
-        from SRCSMSegmenterLib import slicer_logic
+        from SAMRefineLib.panel import sams as slicer_sams
+        from SAMRefineLib.scene import requests as slicer_requests
+        from SRCSMSegmenterLib.scene import logic as slicer_logic
 
         slicer.mrmlScene.Clear()
         self.cleanUps = contextlib.ExitStack()
@@ -107,7 +108,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         slicer.mrmlScene.Clear()
 
     def packages(self, missing):
-        from SRCSMSegmenterLib import slicer_packages
+        from SRCSMSegmenterLib.panel import packages as slicer_packages
 
         patch = mock.patch.object(slicer_packages, "missing", lambda more: list(missing))
         self.cleanUps.enter_context(patch)
@@ -325,7 +326,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertEqual(self.item("liver", 3).text(), "")
 
     def test_an_edited_box_counts_and_is_reset_with_the_organ(self):
-        from SAMRefineLib.boxes import Box
+        from SAMRefineLib.boxes.boxes import Box
 
         session = self.start()
         session.edit_box(1, 6, Box(3, 4, 13, 15))
@@ -462,7 +463,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertEqual(self.voxels(), voxels)
 
     def test_live_redraws_the_slice_and_then_the_organ(self):
-        from SAMRefineLib.boxes import Box
+        from SAMRefineLib.boxes.boxes import Box
 
         session = self.start()
         session.jump(6)
@@ -560,7 +561,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertIn("Resume: 2 MB of 375 MB", self.ui.downloadButton.text)
 
     def test_an_official_file_of_the_users_is_recognised(self):
-        from SAMRefineLib.organs import Settings
+        from SAMRefineLib.refine.organ_state import Settings
 
         own = self.folder / "mein Modell.pth"
         own.write_bytes(CHECKPOINT)
@@ -575,7 +576,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertEqual(self.parameters.sam, "")
 
     def test_an_unknown_file_is_medsam_only_if_the_user_says_so(self):
-        from SAMRefineLib.organs import Settings
+        from SAMRefineLib.refine.organ_state import Settings
 
         own = self.folder / "medsam_vit_b.pth"
         own.write_bytes(b"weights")
@@ -595,7 +596,7 @@ class SAMRefinePanelTest(unittest.TestCase):
     # Packages
 
     def test_missing_packages_are_named_and_boxes_can_be_made_without_them(self):
-        from SRCSMSegmenterLib import slicer_packages
+        from SRCSMSegmenterLib.panel import packages as slicer_packages
 
         needed = [slicer_packages.TORCH, slicer_packages.TORCHVISION, "segment-anything>=1.0"]
         self.packages(needed)
@@ -760,8 +761,8 @@ def addVolume(spacing=(3, 3, 5), name="MR"):
 
 def addSegmentation(volume, **more):
     """Two organs, as SRCSMSegmenter leaves them in the scene."""
-    from SRCSMSegmenterLib import slicer_scene
     from SRCSMSegmenterLib.geometry import Volume
+    from SRCSMSegmenterLib.scene import nodes as slicer_scene
 
     geometry = slicer_scene.node_geometry(volume)
     labels = np.zeros(geometry.shape, np.uint8)
@@ -795,7 +796,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def official(url, file="sam_vit_b_01ec64.pth"):
     """As if SAM ViT-B were `CHECKPOINT`, to be had from a server of this machine."""
-    from SAMRefineLib.checkpoints import CHECKPOINTS
+    from SAMRefineLib.sam.checkpoints import CHECKPOINTS
 
     entry = replace(
         CHECKPOINTS["vit_b"],

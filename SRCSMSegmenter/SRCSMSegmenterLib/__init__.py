@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The computing behind SRCSMSegmenter: plain arrays and geometries, no Slicer import."""
+"""The computing behind SRCSMSegmenter: plain arrays and geometries, Slicer in scene, panel."""

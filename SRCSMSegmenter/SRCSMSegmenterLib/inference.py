@@ -19,7 +19,6 @@ import torch
 from torch.nn import functional as F
 
 from . import intensity
-from .bundle import ModelBundle
 from .components import leave_out_smaller
 from .devices import autocast, out_of_memory, resolve_device
 from .errors import Cancelled, DeviceError
@@ -27,6 +26,7 @@ from .field_of_view import body_extent, covering_grid, scan_extent, window_start
 from .geometry import Geometry, GridSpec, Volume
 from .intensity import IntensityRule
 from .modality import CT_BELOW, guess_modality
+from .models.bundle import ModelBundle
 from .network import UNet
 from .resampling import index_map, look_up, points, resample, smooth_mm
 from .source_matching import match_to_source

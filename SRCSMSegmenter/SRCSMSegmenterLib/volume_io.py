@@ -19,8 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
+from .atomic import whole_file
 from .errors import VolumeError
-from .files import whole_file
 from .geometry import Geometry, Volume
 from .terminology import Segment, terminology_entry
 

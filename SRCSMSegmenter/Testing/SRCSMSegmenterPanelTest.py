@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user does in the panel, and what comes of it; the segmentation itself is played.
 
-Runs in Slicer (CTest, or `slicer.testing.runUnitTest`), and in Testing/test_panel.py on stand-ins
-for Slicer's widgets.
+Runs in Slicer (CTest, or `slicer.testing.runUnitTest`), and in
+Testing/segmenter/panel/test_panel.py on stand-ins for Slicer's widgets.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class PlayedRun:
         slicer.mrmlScene.RemoveNode(self.segmentationNode)
 
     def end(self, segmentation=None, error=None):
-        from SRCSMSegmenterLib.worker_protocol import WorkerError
+        from SRCSMSegmenterLib.worker.protocol import WorkerError
 
         self.segmentationNode, self.error = segmentation, error and WorkerError(*error)
         self._done(self)
@@ -76,7 +76,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         slicer.mrmlScene.Clear()
 
     def packages(self, missing):
-        from SRCSMSegmenterLib import slicer_packages
+        from SRCSMSegmenterLib.panel import packages as slicer_packages
 
         patch = mock.patch.object(slicer_packages, "missing", lambda more: list(missing))
         self.cleanUps.enter_context(patch)
@@ -98,8 +98,8 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
 
     def placeResult(self):
         """A result as the logic leaves it in the scene."""
-        from SRCSMSegmenterLib import slicer_scene
         from SRCSMSegmenterLib.geometry import Volume
+        from SRCSMSegmenterLib.scene import nodes as slicer_scene
 
         geometry = slicer_scene.node_geometry(self.volume)
         labels = np.zeros(geometry.shape, np.uint8)
@@ -311,7 +311,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
     # Packages
 
     def test_missing_packages_are_named_with_their_size_and_installed_on_request(self):
-        from SRCSMSegmenterLib import slicer_packages
+        from SRCSMSegmenterLib.panel import packages as slicer_packages
 
         self.packages([slicer_packages.TORCH, "safetensors>=0.4"])
         self.widget.enter()
@@ -330,7 +330,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertTrue(self.ui.segmentButton.enabled)
 
     def test_a_failed_installation_says_why(self):
-        from SRCSMSegmenterLib import slicer_packages
+        from SRCSMSegmenterLib.panel import packages as slicer_packages
 
         self.packages([slicer_packages.TORCH])
         self.widget.enter()
@@ -343,7 +343,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
     # Own models
 
     def test_a_folder_with_a_model_can_be_added_and_taken_off_again(self):
-        from SRCSMSegmenterLib import slicer_models
+        from SRCSMSegmenterLib.panel import models as slicer_models
 
         self.assertFalse(self.ui.removeModelButton.enabled)
         models = self.ui.modelComboBox.count

@@ -2,7 +2,7 @@
 """Style intervention by diffusion (Chen et al., WACV 2025, arXiv 2411.05223), stage by stage.
 
 prepare   nnU-Net raw dataset -> slices with masks                       prepare.py
-phantom   phantom slices in several looks, to train a small base on      looks.py
+phantom   phantom slices in several looks, to train a small base on      phantom_slices.py
 base      a small base model of our own                                  small.py
 tune      DreamBooth: the base's U-Net learns the source's style         tune.py
 control   a ControlNet on the tuned U-Net learns what masks mean         control.py

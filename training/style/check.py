@@ -29,13 +29,13 @@ from matplotlib.figure import Figure
 from scipy.ndimage import distance_transform_edt, gaussian_gradient_magnitude
 from scipy.stats import rankdata
 
-from SRCSMSegmenterLib.bundle import ModelBundle
 from SRCSMSegmenterLib.errors import BundleError, DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.inference import segment
+from SRCSMSegmenterLib.models.bundle import ModelBundle
 from SRCSMSegmenterLib.terminology import segment_for
 
-from ..pictures import COLOURS, save
+from ..plots import COLOURS, save
 from .config import CheckConfig, StyleConfig
 from .slices import (
     Slice,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..config import PRECISIONS, one_of
+from ..engine.config import PRECISIONS, one_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PhantomConfig:
     Attributes:
         patients: how many; patient n has the seed `seed + n`.
         slices: of each patient, each in every style.
-        styles: looks of looks.py.
+        styles: looks of phantom_slices.py.
     """
 
     patients: int = 300

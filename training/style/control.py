@@ -24,9 +24,9 @@ from torch import nn
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..accelerator import accelerator_for
-from ..config import to_dict
-from ..run_folder import write_environment
+from ..engine.accelerator import accelerator_for
+from ..engine.config import to_dict
+from ..engine.run_folder import write_environment
 from .base import (
     CONDITION_CHANNELS,
     BaseModel,

@@ -30,8 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from SRCSMSegmenterLib.devices import DTYPES
 
-from ..checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
-from ..loop import TrainingError, any_process, learning_rate, seeded
+from ..engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
+from ..engine.fit import TrainingError, any_process, learning_rate, seeded
 from .base import BaseModel
 from .config import SamplingConfig, StageConfig
 from .slices import SliceSet, read_picture, write_bytes

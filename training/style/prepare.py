@@ -14,7 +14,7 @@ from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
-from ..dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
+from ..data.dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
 from .config import PrepareConfig, StyleConfig
 from .slices import (
     MANIFEST,

@@ -9,7 +9,7 @@ import yaml
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..config import nearest
+from ..engine.config import nearest
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 

@@ -36,8 +36,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from SRCSMSegmenterLib.atomic import whole_file
 from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
-from SRCSMSegmenterLib.files import whole_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -32,9 +32,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 
-from ..accelerator import accelerator_for
-from ..config import to_dict
-from ..run_folder import write_environment
+from ..engine.accelerator import accelerator_for
+from ..engine.config import to_dict
+from ..engine.run_folder import write_environment
 from .base import BaseModel, save_model
 from .config import (
     AutoencoderConfig,

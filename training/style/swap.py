@@ -22,10 +22,10 @@ import numpy as np
 from SRCSMSegmenterLib.devices import DTYPES
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 
-from ..accelerator import accelerator_for
-from ..checkpoint import without_precision
-from ..config import to_dict
-from ..run_folder import write_environment
+from ..engine.accelerator import accelerator_for
+from ..engine.checkpoint import without_precision
+from ..engine.config import to_dict
+from ..engine.run_folder import write_environment
 from .base import load_base
 from .config import StyleConfig
 from .control import conditions, load_control

@@ -17,9 +17,9 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
-from ..accelerator import accelerator_for
-from ..config import to_dict
-from ..run_folder import write_environment
+from ..engine.accelerator import accelerator_for
+from ..engine.config import to_dict
+from ..engine.run_folder import write_environment
 from .base import (
     BaseModel,
     check_base,

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the panel shows things. It knows the widgets of SAMRefine.ui and nothing of the scene.
+
+Attributes of widgets are set and read as Qt properties (`label.text = ...`), as in all of Slicer.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from types import SimpleNamespace
+
+import qt
+from slicer.i18n import tr as _
+
+from SRCSMSegmenterLib.panel.common import CommonPanel, quiet, readable, swatch
+
+from ..boxes.boxes import AXES, SliceGrid
+from ..refine.organ_state import Organ
+from ..sam.catalogue import SamCard, host, megabytes
+
+SHOW, USE, NAME, EDITED, STATE, DICE, KEEP = range(7)
+"""Columns of the table of organs."""
+
+TICKS = {SHOW: "shown", USE: "enabled", KEEP: "kept"}
+"""Columns with a box to tick, and what of an organ it is."""
+
+_KEY = qt.Qt.UserRole
+
+
+class RefinePanel(CommonPanel):
+    """The widgets of the panel; `ui` has one attribute per name in the .ui files."""
+
+    def __init__(self, ui: SimpleNamespace) -> None:
+        super().__init__(ui)
+        for row in (ui.downloadFrame, ui.resultLabel, ui.organTable, ui.embeddingLabel):
+            row.visible = False
+        ui.newOrganComboBox.lineEdit().setPlaceholderText(_("An organ that was missed"))
+        header = ui.organTable.horizontalHeader()
+        header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
+        header.setSectionResizeMode(NAME, qt.QHeaderView.Stretch)
+
+    def stages(self) -> dict[str, str]:
+        """See `CommonPanel.stages`."""
+        return super().stages() | {
+            "choose": _("SAM chooses the boxes"),
+            "encode": _("SAM looks at the slices"),
+            "decode": _("SAM outlines the organs"),
+            "combine": _("Putting the outlines together"),
+        }
+
+    # SAMs
+
+    def show_sams(self, cards: dict[str, SamCard], chosen: str) -> None:
+        """The SAMs by what the parameter node calls them, and which is chosen."""
+        ui, box = self.ui, self.ui.samComboBox
+        names = {
+            key: card.name if card.present else _("{name} (not here yet)").format(name=card.name)
+            for key, card in cards.items()
+        }
+        listed = {box.itemData(n): box.itemText(n) for n in range(box.count)}
+        with quiet(box):
+            if listed != names:
+                box.clear()
+                for key, name in names.items():
+                    box.addItem(name, key)
+                    box.setItemData(box.count - 1, str(cards[key].path), qt.Qt.ToolTipRole)
+            box.currentIndex = box.findData(chosen)
+        text = _card_text(cards[chosen]) if chosen in cards else _absent_text(chosen)
+        ui.samLabel.text, ui.samLabel.visible = text, bool(text)
+
+    def chosen_sam(self) -> str:
+        """What the parameter node calls the SAM that is picked."""
+        return self.ui.samComboBox.itemData(self.ui.samComboBox.currentIndex)
+
+    def show_removal(self, card: SamCard | None, own: bool) -> None:
+        """Whether the chosen SAM can be removed, and what that means."""
+        button = self.ui.removeSamButton
+        downloaded = card is not None and card.origin is not None and card.present and not own
+        button.enabled = own or downloaded
+        button.text = _("Delete download") if downloaded else _("Remove")
+        if downloaded:
+            size = megabytes(card.origin.bytes)
+            button.toolTip = _("Delete {path} ({size}).").format(path=card.path, size=size)
+        elif own:
+            button.toolTip = _("Take the chosen SAM off the list. Its files stay.")
+        else:
+            button.toolTip = _("Only SAMs that you added or downloaded can be removed.")
+
+    def show_download(self, card: SamCard | None, received: int, running: bool) -> None:
+        """What a click would fetch, from where and under which licence; none, no row.
+
+        Args:
+            card: of a SAM that is not here and can be fetched.
+            received: bytes of it that are here from an earlier try.
+        """
+        ui = self.ui
+        ui.downloadFrame.visible = running or card is not None
+        ui.downloadButton.visible = not running
+        ui.downloadProgressFrame.visible = running
+        if card is not None:
+            size, origin = megabytes(card.origin.bytes), host(card.origin)
+            if received:
+                size = _("{n} of {size}").format(n=megabytes(received), size=size)
+            text = _("Download {size}, {origin}, {licence}")
+            if received:
+                text = _("Resume: {size}, {origin}, {licence}")
+            ui.downloadButton.text = text.format(size=size, origin=origin, licence=card.licence)
+            ui.downloadButton.toolTip = _(
+                "Fetch {url} once, under the licence {licence}, into {folder}. Nothing is sent, "
+                "and nothing is fetched before you click."
+            ).format(url=card.origin.url, licence=card.licence, folder=card.path.parent)
+
+    def show_download_progress(self, stage: str, fraction: float) -> None:
+        """How far it is."""
+        bar = self.ui.downloadProgressBar
+        bar.value = round(100 * fraction)
+        bar.format = _("checking %p%") if stage == "check" else "%p%"
+
+    # Organs
+
+    def show_organs(self, organs: Sequence[Organ], active: int) -> None:
+        """The organs, of which the one with the label `active` is being corrected."""
+        table = self.ui.organTable
+        table.visible = bool(organs)
+        with quiet(table):
+            # The rows stay where they can: this is also called while one is being ticked.
+            if [self._value(row) for row in range(table.rowCount)] != [o.value for o in organs]:
+                table.setRowCount(len(organs))
+                for row, organ in enumerate(organs):
+                    self._make_row(row, organ.value)
+            for row, organ in enumerate(organs):
+                self._show_row(row, organ)
+            chosen = next((row for row, organ in enumerate(organs) if organ.value == active), -1)
+            if chosen < 0:
+                table.clearSelection()
+            elif chosen not in self._selected():
+                table.selectRow(chosen)
+
+    def _make_row(self, row: int, value: int) -> None:
+        for column in range(KEEP + 1):
+            item = qt.QTableWidgetItem()
+            item.setData(_KEY, value)
+            flags = qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable
+            if column in TICKS:
+                flags |= qt.Qt.ItemIsUserCheckable
+            item.setFlags(flags)
+            if column in (EDITED, DICE):
+                item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
+            self.ui.organTable.setItem(row, column, item)
+
+    def _show_row(self, row: int, organ: Organ) -> None:
+        table = self.ui.organTable
+        for column, name in TICKS.items():
+            state = qt.Qt.Checked if getattr(organ, name) else qt.Qt.Unchecked
+            table.item(row, column).setCheckState(state)
+        item = table.item(row, NAME)
+        item.setText(readable(organ.name))
+        item.setIcon(swatch([round(255 * channel) for channel in organ.color]))
+        table.item(row, EDITED).setText(str(organ.edited) if organ.edited else "")
+        table.item(row, STATE).setText(_state(organ))
+        table.item(row, STATE).setToolTip(
+            _kept_text([*organ.report.kept.values()]) if organ.report else ""
+        )
+        dice = organ.report.dice if organ.report else None
+        table.item(row, DICE).setText("" if dice is None else f"{dice:.2f}")
+
+    def organ_of(self, item: "qt.QTableWidgetItem") -> int:
+        """The label of the organ that an item of the table belongs to."""
+        return item.data(_KEY)
+
+    def ticked(self, item: "qt.QTableWidgetItem") -> tuple[str, bool] | None:
+        """Which of `TICKS` an item stands for, and whether it is ticked; None for other items."""
+        name = TICKS.get(item.column())
+        return name and (name, item.checkState() == qt.Qt.Checked)
+
+    def selected_organ(self) -> int:
+        """The label of the organ whose row is selected; 0 for none."""
+        rows = self._selected()
+        return self._value(rows[0]) if rows else 0
+
+    def _selected(self) -> list[int]:
+        return sorted({item.row() for item in self.ui.organTable.selectedItems()})
+
+    def _value(self, row: int) -> int | None:
+        item = self.ui.organTable.item(row, NAME)
+        return item.data(_KEY) if item else None
+
+    def show_organ_help(self, text: str) -> None:
+        """What to do next; "" takes it away."""
+        self.ui.organHelpLabel.text = escape(text)
+        self.ui.organHelpLabel.visible = bool(text)
+
+    def show_new_organs(self, names: Sequence[str]) -> None:
+        """Names to choose from for an organ that was missed; what is typed stays."""
+        box = self.ui.newOrganComboBox
+        if [box.itemData(n) for n in range(box.count)] != list(names):
+            with quiet(box):
+                box.clear()
+                for name in names:
+                    box.addItem(readable(name), name)
+                box.setCurrentIndex(-1)
+                box.setEditText("")
+
+    def new_organ(self) -> str:
+        """The name of the organ to be added; "" where none was given."""
+        return self.ui.newOrganComboBox.currentText.strip()
+
+    # The slice
+
+    def show_slice(self, n: int, grid: SliceGrid, organ: Organ | None) -> None:
+        """Which slice is shown and what box the organ has in it."""
+        text = _("{n} of {count} ({axis})").format(n=n, count=grid.count - 1, axis=AXES[grid.axis])
+        self.ui.sliceLabel.text = f"{text}<br>{_box_text(organ, n)}" if organ else text
+
+    def show_embeddings(self, states: Mapping[int, str]) -> None:
+        """Of how many organs SAM has seen the slices.
+
+        Args:
+            states: label -> "ready", "running", "waiting" or "failed"; none takes the line away.
+        """
+        ready, count = sum(state == "ready" for state in states.values()), len(states)
+        if "failed" in states.values():
+            text = _("SAM could not look ahead; see the message above.")
+        elif ready == count:
+            text = _("SAM has seen all organs: they are redrawn at once.")
+        else:
+            text = _("SAM is looking ahead: {ready} of {count} organs are redrawn at once.").format(
+                ready=ready, count=count
+            )
+        self.ui.embeddingLabel.text = text
+        self.ui.embeddingLabel.visible = bool(states)
+
+    # Buttons
+
+    def show_button(self, button: "qt.QPushButton", does: str, lacking: Sequence[str]) -> None:
+        """Whether a button works; its tooltip says what it does, or what is missing."""
+        button.enabled = not lacking
+        button.toolTip = "\n".join(lacking) or does
+
+    def show_running(self, running: bool) -> None:
+        """That a refinement goes on: what it depends on has to stay."""
+        ui = self.ui
+        ui.progressFrame.visible = running
+        self.show_button(
+            ui.cancelButton,
+            _("Stop; the segmentation stays as it is."),
+            [] if running else [_("Nothing is running.")],
+        )
+        ui.advancedCollapsibleButton.enabled = not running
+        ui.inputsFrame.enabled = not running
+        ui.installButton.enabled = not running
+
+    def show_before(self, before: bool) -> None:
+        """Which of the two states is in the views."""
+        button = self.ui.beforeButton
+        with quiet(button):
+            button.checked = before
+        button.text = _("After") if before else _("Before")
+
+    def show_result(self, text: str) -> None:
+        """What the last refinement did; "" takes it away."""
+        self.ui.resultLabel.text = escape(text)
+        self.ui.resultLabel.visible = bool(text)
+
+    def show_axis(self, text: str) -> None:
+        """What the chosen axis means for the volume."""
+        self.ui.axisLabel.text = text
+        self.ui.axisLabel.visible = bool(text)
+
+    def show_shortcuts(self, keys: dict[str, str]) -> None:
+        """What keys do."""
+        parts = (f"<b>{escape(key)}</b> {escape(does)}" for key, does in keys.items())
+        self.ui.shortcutsLabel.text = _("Keys: {list}.").format(list=", ".join(parts))
+
+
+def refined_text(organs: Sequence[Organ]) -> str:
+    """What a refinement of these organs did."""
+    reasons = [reason for organ in organs for reason in organ.report.kept.values()]
+    slices = sum(organ.report.boxes for organ in organs)
+    text = _("SAM redrew {organs} in {n} slices.").format(
+        organs=", ".join(readable(organ.name) for organ in organs), n=slices
+    )
+    return f"{text} {_kept_text(reasons)}".strip()
+
+
+def _box_text(organ: Organ, n: int) -> str:
+    frames = organ.frames
+    if n in frames.off:
+        return _("box taken away")
+    if n not in frames.effective():
+        return _("no box")
+    if n in frames.edited:
+        return _("box moved by hand")
+    box = frames.effective()[n]
+    if box == frames.automatic.get(n):
+        return (
+            _("automatic box") if organ.mask_prompt else _("large automatic box (unsure outline)")
+        )
+    if frames.moved is not None and box == frames.moved.get(n):
+        return _("box follows the 3-D box")
+    return _("box follows its neighbours")
+
+
+def _state(organ: Organ) -> str:
+    if organ.kept:
+        return _("kept")
+    if organ.report is None:
+        return _("coarse") if organ.coarse else _("new")
+    return _("changed") if organ.changed else _("refined")
+
+
+def _kept_text(reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    counts = ", ".join(f"{reason} ({n})" for reason, n in Counter(reasons).most_common())
+    return _("The coarse outline stayed in {n} slices: {reasons}.").format(
+        n=len(reasons), reasons=counts
+    )
+
+
+def _card_text(card: SamCard) -> str:
+    # As small print: what it was made for, and what may be done with it.
+    return "<b>{expects_label}</b> {expects}.<br><b>{licence_label}</b> {licence}".format(
+        expects_label=_("Expects:"),
+        expects=escape(card.expects.rstrip(".")),
+        licence_label=_("Licence:"),
+        licence=escape(card.licence),
+    )
+
+
+def _absent_text(key: str) -> str:
+    if not key:
+        return ""
+    return escape(_("The SAM {name} is not here; choose another.").format(name=key))

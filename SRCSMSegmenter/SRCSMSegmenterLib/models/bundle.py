@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained network as a folder in the MONAI Bundle layout, checked file by file.
+
+    configs/metadata.json           MONAI's keys, and ours under "srcsm"
+    configs/network.json            NetworkConfig
+    configs/source_histogram.json   SourceHistogram
+    models/model.safetensors        weights, float16 or float32
+    docs/README.md                  model card
+    LICENSE                         where one is given
+    SHA256SUMS                      of every other file, for `sha256sum -c`
+
+Loading reads JSON and safetensors and runs no code of the folder. The folder's identity
+(`hashed_folder`) names one exact network.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ..errors import BundleError, SRCSMError
+from ..geometry import GridSpec
+from ..intensity import IntensityRule
+from ..network import NetworkConfig, UNet
+from ..source_matching import SourceHistogram
+from ..terminology import Segment
+from .catalogue import METADATA, is_bundle
+from .catalogue import find_bundles as find_bundles
+from .catalogue import shipped_models_folder as shipped_models_folder
+from .hashed_folder import (
+    SUMS,
+    check_format,
+    from_json,
+    is_empty,
+    read_folder,
+    read_whole_folder,
+    sha256,
+    to_json,
+    typed,
+    write_folder,
+)
+
+FORMAT_VERSION = 1
+
+NETWORK = "configs/network.json"
+HISTOGRAM = "configs/source_histogram.json"
+WEIGHTS = "models/model.safetensors"
+CARD = "docs/README.md"
+LICENCE = "LICENSE"
+SAM_CONFIG = "config.json"
+"""What a SAM's folder has in its place; its weights lie elsewhere too."""
+
+LATER_SETTINGS = {"pool_by": "average", "decoder": []}
+"""Of a network, and what they were before there was a choice."""
+
+REQUIRED = (METADATA, NETWORK, HISTOGRAM, WEIGHTS, CARD)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network is and what it needs to know about a scan.
+
+    Attributes:
+        name: short, such as "abdomen-ct".
+        task: one line, such as "Liver, kidneys and spleen in CT and MR".
+        labels: foreground labels, values 1, 2, ... in order (`terminology.segment_for`).
+        rule: intensity rule of the source modality.
+        grid: the grid the network looks at.
+        smoothing: sigma in mm of the Gaussian on the scan's own grid.
+        expects: what input it expects and what it was not made for, in words.
+        licence: terms of use, in words.
+        training: free summary (data, command, steps, validation Dice ...), plain JSON values.
+        version: of this network.
+        authors, copyright: MONAI's keys.
+    """
+
+    name: str
+    task: str
+    labels: tuple[Segment, ...]
+    rule: IntensityRule
+    grid: GridSpec
+    smoothing: float
+    expects: str
+    licence: str
+    training: dict = field(default_factory=dict)
+    version: str = "0.1.0"
+    authors: str = "SRCSMSegmenter contributors"
+    copyright: str = "SRCSMSegmenter contributors"
+
+    def __post_init__(self) -> None:
+        values = [label.value for label in self.labels]
+        if not values or values != list(range(1, len(values) + 1)):
+            raise BundleError(f"Labels need the values 1, 2, ... in order, not {values}.")
+        if not self.smoothing >= 0:
+            raise BundleError(f"smoothing is a sigma in mm, not {self.smoothing}.")
+
+
+@dataclass(frozen=True, eq=False)
+class ModelBundle:
+    """A trained network with all that inference needs.
+
+    Attributes:
+        weights: state dict of `UNet(network)`, float32.
+        identity: SHA-256 (hex) of the folder's SHA256SUMS; "" for one that was never saved.
+
+    Raises:
+        BundleError: parts that do not belong together.
+    """
+
+    description: Description
+    network: NetworkConfig
+    histogram: SourceHistogram
+    weights: dict[str, torch.Tensor]
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        described = len(self.description.labels) + 1
+        if self.network.classes != described:
+            raise BundleError(
+                f"The network has {self.network.classes} classes, but {described} are described "
+                "(background included)."
+            )
+        size, divisor = self.description.grid.size, self.network.divisor
+        if any(n % d for n, d in zip(size, divisor, strict=True)):
+            raise BundleError(f"The window {size} is not a multiple of the network's {divisor}.")
+        self.unet()
+
+    def unet(self) -> UNet:
+        """The network in evaluation mode, on the CPU; shares `weights`."""
+        with torch.device("meta"):
+            network = UNet(self.network)
+        try:
+            network.load_state_dict(self.weights, assign=True)
+        except RuntimeError as error:
+            raise BundleError(f"The weights do not fit the network: {error}") from error
+        return network.eval().requires_grad_(False)
+
+
+def save_bundle(
+    folder: Path,
+    bundle: ModelBundle,
+    card: str,
+    licence: str | None = None,
+    *,
+    half: bool = True,
+) -> str:
+    """Write a bundle; an older one of that name is replaced once the new one is whole.
+
+    Args:
+        card: the model card, Markdown.
+        licence: text of the LICENSE file.
+        half: store the weights as float16.
+
+    Returns:
+        The bundle's identity.
+
+    Raises:
+        BundleError: the folder cannot be written, or holds something other than a bundle.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not is_bundle(folder) and not is_empty(folder):
+        raise BundleError(f"{folder} exists and is no model folder; choose another name.")
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: value.to(dtype).contiguous() for name, value in bundle.weights.items()}
+    files = {
+        METADATA: to_json(_metadata(bundle)),
+        NETWORK: to_json(dataclasses.asdict(bundle.network)),
+        HISTOGRAM: json.dumps(bundle.histogram.to_dict()).encode(),
+        WEIGHTS: save_tensors(weights),
+        CARD: card.encode(),
+    }
+    if licence is not None:
+        files[LICENCE] = licence.encode()
+    return write_folder(folder, files)
+
+
+def load_bundle(folder: Path) -> ModelBundle:
+    """Read a bundle, having checked every file of it.
+
+    Raises:
+        BundleError: no bundle, incomplete, altered, or of another format version.
+    """
+    files = read_whole_folder(Path(folder), REQUIRED)
+    try:
+        metadata = from_json(files[METADATA], METADATA)
+        return ModelBundle(
+            _description(metadata),
+            _network(from_json(files[NETWORK], NETWORK)),
+            SourceHistogram.from_dict(from_json(files[HISTOGRAM], HISTOGRAM)),
+            {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()},
+            sha256(files[SUMS]),
+        )
+    except (SRCSMError, SafetensorError, ValueError) as error:
+        raise BundleError(f"The model folder {folder} cannot be used: {error}") from error
+
+
+def verify_bundle(folder: Path) -> list[str]:
+    """What is wrong with a bundle's files: missing, altered and extra ones; empty where whole."""
+    return read_folder(Path(folder), REQUIRED)[1]
+
+
+def _metadata(bundle: ModelBundle) -> dict[str, Any]:
+    """MONAI's metadata; what `load_bundle` reads is under "srcsm"."""
+    description, grid = bundle.description, bundle.description.grid
+    rule = description.rule
+    channels = {str(label.value): label.name for label in description.labels}
+    ours = dataclasses.asdict(description)
+    shape = list(grid.size[::-1])
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/"
+        "0.8.1/meta_schema_20240725.json",
+        "version": description.version,
+        "changelog": {description.version: "exported by srcsm"},
+        "monai_version": _installed("monai"),
+        "pytorch_version": _installed("torch"),
+        "numpy_version": _installed("numpy"),
+        "required_packages_version": {"safetensors": _installed("safetensors")},
+        "task": description.task,
+        "description": description.expects,
+        "authors": description.authors,
+        "copyright": description.copyright,
+        "intended_use": description.licence,
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "hounsfield" if rule.modality == "CT" else "magnitude",
+                    "modality": rule.modality,
+                    "num_channels": 1,
+                    "spatial_shape": shape,
+                    "dtype": "float32",
+                    "value_range": [-1, 1] if rule.modality == "CT" else [],
+                    "is_patch_data": True,
+                    "channel_def": {"0": "image"},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "segmentation",
+                    "num_channels": bundle.network.classes,
+                    "spatial_shape": shape,
+                    "dtype": "float32",
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": {"0": "background", **channels},
+                }
+            },
+        },
+        "srcsm": {"format_version": FORMAT_VERSION, **ours},
+    }
+
+
+def _description(metadata: Any) -> Description:  # noqa: ANN401 - anything JSON holds
+    ours = metadata.get("srcsm") if isinstance(metadata, dict) else None
+    if not isinstance(ours, dict) or "format_version" not in ours:
+        raise BundleError(f'{METADATA} has no "srcsm" entry, so it is no bundle of this program.')
+    check_format(ours.pop("format_version"), FORMAT_VERSION, "export the network anew")
+    return typed(ours, Description, f"{METADATA}: srcsm")
+
+
+def _network(content: Any) -> NetworkConfig:  # noqa: ANN401 - anything JSON holds
+    if isinstance(content, dict):
+        content = LATER_SETTINGS | content
+    return typed(content, NetworkConfig, NETWORK)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which trained networks there are and what they say of themselves; without torch.
+
+Slicer's panel shows this before PyTorch is installed. What a folder says is only read here;
+`bundle.load_bundle` checks it before use.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import BundleError
+from .hashed_folder import SUMS
+
+METADATA = "configs/metadata.json"
+SAM_CONFIG = "config.json"
+"""What the folder of a SAM (`SAMRefineLib.sam.models`) has in its place."""
+
+
+@dataclass(frozen=True)
+class Organ:
+    """A label: its name, such as "right_kidney", and its colour (RGB, 0-255)."""
+
+    name: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network says of itself.
+
+    Attributes:
+        name, task, expects, licence: see `bundle.Description`.
+        modality: "CT" or "MR", which it was trained on.
+        organs: foreground labels, in the order of their values 1, 2, ...
+        spacing: in mm, of the grid it looks at.
+    """
+
+    folder: Path
+    name: str
+    task: str
+    expects: str
+    licence: str
+    modality: str
+    organs: tuple[Organ, ...]
+    spacing: tuple[float, float, float]
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card of a model folder, unchecked.
+
+    Raises:
+        BundleError: no metadata, or not ours.
+    """
+    try:
+        ours = json.loads((folder / METADATA).read_bytes())["srcsm"]
+        return ModelCard(
+            folder,
+            *(str(ours[key]) for key in ("name", "task", "expects", "licence")),
+            str(ours["rule"]["modality"]),
+            tuple(
+                Organ(str(label["name"]), tuple(map(int, label["color"])))
+                for label in ours["labels"]
+            ),
+            tuple(map(float, ours["grid"]["spacing"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(
+            f"{folder} is no model folder of this program ({METADATA}: {error}); choose another."
+        ) from error
+
+
+def is_bundle(folder: Path) -> bool:
+    """True where a folder looks like a bundle, whole or not; that of a SAM is none."""
+    folder = Path(folder)
+    if (folder / METADATA).is_file():
+        return True
+    return (folder / SUMS).is_file() and not (folder / SAM_CONFIG).is_file()
+
+
+def find_bundles(*folders: Path) -> list[Path]:
+    """The bundles among `folders` and their direct subfolders, in order, by name."""
+    found = []
+    for folder in map(Path, folders):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        # A name with a dot is one that is being written, or was when the power failed.
+        shown = [path for path in inside if not path.name.startswith(".")]
+        found += [path for path in (folder, *shown) if is_bundle(path)]
+    return found
+
+
+def find_model(model: str) -> Path:
+    """The folder of a model: the folder itself, or that of a shipped model's name.
+
+    Raises:
+        BundleError: neither; names the shipped ones.
+    """
+    for folder in (Path(model), shipped_folder(model)):
+        if folder is not None and is_bundle(folder):
+            return folder
+    shipped = shipped_models_folder()
+    names = ", ".join(folder.name for folder in find_bundles(shipped)) or "none"
+    raise BundleError(
+        f"{model} is neither a model folder nor the name of a shipped model; of those there "
+        f"are in {shipped}: {names}."
+    )
+
+
+def shipped_folder(name: str | Path) -> Path | None:
+    """Return where a shipped model of a name would be; None for a path.
+
+    A path with a typo must not lead to a shipped model that is called like its last part.
+    """
+    name = str(name)
+    bare = Path(name).name == name and name not in ("", ".", "..")
+    return shipped_models_folder() / name if bare else None
+
+
+def shipped_models_folder() -> Path:
+    """``$SRCSM_MODELS``, or ``Resources/Models`` of the installed extension or the repository."""
+    installed, repository = (
+        above / "Resources" / "Models" for above in Path(__file__).resolve().parents[2:4]
+    )
+    return Path(os.environ.get("SRCSM_MODELS", installed if installed.is_dir() else repository))

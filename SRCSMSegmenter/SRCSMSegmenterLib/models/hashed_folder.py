@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder whose every file is listed in SHA256SUMS (for `sha256sum -c`), and strict JSON in it.
+
+The SHA-256 of SHA256SUMS is the folder's identity: it names one exact content. A folder that was
+altered together with its SHA256SUMS is whole, but is another one with another identity.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import BundleError
+
+SUMS = "SHA256SUMS"
+
+
+def read_folder(folder: Path, required: tuple[str, ...]) -> tuple[dict[str, bytes], list[str]]:
+    """Every listed file's bytes, so that what was checked is what is used, and the faults.
+
+    Args:
+        required: paths that must be there, listed or not.
+
+    Returns:
+        Path in the folder -> content, SHA256SUMS included; and what is wrong, a clause each:
+        missing, altered, unlisted and unreadable files, and links. Empty where the folder is whole.
+    """
+    try:
+        sums = (folder / SUMS).read_bytes()
+        listed = {path: digest for digest, path in _entries(sums.decode("utf-8"))}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return {}, [f"{SUMS} cannot be read ({reason})"]
+    present = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    } - {SUMS}
+    files, faults = {SUMS: sums}, []
+    for path in sorted({*required, *listed, *present}):
+        if path not in present:
+            faults.append(f"{path} is missing")
+        elif path not in listed:
+            faults.append(f"{path} is not listed in {SUMS}")
+        elif (folder / path).is_symlink():
+            faults.append(f"{path} is a link")
+        else:
+            try:
+                files[path] = (folder / path).read_bytes()
+            except OSError as error:
+                faults.append(f"{path} cannot be read ({error.strerror})")
+                continue
+            if sha256(files[path]) != listed[path]:
+                faults.append(f"{path} is altered")
+    return files, faults
+
+
+def read_whole_folder(folder: Path, required: tuple[str, ...]) -> dict[str, bytes]:
+    """The files of a folder that has no faults.
+
+    Raises:
+        BundleError: it has some; all are listed.
+    """
+    files, faults = read_folder(folder, required)
+    if faults:
+        raise BundleError(
+            f"The model folder {folder} is incomplete or altered and was not loaded; fetch it "
+            f"anew: {'; '.join(faults)}."
+        )
+    return files
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> str:
+    """Write files and their SHA256SUMS; an older folder is replaced once the new one is whole.
+
+    Args:
+        files: path in the folder, with "/", -> content.
+
+    Returns:
+        The folder's identity.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    sums = "".join(f"{sha256(files[path])}  {path}\n" for path in sorted(files)).encode()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    older = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        for path, content in {**files, SUMS: sums}.items():
+            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / path).write_bytes(content)
+        if folder.exists():
+            os.replace(folder, older)
+        os.replace(temporary, folder)
+    except OSError as error:
+        if older.exists():
+            os.replace(older, folder)
+        raise BundleError(
+            f"Cannot write the model folder {folder} ({error.strerror}); nothing was changed."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(older, ignore_errors=True)
+    return sha256(sums)
+
+
+def is_empty(folder: Path) -> bool:
+    """True for a folder without anything in it."""
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def to_json(value: dict[str, Any]) -> bytes:
+    """Indented JSON; NaN and infinity are refused with a ValueError."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def from_json(content: bytes, where: str) -> Any:  # noqa: ANN401 - anything JSON holds
+    """What JSON holds; `where` names it in the error.
+
+    Raises:
+        BundleError: no JSON, or one with NaN or infinity.
+    """
+
+    def refuse(constant: str) -> None:
+        raise BundleError(f"{where} holds {constant}.")
+
+    try:
+        return json.loads(content, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{where} is no JSON ({error}).") from error
+
+
+def check_format(found: Any, current: int, remedy: str) -> None:  # noqa: ANN401
+    """Refuse a format version other than the current one.
+
+    Args:
+        remedy: what to do where the folder's format is not a newer one.
+
+    Raises:
+        BundleError: it is another.
+    """
+    if found != current:
+        newer = isinstance(found, int) and found > current
+        remedy = "update this program" if newer else remedy
+        raise BundleError(f"its format is {found!r}, this program reads {current}; {remedy}.")
+
+
+def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401
+    """A JSON value as the annotated type, to the letter: no key too few or many, no conversion.
+
+    Args:
+        hint: dataclass, tuple, optional type, dict or plain type.
+
+    Raises:
+        BundleError: it is something else; `where` names it.
+    """
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            raise BundleError(f"{where} needs exactly the keys {', '.join(hints)}.")
+        return hint(**{key: typed(value[key], hints[key], f"{where}.{key}") for key in hints})
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, list) or (kinds[-1] is not ... and len(value) != len(kinds)):
+            raise BundleError(f"{where} needs a list like {hint}, not {value!r}.")
+        return tuple(typed(item, kinds[0], f"{where}[{n}]") for n, item in enumerate(value))
+    if typing.get_origin(hint) is types.UnionType:
+        return None if value is None else typed(value, typing.get_args(hint)[0], where)
+    if hint is bool:
+        allowed = bool
+    elif isinstance(value, bool):
+        allowed = ()
+    else:
+        allowed = (int, float) if hint is float else hint
+    if not isinstance(value, allowed):
+        raise BundleError(f"{where} needs a value of type {hint.__name__}, not {value!r}.")
+    return hint(value)
+
+
+def _entries(sums: str) -> Iterator[tuple[str, str]]:
+    for line in sums.splitlines():
+        digest, separator, path = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise ValueError(f"odd line {line[:80]!r}")
+        yield digest, path

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the panels of both modules show alike: the widgets of SRCSMCommon.ui and a few more."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from types import SimpleNamespace
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+COMMON_UI = Path(__file__).resolve().parents[2] / "Resources" / "UI" / "SRCSMCommon.ui"
+
+
+def load_ui(path: str) -> "qt.QWidget":
+    """A module's .ui file with the common parts where it has holders for them.
+
+    `slicer.util.childWidgetVariables` then finds the widgets of both.
+    """
+    widget, common = slicer.util.loadUI(path), slicer.util.loadUI(str(COMMON_UI))
+    ui, parts = map(slicer.util.childWidgetVariables, (widget, common))
+    ui.headHolder.layout().addWidget(parts.headFrame)
+    ui.statusHolder.layout().addWidget(parts.statusFrame)
+    ui.logHolder.layout().addWidget(parts.logCollapsibleButton)
+    common.deleteLater()
+    return widget
+
+
+class CommonPanel:
+    """The widgets of a panel; `ui` has one attribute per name in the two .ui files."""
+
+    def __init__(self, ui: SimpleNamespace) -> None:
+        self.ui = ui
+        for row in (ui.packagesFrame, ui.warningLabel, ui.messageLabel, ui.progressFrame):
+            row.visible = False
+
+    # What is missing or odd
+
+    def show_missing(self, sizes: dict[str, str], help: str) -> None:
+        """Which packages are missing, how large they are, and what to do without internet."""
+        self.ui.packagesFrame.visible = bool(sizes)
+        rows = "".join(f"<li><b>{escape(p)}</b>: {escape(s)}</li>" for p, s in sizes.items())
+        self.ui.packagesLabel.text = (
+            _("To compute, these packages have to be downloaded once:") + f"<ul>{rows}</ul>"
+        )
+        self.ui.offlineLabel.text = help
+
+    def show_installing(self, going_on: bool) -> None:
+        """That it takes a while."""
+        button = self.ui.installButton
+        button.enabled = not going_on
+        button.text = _("Installing (some minutes)...") if going_on else _("Install")
+
+    def show_warnings(self, warnings: Sequence[str]) -> None:
+        """What may go wrong, before it does."""
+        self.ui.warningLabel.text = "<br>".join(map(escape, warnings))
+        self.ui.warningLabel.visible = bool(warnings)
+
+    def show_message(self, text: str) -> None:
+        """Why nothing came of it; "" takes the message away."""
+        self.ui.messageLabel.text = escape(text)
+        self.ui.messageLabel.visible = bool(text)
+
+    # What is going on
+
+    def show_progress(self, stage: str, fraction: float, seconds_left: float | None) -> None:
+        """How far it is."""
+        self.ui.progressBar.value = round(100 * fraction)
+        left = "" if seconds_left is None else ", " + time_left(seconds_left)
+        self.ui.progressLabel.text = self.stages().get(stage, stage) + left
+
+    def stages(self) -> dict[str, str]:
+        """What progress calls a stage -> what a reader does."""
+        return {"": _("Starting"), "start": _("Starting"), "load": _("Loading the model")}
+
+    def log(self, line: str) -> None:
+        """Add a line to the log."""
+        self.ui.logText.appendPlainText(line)
+
+
+def readable(organ: str) -> str:
+    """An organ's name as a reader writes it: "right_kidney" is a right kidney."""
+    return organ.replace("_", " ")
+
+
+def time_left(seconds: float) -> str:
+    """How long it still takes, in words."""
+    if seconds < 1:
+        return _("nearly done")
+    if seconds < 90:
+        return _("about {n} s left").format(n=round(seconds))
+    return _("about {n} min left").format(n=round(seconds / 60))
+
+
+@contextmanager
+def quiet(widget: "qt.QWidget") -> Iterator[None]:
+    """Change a widget without its telling anybody."""
+    blocked = widget.blockSignals(True)
+    try:
+        yield
+    finally:
+        widget.blockSignals(blocked)
+
+
+def swatch(color: Sequence[int]) -> "qt.QIcon":
+    """A little square of a colour (RGB, 0-255)."""
+    pixmap = qt.QPixmap(12, 12)
+    pixmap.fill(qt.QColor(*color))
+    return qt.QIcon(pixmap)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phantom: an anatomy, and scans of it."""

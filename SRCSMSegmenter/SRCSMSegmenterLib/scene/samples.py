@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phantom pair, CT and MR of one patient who does not exist, in Slicer's Sample Data module.
+
+Both are computed here in some seconds; nothing is downloaded.
+"""
+
+import numpy as np
+import slicer
+
+from ..geometry import Volume
+
+PATIENT = 103
+"""The phantom's seed: a patient whom no network was trained on, chosen to be an easy one."""
+
+MODALITIES = ("CT", "MR")
+
+
+def load_phantom(modality: str) -> slicer.vtkMRMLScalarVolumeNode:
+    """Add the phantom's scan to the scene, and show it.
+
+    Args:
+        modality: "CT" or "MR".
+    """
+    from ..phantom.scans import make_case
+
+    image, _ = make_case(PATIENT, modality)
+    if image.geometry.left_handed:  # Slicer reads no file as left-handed either
+        image = Volume(image.array[::-1], image.geometry.mirrored())
+    name = slicer.mrmlScene.GenerateUniqueName(f"Phantom {modality}")
+    node = slicer.util.addVolumeFromArray(image.array, image.geometry.affine, name)
+    # The usual window of the abdomen; MR has a scale of its own, and some very bright fluid.
+    low, high = (-160, 240) if modality == "CT" else np.percentile(image.array, (1, 98))
+    node.GetDisplayNode().SetAutoWindowLevel(False)
+    node.GetDisplayNode().SetWindowLevelMinMax(low, high)
+    if hasattr(slicer, "app"):
+        slicer.util.setSliceViewerLayers(background=node, fit=True, rotateToVolumePlane=True)
+    return node
+
+
+def register_sample_data() -> None:
+    """Offer the pair in the Sample Data module; to be called when Slicer has started."""
+    from SampleData import SampleDataLogic
+
+    for modality in MODALITIES:
+        SampleDataLogic.registerCustomSampleDataSource(
+            category="SRCSM",
+            sampleName=f"SRCSMPhantom{modality}",
+            uris=[],
+            fileNames=[],
+            nodeNames=[],
+            customDownloader=lambda source, modality=modality: [load_phantom(modality)],
+        )

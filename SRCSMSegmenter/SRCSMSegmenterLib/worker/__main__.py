@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker: ``python -m SRCSMSegmenterLib.worker --tasks MODULE... --folder FOLDER``.
+
+Started by `client.Worker`; requests come through standard input, news and replies go
+through standard output, one after the other. It ends when its standard input does.
+"""
+
+import argparse
+import faulthandler
+import importlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+
+from ..errors import Cancelled
+from .protocol import (
+    PROTOCOL,
+    Channel,
+    CorruptMessageError,
+    FileChannel,
+    Message,
+    WorkerError,
+    as_worker_error,
+    refusal,
+)
+from .tasks import Context, Models, Task
+
+SECONDS_BETWEEN_PROGRESS = 0.05
+
+Request = tuple[Message, dict[str, np.ndarray]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Do what is asked until nobody asks any more."""
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
+    parser.add_argument("--tasks", action="append", default=[], metavar="MODULE")
+    parser.add_argument("--folder", type=Path, required=True, help="for arrays; removed at the end")
+    options = parser.parse_args(arguments)
+    # What libraries print belongs into the log, and they are not to read our requests.
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    faulthandler.enable()
+
+    tasks, broken = load_tasks(options.tasks)
+    channel = FileChannel(requests, replies, options.folder)
+    channel.send({"hello": {"protocol": PROTOCOL, "tasks": sorted(tasks)}})
+    waiting: SimpleQueue[Request] = SimpleQueue()
+    unwanted: set[int] = set()
+
+    def end() -> None:
+        shutil.rmtree(options.folder, ignore_errors=True)
+        os._exit(0)  # in the middle of whatever the task does
+
+    threading.Thread(target=read, args=(channel, waiting, unwanted, end), daemon=True).start()
+    models = Models()
+    try:
+        while True:
+            answer(channel, *waiting.get(), tasks, broken, unwanted, models)
+    finally:
+        end()
+
+
+def load_tasks(modules: Sequence[str]) -> tuple[dict[str, Task], dict[str, WorkerError]]:
+    """The tasks of all modules, and why those that cannot be imported cannot."""
+    tasks: dict[str, Task] = {}
+    broken: dict[str, WorkerError] = {}
+    for module in modules:
+        try:
+            tasks |= importlib.import_module(module).TASKS
+        except Exception as error:
+            broken[module] = as_worker_error(error)
+    return tasks, broken
+
+
+def read(
+    channel: Channel,
+    waiting: SimpleQueue[Request],
+    unwanted: set[int],
+    end: Callable[[], None],
+) -> None:
+    """Take in requests also while a task runs; the body of a thread."""
+    try:
+        while True:
+            try:
+                message, arrays = channel.receive()
+                if isinstance(cancelled := message.get("cancel"), int):
+                    unwanted.add(cancelled)
+                elif isinstance(message.get("id"), int):
+                    waiting.put((message, arrays))
+                else:
+                    raise CorruptMessageError("it has no id")
+                del message, arrays  # or they stay until the next
+            except CorruptMessageError as error:
+                channel.send(refusal(error))
+    finally:
+        end()
+
+
+def answer(
+    channel: Channel,
+    request: Message,
+    arrays: dict[str, np.ndarray],
+    tasks: dict[str, Task],
+    broken: dict[str, WorkerError],
+    unwanted: set[int],
+    models: Models,
+) -> None:
+    """Do one task and send its reply, or what went wrong."""
+    number = request["id"]
+    context = Context(
+        Progress(partial(_send, channel, number, "progress")),
+        lambda: number in unwanted,
+        partial(_send, channel, number, "log"),
+        models,
+    )
+    try:
+        if context.cancelled():
+            raise Cancelled("Cancelled before it began.")
+        task = find_task(request.get("task"), tasks, broken)
+        reply, results = task(request.get("parameters", {}), arrays, context)
+        channel.send({"id": number, "reply": reply}, results, context.cancelled)
+    except BaseException as error:  # what ends a program ends a task here
+        channel.send({"id": number, "error": vars(as_worker_error(error))})
+    unwanted.discard(number)
+
+
+def find_task(name: str, tasks: dict[str, Task], broken: dict[str, WorkerError]) -> Task:
+    """The task of that name.
+
+    Raises:
+        WorkerError: there is none; it may be in a module that cannot be imported.
+    """
+    if name in tasks:
+        return tasks[name]
+    raise WorkerError(
+        "UnknownTask",
+        f"The worker has no task {name!r}; it has {', '.join(sorted(tasks)) or 'none'}.",
+        " ".join(f"{module}: {error.sentence}" for module, error in broken.items()),
+        "\n".join(error.details for error in broken.values()),
+    )
+
+
+class Progress:
+    """Passes on what a task reports, but not a thousand times a second."""
+
+    def __init__(self, send: Callable[[list], None]) -> None:
+        self._send = send
+        self._stage, self._next = "", 0.0
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        now = time.monotonic()
+        if stage != self._stage or fraction >= 1 or now >= self._next:
+            self._stage, self._next = stage, now + SECONDS_BETWEEN_PROGRESS
+            self._send([stage, fraction])
+
+
+def _send(channel: Channel, number: int, kind: str, value: object) -> None:
+    channel.send({"id": number, kind: value})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client of a worker: starts it when it is first needed, sends jobs, brings back results.
+
+    worker = Worker(["SRCSMSegmenterLib.worker.tasks"])
+    job = worker.submit("segment", {"model": "abdomen-ct", ...}, {"image": array}, done=show)
+    ...                              # a timer calls worker.pump(), from which `show` is called
+    reply = job.wait()               # or, where nothing else has to go on
+    worker.stop()
+
+Jobs are done one after the other, in order. No method waits for the worker but `Job.wait` and
+`Worker.stop`; all are called from one thread, which is the one that callbacks come from.
+"""
+
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from ..errors import Cancelled
+from .connections import Child, Remote
+from .protocol import (
+    NONE,
+    REPORT,
+    Arrays,
+    Channel,
+    CorruptMessageError,
+    WorkerError,
+    as_worker_error,
+)
+
+GRACE = 0.8
+"""Seconds a task has to notice that it was cancelled, before the worker is killed, unless it was
+submitted with others."""
+
+LOG_LINES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """What a task returned: plain values, and arrays mapped from files (copy on write)."""
+
+    values: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Job:
+    """A task that was submitted.
+
+    Attributes:
+        task: its name.
+        state: "queued", "running", "done", "failed" or "cancelled".
+        stage, fraction: the last progress, such as "network", 0.4; "start" until the first.
+        reply: where it is done.
+        error: where it failed or was cancelled (kind "Cancelled").
+    """
+
+    def __init__(
+        self,
+        worker: "Worker",
+        number: int,
+        task: str,
+        parameters: Mapping[str, Any],
+        arrays: Arrays,
+        progress: Callable[[str, float], None],
+        log: Callable[[str], None],
+        done: Callable[["Job"], None],
+        grace: float,
+    ) -> None:
+        """See `Worker.submit`."""
+        self.task, self.state = task, "queued"
+        self.stage, self.fraction = "start", 0.0
+        self.reply: Reply | None = None
+        self.error: WorkerError | None = None
+        self._worker, self._number = worker, number
+        self._request = ({"id": number, "task": task, "parameters": dict(parameters)}, arrays)
+        self._on_progress, self._on_log, self._on_done = progress, log, done
+        self._grace = grace
+        self._unwanted = threading.Event()
+        self._deadline = float("inf")
+
+    @property
+    def finished(self) -> bool:
+        """True once it is done, failed or cancelled."""
+        return self.state in ("done", "failed", "cancelled")
+
+    def cancel(self) -> None:
+        """Stop it; after the grace it has, by default a second of pumping, it is "cancelled" also
+        where the task is deaf."""
+        self._worker._cancel(self)
+
+    def poll(self) -> bool:
+        """Pump once; True once it is finished."""
+        self._worker.pump()
+        return self.finished
+
+    def wait(self, seconds: float = float("inf")) -> Reply:
+        """Pump until it is finished.
+
+        Raises:
+            WorkerError: it failed or was cancelled.
+            TimeoutError: it goes on.
+        """
+        end = time.monotonic() + seconds
+        while not self.finished:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.task} still goes on after {seconds:g} s")
+            self._worker.pump(0.05)
+        if self.error is not None:
+            raise self.error
+        return self.reply
+
+
+class Worker:
+    """A worker process, started with the first job and again after its death.
+
+    Attributes:
+        log: the last lines of what the worker and its libraries printed.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str] = ("SRCSMSegmenterLib.worker.tasks",),
+        *,
+        command: Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        address: str | None = None,
+        token: str = "",
+        grace: float = GRACE,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            tasks: modules with a table TASKS (see `tasks`), importable here.
+            command: a Python; None takes PythonSlicer, where there is one, else this Python.
+            environment: of the worker; None for that of this process. In Slicer, give
+                `slicer.util.startupEnvironment()`.
+            folder: where the private folder for arrays is made; None for the system's.
+            address: "host:port" of a worker started elsewhere by ``srcsm worker --listen``, in
+                place of a child process; `tasks`, `command`, `environment`, `folder` do not count.
+            token: which that worker asks for.
+            grace: seconds until a cancelled task is stopped by force; see `submit`.
+            log: called from `pump` with every line the worker's process prints.
+        """
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self._on_log, self._grace = log, grace
+        self._lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._events: SimpleQueue[tuple[Job, str, Any]] = SimpleQueue()
+        self._waiting: deque[Job] = deque()
+        self._current: Job | None = None
+        self._connection: Child | Remote | None = None
+        self._submitted = 0
+        if address is None:
+            python = command or [shutil.which("PythonSlicer") or sys.executable]
+            self._connect = partial(Child, python, tasks, environment, folder, self._lines)
+        else:
+            self._connect = partial(Remote, address, token)
+
+    def submit(
+        self,
+        task: str,
+        parameters: Mapping[str, Any] = NONE,
+        arrays: Arrays = NONE,
+        *,
+        progress: Callable[[str, float], None] = lambda stage, fraction: None,
+        log: Callable[[str], None] = lambda line: None,
+        done: Callable[[Job], None] = lambda job: None,
+        grace: float | None = None,
+    ) -> Job:
+        """Queue a task.
+
+        Args:
+            parameters: plain JSON values.
+            arrays: numbers; read by a thread of its own until the job runs, so do not write into
+                them before the first progress.
+            progress: called with the stage and the fraction of the whole that is done.
+            log: called with what the task has to say, line by line.
+            done: called once, when the job is finished, in whatever way.
+            grace: seconds until it is stopped by force where it is cancelled; None takes the
+                worker's. What the worker has loaded and cached is lost by that.
+        """
+        self._submitted += 1
+        grace = self._grace if grace is None else grace
+        job = Job(self, self._submitted, task, parameters, arrays, progress, log, done, grace)
+        self._waiting.append(job)
+        self._start_next()
+        return job
+
+    def pump(self, seconds: float = 0.0) -> None:
+        """Move on: call the callbacks, end what was cancelled, start the next job.
+
+        Args:
+            seconds: to wait for news, if there is none.
+        """
+        self._start_next()
+        try:
+            self._handle(*self._events.get(seconds > 0, seconds))
+            while True:
+                self._handle(*self._events.get_nowait())
+        except Empty:
+            pass
+        while self._lines:
+            line = self._lines.popleft()
+            self.log.append(line)
+            self._on_log(line)
+        if self._current and time.monotonic() > self._current._deadline:
+            self._disconnect()
+            self._finish(self._current, error=_cancelled())
+        self._start_next()
+
+    def stop(self) -> None:
+        """End the worker and cancel what is left; nothing of it stays. A new job starts it anew."""
+        left = [job for job in (self._current, *self._waiting) if job]
+        self._waiting.clear()
+        for job in left:
+            job._unwanted.set()
+        self.pump()  # the thread may have connected just now
+        self._disconnect()
+        for job in left:
+            if not job.finished:
+                self._finish(job, error=_cancelled())
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def _start_next(self) -> None:
+        if self._current is not None:
+            return
+        if self._connection is not None and not self._connection.alive():
+            self._disconnect()
+        if self._waiting:
+            job = self._current = self._waiting.popleft()
+            job.state = "running"
+            threading.Thread(target=self._carry, args=(job, self._connection), daemon=True).start()
+
+    def _carry(self, job: Job, connection: "Child | Remote | None") -> None:
+        """Bring a job to the worker and its news back; the body of the job's own thread."""
+        try:
+            if connection is None:
+                connection = self._connect()
+                self._events.put((job, "connected", connection))
+                if job._unwanted.is_set():  # and perhaps nobody pumps any more
+                    connection.close()
+                    raise Cancelled
+                try:
+                    connection.greet()
+                except WorkerError:
+                    connection.close()
+                    raise
+            message, arrays = job._request
+            job._request = None  # or the arrays stay for as long as the job
+            connection.channel.send(message, arrays, job._unwanted.is_set)
+            del message, arrays
+            while True:
+                message, arrays = connection.channel.receive()
+                if "reply" in message:
+                    self._events.put((job, "reply", Reply(message["reply"], arrays)))
+                    return
+                if "error" in message:
+                    raise WorkerError(**message["error"])
+                for kind in ("progress", "log"):
+                    if kind in message:
+                        self._events.put((job, kind, message[kind]))
+        except Cancelled:
+            self._events.put((job, "error", _cancelled()))
+        except (EOFError, ConnectionError):
+            error = connection.obituary()
+            connection.close()
+            self._events.put((job, "error", error))
+        except CorruptMessageError as error:
+            connection.close()
+            told = f"The worker's answer cannot be read ({error})."
+            self._events.put((job, "error", WorkerError("CorruptMessage", told, REPORT)))
+        except Exception as error:
+            self._events.put((job, "error", as_worker_error(error)))
+
+    def _handle(self, job: Job, kind: str, value: Any) -> None:  # noqa: ANN401
+        if kind == "connected":
+            if job.finished:
+                value.close()
+                return
+            self._connection = value
+            if job._unwanted.is_set():
+                self._send_cancel(job)
+        elif job.finished:
+            pass
+        elif kind == "progress":
+            job.stage, job.fraction = value
+            job._on_progress(*value)
+        elif kind == "log":
+            job._on_log(value)
+        elif job._unwanted.is_set():
+            self._finish(job, error=_cancelled())
+        elif kind == "reply":
+            self._finish(job, reply=value)
+        else:
+            self._finish(job, error=value)
+
+    def _cancel(self, job: Job) -> None:
+        if job.finished or job._unwanted.is_set():
+            return
+        job._unwanted.set()
+        if job is self._current:
+            job._deadline = time.monotonic() + job._grace
+            self._send_cancel(job)
+        else:
+            self._waiting.remove(job)
+            self._events.put((job, "error", _cancelled()))
+
+    def _send_cancel(self, job: Job) -> None:
+        def send(channel: Channel) -> None:
+            with suppress(OSError, ValueError):  # it may be closed by now
+                channel.send({"cancel": job._number})
+
+        if self._connection is not None:
+            # From a thread of its own: a worker that hangs, or an upload, would hold up this one.
+            threading.Thread(target=send, args=(self._connection.channel,), daemon=True).start()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _finish(
+        self, job: Job, reply: Reply | None = None, error: WorkerError | None = None
+    ) -> None:
+        if job is self._current:
+            self._current = None
+        job.reply, job.error, job._request = reply, error, None
+        if error is None:
+            job.state, job.fraction = "done", 1.0
+        else:
+            job.state = "cancelled" if error.kind == "Cancelled" else "failed"
+        job._on_done(job)
+
+
+def _cancelled() -> WorkerError:
+    return WorkerError("Cancelled", "The work was cancelled; nothing was changed.")

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a client's worker is: a child process of this one, or behind a socket.
+
+A child has a session of its own, a log that is always read, and a private folder for arrays, which
+goes with it: the client removes it when it ends the child, the child when the client was killed,
+and the next client where both were.
+"""
+
+import codecs
+import importlib.util
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import AuthenticationError
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .protocol import (
+    PROTOCOL,
+    REMEDIES,
+    CorruptMessageError,
+    FileChannel,
+    Message,
+    SocketChannel,
+    WorkerError,
+)
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+LONGEST_LINE = 4000
+DETAILS = 50
+"""Last lines of the log that go with the news of a worker's death."""
+
+CONNECT_SECONDS = 10.0
+
+FOLDER_PREFIX = "srcsm-worker-"
+YOUNG = 60.0
+"""Seconds for which a private folder without a lock is taken for one that is being made."""
+
+
+class Child:
+    """A worker that is a child of this process, in a session of its own."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        tasks: Sequence[str],
+        environment: Mapping[str, str] | None,
+        folder: Path | None,
+        lines: deque[str],
+    ) -> None:
+        self._greeted = False
+        self._tail: deque[str] = deque(maxlen=DETAILS)
+        environment = _environment(os.environ if environment is None else environment, tasks)
+        private, lock = _make_private_folder(Path(folder or tempfile.gettempdir()))
+        options = [option for module in tasks for option in ("--tasks", module)]
+        try:
+            self._process = subprocess.Popen(
+                [*command, "-m", __package__, "--folder", str(private), *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                env=environment,
+                **_SEPARATE,
+            )
+        except OSError as error:
+            lock.close()
+            shutil.rmtree(private, ignore_errors=True)
+            raise WorkerError(
+                "WorkerAbsent",
+                f"The worker could not be started with {command[0]} ({error.strerror}).",
+                REMEDIES["WorkerAbsent"],
+            ) from error
+        # Also where the program ends without a word; after kill -9 the child does it.
+        self._end = weakref.finalize(self, _end, self._process, private, lock)
+        self._listener = threading.Thread(
+            target=_listen, args=(self._process.stderr, self._tail, lines), daemon=True
+        )
+        self._listener.start()
+        reader = io.BufferedReader(self._process.stdout)
+        self.channel = FileChannel(reader, self._process.stdin, private)
+
+    def greet(self) -> None:
+        """Wait until it is ready.
+
+        Raises:
+            EOFError: it ended.
+            WorkerError: it is of another version.
+        """
+        while not self._greeted:
+            # What a launcher prints before Python starts is none of our business.
+            with suppress(CorruptMessageError):
+                message, _ = self.channel.receive()
+                self._greeted = _is_hello(message)
+
+    def alive(self) -> bool:
+        """True where it can take a job."""
+        return self._end.alive and self._process.poll() is None
+
+    def close(self) -> None:
+        """Kill it, and whatever it started, and remove its files."""
+        self._end()
+
+    def obituary(self) -> WorkerError:
+        """Why it is no more, as far as can be told."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        self._listener.join(1)
+        details = "\n".join(self._tail)
+        code = self._process.returncode
+        if not self._greeted:
+            return WorkerError(
+                "WorkerAbsent",
+                f"The worker ended before it was ready (exit code {code}).",
+                REMEDIES["WorkerAbsent"],
+                details,
+            )
+        # The shell's way, and a launcher's, to tell of signal 9, kill.
+        reason = (
+            "it was killed, perhaps for want of memory"
+            if code in (-9, 137)
+            else f"exit code {code}"
+        )
+        return WorkerError(
+            "WorkerDied",
+            f"The worker ended in the middle of its work ({reason}).",
+            REMEDIES["WorkerDied"],
+            details,
+        )
+
+
+class Remote:
+    """A worker that listens elsewhere (``srcsm worker --listen``)."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._address, self._token = address, token
+        host, _, port = address.rpartition(":")
+        try:
+            connected = socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)
+        except (OSError, ValueError) as error:
+            raise WorkerError(
+                "WorkerAbsent", f"No worker answers at {address} ({error}).", self._remedy()
+            ) from error
+        connected.settimeout(None)
+        self.channel = SocketChannel(connected)
+
+    def greet(self) -> None:
+        """Prove the token and wait until it is ready; see `Child.greet`."""
+        try:
+            self.channel.authenticate(self._token, listens=False)
+        except AuthenticationError as error:
+            raise WorkerError(
+                "WorkerAbsent",
+                f"The worker at {self._address} asks for another token.",
+                "Give the token it was started with.",
+            ) from error
+        _is_hello(self.channel.receive()[0])
+
+    def alive(self) -> bool:
+        """True where it can take a job."""
+        return self.channel.quiet()
+
+    def close(self) -> None:
+        """Hang up; the other end cancels what it does for us."""
+        self.channel.close()
+
+    def obituary(self) -> WorkerError:
+        return WorkerError("WorkerDied", f"The worker at {self._address} hung up.", self._remedy())
+
+    def _remedy(self) -> str:
+        return f"See whether srcsm worker runs there, and the tunnel to {self._address}."
+
+
+def _is_hello(message: Message) -> bool:
+    """True for the first message of a worker.
+
+    Raises:
+        WorkerError: it is of another version.
+    """
+    if "hello" not in message:
+        return False
+    if (found := message["hello"]["protocol"]) != PROTOCOL:
+        raise WorkerError(
+            "WorkerAbsent",
+            f"The worker speaks version {found} of the protocol, this program {PROTOCOL}.",
+            "Install the same version of SRCSM on both sides.",
+        )
+    return True
+
+
+_SEPARATE: dict[str, Any] = (
+    # A group of its own can be killed as a whole, launcher included.
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    if sys.platform == "win32"
+    else {"start_new_session": True}
+)
+
+
+def _environment(base: Mapping[str, str], tasks: Sequence[str]) -> dict[str, str]:
+    """The worker finds the modules where this process finds them, and prints UTF-8 at once."""
+    paths = []
+    for package in dict.fromkeys(name.partition(".")[0] for name in (__package__, *tasks)):
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+        home = Path(spec.origin).parent
+        paths.append(str(home.parent if spec.submodule_search_locations else home))
+    inherited = [base["PYTHONPATH"]] if base.get("PYTHONPATH") else []
+    return {
+        **base,
+        "PYTHONPATH": os.pathsep.join([*dict.fromkeys(paths), *inherited]),
+        "PYTHONUTF8": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _listen(stderr: BinaryIO, *logs: deque[str]) -> None:
+    """Take in all that a worker prints, so that it never waits for a reader."""
+    rest = ""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    while piece := stderr.read(1 << 16):
+        *lines, rest = (rest + decoder.decode(piece)).replace("\r", "\n").split("\n")
+        rest = rest[-LONGEST_LINE:]
+        for log in logs:
+            log.extend(line[-LONGEST_LINE:] for line in lines if line)
+    if rest:
+        for log in logs:
+            log.append(rest)
+
+
+def _end(process: subprocess.Popen, folder: Path, lock: BinaryIO) -> None:
+    """Kill a worker with all its processes, and remove its folder."""
+    if sys.platform == "win32":
+        subprocess.run(
+            ["taskkill", "/F", "/T", "/PID", str(process.pid)],
+            creationflags=subprocess.CREATE_NO_WINDOW,
+            capture_output=True,
+        )
+    else:
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(1)
+    # Not before: a thread may have been writing. Tells a worker that left the group, too.
+    process.stdin.close()
+    lock.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_private_folder(parent: Path) -> tuple[Path, BinaryIO]:
+    """A folder for this user alone, and the lock that tells others that it is in use.
+
+    Those whose processes were killed are removed first.
+    """
+    for folder in parent.glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > YOUNG and not _in_use(folder):
+                shutil.rmtree(folder)
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
+    lock = (folder / "lock").open("wb")
+    _try_lock(lock)
+    return folder, lock
+
+
+def _in_use(folder: Path) -> bool:
+    try:
+        with (folder / "lock").open("rb+") as lock:
+            return not _try_lock(lock)
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed, or this process is gone; False where another has."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

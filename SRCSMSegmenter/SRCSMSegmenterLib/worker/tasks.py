@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker can do: a module with a table TASKS of functions, such as this one.
+
+A task is called as task(parameters, arrays, context) and returns its reply (plain JSON values) and
+its arrays. Modules with tasks import torch inside them, so that a worker starts at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BundleError
+from ..geometry import Geometry, Volume
+from ..modality import guess_modality
+from ..models.catalogue import find_bundles, find_model, shipped_models_folder
+from ..models.hashed_folder import SUMS, sha256
+from ..terminology import Segment, terminology_entry
+
+if TYPE_CHECKING:
+    from ..models.bundle import Description, ModelBundle
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a task is given beside its input.
+
+    Attributes:
+        progress: to be called with the stage and the fraction of the whole that is done.
+        cancelled: to be asked often; where it says so, raise `Cancelled`.
+        log: to be called with a line for the user.
+        models: kept from one task to the next.
+    """
+
+    progress: Callable[[str, float], None]
+    cancelled: Callable[[], bool]
+    log: Callable[[str], None]
+    models: "Models"
+
+
+class Models:
+    """Loaded models and other costly things, the `limit` last used."""
+
+    def __init__(self, limit: int = 4) -> None:
+        self._limit = limit
+        self._kept: dict[str, Any] = {}
+
+    def get(self, key: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401
+        """What is kept under `key`, such as a model's SHA-256, else what `load` returns."""
+        value = self._kept.pop(key) if key in self._kept else load()
+        self._kept[key] = value
+        while len(self._kept) > self._limit:
+            del self._kept[next(iter(self._kept))]
+        return value
+
+
+Task = Callable[
+    [dict[str, Any], dict[str, np.ndarray], Context], tuple[dict[str, Any], dict[str, np.ndarray]]
+]
+
+
+def ping(
+    parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The same back."""
+    return parameters, arrays
+
+
+def devices(
+    parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """{devices: names of those there are, the fastest first, "cpu" last}."""
+    from ..devices import available_devices
+
+    return {"devices": available_devices()}, {}
+
+
+def describe_models(
+    parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What there is to know of models, each checked file by file.
+
+    Args:
+        parameters: {models: names of shipped models, or folders; None or absent: all shipped}.
+
+    Returns:
+        {models: [...]}, for each {folder, name, version, identity, task, modality, labels, expects,
+        licence}, or {folder, error} where it cannot be used.
+    """
+    from ..models.bundle import load_bundle
+
+    wanted = parameters.get("models")
+    if wanted is None:
+        wanted = map(str, find_bundles(shipped_models_folder()))
+    rows = []
+    for model in wanted:
+        try:
+            folder = find_model(model)
+            bundle = load_bundle(folder)
+        except BundleError as error:
+            rows.append({"folder": model, "error": str(error)})
+            continue
+        description = bundle.description
+        rows.append(
+            {
+                "folder": str(folder),
+                **_identity(bundle),
+                "task": description.task,
+                "modality": description.rule.modality,
+                "labels": [_label(label) for label in description.labels],
+                "expects": description.expects,
+                "licence": description.licence,
+            }
+        )
+    return {"models": rows}, {}
+
+
+def segment(
+    parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Segment a scan (`inference.segment`).
+
+    Args:
+        parameters: model: name of a shipped model, or folder; size: (I, J, K); affine: 16 numbers,
+            row by row, IJK -> RAS mm. May be left out: modality: "CT", "MR" or None (guessed);
+            source_matching: "on", "off" or "auto" (where the modality is not the model's);
+            device: see `resolve_device`; organs: names of the labels to keep, None for all;
+            largest_component: see `inference.segment`; probabilities: False does without.
+        arrays: {image: raw intensities (K, J, I)}.
+
+    Returns:
+        Reply: labels: of those kept [{value, name, color, terminology}]; volumes_ml: {name: ml};
+        least_certain: {name: [[k, uncertainty], ...]}, see `Segmentation`; messages; model: {name,
+        version, identity}; modality; source_matching: bool; device; seconds: per stage.
+        Arrays: labels, uint8 (K, J, I), 0 where another than the organs asked for won; confidence,
+        float16 (K, J, I), of whatever won; probabilities, float16 (classes, K, J, I), the index
+        being a label's value, of all classes.
+
+    Raises:
+        BundleError: no such model, or organ; VolumeError, SourceMatchingError, DeviceError,
+        Cancelled: see `inference.segment`.
+    """
+    from ..devices import resolve_device
+    from ..inference import segment as run
+
+    context.progress("load", 0.0)
+    bundle = _load(parameters["model"], context.models)
+    description = bundle.description
+    kept = _kept(description, parameters.get("organs"))
+    geometry = Geometry(parameters["size"], np.reshape(parameters["affine"], (4, 4)))
+    volume = Volume(arrays["image"], geometry)
+    device = str(resolve_device(parameters.get("device", "auto")))
+    given = parameters.get("modality")
+    modality = given or guess_modality(volume.array)
+    choices = {"on": True, "off": False, "auto": modality != description.rule.modality}
+    matching = choices[parameters.get("source_matching", "auto")]
+    found = run(
+        volume,
+        bundle,
+        modality=given,
+        source_matching=matching,
+        device=device,
+        largest_component=parameters.get("largest_component", False),
+        keep_probabilities=parameters.get("probabilities", True),
+        progress=context.progress,
+        cancelled=context.cancelled,
+    )
+    labels = found.labels.array
+    for label in description.labels:
+        if label not in kept:
+            labels[labels == label.value] = 0
+    voxel_ml = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / 1000
+    voxels = np.bincount(labels.ravel(), minlength=len(description.labels) + 1)
+    reply = {
+        "labels": [_label(label) for label in kept],
+        "volumes_ml": {label.name: int(voxels[label.value]) * voxel_ml for label in kept},
+        "least_certain": {label.name: found.least_certain[label.value] for label in kept},
+        "messages": found.messages,
+        "model": _identity(bundle),
+        "modality": modality,
+        "source_matching": matching,
+        "device": device,
+        "seconds": found.seconds,
+    }
+    results = {"labels": labels, "confidence": found.confidence}
+    if found.probabilities is not None:
+        results["probabilities"] = found.probabilities
+    return reply, results
+
+
+TASKS: dict[str, Task] = {
+    "ping": ping,
+    "devices": devices,
+    "describe_models": describe_models,
+    "segment": segment,
+}
+
+
+def _load(model: str, models: Models) -> "ModelBundle":
+    from ..models.bundle import load_bundle
+
+    folder = find_model(model)
+    sums = folder / SUMS  # its SHA-256 is the bundle's identity
+    key = sha256(sums.read_bytes()) if sums.is_file() else str(folder)
+    return models.get(key, lambda: load_bundle(folder))
+
+
+def _kept(description: "Description", organs: list[str] | None) -> list[Segment]:
+    names = [label.name for label in description.labels]
+    if unknown := set(organs or ()) - set(names):
+        raise BundleError(
+            f"{description.name} does not know {', '.join(sorted(unknown))}; choose among "
+            f"{', '.join(names)}."
+        )
+    return [label for label in description.labels if organs is None or label.name in organs]
+
+
+def _identity(bundle: "ModelBundle") -> dict[str, str]:
+    description = bundle.description
+    return {
+        "name": description.name,
+        "version": description.version,
+        "identity": bundle.identity,
+    }
+
+
+def _label(label: Segment) -> dict[str, Any]:
+    return {
+        "value": label.value,
+        "name": label.name,
+        "color": label.color,
+        "terminology": terminology_entry(label),
+    }

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of segments that are joined, undone and done again, to the voxel."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slicer_scene_fixture import empty_scene
+
+from SAMRefineLib.boxes.boxes import Box, SliceGrid
+from SAMRefineLib.refine.organ_state import Settings
+from SAMRefineLib.scene import requests as slicer_requests
+from SAMRefineLib.scene.logic import boxes, refine
+from SAMRefineLib.scene.masks import apply, joined, redrawn
+from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.scene import logic as slicer_logic
+from Testing.segmenter.scene.test_nodes import add_volume, draw, voxels
+
+pytestmark = pytest.mark.needs_slicer
+
+SHAPE = (4, 9, 8)
+GEOMETRY = Geometry(SHAPE[::-1], np.diag([1.0, 1.0, 4.0, 1.0]))
+GRID = SliceGrid(GEOMETRY, 2)
+NAMES = ("liver", "spleen", "other")
+
+
+def a_segmentation():
+    """A volume and a segmentation with three segments side by side on it."""
+    import slicer
+
+    volume = add_volume(GEOMETRY, "scan", np.zeros(SHAPE, np.int16))
+    segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "organs")
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    for n, name in enumerate(NAMES):
+        mask = np.zeros(SHAPE, bool)
+        mask[1:3, 2:7, 2 * n : 2 * n + 2] = True
+        draw(segmentation, name, mask, volume)
+    return volume, segmentation
+
+
+def drawn(segmentation, volume):
+    return {name: voxels(segmentation, name, volume) for name in NAMES}
+
+
+def assert_same(found, expected):
+    for name in NAMES:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    redraws=st.integers(1, 5),
+    neighbours=st.sampled_from(["keep", "overwrite", "overlap"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_joined_changes_do_what_they_do_one_after_the_other(seed, redraws, neighbours):
+    rng = np.random.default_rng(seed)
+    with empty_scene():
+        volume, segmentation = a_segmentation()
+        before, changes = drawn(segmentation, volume), ()
+        for _ in range(redraws):
+            wanted = {
+                name: {int(n): rng.random(GRID.shape) < 0.5 for n in rng.choice(4, 2, False)}
+                for name in rng.choice(NAMES[:2], rng.integers(1, 3), replace=False)
+            }
+            more = redrawn(segmentation, GRID, wanted, neighbours)
+            apply(more, segmentation, GEOMETRY)
+            changes = joined(changes, more)
+        after = drawn(segmentation, volume)
+        for _ in range(2):
+            apply(changes, segmentation, GEOMETRY, backwards=True)
+            assert_same(drawn(segmentation, volume), before)
+            apply(changes, segmentation, GEOMETRY)
+            assert_same(drawn(segmentation, volume), after)
+
+
+class RandomClient:
+    """SAM's answers are random masks, and come when the test says so."""
+
+    def __init__(self, worker, volume, opening):
+        self.waiting = []
+        RandomClient.current = self
+
+    def submit(self, task, frames, coarse, *, done, **options):
+        request = SimpleNamespace(client=self, task=task, frames=frames, done=done, error=None)
+        request.job, request.chosen, request.finished = SimpleNamespace(state=""), None, False
+        request.cancel = lambda: None
+        self.waiting.append(request)
+        return request
+
+    def answer(self, rng):
+        """Answer what was asked first."""
+        request = self.waiting.pop(0)
+        values = [organ.value for organ in request.frames]
+        request.labels = rng.choice([0, *values], (GRID.count, *GRID.shape))
+        request.reports = [
+            {
+                "value": value, "boxes": 1, "kept": {}, "dice": 0.5, "voxels_before": 1,
+                "voxels_after": 1, "predicted_iou": 0.5,
+            }
+            for value in values
+        ]  # fmt: skip
+        request.finished = True
+        request.done(request)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    steps=st.lists(st.sampled_from(["edit", "move", "undo", "redo", "answer", "answer all"])),
+    neighbours=st.sampled_from(["keep", "overwrite", "overlap"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_redrawn_live_undo_and_redo_find_every_states_own_voxels(
+    seed, steps, neighbours
+):
+    rng = np.random.default_rng(seed)
+    with empty_scene(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slicer_requests, "RefineClient", RandomClient)
+        patch.setattr(slicer_logic, "worker", lambda: None)
+        volume, segmentation = a_segmentation()
+        session = boxes(
+            segmentation, volume, NAMES[:2], settings=Settings(sam="any", neighbours=neighbours)
+        )
+        refine(session, wait=False)
+        RandomClient.current.answer(rng)
+        session.live = True
+        past, future = [None], []  # the voxels of each state when it was left
+        for step in [*steps, "answer all", "undo", "redo"]:
+            now, known = drawn(segmentation, volume), len(session._history.past)
+            match step:
+                case "edit":
+                    x, y = rng.integers(0, 4, 2).tolist()
+                    session.edit_box(1, int(rng.integers(1, 3)), Box(x, y, x + 3, y + 4))
+                case "move":
+                    theta = round(float(rng.uniform(0.1, 0.9)), 2)
+                    session.configure(replace(session.settings, mask_threshold=theta))
+                case "answer" if RandomClient.current.waiting:
+                    RandomClient.current.answer(rng)
+                case "answer all":
+                    while RandomClient.current.waiting:
+                        RandomClient.current.answer(rng)
+                case "undo" if len(past) > 1:
+                    session.undo()
+                    future.append(now)
+                    assert_same(drawn(segmentation, volume), past.pop())
+                case "redo" if future:
+                    session.redo()
+                    past.append(now)
+                    assert_same(drawn(segmentation, volume), future.pop())
+            if step in ("edit", "move") and len(session._history.past) > known:
+                past.append(now)
+                future = []
+        session.close()

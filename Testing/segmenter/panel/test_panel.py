@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The panel: the real .ui file and the real code, on stand-ins for Slicer's widgets.
+
+What a user does is in SRCSMSegmenter/Testing/SRCSMSegmenterPanelTest.py, which Slicer's own test
+runner runs too. Here is what needs no Slicer or cannot be seen there.
+"""
+
+import os
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import qt_host
+import slicer
+
+MODULE_FOLDER = Path(__file__).resolve().parents[3] / "SRCSMSegmenter"
+sys.path.insert(0, str(MODULE_FOLDER / "Testing"))
+
+from SRCSMSegmenterPanelTest import SRCSMSegmenterPanelTest  # noqa: E402, F401 - run here
+
+pytestmark = pytest.mark.needs_slicer
+
+BOUND = qt_host.bound_widgets("SRCSMSegmenter")
+
+UNBOUND = {"model", "skippedOrgans", "result"}
+"""Parameters that no widget holds as they are; the panel brings them up to date itself."""
+
+
+@pytest.fixture(autouse=True)
+def window(tmp_path, monkeypatch):
+    """The panel in a window, with all packages there."""
+    packaging = SimpleNamespace(load_requirements=lambda path: [], pip_check=lambda one: True)
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    with qt_host.slicer_with_qt(tmp_path / "settings.ini", "SRCSMSegmenter") as window:
+        yield window
+
+
+def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
+    from SRCSMSegmenterLib.panel.parameters import Device, Parameters, SourceMatching
+
+    assert Parameters.dataTypes.keys() == BOUND.keys() | UNBOUND
+    assert not BOUND.keys() & UNBOUND
+    expected = {
+        "inputVolume": ("NodeComboBox", slicer.vtkMRMLScalarVolumeNode),
+        "outputSegmentation": ("NodeComboBox", slicer.vtkMRMLSegmentationNode),
+        "frame": ("QSpinBox", int),
+        "sourceMatching": ("QComboBox", SourceMatching),
+        "device": ("QComboBox", Device),
+        "largestComponent": ("QCheckBox", bool),
+        "show3D": ("QCheckBox", bool),
+    }
+    ui = vars(window.self().ui)
+    found = {
+        name: (type(ui[widget]).__name__, Parameters.dataTypes[name])
+        for name, widget in BOUND.items()
+    }
+    assert found == expected
+
+
+def test_a_parameter_on_a_widget_that_cannot_hold_it_is_refused(window):
+    parameters, ui = window.self().logic.getParameterNode(), window.self().ui
+    with pytest.raises(RuntimeError, match="cannot hold"):
+        parameters.connectParametersToGui({"show3D": ui.frameSpinBox})
+    with pytest.raises(RuntimeError, match="cannot hold"):
+        parameters.connectParametersToGui({"model": ui.modelComboBox})
+    with pytest.raises(ValueError, match="no parameter volume"):
+        parameters.connectParametersToGui({"volume": ui.inputSelector})
+
+
+def test_the_host_refuses_what_pythonqt_refuses(window):
+    ui = window.self().ui
+    with pytest.raises(ValueError, match="no signal pressedd"):
+        ui.segmentButton.connect("pressedd()", print)
+    with pytest.raises(ValueError, match="cannot be"):
+        ui.progressBar.value = "half"
+
+
+@pytest.mark.parametrize("name", ["SRCSMSegmenter", "SRCSMCommon", "SAMRefine"])
+def test_custom_widgets_are_given_only_properties_they_have(name):
+    for widget in qt_host.ui_file(name).iter("widget"):
+        stand_in = qt_host.CUSTOM.get(widget.get("class"))
+        if stand_in is not None:
+            meta = stand_in.staticMetaObject
+            declared = {meta.property(n).name() for n in range(meta.propertyCount())}
+            used = {each.get("name") for each in widget.findall("property")}
+            assert used - {"SlicerParameterName"} <= declared, widget.get("name")
+
+
+def test_every_control_has_a_tooltip(window):
+    qt_host.assert_tooltips(window.self().ui)
+
+
+def test_disabled_buttons_say_why(window):
+    ui = window.self().ui
+    for button in (ui.segmentButton, ui.cancelButton, ui.removeModelButton, ui.refineButton):
+        assert not button.enabled
+        assert button.toolTip
+
+
+def test_settings_of_an_older_scene_are_read(window):
+    """A parameter node that knows only some of the parameters, as an older version saved it."""
+    node = slicer.vtkMRMLScriptedModuleNode()
+    node.SetSingletonTag("SRCSMSegmenter")
+    node.SetParameter("sourceMatching", "OFF")
+    window.self().exit()
+    slicer.mrmlScene.Clear(0)
+    slicer.mrmlScene.AddNode(node)
+    window.self().enter()
+    assert window.self().ui.sourceMatchingComboBox.currentText == "Off"
+    assert window.self().logic.getParameterNode().frame == -1
+
+
+def test_reloading_takes_the_new_library_and_leaves_nothing_of_the_old(window):
+    old, library = window.self(), sys.modules["SRCSMSegmenterLib.panel.panel"]
+    old.onReload()
+    assert window.self() is not old
+    assert sys.modules["SRCSMSegmenterLib.panel.panel"] is not library
+    assert old.Observations == []
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "after")
+    window.self().ui.inputSelector.setCurrentNode(volume)
+    assert window.self().logic.getParameterNode().inputVolume is volume
+
+
+def test_ending_stops_the_worker_and_observes_nothing(window):
+    widget, stopped = window.self(), []
+    widget.logic.stop = lambda: stopped.append(True)
+    widget.cleanup()
+    assert stopped == [True]
+    assert widget.Observations == []
+    slicer.mrmlScene.Clear(0)  # must not reach the panel
+    assert widget._parameterNode is None
+
+
+def test_the_logic_only_forwards(window):
+    module = sys.modules["SRCSMSegmenter"]
+    assert module.SRCSMSegmenterLogic().segment is module.slicer_logic.segment
+    assert module.SRCSMSegmenterLogic().segmentFolder is module.slicer_logic.segment_folder
+
+
+def wait_while(condition):
+    """Leave the event loop to Qt meanwhile, as Slicer does."""
+    while condition():
+        slicer.app.processEvents()
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_click_segments_the_phantom_and_another_cancels(window, monkeypatch):
+    from SRCSMSegmenterLib.scene.samples import load_phantom
+
+    monkeypatch.setattr(slicer.util, "setSliceViewerLayers", lambda **layers: None)
+    monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: dict(os.environ))
+    volume = load_phantom("MR")
+    widget, ui = window.self(), window.self().ui
+    widget.enter()
+    ui.segmentButton.click()
+    wait_while(lambda: widget.run is not None)
+    assert ui.messageLabel.text == ""
+    assert ui.progressBar.value == 100
+    assert [ui.resultTable.item(row, 0).text() for row in range(ui.resultTable.rowCount)] == [
+        "liver",
+        "right kidney",
+        "left kidney",
+        "spleen",
+    ]
+    result = widget.logic.getParameterNode().result
+    assert result.GetNodeReference(result.GetReferenceImageGeometryReferenceRole()) is volume
+    ui.segmentButton.click()
+    wait_while(lambda: ui.progressBar.value < 10)
+    ui.cancelButton.click()
+    wait_while(lambda: widget.run is not None)
+    assert ui.messageLabel.isHidden()
+    assert "nothing was changed" in ui.logText.plainText
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
+
+
+@pytest.mark.parametrize("name", ["SRCSMSegmenter", "SAMRefine"])
+def test_no_two_widgets_of_a_panel_lie_in_one_cell(name):
+    path = MODULE_FOLDER.parent / name / "Resources" / "UI" / f"{name}.ui"
+    for layout in ElementTree.parse(path).iter("layout"):
+        cells = [(item.get("row"), item.get("column")) for item in layout.findall("item")]
+        cells = [cell for cell in cells if cell != (None, None)]
+        assert len(cells) == len(set(cells)), layout.get("name")

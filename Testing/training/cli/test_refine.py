@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""srcsm boxes, srcsm refine, srcsm segment --refine, and SAMs among srcsm models."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tiny
+import torch
+
+from SAMRefineLib.boxes.boxes import Box, SliceGrid
+from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes, save_boxes
+from SAMRefineLib.sam.models import SamModel, build_sam, save_sam
+from SAMRefineLib.sam.pixels import SRCSM
+from SAMRefineLib.sam.small_sam import SmallSamConfig
+from srcsm_training.cli import main as cli
+from srcsm_training.cli.commands.boxes import numbers
+from SRCSMSegmenterLib import inference
+from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
+from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, save_bundle
+from SRCSMSegmenterLib.network import NetworkConfig, UNet
+from SRCSMSegmenterLib.source_matching import fit, to_integers
+from SRCSMSegmenterLib.terminology import segment_for
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels, write_volume
+
+SIZES = SmallSamConfig(
+    canvas=128,
+    window=64,
+    patch=4,
+    embed_dim=8,
+    depth=1,
+    heads=1,
+    prompt_dim=16,
+    decoder_heads=2,
+    decoder_mlp=16,
+)
+RULE = IntensityRule("CT", window=(-200.0, 300.0))
+SEGMENTS = (segment_for("liver", 1), segment_for("spleen", 2))
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(inference, "autocast", lambda device: nullcontext())
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Shipped models: a random network abdomen-ct and random SAMs of both modalities."""
+    torch.manual_seed(3)
+    network = NetworkConfig(classes=3, channels=(4, 6), norm="instance", dropout=0.0)
+    bundle = ModelBundle(
+        Description(
+            "abdomen-ct",
+            "Two",
+            SEGMENTS,
+            RULE,
+            GridSpec((16, 16, 8), (3.0, 2.75, 6.0)),
+            1.0,
+            "",
+            "",
+        ),
+        network,
+        fit([to_integers(tiny.phantom(5, "CT")[0], RULE)]),
+        UNet(network).state_dict(),
+    )
+    folder = tmp_path / "models"
+    save_bundle(folder / "abdomen-ct", bundle, "# The card\n")
+    for name in ("sam-small-ct", "sam-small-mr"):
+        sam = SamModel(build_sam("small", SIZES), name, "small", SRCSM, SIZES)
+        save_sam(folder / name, sam, "# The SAM's card\n", "None")
+    monkeypatch.setenv("SRCSM_MODELS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A scan, its coarse label map and the probabilities of that."""
+    image, labels = tiny.phantom(1, "MR")
+    tiny.write_case(tmp_path / "data", "a", image, labels)
+    scan = read_volume(tmp_path / "data/imagesTr/a_0000.nii.gz")
+    coarse = tmp_path / "coarse.seg.nrrd"
+    write_labels(coarse, Volume(labels, scan.geometry), SEGMENTS)
+    sure = np.where(labels > 0, 0.9, 1.0).astype(np.float32)
+    sure[9:] = 0.6
+    write_volume(tmp_path / "sure.nii.gz", Volume(sure, scan.geometry))
+    return {
+        "scan": tmp_path / "data/imagesTr/a_0000.nii.gz",
+        "coarse": coarse,
+        "sure": tmp_path / "sure.nii.gz",
+        "labels": labels,
+        "geometry": scan.geometry,
+    }
+
+
+def run(*arguments):
+    return cli.main([*map(str, arguments)])
+
+
+def refused(capsys, code, *arguments):
+    """The one sentence that a command says when it exits with `code`."""
+    assert run(*arguments) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("srcsm: error: ")
+    return printed.err
+
+
+def test_boxes_lie_around_what_is_sure(files, tmp_path, capsys):
+    out = tmp_path / "boxes.json"
+    options = ("--coarse", files["coarse"], "--coarse-confidence", files["sure"], "--json")
+    assert run("boxes", files["scan"], "-o", out, *options, "--pictures", tmp_path / "p") == 0
+    said = json.loads(capsys.readouterr().out)
+    # Voxels of 2.5 x 2 x 3 mm: slices lie across K.
+    liver, spleen = load_boxes(out, SliceGrid(files["geometry"], 2))
+    labels = files["labels"]
+    assert (liver.name, liver.value, spleen.name, spleen.value) == ("liver", 1, "spleen", 2)
+    shown = [n for n in range(24) if (labels[n] == 1).any()]
+    assert sorted(liver.automatic) == [n for n in shown if n < 9]
+    n = shown[2]
+    rows, columns = np.nonzero(labels[n] == 1)
+    expected = Box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert liver.automatic[n] == expected
+    assert said["axis"] == "K"
+    assert said["organs"][0]["slices_without_box"] == [n for n in shown if n >= 9]
+    assert [Path(path).name for path in said["pictures"]] == ["a_0000_liver.png"]
+    assert (tmp_path / "p/a_0000_liver.png").stat().st_size > 10_000
+
+
+def test_boxes_say_which_organ_has_none(files, tmp_path, capsys):
+    out = tmp_path / "boxes.json"
+    options = ("--coarse", files["coarse"], "--coarse-confidence", files["sure"])
+    assert run("boxes", files["scan"], "-o", out, *options, "--box-confidence", 0.95) == 0
+    printed = capsys.readouterr()
+    assert "no box for liver" in printed.err
+    assert "0 boxes; shown without a box in" in printed.out
+
+
+def test_boxes_take_every_option(files, tmp_path):
+    out = tmp_path / "boxes.json"
+    run("boxes", files["scan"], "-o", out, "--coarse", files["coarse"], "--axis", "J")
+    assert load_boxes(out)[0].grid.axis == 1
+    run("boxes", files["scan"], "-o", out, "--coarse", files["coarse"], "--shrink", 4)
+    edges = [box.edges for box in load_boxes(out)[0].automatic.values()]
+    assert all(x0 % 4 == y0 % 4 == 0 for x0, y0, _, _ in edges)
+    labels = files["labels"].copy()
+    labels[1, 0:2, 18:20] = 1
+    stray = tmp_path / "stray.nii.gz"
+    write_labels(stray, Volume(labels, files["geometry"]), SEGMENTS)
+    run("boxes", files["scan"], "-o", out, "--coarse", stray)
+    filtered = load_boxes(out)[0]
+    run("boxes", files["scan"], "-o", out, "--coarse", stray, "--unfiltered")
+    unfiltered = load_boxes(out)[0]
+    assert filtered.name == "label 1"
+    assert unfiltered.automatic[1].x1 == 20
+    assert 1 not in filtered.automatic or filtered.automatic[1].x1 < 18
+
+
+def test_boxes_segment_the_scan_first_where_there_is_no_coarse_mask(files, models, tmp_path):
+    out = tmp_path / "boxes.json"
+    assert run("boxes", files["scan"], "-o", out, "--box-confidence", 0.3, "--device", "cpu") == 0
+    assert [organ.name for organ in load_boxes(out)] == ["liver", "spleen"]
+
+
+def test_refine_writes_labels_of_the_scan_s_grid(files, models, tmp_path, capsys):
+    boxes, out = tmp_path / "boxes.json", tmp_path / "fine.seg.nrrd"
+    run("boxes", files["scan"], "-o", boxes, "--coarse", files["coarse"])
+    capsys.readouterr()
+    code = run(
+        *("refine", files["scan"], "--boxes", boxes, "-o", out, "--coarse", files["coarse"]),
+        *("--coarse-confidence", files["sure"], "--confidence", tmp_path / "c.nii.gz"),
+        *("--pictures", tmp_path / "pictures", "--no-mask-prompt", "--device", "cpu", "--json"),
+    )
+    assert code == 0
+    said = json.loads(capsys.readouterr().out)
+    written = read_labels(out)
+    assert written.geometry.matches(files["geometry"])
+    assert set(np.unique(written.array)) <= {0, 1, 2}
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(out))
+    reader.ReadImageInformation()
+    assert reader.GetMetaData("Segment1_Name") == "spleen"
+    liver = said["organs"][0]
+    assert said["sam"]["name"] == "sam-small-mr"  # the scan is an MR
+    voxel = 2.5 * 2 * 3 / 1000
+    assert liver["ml_before"] == pytest.approx((files["labels"] == 1).sum() * voxel)
+    assert liver["ml_after"] == pytest.approx((written.array == 1).sum() * voxel)
+    both = ((written.array == 1) & (files["labels"] == 1)).sum()
+    total = (written.array == 1).sum() + (files["labels"] == 1).sum()
+    assert liver["dice"] == pytest.approx(2 * both / total)
+    assert liver["boxes"] == len(load_boxes(boxes)[0].automatic)
+    assert said["encoder_passes"] > 0
+    assert len(said["pictures"]) == 2
+    assert all(Path(path).stat().st_size > 10_000 for path in said["pictures"])
+    assert 0.5 <= read_volume(tmp_path / "c.nii.gz").array.max() <= 1
+
+
+def test_refine_for_a_reader_and_without_a_coarse_mask(files, models, tmp_path, capsys):
+    boxes, out = tmp_path / "boxes.json", tmp_path / "fine.nii.gz"
+    run("boxes", files["scan"], "-o", boxes, "--coarse", files["coarse"])
+    capsys.readouterr()
+    for options in (
+        (),
+        ("--modality", "CT"),
+        ("--coarse", files["coarse"], "--mosaic", "slices", "--mask-threshold", 0.7),
+    ):
+        arguments = ("refine", files["scan"], "--boxes", boxes, "-o", out, "--device", "cpu")
+        assert run(*arguments, *options) == 0
+        printed = capsys.readouterr().out
+        assert ("sam-small-ct" if "CT" in options else "sam-small-mr") in printed
+        assert "liver" in printed
+    assert read_labels(out).geometry.matches(files["geometry"])
+
+
+def test_labels_without_boxes_stay(files, models, tmp_path):
+    """Where the boxes are the liver's alone, the spleen is what it was."""
+    boxes, out = tmp_path / "boxes.json", tmp_path / "fine.nii.gz"
+    grid = SliceGrid(files["geometry"], 2)
+    save_boxes(boxes, [KeyFrames.from_coarse("liver", 1, files["labels"] == 1, grid)])
+    code = run(
+        *("refine", files["scan"], "--boxes", boxes, "--coarse", files["coarse"], "-o", out),
+        *("--device", "cpu"),
+    )
+    assert code == 0
+    spleen = files["labels"] == 2
+    assert (read_labels(out).array[spleen] == 2).all()
+
+
+def test_segment_refines_in_one_go(files, models, tmp_path, capsys):
+    out, sure = tmp_path / "fine.seg.nrrd", tmp_path / "sure_fine.nii.gz"
+    code = run(
+        *("segment", files["scan"], "-o", out, "--refine", "--confidence", sure),
+        *("--device", "cpu", "--json"),
+    )
+    assert code == 0
+    (said,) = json.loads(capsys.readouterr().out)["scans"]
+    assert said["refinement"]["sam"]["name"] == "sam-small-ct"
+    assert [organ["name"] for organ in said["refinement"]["organs"]] == ["liver", "spleen"]
+    written = read_labels(out)
+    assert written.geometry.matches(files["geometry"])
+    for organ in said["organs"]:
+        voxels = (written.array == organ["label"]).sum()
+        assert organ["volume_ml"] == pytest.approx(voxels * 0.015)
+    assert "refine" in said["seconds"]
+    assert read_volume(sure).array.shape == written.array.shape
+    assert run("segment", files["scan"], "-o", out, "--refine", "--device", "cpu") == 0
+    assert "refined:" in capsys.readouterr().out
+
+
+def test_what_cannot_be_refined_is_refused_in_a_sentence(files, models, tmp_path, capsys):
+    scan, boxes, out = files["scan"], tmp_path / "boxes.json", tmp_path / "fine.nii.gz"
+    run("boxes", scan, "-o", boxes, "--coarse", files["coarse"])
+    capsys.readouterr()
+    refine = ("refine", scan, "--boxes", boxes, "-o", out, "--device", "cpu")
+
+    said = refused(capsys, 4, *refine, "--sam", "sam-large")
+    assert "There is no SAM sam-large" in said
+    assert "sam-small-ct" in said
+    said = refused(capsys, 4, *refine, "--sam", "runs/typo/sam-small-ct")
+    assert "There is no SAM runs/typo/sam-small-ct" in said
+    (tmp_path / "sam.pth").write_bytes(b"none")
+    assert "SHA-256" in refused(capsys, 4, *refine, "--sam", tmp_path / "sam.pth")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "sam.pth")
+    said = refused(capsys, 4, *refine, "--sam", tmp_path / "sam.pth", "--sam-kind", "medsam")
+    assert "weights are not those" in said
+    said = refused(capsys, 2, "segment", scan, "-o", out, "--sam", "sam-small-ct")
+    assert "--refine" in said
+    said = refused(capsys, 2, *refine, "--coarse-confidence", files["sure"])
+    assert "--coarse" in said
+    assert "threshold" in refused(capsys, 3, *refine, "--mask-threshold", 1.5)
+    assert "could not be read" in refused(
+        capsys, 3, "refine", scan, "--boxes", tmp_path / "none.json", "-o", out
+    )
+    assert "is no text" in refused(capsys, 3, "refine", scan, "--boxes", files["sure"], "-o", out)
+    assert ".json" in refused(capsys, 2, "boxes", scan, "-o", tmp_path / "boxes.txt")
+    assert not out.exists()
+
+    image, labels = tiny.phantom(2, "MR")
+    other = tmp_path / "other.nii.gz"
+    shorter = Geometry((20, 22, 23), files["geometry"].affine)
+    write_volume(other, Volume(image[1:], shorter))
+    said = refused(capsys, 3, "refine", other, "--boxes", boxes, "-o", out)
+    assert "another grid" in said
+    said = refused(capsys, 3, "boxes", other, "-o", boxes, "--coarse", files["coarse"])
+    assert "scan's grid" in said
+    empty = tmp_path / "empty.nii.gz"
+    write_labels(empty, Volume(np.zeros_like(labels), files["geometry"]), [])
+    assert "no label" in refused(capsys, 3, "boxes", scan, "-o", boxes, "--coarse", empty)
+
+
+def test_models_lists_verifies_and_describes_sams(models, capsys):
+    assert run("models", "list", "--json") == 0
+    network, sam, _ = json.loads(capsys.readouterr().out)
+    assert network["name"] == "abdomen-ct"
+    assert (sam["name"], sam["kind"]) == ("sam-small-ct", "small")
+    assert run("models", "list") == 0
+    assert "sam-small-ct, a SAM (small)" in capsys.readouterr().out
+    assert run("models", "describe", "sam-small-ct") == 0
+    printed = capsys.readouterr().out
+    assert "# The SAM's card" in printed
+    assert sam["identity"] in printed
+    assert run("models", "describe", "sam-small-ct", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["sizes"]["canvas"] == 128
+    assert run("models", "verify") == 0
+    assert capsys.readouterr().out.count("whole") == 3
+    with (models / "sam-small-ct/config.json").open("a") as file:
+        file.write(" ")
+    assert run("models", "verify", "sam-small-ct") == 4
+    assert "altered" in capsys.readouterr().out
+    assert run("models", "list") == 0
+    assert "incomplete or altered" in capsys.readouterr().out
+
+
+def test_slice_numbers_are_listed_in_runs():
+    assert numbers([3, 4, 5, 9, 11, 12]) == "3-5, 9, 11-12"
+    assert numbers([]) == ""

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nnU-Net raw datasets: what is read, and that every fault is named, all at once."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from srcsm_training.data.dataset import check_dataset, read_dataset
+from SRCSMSegmenterLib.errors import DatasetError
+
+DESCRIPTION = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "spleen": 2, "liver": 1},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
+SHAPE = (4, 5, 6)
+
+
+def write(path, array, spacing=(1.0, 2.0, 3.0), origin=(0.0, 0.0, 0.0)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    sitk.WriteImage(image, str(path))
+
+
+def describe(folder, **changes):
+    kept = {key: value for key, value in (DESCRIPTION | changes).items() if value is not None}
+    (folder / "dataset.json").write_text(json.dumps(kept))
+
+
+def image_array():
+    return np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) - 20
+
+
+def label_array():
+    array = np.zeros(SHAPE, np.uint8)
+    array[1, 2:4, 3] = 1
+    array[2, 1, 2:5] = 2
+    return array
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A dataset without faults, cases b and a."""
+    folder = tmp_path / "Dataset777_Phantom"
+    for name in ("b", "a"):
+        write(folder / f"imagesTr/{name}_0000.nii.gz", image_array())
+        write(folder / f"labelsTr/{name}.nii.gz", label_array())
+    describe(folder)
+    return folder
+
+
+def faults_of(folder, split="Tr"):
+    with pytest.raises(DatasetError) as caught:
+        check_dataset(read_dataset(folder, split))
+    title, *faults = str(caught.value).split("\n- ")
+    assert str(folder) in title
+    return faults
+
+
+def test_a_dataset_is_read_as_it_is(folder):
+    dataset = read_dataset(str(folder))
+    assert (dataset.name, dataset.modality) == ("Dataset777_Phantom", "CT")
+    assert list(dataset.labels.items()) == [("liver", 1), ("spleen", 2)]
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    assert dataset.cases[1].image == folder / "imagesTr" / "b_0000.nii.gz"
+    assert dataset.cases[1].labels == folder / "labelsTr" / "b.nii.gz"
+
+
+def test_a_sound_dataset_passes_and_progress_is_told(folder):
+    calls = []
+    assert check_dataset(read_dataset(folder), lambda *call: calls.append(call)) == []
+    assert calls == [(1, 2, "a"), (2, 2, "b")]
+
+
+@pytest.mark.parametrize(
+    ("channel", "modality"), [("CT", "CT"), ("ct", "CT"), ("T2", "MR"), ("noNorm", "MR")]
+)
+def test_the_first_channel_names_the_modality(folder, channel, modality):
+    describe(folder, channel_names={"0": channel})
+    assert read_dataset(folder).modality == modality
+
+
+def test_another_file_ending_is_followed(folder):
+    for path in [*folder.glob("images*/*"), *folder.glob("labels*/*")]:
+        write(path.with_name(path.name.replace(".nii.gz", ".nrrd")), label_array())
+        path.unlink()
+    describe(folder, file_ending=".nrrd")
+    assert check_dataset(read_dataset(folder)) == []
+
+
+def test_test_cases_need_no_labels_until_there_is_a_folder_of_them(folder):
+    write(folder / "imagesTs/x_0000.nii.gz", image_array())
+    dataset = read_dataset(folder, "Ts")
+    assert [(case.name, case.labels) for case in dataset.cases] == [("x", None)]
+    assert check_dataset(dataset) == []
+    (folder / "labelsTs").mkdir()
+    assert faults_of(folder, "Ts")[0] == "x: labelsTs/x.nii.gz is missing."
+    write(folder / "labelsTs/x.nii.gz", label_array())
+    assert read_dataset(folder, "Ts").cases[0].labels == folder / "labelsTs" / "x.nii.gz"
+
+
+def test_hidden_files_are_no_cases(folder):
+    (folder / "imagesTr" / ".DS_Store").write_text("")
+    assert len(read_dataset(folder).cases) == 2
+
+
+def test_no_dataset_json_is_one_sentence(tmp_path):
+    with pytest.raises(DatasetError, match="is missing; give the folder"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{broken")
+    with pytest.raises(DatasetError, match="cannot be read as JSON"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("[]")
+    with pytest.raises(DatasetError, match="no JSON object"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["channel_names", "labels", "numTraining", "file_ending"])
+def test_a_missing_key_is_named_alone(folder, key):
+    describe(folder, **{key: None})
+    assert faults_of(folder) == [f'dataset.json lacks "{key}".']
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ({"background": 0, "liver": 2, "spleen": 3}, "without gaps"),
+        ({"liver": 1, "spleen": 2}, "background = 0"),
+        ({"background": 0}, "at least one structure"),
+        ({"background": 0, "organ": [1, 2]}, "without regions"),
+        ({"0": "background", "1": "liver"}, '{"name": integer}'),
+        ({"background": 0, "liver": 1, "ignore": 2}, '"ignore" is not supported'),
+    ],
+)
+def test_labels_that_cannot_be_trained_on_are_refused(folder, labels, fault):
+    describe(folder, labels=labels)
+    assert fault in faults_of(folder)[0]
+
+
+def test_several_channels_are_refused(folder):
+    describe(folder, channel_names={"0": "T1", "1": "T2"})
+    write(folder / "imagesTr/a_0001.nii.gz", image_array())
+    channels, file = faults_of(folder)
+    assert channels == "dataset.json names 2 channels; a network here takes one."
+    assert file == "imagesTr/a_0001.nii.gz is not named CASE_0000.nii.gz."
+
+
+def test_all_faults_of_files_and_volumes_come_at_once(tmp_path):
+    describe(tmp_path, channel_names=None, file_ending=".nrrd", numTraining=12)
+    images, labels = tmp_path / "imagesTr", tmp_path / "labelsTr"
+    for name in ("a", "b", "c", "d", "e", "f", "g"):
+        write(images / f"{name}_0000.nrrd", image_array())
+        write(labels / f"{name}.nrrd", label_array())
+    write(images / "alone_0000.nrrd", image_array())
+    write(labels / "orphan.nrrd", label_array())
+    write(images / "b_0000.nii.gz", image_array())
+    bad = image_array()
+    bad[0, 1, 2], bad[3, 2, 1] = np.nan, np.inf
+    write(images / "a_0000.nrrd", bad)
+    write(labels / "c.nrrd", label_array(), origin=(0.0, 0.01, 0.0))
+    write(labels / "d.nrrd", np.zeros((4, 5, 7), np.uint8) + 7)
+    write(labels / "e.nrrd", np.zeros(SHAPE, np.uint8))
+    write(images / "f_0000.nrrd", image_array()[0], spacing=(1.0, 2.0), origin=(0.0, 0.0))
+    series = sitk.JoinSeries([sitk.GetImageFromArray(image_array())] * 2)
+    sitk.WriteImage(series, str(images / "g_0000.nrrd"))
+    whole = (labels / "g.nrrd").read_bytes()
+    (labels / "g.nrrd").write_bytes(whole[:-20])
+
+    expected = [
+        'dataset.json lacks "channel_names"',
+        "imagesTr/b_0000.nii.gz is not named CASE_0000.nrrd",
+        "alone: labelsTr/alone.nrrd is missing",
+        "orphan: imagesTr/orphan_0000.nrrd is missing",
+        "promises 12 training cases, found 7",
+        "a: the image holds NaN or infinite values (voxels: 2)",
+        "c: image and label map lie on different grids",
+        "d: the image has (6, 5, 4) voxels, its label map (7, 5, 4)",
+        "d: the label map holds [7]",
+        "e: the label map has no foreground",
+        "f_0000.nrrd is 2-D",
+        "g_0000.nrrd is 4-D",
+        "g.nrrd cannot be read",
+    ]
+    faults = faults_of(tmp_path)
+    assert len(faults) == len(expected)
+    for fault, part in zip(faults, expected, strict=True):
+        assert part in fault
+
+
+def test_nan_in_a_nifti_file_is_a_fault(folder):
+    bad = image_array()
+    bad[0, 1, 2] = np.nan
+    write(folder / "imagesTr/a_0000.nii.gz", bad)
+    assert faults_of(folder) == ["a: the image holds NaN or infinite values (voxels: 1)."]
+
+
+@pytest.mark.parametrize(("shift", "sound"), [(0.0019, True), (0.0021, False)])
+def test_grids_may_differ_by_a_thousandth_of_a_voxel(folder, shift, sound):
+    write(folder / "labelsTr/a.nii.gz", label_array(), origin=(0.0, shift, 0.0))  # 2 mm a voxel
+    if sound:
+        check_dataset(read_dataset(folder))
+    else:
+        assert "different grids" in faults_of(folder)[0]
+
+
+def test_a_case_without_one_organ_is_a_warning(folder):
+    write(folder / "labelsTr/b.nii.gz", (label_array() == 2).astype(np.uint8) * 2)
+    assert check_dataset(read_dataset(folder)) == ["b: no liver in it."]
+
+
+def test_negative_and_broken_label_values_are_faults(folder):
+    array = label_array().astype(np.int16)
+    array[0, 0, 0] = -3
+    write(folder / "labelsTr/a.nii.gz", array)
+    write(folder / "labelsTr/b.nii.gz", label_array() * np.float32(0.5))
+    first, second = faults_of(folder)
+    assert "a: the label map holds [-3]" in first
+    assert "not whole numbers" in second
+
+
+def test_an_empty_dataset_is_a_fault(folder):
+    for path in [*folder.glob("images*/*"), *folder.glob("labels*/*")]:
+        path.unlink()
+    describe(folder, numTraining=0)
+    assert faults_of(folder) == ["there is no complete case in imagesTr and labelsTr."]
+    (folder / "imagesTr").rmdir()
+    assert faults_of(folder)[0] == "The folder imagesTr is missing."
+
+
+@pytest.mark.slow
+@pytest.mark.needs_data
+def test_the_development_datasets_pass_without_a_warning(data_folder):
+    found = {}
+    for folder in sorted(data_folder.glob("Dataset*")):
+        dataset = read_dataset(folder)
+        assert check_dataset(dataset) == []
+        found[dataset.name[:10]] = (dataset.modality, len(dataset.labels), len(dataset.cases))
+    assert found == {
+        "Dataset101": ("CT", 4, 21),
+        "Dataset102": ("MR", 4, 10),
+        "Dataset201": ("MR", 3, 20),
+        "Dataset202": ("MR", 3, 10),
+        "Dataset203": ("MR", 3, 4),
+        "Dataset301": ("MR", 1, 3),
+    }

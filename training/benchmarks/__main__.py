@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast it is, all of it measured in one run (`make bench`).
+
+    python -m srcsm_training.benchmarks                 every section, as Markdown tables
+    python -m srcsm_training.benchmarks --only sm src   some of them
+    python -m srcsm_training.benchmarks --json          the same for a program
+
+sm        source matching against the literal definition
+src       one call of semantic-aware random convolution against networks and labels one by one
+step      a training step with random convolution against one without
+segment   `srcsm segment` from process start against the same in a warm process
+sam       SAM's encoder passes for an organ, from an edit to its masks, and what its cache holds
+refine    SAM Refine in a Slicer scene: from letting go of a handle to the segment
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from srcsm_training.benchmarks import refine as bench_refine
+from srcsm_training.benchmarks import sam as bench_sam
+from srcsm_training.benchmarks import segment as bench_segment
+from srcsm_training.benchmarks import training as bench_training
+from srcsm_training.engine.timing import Table, machine, markdown, plain
+from srcsm_training.experiments.reports import DATA
+from SRCSMSegmenterLib.devices import resolve_device
+
+SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
+    "sm": lambda folder, data, device: [bench_training.source_matching_table()],
+    "src": lambda folder, data, device: [bench_training.random_convolution_table(device)],
+    "step": lambda folder, data, device: [bench_training.phantom_step_table(folder, device)],
+    "segment": bench_segment.tables,
+    "sam": bench_sam.tables,
+    "refine": bench_refine.tables,
+}
+"""At full size, from a folder for temporary files, the development data, and a device."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+    parser.add_argument("--data", type=Path, default=DATA)
+    arguments = parser.parse_args(argv)
+    device = resolve_device(arguments.device)
+    tables = []
+    with tempfile.TemporaryDirectory() as folder:
+        if not arguments.json:
+            print(f"{machine(device)}\n")
+        for name in arguments.only:
+            found = SECTIONS[name](Path(folder), arguments.data, device)
+            tables += found
+            if not arguments.json:
+                print("\n".join(map(markdown, found)), flush=True)
+    if arguments.json:
+        print(json.dumps({"machine": machine(device), "tables": [*map(plain, tables)]}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAM's encoder passes for an organ, from an edit to its masks, and what its cache holds.
+
+What an official SAM's decoder costs is measured with random weights, and with noise in place of its
+encoder, which would take minutes.
+"""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+from SAMRefineLib.boxes.boxes import Box, SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.key_frames import KeyFrames
+from SAMRefineLib.refine.acceptance import ANYTHING
+from SAMRefineLib.refine.refiner import OrganPrompt, Refinement, Refiner
+from SAMRefineLib.sam.decoding import Prompts, decode
+from SAMRefineLib.sam.embeddings import EmbeddingCache
+from SAMRefineLib.sam.models import CHECKPOINTS, SMALL, SamModel, build_sam, is_sam, load_sam
+from SAMRefineLib.sam.pixels import SRCSM
+from SAMRefineLib.sam.prediction import BOXES_AT_ONCE, MosaicMode
+from SAMRefineLib.sam.small_sam import SmallSamConfig
+from srcsm_training.data.dataset import read_dataset
+from srcsm_training.engine.timing import (
+    Row,
+    Table,
+    a_scan,
+    compared,
+    comparison,
+    elapsed,
+    median_elapsed,
+    synchronise,
+)
+from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.models.bundle import shipped_models_folder
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume
+
+SLICES = 25
+"""Of the organ that is edited."""
+
+MIB = 2**20
+
+LAYOUTS: dict[MosaicMode, str] = {
+    "off": "slice by slice",
+    "slices": "mosaic of slices",
+    "crops": "mosaic of crops",
+}
+
+
+def tables(folder: Path, data: Path, device: torch.device) -> tuple[Table, ...]:
+    """All of this module's, at full size."""
+    official, small = an_official_sam(device), a_small_sam(device)
+    scan = a_scan(data, folder / "phantom-mr")
+    return (
+        passes_table(scan, small, official),
+        edit_table(official, small),
+        decoder_table(official),
+        cache_table(official),
+    )
+
+
+def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
+    """Canvases and seconds for the first organ of a dataset's scan, within its true boxes."""
+    dataset = read_dataset(scan.parents[1])
+    (case,) = (case for case in dataset.cases if case.image == scan)
+    name, value = next(iter(dataset.labels.items()))
+    volume, mask = read_volume(scan), read_labels(case.labels).array == value
+    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    organ = OrganPrompt(KeyFrames.from_coarse(name, value, mask, grid), mask)
+    slices = len(organ.frames.effective())
+
+    def refined(model: SamModel, mosaic: MosaicMode) -> Refinement:
+        refiner = Refiner(volume, grid, model, modality=dataset.modality, mosaic=mosaic)
+        return refiner.refine([organ], trust=ANYTHING)
+
+    rows = []
+    for mosaic, title in LAYOUTS.items():
+        found = refined(small, mosaic)
+        seconds = elapsed(lambda mosaic=mosaic: refined(small, mosaic))  # warm by now
+        passes = found.encoder_passes, refined(official, mosaic).encoder_passes
+        rows.append(Row(title, (passes[0], seconds, seconds / slices, passes[1])))
+    columns = (f"passes, {small.name}", "s", "s a slice", f"passes, {official.name}")
+    place = f"{scan.parents[1].name}/{scan.name}, {small.device}"
+    return Table(f"SAM, from nothing to the {name}'s {slices} slices, {place}", columns, rows)
+
+
+def edit_table(official: SamModel, small: SamModel, sides: tuple[int, int] = (512, 256)) -> Table:
+    """From a moved box to the mask, embeddings known; slices of `sides` squared pixels."""
+    large, medium = sides
+    wanted: tuple[tuple[str, int, MosaicMode, int, float | None], ...] = (
+        (f"one slice of {large} px", large, "slices", 1, 0.2),
+        (f"{SLICES} slices of {large} px", large, "slices", SLICES, 2.0),
+        (f"{SLICES} slices of {medium} px", medium, "slices", SLICES, 1.0),
+        (f"one slice of {large} px, crops", large, "crops", 1, None),
+        (f"{SLICES} slices of {large} px, crops", large, "crops", SLICES, None),
+    )
+    rows = []
+    for title, side, mosaic, moved, aim in wanted:
+        seconds = [edit_seconds(model, side, mosaic, moved) for model in (official, small)]
+        rows.append(Row(title, (*seconds, aim)))
+    columns = tuple(f"{name}, s" for name in (official.name, small.name, "aim"))
+    title = f"SAM, from a moved box to the mask, embeddings known, {official.device}"
+    return Table(title, columns, tuple(rows))
+
+
+def edit_seconds(model: SamModel, side: int, mosaic: MosaicMode, moved: int) -> float:
+    """Median over some edits that move the boxes of the first `moved` slices of an organ."""
+    volume, boxes = noise(side)
+    grid = SliceGrid(volume.geometry, 2)
+    frames = KeyFrames("organ", 1, grid, boxes)
+    coarse = np.zeros(volume.array.shape, bool)
+    for n, box in boxes.items():
+        x0, y0, x1, y1 = map(int, box.edges)
+        coarse[n, y0:y1, x0:x1] = True
+    refiner = Refiner(volume, grid, model, modality="MR", mosaic=mosaic)
+    refiner.refine([OrganPrompt(frames, coarse)], trust=ANYTHING)
+    seconds = []
+    for edit in range(1, 5):
+        by = edit * side / 512
+        others = {n: Box(*np.add(box.edges, by)) for n, box in list(boxes.items())[:moved]}
+        organ = OrganPrompt(replace(frames, edited=boxes | others), coarse)
+        seconds.append(
+            elapsed(lambda organ=organ: refiner.refine([organ], trust=ANYTHING), model.device)
+        )
+    return statistics.median(seconds[1:])
+
+
+def decoder_table(official: SamModel, sides: tuple[int, int] = (512, 256)) -> Table:
+    """The decoder on the whole canvas's embedding against a tile's part of it."""
+    whole = official.canvas // official.patch
+    embedding = torch.randn(official.sam.prompt_encoder.embed_dim, whole, whole)
+    rows = []
+    for side in sides:
+        tokens = side // official.patch
+        for count in (1, SLICES):
+            boxes = torch.tensor([[0.3, 0.3, 0.6, 0.7]]) * side
+
+            def seconds(tokens: int, count: int = count, boxes: torch.Tensor = boxes) -> float:
+                part = embedding[:, :tokens, :tokens]
+                return median_elapsed(lambda: decoded(official, part, boxes, count))
+
+            what = f"{count} {'box' if count == 1 else 'boxes'}, tile of {side} px"
+            rows.append(comparison(what, seconds(whole), seconds(tokens)))
+    title = f"SAM's decoder, {official.name}, {official.device}"
+    return Table(title, compared("on the whole canvas", "on the tile alone"), tuple(rows))
+
+
+@torch.inference_mode()
+def decoded(model: SamModel, part: torch.Tensor, boxes: torch.Tensor, count: int) -> None:
+    """The same box so many times, in batches as a refinement has them."""
+    for first in range(0, count, BOXES_AT_ONCE):
+        batch = min(BOXES_AT_ONCE, count - first)
+        corners = torch.zeros(batch, 2)
+        parts, prompts = part.expand(batch, -1, -1, -1), Prompts(boxes.expand(batch, -1))
+        decode(model, parts, prompts, corners)
+    synchronise(model.device)
+
+
+def cache_table(official: SamModel, side: int = 512) -> Table:
+    """What the cache holds over an organ, and what it costs to have too little of it."""
+    volume, boxes = noise(side)
+    grid = SliceGrid(volume.geometry, 2)
+    organ = OrganPrompt(KeyFrames("organ", 1, grid, boxes))
+    rows = []
+    for limit in (2048 * MIB, 6 * MIB):
+        cache = EmbeddingCache(limit_bytes=limit)
+        held, passes = [], []
+        for _ in range(2):
+            # Another refiner knows no answers, so it needs every embedding.
+            refiner = Refiner(volume, grid, official, modality="MR", mosaic="slices", cache=cache)
+            found = refiner.refine(
+                [organ],
+                trust=ANYTHING,
+                progress=lambda *_, cache=cache, held=held: held.append(cache.bytes),
+            )
+            passes.append(found.encoder_passes)
+        rows.append(Row(f"limit of {limit // MIB} MiB", (max(held) / MIB, *passes)))
+    title = f"Embedding cache, {SLICES} slices of {side} px in a mosaic, {official.name}"
+    columns = ("held at most, MiB", "encoder passes", "passes of the same once more")
+    return Table(title, columns, tuple(rows))
+
+
+def noise(side: int) -> tuple[Volume, Mapping[int, Box]]:
+    """40 slices, and boxes in `SLICES` of them, each a little elsewhere."""
+    millimetres = 400 / side
+    geometry = Geometry((side, side, 40), np.diag([millimetres, millimetres, 5.0, 1.0]))
+    array = np.random.default_rng(0).normal(size=geometry.shape).astype(np.float32)
+    unit = side / 512
+    edges = {n: (150 + n % 3, 180, 290 - n % 4, 330) for n in range(8, 8 + SLICES)}
+    return Volume(array, geometry), {n: Box(*np.multiply(e, unit)) for n, e in edges.items()}
+
+
+class Noise(nn.Module):
+    """In place of an encoder: the size of its embeddings, and no time."""
+
+    def __init__(self, canvas: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.img_size, self.shape = canvas, shape
+        self.patch_embed = SimpleNamespace(proj=SimpleNamespace(in_channels=3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, C, h, w) for n canvases."""
+        return torch.randn(len(images), *self.shape, device=images.device)
+
+
+def an_official_sam(device: torch.device) -> SamModel:
+    """ViT-B with random weights and no encoder."""
+    sam = build_sam("vit_b").requires_grad_(False)
+    size = sam.prompt_encoder.image_embedding_size
+    sam.image_encoder = Noise(sam.image_encoder.img_size, (sam.prompt_encoder.embed_dim, *size))
+    return SamModel(sam.to(device), "ViT-B", "vit_b", CHECKPOINTS["vit_b"].pixels)
+
+
+def a_small_sam(device: torch.device) -> SamModel:
+    """The shipped one, or one of its size with random weights."""
+    if is_sam(shipped_models_folder() / "sam-small-ct"):
+        return load_sam("sam-small-ct", device=str(device))
+    config = SmallSamConfig()
+    sam = build_sam(SMALL, config).requires_grad_(False).to(device)
+    return SamModel(sam, "small SAM, random weights", SMALL, SRCSM, config)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``srcsm models``: list, verify, describe."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from SRCSMSegmenterLib.errors import BundleError
+from SRCSMSegmenterLib.models.bundle import (
+    CARD,
+    find_bundles,
+    load_bundle,
+    shipped_models_folder,
+    verify_bundle,
+)
+from SRCSMSegmenterLib.models.catalogue import find_model, shipped_folder
+
+from ..console import model_identity, print_json
+
+try:
+    from SAMRefineLib.sam import models as sams
+except ModuleNotFoundError:  # without what refining needs, there are networks alone
+    sams = None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked for."""
+    return {"list": show_list, "verify": verify, "describe": describe}[arguments.action](arguments)
+
+
+def show_list(arguments: argparse.Namespace) -> int:
+    """List the shipped networks and SAMs and those in other folders."""
+    folders = (shipped_models_folder(), *arguments.folders)
+    rows = [_row(folder, _network) for folder in find_bundles(*folders)]
+    rows += [_row(folder, _sam) for folder in find_sams(folders)]
+    if arguments.json:
+        print_json(rows)
+        return 0
+    for row in rows:
+        if "error" in row:
+            print(row["error"])
+            continue
+        if "kind" in row:
+            print(f"{row['name']}, a SAM ({row['kind']})")
+        else:
+            print(f"{row['name']}, trained on {row['trained_on']}: {', '.join(row['labels'])}")
+        print(f"  {row['folder']}")
+    if not rows:
+        print(f"No models in {shipped_models_folder()}.")
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Check every file of the models named, of the shipped ones by default; 4 where one fails."""
+    if arguments.models:
+        folders = [find(model) for model in arguments.models]
+    else:
+        shipped = shipped_models_folder()
+        folders = [*find_bundles(shipped), *find_sams([shipped])]
+    faults = {
+        str(folder): sams.verify_sam(folder) if is_sam(folder) else verify_bundle(folder)
+        for folder in folders
+    }
+    if arguments.json:
+        print_json(faults)
+    else:
+        for folder, found in faults.items():
+            print(f"{folder}: {'; '.join(found) or 'whole'}")
+        if not faults:
+            print(f"No models in {shipped_models_folder()}.")
+    return 4 if any(faults.values()) else 0
+
+
+def describe(arguments: argparse.Namespace) -> int:
+    """Print a model's card, or all that is known about it as JSON."""
+    folder = find(arguments.model)
+    known: dict[str, Any] = {"folder": str(folder)}
+    if is_sam(folder):
+        sam = sams.load_sam(folder, device="cpu")
+        card = folder / sams.CARD
+        known |= _identity(sam) | {
+            "sizes": sam.config and asdict(sam.config),
+            "pixels": asdict(sam.pixels),
+            "training": sam.training,
+        }
+    else:
+        bundle = load_bundle(folder)
+        card = folder / CARD
+        known |= {"identity": bundle.identity, **asdict(bundle.description)}
+        known["network"] = asdict(bundle.network)
+    if arguments.json:
+        print_json(known)
+    else:
+        print(card.read_text(encoding="utf-8"))
+        print(f"Folder: {folder}\nIdentity: {known['identity']}")
+    return 0
+
+
+def find(model: str) -> Path:
+    """The folder of a network or a SAM, from its shipped name or its path.
+
+    Raises:
+        BundleError: neither.
+    """
+    for folder in (Path(model), shipped_folder(model)):
+        if folder is not None and is_sam(folder):
+            return folder
+    return find_model(model)
+
+
+def find_sams(folders: Sequence[Path]) -> list[Path]:
+    """The SAMs among folders and in them."""
+    return sams.find_sams(*folders) if sams else []
+
+
+def is_sam(folder: Path) -> bool:
+    """True for the folder of a SAM that could be used here."""
+    return sams is not None and sams.is_sam(folder)
+
+
+def _row(folder: Path, known: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return {"folder": str(folder), **known(folder)}
+    except BundleError as error:
+        return {"folder": str(folder), "error": str(error)}
+
+
+def _network(folder: Path) -> dict[str, Any]:
+    bundle = load_bundle(folder)
+    return {
+        **model_identity(bundle),
+        "trained_on": bundle.description.rule.modality,
+        "labels": [label.name for label in bundle.description.labels],
+    }
+
+
+def _sam(folder: Path) -> dict[str, Any]:
+    return _identity(sams.load_sam(folder, device="cpu"))
+
+
+def _identity(sam: "sams.SamModel") -> dict[str, str]:
+    return {"name": sam.name, "kind": sam.kind, "identity": sam.identity}

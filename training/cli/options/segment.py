@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of ``srcsm segment``."""
+
+from pathlib import Path
+
+from .. import arguments as common
+from ..commands import ENDINGS
+
+
+def add(commands: common.Commands) -> None:
+    parser = common.add_command(
+        commands,
+        "segment",
+        "label the organs of scans with a trained network",
+        "The labels lie on the scan's own grid. Slices are numbered from 0 along the last voxel\n"
+        "axis (K). Research use only, not for diagnosis.",
+        "  srcsm segment mr.nii.gz -o organs.seg.nrrd\n"
+        "  srcsm segment dicom_folder -o organs.nii.gz --confidence sure.nii.gz --json\n"
+        "  srcsm segment *.nii.gz -o labels --format .seg.nrrd --model runs/ct/model\n"
+        "  srcsm segment ct.nii.gz -o organs.nii.gz --source-matching off --device cuda:1\n"
+        "  srcsm segment mr.nii.gz -o organs.seg.nrrd --refine",
+    )
+    parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help=common.SCAN_HELP)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help=f"a file ending in {', '.join(ENDINGS)} (.seg.nrrd opens in Slicer with names and "
+        "colours), or a folder, which several scans need",
+    )
+    parser.add_argument(
+        "--format",
+        choices=ENDINGS,
+        default=".nii.gz",
+        help="of the files in an output folder (default: .nii.gz)",
+    )
+    common.add_model(parser, common.DEFAULT_MODEL)
+    parser.add_argument(
+        "--source-matching",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="give the scan the intensities the network was trained on; auto (default): where "
+        "its modality is another than the network's",
+    )
+    common.add_modality(parser)
+    parser.add_argument(
+        "--all-pieces",
+        action="store_true",
+        help="keep what lies apart from the largest piece of an organ (default: leave it out)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=Path,
+        metavar="PATH",
+        help="also write the probability of the chosen label; a file, or a folder for several",
+    )
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="draw boxes around what the network finds and let SAM refine it",
+    )
+    default = "sam-small-ct or sam-small-mr, as the network was trained on CT or MR"
+    common.add_sam(parser, f"{common.SAM_HELP} (default: {default})")
+    common.add_series(parser)
+    common.add_device(parser)
+    common.add_json(parser)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preprocessed training cases, cached on disk, and windows drawn from them."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
+from SRCSMSegmenterLib.geometry import Geometry, GridSpec
+from SRCSMSegmenterLib.intensity import IntensityRule, scale
+from SRCSMSegmenterLib.resampling import smooth_mm
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume
+
+from .dataset import Case
+
+CACHE_VERSION = 1
+FOREGROUND_VOXELS = 500
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case ready for window drawing.
+
+    Attributes:
+        image: (1, K, J, I) float16, scaled by the intensity rule and smoothed on its own grid.
+        labels: (1, K, J, I) uint8.
+        centres: low and high end of a window's centre along the grid's axes, mm.
+        directions: 3x3, the grid's axes in RAS.
+        foreground: per label present, (n, 3) indices (i, j, k) of a sample of its voxels.
+    """
+
+    name: str
+    image: torch.Tensor
+    labels: torch.Tensor
+    geometry: Geometry
+    body: Extent
+    centres: tuple[np.ndarray, np.ndarray]
+    directions: np.ndarray
+    foreground: list[np.ndarray]
+
+    @cached_property
+    def outside(self) -> float:
+        """Intensity beyond the scan: its minimum."""
+        return float(self.image.min())
+
+
+def default_cache() -> Path:
+    """``$SRCSM_CACHE``, or ``~/.cache/srcsm``."""
+    return Path(os.environ.get("SRCSM_CACHE", Path.home() / ".cache" / "srcsm"))
+
+
+def prepare_cases(
+    cases: Sequence[Case],
+    rule: IntensityRule,
+    smoothing: float,
+    grid: GridSpec,
+    cache: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    order: Sequence[int] = (),
+    outputs: int = 255,
+) -> list[PreparedCase]:
+    """Read, scale and smooth every case, or take it from the cache.
+
+    An entry is keyed by the content of both files, the rule and the smoothing; one that is
+    missing, cut short or altered is built anew.
+
+    Args:
+        smoothing: sigma in mm.
+        cache: folder, made where it does not exist.
+        order: the files' label values in the order of those that training uses, 0 first; () leaves
+            them as they are.
+        outputs: the first so many labels have windows drawn around them.
+
+    Raises:
+        VolumeError: a case cannot be read, or the cache not be written.
+    """
+    prepared = []
+    for done, case in enumerate(cases):
+        progress(done, len(cases))
+        path = cache / f"{_key(case, rule, smoothing)}.safetensors"
+        tensors = _load(path)
+        if tensors is None:
+            tensors = _build(case, rule, smoothing)
+            _store(path, tensors)
+        if len(order):
+            tensors["labels"] = _reordered(tensors["labels"], order)
+        prepared.append(_placed(case.name, tensors, grid, outputs))
+    progress(len(cases), len(cases))
+    return prepared
+
+
+def draw_window(
+    case: PreparedCase, grid: GridSpec, foreground: float, generator: torch.Generator
+) -> Geometry:
+    """Place the window at random: around a labelled voxel with chance `foreground`, else anywhere.
+
+    Its centre stays where inference would put windows: on the body's centre along the axes where
+    the body fits into the field of view, within the scan along the others.
+    """
+    low, high = case.centres
+    chance, label, voxel, *place = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+    if chance < foreground and case.foreground:
+        voxels = case.foreground[int(label * len(case.foreground))]
+        centre = case.geometry.to_ras(voxels[int(voxel * len(voxels))]) @ case.directions
+        centre = np.clip(centre, low, high)
+    else:
+        centre = low + (high - low) * np.array(place)
+    return grid.placed(case.directions @ centre, case.directions)
+
+
+def _key(case: Case, rule: IntensityRule, smoothing: float) -> str:
+    digest = hashlib.sha256()
+    settings = {"version": CACHE_VERSION, "rule": asdict(rule), "smoothing": smoothing}
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    for path in (case.image, case.labels):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch.Tensor]:
+    volume, labels = read_volume(case.image), read_labels(case.labels)
+    scaled = torch.from_numpy(scale(volume.array, rule).astype(np.float32))
+    smoothed = smooth_mm(scaled, volume.geometry.spacing, smoothing)
+    return {
+        "image": smoothed.to(torch.float16),
+        "labels": torch.from_numpy(labels.array.astype(np.uint8)),
+        "affine": torch.tensor(volume.geometry.affine),
+    }
+
+
+def _store(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, shared=True) as temporary:
+            save_file(tensors, temporary, {"crc32": _checksum(tensors)})
+    except (OSError, SafetensorError) as error:
+        raise VolumeError(
+            f"Cannot write prepared cases into {path.parent} ({error}); free some space, or set "
+            "SRCSM_CACHE to another folder."
+        ) from error
+
+
+def _load(path: Path) -> dict[str, torch.Tensor] | None:
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in ("image", "labels", "affine")}
+            return tensors if file.metadata()["crc32"] == _checksum(tensors) else None
+    except (OSError, SafetensorError, KeyError, TypeError):
+        return None
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].numpy(), crc)
+    return f"{crc:08x}"
+
+
+def _reordered(labels: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    table = torch.zeros(256, dtype=torch.uint8)
+    table[list(order)] = torch.arange(len(order), dtype=torch.uint8)
+    return table[labels.int()]
+
+
+def _placed(
+    name: str, tensors: dict[str, torch.Tensor], grid: GridSpec, outputs: int
+) -> PreparedCase:
+    image, labels = tensors["image"], tensors["labels"]
+    geometry = Geometry(tuple(image.shape[::-1]), tensors["affine"].numpy())
+    body = body_extent(image.numpy().astype(np.float32), geometry, grid)
+    scan = scan_extent(geometry, grid)
+    foreground = []
+    for label in range(1, min(outputs, int(labels.max())) + 1):
+        voxels = np.flatnonzero(labels.numpy() == label)
+        if len(voxels):
+            chosen = voxels[:: max(1, len(voxels) // FOREGROUND_VOXELS)]
+            foreground.append(np.stack(np.unravel_index(chosen, labels.shape), 1)[:, ::-1])
+    return PreparedCase(
+        name,
+        image[None],
+        labels[None],
+        geometry,
+        body,
+        centre_range(body, scan, grid),
+        body.directions,
+        foreground,
+    )

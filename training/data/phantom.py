@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets of phantom scans."""
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.errors import DatasetError
+from SRCSMSegmenterLib.phantom.anatomy import LABELS
+from SRCSMSegmenterLib.phantom.scans import make_case
+from SRCSMSegmenterLib.volume_io import write_volume
+
+
+def write_dataset(folder: Path, modality: str, cases: int, seed: int) -> None:
+    """Write an nnU-Net raw dataset of `cases` patients, with the seeds `seed`, `seed + 1`, ...
+
+    Raises:
+        DatasetError: the folder already holds other cases.
+        VolumeError: a file cannot be written.
+    """
+    folder = Path(folder)
+    names = {f"phantom_{number:04d}": number for number in range(seed, seed + cases)}
+    others = {path.name for path in folder.glob("labelsTr/*")} - {f"{n}.nii.gz" for n in names}
+    if others:
+        raise DatasetError(
+            f"{folder} already holds other cases ({min(others)}); give a new folder."
+        )
+    for subfolder in ("imagesTr", "labelsTr"):
+        (folder / subfolder).mkdir(parents=True, exist_ok=True)
+    for name, number in tqdm(names.items(), desc=f"{modality} phantoms", unit="case"):
+        image, labels = make_case(number, modality)
+        write_volume(folder / "imagesTr" / f"{name}_0000.nii.gz", image)
+        write_volume(folder / "labelsTr" / f"{name}.nii.gz", labels)
+    description = {
+        "channel_names": {"0": modality},
+        "labels": LABELS,
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+    with whole_file(folder / "dataset.json") as temporary:
+        temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")

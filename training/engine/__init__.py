@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of every training: loop, configuration, run folder, checkpoints, losses."""

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training computes on, and in what precision."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+
+from SRCSMSegmenterLib.devices import bf16_instructions, preferred_precision, resolve_device
+from SRCSMSegmenterLib.errors import ConfigError
+
+LARGEST_BF16_PLANE = 8192
+"""Pixels of a slice. The bfloat16 weight gradient of oneDNN 3.12 and 3.13 (torch 2.13 to 2.15)
+writes past its buffers on CPUs with AMX where slices are larger and windows are thin, and the heap
+is damaged. With windows of one slice it is wrong on smaller ones too."""
+
+EMULATION_FACTOR = 34
+"""Time of a training step in emulated bfloat16 over that in float32 (abdomen-tiny, a CPU with AVX2
+alone)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Computing:
+    """What a training computes on.
+
+    Attributes:
+        reason: for the precision, a clause for the user.
+        warning: a sentence for the user, or "".
+    """
+
+    accelerator: Accelerator
+    reason: str
+    warning: str = ""
+
+    @property
+    def precision(self) -> str:
+        """The precision that was chosen: "fp32", "bf16" or "fp16"."""
+        mixed = self.accelerator.mixed_precision
+        return "fp32" if mixed == "no" else mixed
+
+    def introduce(self, tell: Callable[[str], None]) -> None:
+        """Tell the user the device, the precision and the reason for it."""
+        processes = self.accelerator.num_processes
+        tell(
+            f"Computing on {self.accelerator.device} ({processes} process"
+            f"{'es' if processes > 1 else ''}) in {self.precision}: {self.reason}."
+        )
+        if self.warning:
+            tell(f"Warning: {self.warning}")
+
+    def record(self) -> dict[str, Any]:
+        """The device and the precision as plain values, for environment.json."""
+        return {
+            "device": str(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+            "precision": self.precision,
+            "precision_reason": self.reason,
+        }
+
+
+def accelerator_for(
+    device: str, precision: str, section: str = "optimisation", plane: float = 0
+) -> Computing:
+    """Make an accelerator on the device asked for, or as `accelerate launch` or `torchrun` set up.
+
+    Args:
+        precision: one of `config.PRECISIONS`.
+        section: of the configuration that the precision comes from.
+        plane: pixels of the largest slice that trained convolutions see.
+
+    Raises:
+        DeviceError: unknown or absent.
+        ConfigError: a precision that the device cannot train in.
+    """
+    cpu = device == "cpu"
+    if {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"}.isdisjoint(os.environ):
+        chosen = resolve_device(device)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
+        cpu = chosen.type == "cpu"
+    placed = PartialState(cpu=cpu).device
+    precision, reason, warning = _precision_on(placed, precision, section, plane)
+    mixed = "no" if precision == "fp32" else precision
+    return Computing(Accelerator(mixed_precision=mixed, cpu=cpu), reason, warning)
+
+
+def _precision_on(
+    device: torch.device, asked: str, section: str, plane: float
+) -> tuple[str, str, str]:
+    """The precision, the reason for it, and a warning or ""."""
+    on_cpu, too_large = device.type == "cpu", plane > LARGEST_BF16_PLANE
+    if asked == "auto":
+        precision, reason = preferred_precision(device)
+        if on_cpu and precision == "bf16" and too_large:
+            return "fp32", "slices this large, or windows this thin, need it on a CPU", ""
+        return precision, reason, ""
+    if on_cpu and asked == "fp16":
+        raise ConfigError(
+            f"fp16 needs a GPU; choose {section}.precision=auto or {section}.precision=fp32."
+        )
+    if on_cpu and asked == "bf16" and too_large:
+        raise ConfigError(
+            "Slices this large, or windows this thin, cannot be trained on in bf16 on a CPU (see "
+            "LARGEST_BF16_PLANE in training/engine/accelerator.py); choose "
+            f"{section}.precision=auto or "
+            f"{section}.precision=fp32."
+        )
+    warning = ""
+    if on_cpu and asked == "bf16" and not bf16_instructions():
+        warning = (
+            "this processor emulates bf16, and a step takes about "
+            f"{EMULATION_FACTOR} times as long as in fp32; choose {section}.precision=auto."
+        )
+    return asked, "the configuration asks for it", warning

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a training: typed dataclasses, presets, YAML files and overrides."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.geometry import GridSpec
+from SRCSMSegmenterLib.network import NetworkConfig
+
+from ..augment.degradation import DegradationConfig
+from ..augment.random_convolution import MODES
+from ..augment.regions import RegionsConfig
+from ..augment.spatial import AugmentationConfig
+from .losses import DICE
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""What may be asked for; "auto" is the fastest that the device trains in (accelerator.py)."""
+
+
+@dataclass(frozen=True)
+class CasesConfig:
+    """Which cases are trained on.
+
+    Attributes:
+        cases: shell patterns of the case names to use; all by default.
+        validation: shell patterns of the cases held out, or () to hold out fold `fold`.
+        folds: number of folds; case n of the sorted names belongs to fold n modulo `folds`.
+            0 holds out none.
+        fold: the fold held out for validation.
+        modality: "auto" (the dataset's first channel name), "CT" or "MR".
+    """
+
+    cases: tuple[str, ...] = ("*",)
+    validation: tuple[str, ...] = ()
+    folds: int = 5
+    fold: int = 0
+    modality: str = "auto"
+
+    def __post_init__(self) -> None:
+        one_of("data.modality", self.modality, ("auto", "CT", "MR"))
+        if not 0 <= self.fold < max(1, self.folds):
+            raise ConfigError(f"data.fold counts from 0 to data.folds - 1, and is {self.fold}.")
+
+
+@dataclass(frozen=True)
+class ScansConfig(CasesConfig):
+    """The cases, and how their intensities are read.
+
+    Attributes:
+        window: CT only, HU; () takes the range that every training image is clipped to, or the
+            full range where they are not clipped.
+        maximum_percentile: MR only; see `IntensityRule`.
+        smoothing: sigma in mm of the Gaussian on the image's own grid.
+    """
+
+    window: tuple[float, ...] = ()
+    maximum_percentile: float = 100.0
+    smoothing: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.window) not in (0, 2):
+            raise ConfigError(f"data.window is [] or [lower, upper] in HU, not {self.window}.")
+
+
+@dataclass(frozen=True)
+class DataConfig(ScansConfig):
+    """The scans, and where in them the windows lie.
+
+    Attributes:
+        foreground: share of the windows drawn around a labelled voxel, the others anywhere.
+        outputs: names of the labels that the network tells apart; () takes all. The dataset's other
+            labels are background to it, but regions of their own to random convolution.
+    """
+
+    foreground: float = 0.5
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is optimised; defaults are those of Thaler et al. 2026.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: windows per step and process.
+        learning_rate: Adam's.
+        schedule: "constant", "cosine" down to 0 at the last step after a warm-up of 1 %, or "icm":
+            down to 1e-6 after a warm-up of 10 % (Chen et al. 2025).
+        l2: weight of the L2 term on the U-Net's convolution kernels, its head's left out, or on all
+            parameters of another network.
+        clip_factor: gradients are clipped at this multiple of their norm's running mean.
+        clip_start: running mean at step 0.
+        clip_rate: update rate of the running mean, which is fed with the clipped norm.
+        ema: decay of the weight average used for validation and export.
+        nan_redraws: how often SRC is drawn anew for a sample whose loss is NaN before giving up.
+        precision: "auto", the fastest that the device trains in, "fp32", "bf16" or "fp16".
+        patience: validations without a better Dice after which the training ends; 0: it goes on.
+    """
+
+    steps: int = 50_000
+    batch: int = 1
+    learning_rate: float = 5e-5
+    schedule: str = "constant"
+    l2: float = 1e-6
+    clip_factor: float = 5.0
+    clip_start: float = 10.0
+    clip_rate: float = 0.01
+    ema: float = 0.999
+    nan_redraws: int = 100
+    precision: str = "auto"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("optimisation.schedule", self.schedule, ("constant", "cosine", "icm"))
+        one_of("optimisation.precision", self.precision, PRECISIONS)
+        if self.steps < 1 or self.batch < 1:
+            raise ConfigError("optimisation.steps and optimisation.batch must be at least 1.")
+        if self.patience < 0:
+            raise ConfigError("optimisation.patience is 0 or more.")
+
+
+@dataclass(frozen=True)
+class OptimisationConfig(Recipe):
+    """The recipe and the loss of the engine's network; defaults are the paper's.
+
+    Attributes:
+        dice: "generalised" (the paper), "mean" over the classes present in a window, or "batch"
+            (Chen et al. 2025).
+        cross_entropy: weight of a cross-entropy term beside the Dice loss; 0 in the paper.
+        optimiser: "adam", or "adamw", whose `l2` is decoupled and acts on all parameters.
+    """
+
+    dice: str = "generalised"
+    cross_entropy: float = 0.0
+    optimiser: str = "adam"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("optimisation.dice", self.dice, tuple(DICE))
+        one_of("optimisation.optimiser", self.optimiser, ("adam", "adamw"))
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Training on several views of every window (Chen et al. 2025; pairs.py).
+
+    Attributes:
+        use: train on pairs; without, the rest has no effect.
+        styled: folders of restyled slices (`srcsm style swap`) of the dataset.
+        contrast: weight of NT-Xent; 0 trains without.
+        temperature: of NT-Xent.
+        projection: channels of the features that NT-Xent compares.
+    """
+
+    use: bool = False
+    styled: tuple[str, ...] = ()
+    contrast: float = 1.0
+    temperature: float = 0.2
+    projection: int = 128
+
+    def __post_init__(self) -> None:
+        if self.contrast < 0 or self.temperature <= 0 or self.projection < 1:
+            raise ConfigError(
+                "pairs.contrast is 0 or more, pairs.temperature more than 0, and pairs.projection "
+                "at least 1."
+            )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides the result of a training, beside the dataset.
+
+    Attributes:
+        random_convolution: "off", "global", "hard" or "smoothed" (the method).
+        start: name or folder of a trained network whose weights the training starts from, outputs
+            matched by the names of their labels; "" starts from random ones.
+        seed: every random draw of step s on process r is a function of (seed, s, r).
+        checkpoint_minutes: time between two checkpoints.
+        validate_every: steps between two validations; 0 validates at the end only.
+    """
+
+    grid: GridSpec
+    network: NetworkConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    random_convolution: str = "smoothed"
+    start: str = ""
+    seed: int = 0
+    checkpoint_minutes: float = 5.0
+    validate_every: int = 1000
+
+    def __post_init__(self) -> None:
+        one_of("random_convolution", self.random_convolution, MODES)
+        for axis, (size, divisor) in enumerate(
+            zip(self.grid.size, self.network.divisor, strict=True)
+        ):
+            if size % divisor:
+                raise ConfigError(
+                    f"grid.size {self.grid.size} along {'IJK'[axis]} is not a multiple of "
+                    f"{divisor}, which the network's stem and pooling need."
+                )
+
+
+def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any configuration dataclass
+    """Plain dictionaries, lists, numbers and strings, ready for YAML or JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noqa: ANN401
+    """`base` (a configuration dataclass) with `values` put in, nested dictionaries likewise.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest right one), or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'The configuration'} needs keys and values, not {values!r}.")
+    known = {f.name: f for f in dataclasses.fields(base)}
+    hints = typing.get_type_hints(type(base))
+    changes = {}
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in known:
+            raise ConfigError(f"Unknown configuration key {name}{nearest(key, known)}.")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            changes[key] = from_dict(value, current, name)
+        else:
+            changes[key] = _converted(value, hints[key], name)
+    return dataclasses.replace(base, **changes)
+
+
+def read_yaml(path: Path, base: Any) -> Any:  # noqa: ANN401
+    """A configuration file on top of `base`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration {path}: {error}.") from error
+    return from_dict(values, base)
+
+
+def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
+    """Put command-line overrides such as ``optimisation.steps=2000`` into a configuration."""
+    merged: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f'An override reads key=value, not "{override}".')
+        *parents, name = key.strip().split(".")
+        place = merged
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{override} follows an override of {parent} as a whole.")
+        try:
+            place[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The value of the override {override} is no YAML.") from error
+    # All at once: two of them may only fit together, such as a window and its pooling.
+    return from_dict(merged, config)
+
+
+def configured(config: Any, file: Path | None, overrides: list[str]) -> Any:  # noqa: ANN401
+    """`config` with what a file says, where one is given, and then the overrides."""
+    return with_overrides(read_yaml(file, config) if file else config, overrides)
+
+
+def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
+    """Write the full configuration; the file appears complete or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
+    """`value` as the annotated type: numbers, strings, booleans, tuples of them, or None."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _converted(value, next(a for a in arguments if a is not type(None)), name)
+    if origin is tuple:
+        items = [value] if isinstance(value, str | int | float) else value
+        if not isinstance(items, list | tuple):
+            raise ConfigError(f"{name} needs a list, not {value!r}.")
+        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
+            raise ConfigError(f"{name} needs {len(arguments)} values, not {value!r}.")
+        return tuple(_converted(item, arguments[0], name) for item in items)
+    if hint is str and isinstance(value, bool):
+        value = "on" if value else "off"  # what YAML reads as booleans
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, int | float | str) and not isinstance(value, bool),
+        str: isinstance(value, str),
+    }
+    try:
+        if fits[hint] and (hint is not float or math.isfinite(float(value))):
+            return hint(value)  # float("5e-5"): YAML reads that as text
+    except ValueError:
+        pass
+    raise ConfigError(f"{name} needs a value of type {hint.__name__}, not {value!r}.")
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """' (did you mean ...?)', or nothing where no known name is near."""
+    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise a ConfigError where `value` is none of those allowed."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")

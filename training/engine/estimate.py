@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of a training on this machine, from a few of its steps."""
+
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from glob import escape
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+import torch
+
+from ..data.dataset import Case
+from .config import CasesConfig
+from .timing import machine
+
+WARM_UP = 3
+STEPS = 10
+SECONDS = 20.0
+"""Time after which nothing more is measured, if there is at least one step."""
+
+CASES = 2
+"""Training cases that are measured with; the others would only take time to prepare."""
+
+BYTES_PER_VOXEL = 3
+"""Of a prepared case: float16 intensities and uint8 labels."""
+
+
+class _Enough(Exception):
+    """All is measured."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training takes.
+
+    Attributes:
+        seconds: of a step.
+        memory: highest use by this process, bytes; 0 if the system does not tell.
+        device: "cpu", "cuda:0" ...
+        device_memory: highest use on a GPU, bytes.
+        precision: and the reason for it, in words.
+    """
+
+    seconds: float
+    memory: int
+    device: str
+    device_memory: int
+    precision: str
+
+    def lines(self, steps: int, what: str = "training") -> list[str]:
+        """Word what so many steps take, for the user."""
+        memory = [f"{self.memory / 1e9:.1f} GB"] if self.memory else []
+        if self.device_memory:
+            memory.append(f"{self.device_memory / 1e9:.1f} GB on the GPU")
+        return [
+            f"measured on {machine(torch.device(self.device))}, in {self.precision}",
+            f"{what}: about {duration(self.seconds * steps)} ({steps} x "
+            f"{self.seconds:.2g} s), without validations and previews",
+            f"memory: about {' and '.join(memory) or 'unknown'}",
+        ]
+
+
+def measure(
+    run: Callable[[Path, Callable[[int], None]], object], warm_up: int = WARM_UP
+) -> Estimate:
+    """Run the first steps of a training in a folder that is deleted, and time them.
+
+    Stops after `STEPS` steps or `SECONDS`.
+
+    Args:
+        run: called with the run folder and a function to call with the steps that are done after
+            every step. No checkpoint is written, as that function ends the run by an exception.
+        warm_up: steps that are not counted, if there are others.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    marks = [(0, time.perf_counter())]
+
+    def done(step: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        marks.append((step, time.perf_counter()))
+        if len(marks) > warm_up + STEPS or marks[-1][1] - marks[0][1] > SECONDS:
+            raise _Enough
+
+    with tempfile.TemporaryDirectory() as folder:
+        with suppress(_Enough):
+            run(Path(folder), done)
+        environment = json.loads(next(Path(folder).rglob("environment.json")).read_text("utf-8"))
+    laps = [(end - start) / (after - before) for (before, start), (after, end) in pairwise(marks)]
+    on_gpu = environment["device"].startswith("cuda")
+    return Estimate(
+        seconds=statistics.median(laps[warm_up:] or laps[-1:]) if laps else math.nan,
+        memory=peak_memory(),
+        device=environment["device"],
+        device_memory=torch.cuda.max_memory_allocated() if on_gpu else 0,
+        precision=f"{environment['precision']}: {environment['precision_reason']}",
+    )
+
+
+def measure_training(
+    training: Callable[..., object],
+    config: Any,  # noqa: ANN401 - any configuration of a training on cases
+    cases: Sequence[Case],
+    device: str,
+) -> Estimate:
+    """Measure a training on some of its cases; the memory of the others is added.
+
+    Args:
+        training: called as training(config, run_folder, device=, say=, progress=).
+        cases: all training cases.
+
+    Raises:
+        What the training raises.
+    """
+    chosen, others = cases[:CASES], cases[CASES:]
+    few: CasesConfig = replace(
+        config.data, cases=tuple(escape(case.name) for case in chosen), validation=(), folds=0
+    )
+
+    def run(folder: Path, done: Callable[[int], None]) -> None:
+        training(
+            replace(config, data=few),
+            folder,
+            device=device,
+            say=lambda line: None,
+            progress=lambda progress: done(progress.step),
+        )
+
+    estimate = measure(run)
+    waiting = BYTES_PER_VOXEL * sum(voxels(case.image) for case in others)
+    return replace(estimate, memory=estimate.memory and estimate.memory + waiting)
+
+
+def voxels(path: Path) -> int:
+    """Count the voxels of a volume from its header."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return math.prod(reader.GetSize())
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has used, in bytes; 0 on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def duration(seconds: float) -> str:
+    """Word a duration with the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put a trained network or SAM among the shipped ones, its licence and numbers on the card.
+
+    python -m srcsm_training.experiments.publish runs/abdomen-ct --name abdomen-ct \\
+        --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0" \\
+        --scores "source validation=runs/abdomen-ct/on-ct" "MR=runs/abdomen-ct/on-mr"
+    python -m srcsm_training.experiments.publish runs/sam-small-ct --name sam-small-ct \\
+        --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0"
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from SAMRefineLib.sam.models import is_sam, load_sam, save_sam
+from srcsm_training.sam.from_scratch import sam_card
+from srcsm_training.segmentation.run import model_card
+from SRCSMSegmenterLib.models.bundle import (
+    ModelBundle,
+    load_bundle,
+    save_bundle,
+    shipped_models_folder,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Ship one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished training")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--data", required=True, help="where the training data come from")
+    parser.add_argument("--licence", required=True, help="of the training data")
+    parser.add_argument(
+        "--scores", nargs="*", default=[], metavar="TITLE=FOLDER", help="of `srcsm evaluate`"
+    )
+    arguments = parser.parse_args(argv)
+    terms = f"{arguments.licence}, as the training data: {arguments.data}; research use only"
+    source, target = arguments.run / "model", shipped_models_folder() / arguments.name
+    if is_sam(source):
+        sam = replace(load_sam(source, device="cpu"), name=arguments.name)
+        card = f"{sam_card(sam, terms)}\nScores on the other modality stand in BENCHMARKS.md.\n"
+        identity = save_sam(target, sam, card, f"{terms}\n")
+    else:
+        identity = ship_bundle(load_bundle(source), target, terms, arguments.scores)
+    print(f"{target}: {identity}")
+    return 0
+
+
+def ship_bundle(bundle: ModelBundle, target: Path, terms: str, scores: Sequence[str]) -> str:
+    """Write a network to `target`, `scores` ("TITLE=FOLDER" each) on its card; its identity."""
+    bundle = replace(
+        bundle, description=replace(bundle.description, name=target.name, licence=terms)
+    )
+    tables = []
+    for score in scores:
+        title, _, folder = score.partition("=")
+        tables.append(scores_table(title, Path(folder) / "metrics.json"))
+    card = "\n".join([model_card(bundle), "## Numbers on whole scans", "", *tables])
+    return save_bundle(target, bundle, card)
+
+
+def scores_table(title: str, metrics: Path) -> str:
+    """Mean Dice and ASSD per label and setting of source matching, Markdown."""
+    content = json.loads(metrics.read_text(encoding="utf-8"))
+    lines = ["| data | SM | label | Dice | ASSD mm |", "| --- | --- | --- | --- | --- |"]
+    for row in [*content["labels"], *({**mean, "label": "mean"} for mean in content["means"])]:
+        assd = "–" if row["assd_mean"] is None else f"{row['assd_mean']:.1f}"
+        lines.append(
+            f"| {title} | {row['source_matching']} | {row['label'].replace('_', ' ')} "
+            f"| {row['dice_mean']:.3f} | {assd} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which U-Net a ControlNet learns on, and which one draws: the Style Swap ablation. Resumable.
+
+    python -m srcsm_training.experiments.swap_ablation --domain phantom
+        run what is missing, stage by stage
+    python -m srcsm_training.experiments.swap_ablation --domain real --data ../shared/data
+    python -m srcsm_training.experiments.swap_ablation --report   the table into BENCHMARKS.md
+
+The ControlNet is trained on the base's own U-Net or on the tuned one, and then steers either: four
+sets of pictures with the same prompts and seeds, from one base, each measured by `srcsm style
+check`. One of the four, tuned and then original, is the method; that set is the one that
+style_ablation.py trains on, and shows all slices; the others show every fifth. One base serves
+both domains: phantom patients of its own in four looks, and the real CT where it is at hand.
+Folders, all in RUNS:
+
+    data/                   the phantom's datasets
+    base-slices/, base/     what the base learns from, and the base
+    DOMAIN/slices/          the source's slices; styled/abdomen/ in it is the method's set
+    DOMAIN/tuned/, DOMAIN/control/, DOMAIN/control-untuned/
+    DOMAIN/swaps/           the other three sets
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from srcsm_training.experiments.reports import (
+    CT,
+    DATA,
+    REPOSITORY,
+    RESULTS,
+    read_results,
+    write_report,
+)
+from srcsm_training.experiments.style_ablation import DATASETS, PHANTOMS, write_phantoms
+from srcsm_training.style.slices import MANIFEST, read_manifest
+from SRCSMSegmenterLib.atomic import whole_file
+
+CONFIG = REPOSITORY / "training" / "configs" / "style_tiny.yaml"
+
+METHOD = "tuned-original"
+
+VARIANTS = {
+    METHOD: ("tuned", "original"),
+    "tuned-tuned": ("tuned", "tuned"),
+    "untuned-original": ("untuned", "original"),
+    "untuned-tuned": ("untuned", "tuned"),
+}
+"""Which U-Net the ControlNet learnt on, and which one draws; in the order in which they are made,
+so that trainings on the method's set can begin before the others are there."""
+
+CHECK = "check.json"
+
+EVERY = 5
+"""The sets that nothing is trained on show every so manieth slice."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One call of `srcsm style`.
+
+    Attributes:
+        arguments: after "srcsm style".
+        result: a file that is there once the stage is finished; a manifest must say so as well.
+    """
+
+    arguments: tuple[str, ...]
+    result: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        if not self.result.exists():
+            return False
+        return self.result.name != MANIFEST or read_manifest(self.result.parent).complete
+
+
+def stages(
+    domain: str, data: Path, runs: Path, config: Path = CONFIG, device: str = "cpu"
+) -> Iterator[Stage]:
+    """All stages of a domain, in order."""
+
+    def stage(action: str, *arguments: object, out: Path, result: str, on: bool = True) -> Stage:
+        given = ("--config", config, "--out", out, *(("--device", device) if on else ()))
+        return Stage((action, *map(str, (*arguments, *given))), out / result)
+
+    def prepared(dataset: Path, out: Path) -> Stage:
+        return stage("prepare", "--data", dataset, out=out, result=MANIFEST, on=False)
+
+    folder, base, base_slices = runs / domain, runs / "base", runs / "base-slices"
+    taught = [base_slices]
+    if (data / CT).is_dir():
+        taught.append(runs / "real" / "slices")
+        yield prepared(data / CT, taught[-1])
+    if domain == "phantom":
+        yield prepared(runs / "data" / DATASETS[domain][0], folder / "slices")
+    yield stage("phantom", out=base_slices, result=MANIFEST, on=False)
+    yield stage("base", "--slices", *taught, out=base, result="model_index.json")
+    given = ("--slices", folder / "slices", "--base", base)
+    tuned = ("--tuned", folder / "tuned")
+    yield stage("tune", *given, out=folder / "tuned", result="model.json")
+    for variant, (taught_on, drawn_with) in VARIANTS.items():
+        out, learnt = swapped(folder, variant), taught_on == "tuned"
+        control = folder / ("control" if learnt else "control-untuned")
+        yield stage("control", *given, *(tuned if learnt else ()), out=control, result="model.json")
+        steered = ("--control", control, *(tuned if drawn_with == "tuned" else ()))
+        some = () if variant == METHOD else ("--set", f"swap.every={EVERY}")
+        yield stage("swap", *given, *steered, *some, out=out, result=MANIFEST)
+        yield stage("check", "--slices", out, out=out, result=CHECK)
+
+
+def swapped(folder: Path, variant: str) -> Path:
+    """Folder of a variant's pictures in that of a domain."""
+    return folder / ("slices/styled/abdomen" if variant == METHOD else f"swaps/{variant}")
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """`srcsm style` in a process of its own; Ctrl-C is for that one, which stops in good order."""
+    previous = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        command = [sys.executable, "-m", "srcsm_training", "style", *arguments]
+        return subprocess.run(command, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def collect(folder: Path) -> pd.DataFrame:
+    """The numbers of `style check` of a domain's sets, a row for each style of each."""
+    rows = []
+    for variant in VARIANTS:
+        checked = swapped(folder, variant) / CHECK
+        if not checked.exists():
+            continue
+        report = json.loads(checked.read_text("utf-8"))
+        for style, numbers in report["styles"].items():
+            others = [d for d in numbers["between_styles"].values() if d is not None]
+            rows.append(
+                {
+                    "variant": variant,
+                    "style": style,
+                    "slices": numbers["slices"],
+                    "kept": numbers["kept"],
+                    "moved": numbers["moved"],
+                    "moved_over_all": numbers["moved_over_all"],
+                    "nearest_style": min(others, default=None),
+                    "edges": numbers["edges"],
+                    "source_edges": numbers["source_edges"],
+                    "within_source": report["within_source"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def report() -> str:
+    """The table from the numbers at hand; sets not made are dashes."""
+    lines = [
+        "| domain | ControlNet learnt on | drawn with | style | moved | over all | nearest other "
+        "style | edges | kept |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for domain in DATASETS:
+        table = read_results(f"swap_{domain}")
+        for variant, (taught_on, drawn_with) in VARIANTS.items():
+            title = f"| {domain} | {taught_on} | {drawn_with} |"
+            rows = () if table is None else table[table["variant"] == variant]
+            if not len(rows):
+                lines.append(title + " – |" * 6)
+                continue
+            for row in rows.itertuples():
+                numbers = (row.moved, row.moved_over_all, row.nearest_style, row.edges)
+                cells = " | ".join("–" if pd.isna(n) else f"{n:.3f}" for n in numbers)
+                lines.append(f"{title} {row.style} | {cells} | {row.kept / row.slices:.0%} |")
+        if table is not None:
+            first = table.iloc[0]
+            lines.append(
+                f"| {domain} | *source* | | | {first.within_source:.3f} | | | "
+                f"{table['source_edges'].mean():.3f} | |"
+            )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, or report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--domain", choices=tuple(DATASETS), default="phantom")
+    parser.add_argument("--data", type=Path, default=DATA, help="of the real CT")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "style-ablation")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="of all stages")
+    parser.add_argument("--device", default="cpu", help="auto, cpu (default), cuda, cuda:N or mps")
+    parser.add_argument("--report", action="store_true")
+    arguments = parser.parse_args(argv)
+    if arguments.report:
+        write_report("swap-ablation", report())
+        return 0
+    runs = arguments.runs.resolve()
+    phantom = runs / "data" / next(iter(PHANTOMS)) / "dataset.json"
+    if arguments.domain == "phantom" and not phantom.exists():
+        write_phantoms(runs / "data")
+    given = (arguments.domain, arguments.data, runs, arguments.config, arguments.device)
+    for stage in stages(*given):
+        if not stage.finished:
+            print(f"srcsm style {' '.join(stage.arguments)}", flush=True)
+            if code := launch(stage.arguments):
+                return code
+        if stage.result.name == CHECK:
+            RESULTS.mkdir(exist_ok=True)
+            with whole_file(RESULTS / f"swap_{arguments.domain}.csv") as temporary:
+                collect(runs / arguments.domain).to_csv(temporary, index=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coarse network of the SAM paper, DeepLabV3-ResNet-50 (Wang et al.).
+
+Our own coarse network is the engine's; this one makes the paper's pipeline whole. It sees slices
+at 512 pixels, has a sigmoid for each label, and is trained with Dice + CE + BCE. The ImageNet
+weights of its backbone come from a file, torchvision's resnet50-*.pth, or it starts from nothing.
+
+    python -m srcsm_training.sam.deeplab train --data Dataset101_AbdomenCT --out runs/deeplab
+    python -m srcsm_training.sam.deeplab predict scan.nii.gz \\
+        --model runs/deeplab/model.safetensors \\
+        -o organs.nii.gz --confidence sure.nii.gz
+    srcsm boxes scan.nii.gz --coarse organs.nii.gz --coarse-confidence sure.nii.gz -o boxes.json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.segmentation import deeplabv3_resnet50
+
+from SAMRefineLib.boxes.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
+from srcsm_training.cli.arguments import add_device, add_run
+from srcsm_training.cli.commands.train import run_to_end
+from srcsm_training.data.dataset import Case
+from srcsm_training.engine import fit as loop
+from srcsm_training.engine.accelerator import accelerator_for
+from srcsm_training.engine.config import CasesConfig, Recipe, configured
+from srcsm_training.engine.run_folder import RunResult, open_run
+from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.devices import resolve_device
+from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
+from SRCSMSegmenterLib.geometry import Volume
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_volume
+
+
+@dataclass(frozen=True)
+class DeepLabConfig:
+    """The recipe; defaults are the paper's, but for the number of steps (its 100 epochs).
+
+    Attributes:
+        size: pixels of the square that a slice is scaled to.
+        seed, checkpoint_minutes, validate_every: as in `TrainingConfig`.
+    """
+
+    data: CasesConfig = field(default_factory=CasesConfig)
+    size: int = 512
+    optimisation: Recipe = field(
+        default_factory=lambda: Recipe(steps=10_000, batch=8, learning_rate=1e-3, l2=0.0, ema=0.0)
+    )
+    seed: int = 0
+    checkpoint_minutes: float = 5.0
+    validate_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.optimisation.batch < 2:
+            raise ConfigError("optimisation.batch is at least 2: batch normalisation needs two.")
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """A case: pixels (n, rows, columns) float16 from 0 to 1, and labels of that shape, uint8."""
+
+    name: str
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Coarse:
+    """A trained network.
+
+    Attributes:
+        labels: name -> value, 1, 2, ...; one channel each.
+        size: pixels of the square that it sees.
+        modality: of its source.
+    """
+
+    network: nn.Module
+    labels: dict[str, int]
+    size: int
+    modality: str
+
+
+def build(labels: int, backbone: Path | None = None) -> nn.Module:
+    """The network with a channel for each of the foreground `labels`.
+
+    Args:
+        backbone: torchvision's file of ImageNet weights; None starts from nothing.
+
+    Raises:
+        BundleError: the file cannot be read, or holds other weights.
+    """
+    network = deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=labels, aux_loss=False
+    )
+    if backbone:
+        try:
+            weights = torch.load(backbone, map_location="cpu", weights_only=True)
+            kept = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+            network.backbone.load_state_dict(kept)
+        except Exception as error:  # damaged bytes make torch raise nearly anything
+            raise BundleError(
+                f"{backbone} cannot be used as the backbone's weights; give torchvision's "
+                f"resnet50 file ({error})."
+            ) from error
+    return network
+
+
+def run_training(
+    dataset_folder: Path,
+    config: DeepLabConfig,
+    run_folder: Path,
+    *,
+    backbone: Path | None = None,
+    name: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = print,
+    progress: Callable[[loop.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
+) -> RunResult:
+    """Train, or resume; the finished network is the run's ``model.safetensors``.
+
+    Args:
+        backbone: see `build`.
+        name: of the file, without its ending.
+        others: see `run.run_training`.
+
+    Raises:
+        DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
+        CheckpointError.
+    """
+    computing = accelerator_for(device, config.optimisation.precision, plane=config.size**2)
+    accelerator = computing.accelerator
+    run = open_run(dataset_folder, config.data, run_folder, computing, say)
+    source, labels = run.source, run.source.dataset.labels
+    loop.state_to_resume(run.folder, config, source.training, source.validation)
+    training, validation = (
+        [read_slices(case, source.modality) for case in cases]
+        for cases in (source.training, source.validation)
+    )
+
+    run.begin(config)
+    torch.manual_seed(config.seed)
+    network = build(len(labels), backbone).to(accelerator.device)
+    state, weights = train(
+        config,
+        network,
+        training,
+        validation,
+        run.folder,
+        accelerator=accelerator,
+        report=progress,
+        validated=lambda _, state: run.write_curve(state),
+        **limits,
+    )
+
+    def save_best(path: Path) -> None:
+        network.load_state_dict(weights)
+        save(path, Coarse(network, labels, config.size, source.modality))
+
+    return run.end(state, run.folder / f"{name or 'model'}.safetensors", save_best)
+
+
+def train(
+    config: DeepLabConfig,
+    network: nn.Module,
+    training: Sequence[Slices],
+    validation: Sequence[Slices],
+    run_folder: Path,
+    *,
+    accelerator: Accelerator,
+    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
+) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
+    """Train until the last step; see `loop.fit` for what else it takes and gives."""
+    recipe, device = config.optimisation, accelerator.device
+    optimiser = torch.optim.Adam(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
+    )
+    places = [(case, n) for case in training for n in range(len(case.pixels))]
+
+    def draw(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        order = torch.randint(len(places), (recipe.batch,), generator=generator).tolist()
+        pairs = [scaled(case, n, config.size) for case, n in (places[p] for p in order)]
+        images, labels = (torch.stack(parts).to(device) for parts in zip(*pairs, strict=True))
+        return images, labels
+
+    def loss(
+        model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], generator: torch.Generator
+    ) -> torch.Tensor:
+        images, labels = batch
+        with accelerator.autocast():
+            logits = model(images)["out"]
+        return coarse_loss(logits, labels)
+
+    return loop.fit(
+        config,
+        network,
+        optimiser,
+        run_folder,
+        training,
+        validation,
+        draw=draw,
+        loss=loss,
+        validate=lambda average: {
+            "dice": validation_dice(average, validation, config, accelerator)
+        },
+        accelerator=accelerator,
+        **arguments,
+    )
+
+
+def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Dice over the labels present, plus CE (background's logit is 0), plus BCE of the sigmoids.
+
+    Args:
+        logits: (N, labels, rows, columns).
+        labels: (N, rows, columns) int64.
+    """
+    logits = logits.float()
+    true = F.one_hot(labels, logits.shape[1] + 1).permute(0, 3, 1, 2)[:, 1:].float()
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * true).sum((2, 3))
+    total = probabilities.square().sum((2, 3)) + true.sum((2, 3))
+    present = true.any(3).any(2)
+    dice = torch.where(present, 1 - 2 * overlap / total.clamp(min=1e-6), 0.0)
+    background = torch.zeros_like(logits[:, :1])
+    return (
+        dice.sum() / present.sum().clamp(min=1)
+        + F.cross_entropy(torch.cat([background, logits], 1), labels)
+        + F.binary_cross_entropy_with_logits(logits, true)
+    )
+
+
+@torch.no_grad()
+def validation_dice(
+    network: nn.Module, cases: Sequence[Slices], config: DeepLabConfig, accelerator: Accelerator
+) -> list[float]:
+    """`loop.mean_dice` at the network's resolution."""
+    device = accelerator.device
+    channels = network.classifier[-1].out_channels
+    sums = torch.zeros(len(cases), 2, channels, device=device)
+    for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
+        for n in range(len(cases[index].pixels)):
+            image, labels = scaled(cases[index], n, config.size)
+            with accelerator.autocast():
+                found = network(image[None].to(device))["out"][0] > 0
+            values = torch.arange(1, channels + 1, device=device)
+            true = labels.to(device) == values[:, None, None]
+            sums[index, 0] += (found & true).sum((1, 2))
+            sums[index, 1] += found.sum((1, 2)) + true.sum((1, 2))
+    return loop.mean_dice(sums, accelerator)
+
+
+@torch.no_grad()
+def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.ndarray:
+    """The probability of each label, (labels, K, J, I) float16.
+
+    Args:
+        volume: raw intensities.
+        modality: "CT" or "MR"; None guesses.
+    """
+    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    pixels = torch.from_numpy(to_pixels(grid.stack(volume.array), EQUALISED, modality))
+    device = next(coarse.network.parameters()).device
+    found = np.zeros((len(coarse.labels), *volume.array.shape), np.float16)
+    for n, image in enumerate(pixels):
+        shown = _resized(image[None, None], coarse.size).expand(-1, 3, -1, -1)
+        sure = coarse.network(shown.to(device))["out"].float().sigmoid()
+        sure = F.interpolate(sure, grid.shape, mode="bilinear", align_corners=False)[0]
+        for stack, probability in zip(found, sure.cpu().numpy(), strict=True):
+            grid.stack(stack)[n] = probability
+    return found
+
+
+def read_slices(case: Case, modality: str) -> Slices:
+    """A case's slices as the network sees them."""
+    volume, labels = read_volume(case.image), read_labels(case.labels)
+    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    pixels = to_pixels(grid.stack(volume.array), EQUALISED, modality)
+    stack = np.ascontiguousarray(grid.stack(labels.array.astype(np.uint8)))
+    return Slices(case.name, torch.from_numpy(pixels).half(), torch.from_numpy(stack))
+
+
+def scaled(case: Slices, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slice n at the network's resolution: (3, size, size) float32 and (size, size) int64."""
+    image = _resized(case.pixels[n][None, None].float(), size)[0]
+    labels = F.interpolate(case.labels[n][None, None].float(), (size, size), mode="nearest-exact")
+    return image.expand(3, -1, -1), labels[0, 0].long()
+
+
+def save(path: Path, coarse: Coarse) -> None:
+    """Write weights and what belongs to them; the file appears complete or not at all."""
+    about = {"labels": coarse.labels, "size": coarse.size, "modality": coarse.modality}
+    with whole_file(path) as temporary:
+        save_file(coarse.network.state_dict(), temporary, {"deeplab": json.dumps(about)})
+
+
+def load(path: Path, device: str = "auto") -> Coarse:
+    """Read what `save` wrote.
+
+    Raises:
+        BundleError: unreadable, or no such network.
+        DeviceError: unknown or absent device.
+    """
+    where = resolve_device(device)
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["deeplab"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = build(len(about["labels"]))
+        network.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BundleError(f"{path} is no DeepLab that was trained here ({error}).") from error
+    return Coarse(network.eval().requires_grad_(False).to(where), **about)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train or predict."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    training = commands.add_parser("train", help="train, or resume")
+    training.add_argument("--data", type=Path, required=True, metavar="FOLDER")
+    training.add_argument("--backbone", type=Path, metavar="FILE", help="resnet50-*.pth")
+    add_run(training)
+    add_device(training)
+    training.set_defaults(run=_train)
+    prediction = commands.add_parser("predict", help="label the organs of a scan")
+    prediction.add_argument("scan", type=Path)
+    prediction.add_argument("--model", type=Path, required=True)
+    prediction.add_argument("-o", "--output", type=Path, required=True)
+    prediction.add_argument("--confidence", type=Path, help="also write the probability")
+    prediction.add_argument("--modality", choices=("CT", "MR"), help="default: guessed")
+    add_device(prediction)
+    prediction.set_defaults(run=_predict)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except SRCSMError as error:
+        print(f"deeplab: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = configured(DeepLabConfig(), arguments.config, arguments.set)
+    training = partial(
+        run_training, arguments.data, config, arguments.out, backbone=arguments.backbone
+    )
+    done = (
+        "Network: {model}\nNext: python -m srcsm_training.sam.deeplab predict SCAN --model {model}"
+    )
+    return run_to_end(arguments, config.optimisation.steps, training, done)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    volume = read_volume(arguments.scan)
+    coarse = load(arguments.model, arguments.device)
+    found = predict(volume, coarse, arguments.modality)
+    labels = (found.argmax(0) + 1) * (found.max(0) >= 0.5)
+    write_volume(arguments.output, Volume(labels.astype(np.uint8), volume.geometry))
+    if arguments.confidence:
+        sure = np.where(labels > 0, found.max(0), 1 - found.max(0)).astype(np.float32)
+        write_volume(arguments.confidence, Volume(sure, volume.geometry))
+    return 0
+
+
+def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run from a dataset to a model bundle, and everything its folder keeps.
+
+config.yaml               the full configuration
+environment.json          versions, git state, command, device, precision, dataset, cases
+source_histogram.json     for source matching
+checkpoints/last.pt       the state to resume from
+curve.csv, curve.png      loss and validation Dice
+tensorboard/              the same as events
+previews/                 augmented slices or pairs of views; validation slices, truth, prediction
+model/                    the bundle, once the training is finished
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.tensorboard import SummaryWriter
+
+from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
+from SRCSMSegmenterLib.models.catalogue import find_model
+from SRCSMSegmenterLib.network import UNet
+from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
+from SRCSMSegmenterLib.terminology import segment_for
+from SRCSMSegmenterLib.volume_io import read_volume
+
+from .. import plots as pictures
+from ..data.cases import PreparedCase, default_cache, prepare_cases
+from ..data.dataset import Case
+from ..engine import fit as loop
+from ..engine.accelerator import Computing, accelerator_for
+from ..engine.config import TrainingConfig, nearest, to_dict
+from ..engine.run_folder import (
+    Run,
+    RunResult,
+    best_validation,
+    command_line,
+    curve_row,
+    dice_table,
+    open_run,
+    write_text,
+)
+from ..engine.source_domain import intensity_rule
+from . import pairs
+
+
+def run_training(
+    dataset_folder: Path,
+    config: TrainingConfig,
+    run_folder: Path,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    say: Callable[[str], None] = print,
+    progress: Callable[[loop.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
+) -> RunResult:
+    """Check the dataset, prepare its cases, train (or resume), and export the network.
+
+    Args:
+        dataset_folder: an nnU-Net raw dataset.
+        run_folder: made where it does not exist; a stopped run in it is resumed.
+        name: of the exported network; the run folder's by default.
+        device: see `resolve_device`; left to `accelerate launch` where that started the process.
+        cache: folder of the preprocessed cases.
+        say: called on the main process with a line for the user.
+        progress: called after every step.
+
+    Raises:
+        DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
+    """
+    computing = make_accelerator(device, config)
+    accelerator = computing.accelerator
+    run = open_run(dataset_folder, config.data, run_folder, computing, say)
+    source, labels = run.source, run.labels
+    rule = intensity_rule(config.data, source.modality, source.training)
+    order = label_order(source.dataset.labels, config.data.outputs)
+    if config.data.outputs:
+        labels = list(config.data.outputs)
+        run = replace(run, labels=labels)
+    config = replace(config, network=replace(config.network, classes=len(labels) + 1))
+    start = start_weights(config, labels) if config.start else None
+    if rule.modality == "CT":
+        config = replace(config, data=replace(config.data, window=rule.window))
+
+    restyled = pairs.open_restyled(config, source.dataset, source.training)
+    resumed = loop.state_to_resume(
+        run.folder, config, (*source.training, *restyled), source.validation
+    )
+    cases, count = (*source.training, *source.validation), len(source.training)
+    run.tell(f"Preparing {count} training and {len(source.validation)} validation cases ...")
+    with accelerator.main_process_first():
+        prepared = prepare_cases(
+            cases,
+            rule,
+            config.data.smoothing,
+            config.grid,
+            cache or default_cache(),
+            order=order,
+            outputs=len(labels),
+        )
+    training = [_resident(case, accelerator, len(cases)) for case in prepared[:count]]
+    validation = prepared[count:]
+
+    run.begin(config)
+    writer = None
+    if run.main:
+        if resumed is None:
+            _write_source_histogram(run.folder, source.training, rule)
+        previews = run.folder / "previews"
+        pictures.augmentation_preview(previews / "augmentation.png", training, config, rule)
+        if config.pairs.use:
+            pictures.pairs_preview(previews / "pairs.png", training, restyled, config, rule)
+        # What was logged after the checkpoint will be logged again.
+        purge = resumed and resumed["progress"]["step"] + 1
+        writer = SummaryWriter(run.folder / "tensorboard", purge_step=purge)
+
+    def report(state: loop.Progress) -> None:
+        if writer and state.curve and state.curve[-1]["step"] == state.step:
+            row = curve_row(state.curve[-1], labels)
+            for key, value in row.items():
+                if key != "step" and value != "":
+                    writer.add_scalar(key, value, state.step)
+        progress(state)
+
+    def validated(network: UNet, state: loop.Progress) -> None:
+        run.write_curve(state)
+        if run.main:
+            picture = previews / f"validation_{state.step:06d}.png"
+            pictures.validation_preview(picture, network, validation[0], config, rule)
+
+    train = partial(pairs.train, restyled=restyled) if config.pairs.use else loop.train
+    state, weights = train(
+        config,
+        rule,
+        training,
+        validation,
+        run.folder,
+        start=start,
+        accelerator=accelerator,
+        report=report,
+        validated=validated,
+        **limits,
+    )
+    if writer:
+        writer.close()
+
+    def save(folder: Path) -> None:
+        bundle = _bundle(name or run.folder.resolve().name, config, run, rule, state, weights)
+        save_bundle(folder, bundle, model_card(bundle))
+
+    return run.end(state, run.folder / "model", save)
+
+
+def label_order(labels: dict[str, int], outputs: Sequence[str]) -> tuple[int, ...]:
+    """Order the label values of a dataset: background, the outputs, and all others behind them.
+
+    Args:
+        labels: name -> value of the dataset.
+        outputs: names in the order that the network gives them; () takes all as they are.
+
+    Raises:
+        ConfigError: a name that the dataset lacks, or one twice.
+    """
+    for name in outputs:
+        if name not in labels:
+            raise ConfigError(f'data.outputs: no label "{name}"{nearest(name, labels)}.')
+    if len(set(outputs)) < len(outputs):
+        raise ConfigError(f"data.outputs names a label twice: {', '.join(outputs)}.")
+    others = [name for name in labels if name not in outputs]
+    return (0, *(labels[name] for name in (*outputs, *others)))
+
+
+def start_weights(config: TrainingConfig, labels: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Read the weights that a training starts from, and fit their head to other outputs.
+
+    The head's outputs are matched by the names of their labels; a label that the trained network
+    lacks keeps random weights.
+
+    Args:
+        labels: of the outputs, in their order.
+
+    Raises:
+        BundleError: `config.start` names no trained network.
+        ConfigError: its network has another shape.
+    """
+    bundle = load_bundle(find_model(config.start))
+    wanted = replace(config.network, classes=bundle.network.classes, dropout=bundle.network.dropout)
+    if bundle.network != wanted:
+        raise ConfigError(
+            f"start: the network of {config.start} has another shape, {bundle.network}, than "
+            f"{wanted}."
+        )
+    torch.manual_seed(config.seed)
+    weights = UNet(config.network).state_dict()
+    known = {"background": 0} | {label.name: label.value for label in bundle.description.labels}
+    rows = [known.get(name) for name in ("background", *labels)]
+    for name, value in bundle.weights.items():
+        if name.startswith("head."):
+            outputs = value.float().unflatten(0, (bundle.network.classes, -1))
+            head = weights[name].unflatten(0, (len(rows), -1))
+            for row, old in enumerate(rows):
+                if old is not None:
+                    head[row] = outputs[old]
+        else:
+            weights[name] = value.float()
+    return weights
+
+
+def make_accelerator(device: str, config: TrainingConfig) -> Computing:
+    """Make what the engine's network is trained on, see `accelerator_for`.
+
+    Raises:
+        DeviceError: unknown or absent.
+        ConfigError: a precision that the device cannot train in.
+    """
+    (i, j, slices), (stem_i, stem_j, _) = config.grid.size, config.network.stem
+    plane = math.inf if slices == 1 else (i // stem_i) * (j // stem_j)
+    return accelerator_for(device, config.optimisation.precision, plane=plane)
+
+
+def model_card(bundle: ModelBundle) -> str:
+    """The model card of a freshly trained network, Markdown."""
+    description, training = bundle.description, bundle.description.training
+    return f"""# {description.name}
+
+{description.task}.
+
+**Research use only. Not for diagnosis.**
+
+- Expects: {description.expects}
+- Licence: {description.licence}
+- Labels: {", ".join(f"{label.value} {label.name}" for label in description.labels)}
+
+## Training
+
+- Data: {training["dataset"]}, {training["training_cases"]} cases for training,
+  {training["validation_cases"]} for validation
+- Random convolution: {training["random_convolution"]}; steps: {training["steps"]}{_pairs(training)}
+- Command: `{training["command"]}`
+
+## Source validation
+
+Dice on the network's grid, averaged weights, the best of all validations:
+
+{dice_table(training["validation_dice"])}
+"""
+
+
+def _pairs(training: dict) -> str:
+    """A line of the model card for a training on pairs."""
+    chosen = training["config"]["pairs"]
+    if not chosen["use"]:
+        return ""
+    looks = "restyled by diffusion" if chosen["styled"] else "under random convolution"
+    return f"\n- Pairs with slices {looks}; weight of contrast: {chosen['contrast']:g}"
+
+
+def _bundle(
+    name: str,
+    config: TrainingConfig,
+    run: Run,
+    rule: IntensityRule,
+    state: loop.Progress,
+    weights: dict[str, torch.Tensor],
+) -> ModelBundle:
+    dataset = run.source.dataset
+    histogram = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
+    organs = ", ".join(label.replace("_", " ") for label in run.labels)
+    description = Description(
+        name=name,
+        task=f"Segments {organs}; trained on {rule.modality} alone, made for other modalities too",
+        labels=tuple(segment_for(label, value) for value, label in enumerate(run.labels, 1)),
+        rule=rule,
+        grid=config.grid,
+        smoothing=config.data.smoothing,
+        expects=f"{_input_of(rule)}; other modalities with source matching on",
+        licence="Weights under the terms of the training data; research use only",
+        training={
+            "dataset": dataset.name,
+            "training_cases": len(run.source.training),
+            "validation_cases": len(run.source.validation),
+            "random_convolution": config.random_convolution,
+            "steps": state.step,
+            "command": command_line(),
+            "validation_dice": best_validation(state, run.labels),
+            "config": to_dict(config),
+        },
+    )
+    return ModelBundle(description, config.network, SourceHistogram.from_dict(histogram), weights)
+
+
+def _input_of(rule: IntensityRule) -> str:
+    if rule.modality == "MR":
+        return "MR of the trained region, any scale of intensities"
+    return f"CT in Hounsfield units, clipped to {rule.window[0]:g} to {rule.window[1]:g} HU"
+
+
+def _resident(case: PreparedCase, accelerator: Accelerator, cases: int) -> PreparedCase:
+    """The case in GPU memory where all cases together take under a quarter of what is free."""
+    if accelerator.device.type != "cuda":
+        return case
+    free, _ = torch.cuda.mem_get_info(accelerator.device)
+    size = case.image.nbytes + case.labels.nbytes
+    if size * cases > free / 4:
+        return case
+    return replace(
+        case, image=case.image.to(accelerator.device), labels=case.labels.to(accelerator.device)
+    )
+
+
+def _write_source_histogram(
+    run_folder: Path, training: Sequence[Case], rule: IntensityRule
+) -> None:
+    histogram = fit(to_integers(read_volume(case.image).array, rule) for case in training)
+    write_text(run_folder / "source_histogram.json", json.dumps(histogram.to_dict()))
