@@ -32,8 +32,7 @@ from SAMRefineLib.scene.masks import fits
 from SAMRefineLib.scene.roi_views import BOUND, SLICE_BOX, align_views
 from SAMRefineLib.scene.session import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
-from SRCSMSegmenterLib.panel import models as slicer_models
-from SRCSMSegmenterLib.panel import packages as slicer_packages
+from SRCSMSegmenterLib.panel import models, packages
 from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
 from SRCSMSegmenterLib.scene import logic as slicer_logic
 from SRCSMSegmenterLib.scene.nodes import node_geometry
@@ -330,7 +329,7 @@ class SAMRefineWidget(ModuleWidget):
 
     def _organNames(self, organs: tuple[Organ, ...]) -> list[str]:
         """Names that a missed organ may have."""
-        known = slicer_models.model_cards().values()
+        known = models.model_cards().values()
         names = dict.fromkeys(organ.name for card in known for organ in card.organs)
         taken = {organ.name.replace(" ", "_") for organ in organs}
         return [name for name in names if name not in taken]
@@ -566,7 +565,7 @@ class SAMRefineTest(ScriptedLoadableModuleTest):
     def test_boxes_of_the_phantom_are_refined(self) -> None:
         """From the sample data to a refined segmentation, by the worker."""
         requirements = Path(__file__).with_name("Resources") / "sam-requirements.txt"
-        if missing := slicer_packages.missing(requirements):
+        if missing := packages.missing(requirements):
             self.skipTest(f"not installed: {', '.join(missing)}")
         volume, logic = load_phantom("MR"), SAMRefineLogic()
         session = logic.boxes(slicer_logic.segment(volume, model="abdomen-ct"), volume)

@@ -17,13 +17,11 @@ from slicer.ScriptedLoadableModule import (
 )
 
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
-from SRCSMSegmenterLib.panel import models as slicer_models
-from SRCSMSegmenterLib.panel import packages as slicer_packages
+from SRCSMSegmenterLib.panel import models, packages
 from SRCSMSegmenterLib.panel.panel import OrganResult, Panel
 from SRCSMSegmenterLib.panel.parameters import FRAME_SHOWN, Parameters
 from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
-from SRCSMSegmenterLib.scene import logic as slicer_logic
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
+from SRCSMSegmenterLib.scene import logic, nodes
 from SRCSMSegmenterLib.scene.samples import load_phantom, register_sample_data
 
 
@@ -58,9 +56,9 @@ class SRCSMSegmenterWidget(ModuleWidget):
     """
 
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
-        self.run: slicer_logic.SegmentationRun | None = None
-        self._lastRun: slicer_logic.SegmentationRun | None = None
-        self._cards: dict[str, slicer_models.ModelCard] = {}
+        self.run: logic.SegmentationRun | None = None
+        self._lastRun: logic.SegmentationRun | None = None
+        self._cards: dict[str, models.ModelCard] = {}
         super().__init__(parent)
 
     # Life cycle
@@ -86,7 +84,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
 
     def enter(self) -> None:
         """Slicer calls this whenever the user comes to the module."""
-        self._cards = slicer_models.model_cards()
+        self._cards = models.model_cards()
         super().enter()
         volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
         scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
@@ -104,9 +102,9 @@ class SRCSMSegmenterWidget(ModuleWidget):
             return
         panel, volume = self.panel, parameters.inputVolume
         card = self._cards.get(parameters.model)
-        panel.show_models(self._cards, parameters.model, slicer_models.own_models())
+        panel.show_models(self._cards, parameters.model, models.own_models())
         panel.show_organs(card, parameters.skippedOrgans)
-        panel.show_frames(slicer_scene.frame_count(volume) if volume else 0)
+        panel.show_frames(nodes.frame_count(volume) if volume else 0)
         panel.show_warnings(self._warnings())
         panel.show_state(self.run is not None, self._lacking())
         self._showResult(parameters.result)
@@ -118,7 +116,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
             reasons.append(_("Choose a volume."))
         else:
             try:
-                slicer_scene.node_geometry(parameters.inputVolume)
+                nodes.node_geometry(parameters.inputVolume)
             except VolumeError as error:
                 reasons.append(str(error))
         if parameters.model not in self._cards:
@@ -133,7 +131,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
         if card is None or parameters.inputVolume is None:
             return []
         try:
-            return slicer_logic.input_warnings(
+            return logic.input_warnings(
                 parameters.inputVolume, card, parameters.sourceMatching.value, frame=self._frame()
             )
         except VolumeError:
@@ -142,7 +140,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
     def _frame(self) -> int | None:
         """The frame that was picked; None for the one shown, and where there is no sequence."""
         parameters = self._parameterNode
-        count = slicer_scene.frame_count(parameters.inputVolume)
+        count = nodes.frame_count(parameters.inputVolume)
         return parameters.frame if FRAME_SHOWN < parameters.frame < count else None
 
     # What the user chooses
@@ -167,19 +165,19 @@ class SRCSMSegmenterWidget(ModuleWidget):
     def addModels(self, folder: str) -> None:
         """Add the model or models of a folder to the list and choose the first."""
         try:
-            added = slicer_models.add_models(folder)
+            added = models.add_models(folder)
         except SRCSMError as error:
             self.panel.show_message(str(error))
             return
         self.panel.show_message("")
-        self._cards = slicer_models.model_cards()
+        self._cards = models.model_cards()
         self._parameterNode.model = added[0]
         self.update()
 
     def onRemoveModel(self) -> None:
         """Take the chosen model off the list."""
-        slicer_models.remove_model(self._parameterNode.model)
-        self._cards = slicer_models.model_cards()
+        models.remove_model(self._parameterNode.model)
+        self._cards = models.model_cards()
         self._parameterNode.model = next(iter(self._cards), "")
         self.update()
 
@@ -215,7 +213,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
         if self.run is not None:
             self.run.cancel()
 
-    def onDone(self, run: "slicer_logic.SegmentationRun") -> None:
+    def onDone(self, run: "logic.SegmentationRun") -> None:
         """The run is finished, in whatever way."""
         self.run = None
         if run.error is None:
@@ -233,7 +231,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
     # The result
 
     def _showResult(self, segmentation: "slicer.vtkMRMLSegmentationNode | None") -> None:
-        measures = slicer_scene.measures(segmentation) if segmentation else []
+        measures = nodes.measures(segmentation) if segmentation else []
         colors = {organ.name: organ.color for card in self._cards.values() for organ in card.organs}
         organs = [
             OrganResult(m.name, colors.get(m.name, (128, 128, 128)), m.volume_ml, m.least_certain)
@@ -249,7 +247,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
         """Show a slice of the volume that was segmented in all slice views."""
         volume = _segmentedVolume(self._parameterNode.result)
         if volume is not None:
-            slicer_scene.jump_to_slice(volume, k)
+            nodes.jump_to_slice(volume, k)
 
     def onUndo(self) -> None:
         """Take the last result out of the scene again."""
@@ -277,13 +275,13 @@ class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):
         """The panel's state in this scene."""
         return Parameters(super().getParameterNode())
 
-    segment = staticmethod(slicer_logic.segment)
-    segmentFolder = staticmethod(slicer_logic.segment_folder)
-    useWorker = staticmethod(slicer_logic.use_worker)
+    segment = staticmethod(logic.segment)
+    segmentFolder = staticmethod(logic.segment_folder)
+    useWorker = staticmethod(logic.use_worker)
 
     def stop(self) -> None:
         """End the worker; the next segmentation starts it again."""
-        slicer_logic.stop_worker()
+        logic.stop_worker()
 
 
 class SRCSMSegmenterTest(ScriptedLoadableModuleTest):
@@ -300,11 +298,11 @@ class SRCSMSegmenterTest(ScriptedLoadableModuleTest):
 
     def test_the_phantoms_organs_are_found(self) -> None:
         """From the sample data to a segmentation, by the worker."""
-        if missing := slicer_packages.missing():
+        if missing := packages.missing():
             self.skipTest(f"not installed: {', '.join(missing)}")
         volume = load_phantom("MR")
         node = SRCSMSegmenterLogic().segment(volume, model="abdomen-ct")
-        found = {measure.name: measure.volume_ml for measure in slicer_scene.measures(node)}
+        found = {measure.name: measure.volume_ml for measure in nodes.measures(node)}
         assert len(found) == node.GetSegmentation().GetNumberOfSegments()
         assert found["liver"] > 100
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.intensity import IntensityRule, normalise
 from SRCSMSegmenterLib.network import UNet
 
@@ -146,5 +146,5 @@ def save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100, bbox_inches="tight")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content.getvalue())

@@ -77,9 +77,9 @@ class PlayedClient:
 
 class SAMRefinePanelTest(unittest.TestCase):
     def setUp(self):
-        from SAMRefineLib.panel import sams as slicer_sams
-        from SAMRefineLib.scene import requests as slicer_requests
-        from SRCSMSegmenterLib.scene import logic as slicer_logic
+        from SAMRefineLib.panel import sams
+        from SAMRefineLib.scene import requests
+        from SRCSMSegmenterLib.scene import logic
 
         slicer.mrmlScene.Clear()
         self.cleanUps = contextlib.ExitStack()
@@ -87,11 +87,11 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.folder = Path(self.cleanUps.enter_context(tempfile.TemporaryDirectory()))
         PlayedClient.asked = []
         for target, name, value in (
-            (slicer_requests, "RefineClient", PlayedClient),
-            (slicer_logic, "worker", lambda: None),
-            (slicer_logic, "stop_worker", lambda: None),
-            (slicer_sams, "shipped_models_folder", lambda: self.folder / "Models"),
-            (slicer_sams, "downloads_folder", lambda: self.folder / "Downloads"),
+            (requests, "RefineClient", PlayedClient),
+            (logic, "worker", lambda: None),
+            (logic, "stop_worker", lambda: None),
+            (sams, "shipped_models_folder", lambda: self.folder / "Models"),
+            (sams, "downloads_folder", lambda: self.folder / "Downloads"),
         ):
             self.cleanUps.enter_context(mock.patch.object(target, name, value))
         self.addShipped("sam-small-ct")
@@ -762,18 +762,16 @@ def addVolume(spacing=(3, 3, 5), name="MR"):
 def addSegmentation(volume, **more):
     """Two organs, as SRCSMSegmenter leaves them in the scene."""
     from SRCSMSegmenterLib.geometry import Volume
-    from SRCSMSegmenterLib.scene import nodes as slicer_scene
+    from SRCSMSegmenterLib.scene import nodes
 
-    geometry = slicer_scene.node_geometry(volume)
+    geometry = nodes.node_geometry(volume)
     labels = np.zeros(geometry.shape, np.uint8)
     labels[LIVER], labels[SPLEEN] = 1, 2
     organs = (
-        slicer_scene.Organ("liver", 1, (221, 130, 101), "", 1432.25),
-        slicer_scene.Organ("spleen", 2, (157, 108, 162), "", 160.0),
+        nodes.Organ("liver", 1, (221, 130, 101), "", 1432.25),
+        nodes.Organ("spleen", 2, (157, 108, 162), "", 160.0),
     )
-    return slicer_scene.place(
-        slicer_scene.Result(Volume(labels, geometry), organs, **more), volume
-    ).segmentation
+    return nodes.place(nodes.Result(Volume(labels, geometry), organs, **more), volume).segmentation
 
 
 @contextlib.contextmanager

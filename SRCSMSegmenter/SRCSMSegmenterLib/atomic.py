@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield another name beside `path`, of the same ending, to write to.
 
     At the end of the block what was written is flushed to the disk and renamed to `path`. Where

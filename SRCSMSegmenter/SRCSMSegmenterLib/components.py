@@ -34,7 +34,7 @@ def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None)
     return smaller
 
 
-def leave_out_smaller(labels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+def keep_largest_component(labels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """Call the `smaller_components` background, in place.
 
     Args:

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from . import intensity
-from .components import leave_out_smaller
+from .components import keep_largest_component
 from .devices import autocast, out_of_memory, resolve_device
 from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
@@ -176,7 +176,7 @@ def segment(
         )
     if largest_component:
         with _timed(seconds, "resample"):
-            counts = leave_out_smaller(labels, confidence)
+            counts = keep_largest_component(labels, confidence)
         if counts.any():
             millilitres = abs(float(np.linalg.det(volume.geometry.affine[:3, :3]))) / 1000
             left_out = ", ".join(

@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from .atomic import whole_file
+from .atomic import atomic_write
 from .errors import VolumeError
 from .geometry import Geometry, Volume
 from .terminology import Segment, terminology_entry
@@ -309,7 +309,7 @@ def _write(path: Path, volume: Volume, fields: dict[str, str]) -> None:
     if suffix not in _WRITABLE:
         raise VolumeError(f"{path} cannot be written: end it with one of {', '.join(_WRITABLE)}.")
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             if suffix == ".nrrd":
                 _write_nrrd(temporary, volume, fields)
             elif suffix == ".mha":

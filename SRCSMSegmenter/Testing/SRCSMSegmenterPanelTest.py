@@ -99,18 +99,18 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
     def placeResult(self):
         """A result as the logic leaves it in the scene."""
         from SRCSMSegmenterLib.geometry import Volume
-        from SRCSMSegmenterLib.scene import nodes as slicer_scene
+        from SRCSMSegmenterLib.scene import nodes
 
-        geometry = slicer_scene.node_geometry(self.volume)
+        geometry = nodes.node_geometry(self.volume)
         labels = np.zeros(geometry.shape, np.uint8)
         labels[4:9, 10:20, 10:20] = 1
         labels[4:9, 22:30, 10:20] = 2
         organs = (
-            slicer_scene.Organ("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
-            slicer_scene.Organ("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
+            nodes.Organ("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
+            nodes.Organ("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
         )
-        result = slicer_scene.Result(Volume(labels, geometry), organs)
-        return slicer_scene.place(result, self.volume).segmentation
+        result = nodes.Result(Volume(labels, geometry), organs)
+        return nodes.place(result, self.volume).segmentation
 
     # Choices
 

@@ -54,9 +54,9 @@ def segmented(widget: object, volume: slicer.vtkMRMLScalarVolumeNode) -> None:
 
 def refined(widget: object, volume: slicer.vtkMRMLScalarVolumeNode) -> None:
     """Boxes, one of them changed after all were refined."""
-    from SRCSMSegmenterLib.scene import logic as slicer_logic
+    from SRCSMSegmenterLib.scene import logic
 
-    segmentation = slicer_logic.segment(volume, model="abdomen-ct")
+    segmentation = logic.segment(volume, model="abdomen-ct")
     view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode")
     view.SetOrientationToAxial()
     widget.enter()

@@ -22,8 +22,7 @@ from SAMRefineLib.scene.logic import boxes, refine
 from SAMRefineLib.scene.roi_views import ijk_to_world, show_block
 from SAMRefineLib.scene.session import RefineSession
 from SRCSMSegmenterLib.phantom.scans import make_case
-from SRCSMSegmenterLib.scene import logic as slicer_logic
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
+from SRCSMSegmenterLib.scene import logic, nodes
 from SRCSMSegmenterLib.scene.samples import PATIENT, load_phantom
 
 ORGAN, LABEL = "spleen", 4
@@ -39,7 +38,7 @@ def main(output: Path) -> None:
     try:
         pictures = steps()
     finally:
-        slicer_logic.stop_worker()
+        logic.stop_worker()
     save(np.hstack(pictures), output)
 
 
@@ -49,8 +48,8 @@ def steps() -> list[np.ndarray]:
     image, labels = make_case(PATIENT, "MR")
     truth = labels.array == LABEL
     truth = truth[::-1] if image.geometry.left_handed else truth
-    segmentation = slicer_logic.segment(volume, model="abdomen-ct")
-    id = slicer_scene.organ_segments(segmentation.GetSegmentation())[ORGAN]
+    segmentation = logic.segment(volume, model="abdomen-ct")
+    id = nodes.organ_segments(segmentation.GetSegmentation())[ORGAN]
     session = boxes(segmentation, volume, [id])
     grid = session.grid
     seen = KeyFrames.from_coarse(ORGAN, 1, truth, grid).effective()

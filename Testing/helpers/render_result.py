@@ -15,8 +15,7 @@ import slicer
 from slicer_scene_fixture import start_scene
 from slicer_views import COLORS, View, save
 
-from SRCSMSegmenterLib.scene import logic as slicer_logic
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
+from SRCSMSegmenterLib.scene import logic, nodes
 from SRCSMSegmenterLib.scene.samples import load_phantom
 
 SIDE = 400
@@ -35,9 +34,9 @@ def main() -> None:
     start_scene()
     try:
         volume = load_phantom(options.modality)
-        segmentation = slicer_logic.segment(volume, model=options.model)
+        segmentation = logic.segment(volume, model=options.model)
     finally:
-        slicer_logic.stop_worker()
+        logic.stop_worker()
     save(four_views(volume, segmentation), options.output)
 
 
@@ -45,9 +44,9 @@ def four_views(
     volume: slicer.vtkMRMLScalarVolumeNode, segmentation: slicer.vtkMRMLSegmentationNode
 ) -> np.ndarray:
     """A volume with its segmentation, as in Slicer's Four-Up layout."""
-    centre = slicer_scene.node_geometry(volume).centre
+    centre = nodes.node_geometry(volume).centre
     segments = segmentation.GetSegmentation()
-    organs = slicer_scene.organ_segments(segments)
+    organs = nodes.organ_segments(segments)
     point = np.add(segmentation.GetSegmentCenterRAS(organs["right_kidney"]), UP)
 
     def sliced(name: str) -> np.ndarray:
@@ -59,7 +58,7 @@ def four_views(
     segmentation.CreateClosedSurfaceRepresentation()
     space = View(SIDE)
     space.show_3d()
-    for row, measure in enumerate(slicer_scene.measures(segmentation)):
+    for row, measure in enumerate(nodes.measures(segmentation)):
         name = segments.GetSegment(organs[measure.name]).GetName()
         text = f"{name}  {measure.volume_ml:.0f} ml"
         space.write(text, 0.6, 0.19 - 0.05 * row, (0.1, 0.1, 0.2))

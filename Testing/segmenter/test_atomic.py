@@ -3,17 +3,17 @@
 
 import pytest
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 
 
 def write_half(path, error):
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("ha")
         raise error
 
 
 def test_what_was_written_appears_under_its_name_alone(tmp_path):
-    with whole_file(tmp_path / "scan é.nii.gz") as temporary:
+    with atomic_write(tmp_path / "scan é.nii.gz") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.name.endswith("scan é.nii.gz")
         temporary.write_bytes(b"new")
@@ -38,20 +38,20 @@ def test_an_interruption_leaves_nothing_behind(tmp_path):
 
 
 def test_what_a_killed_process_left_is_written_over(tmp_path):
-    with whole_file(tmp_path / "a") as temporary:
+    with atomic_write(tmp_path / "a") as temporary:
         temporary.write_bytes(b"whole")
         name = temporary.name
     (tmp_path / name).write_bytes(b"half")
-    with whole_file(tmp_path / "a") as temporary:
+    with atomic_write(tmp_path / "a") as temporary:
         temporary.write_bytes(b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_two_processes_that_share_a_file_do_not_share_the_other_name(tmp_path, monkeypatch):
-    with whole_file(tmp_path / "a", shared=True) as first:
+    with atomic_write(tmp_path / "a", shared=True) as first:
         first.write_bytes(b"first")
         monkeypatch.setattr("os.getpid", lambda: 4711)
-        with whole_file(tmp_path / "a", shared=True) as second:
+        with atomic_write(tmp_path / "a", shared=True) as second:
             second.write_bytes(b"second")
         assert first != second
         assert (tmp_path / "a").read_bytes() == b"second"

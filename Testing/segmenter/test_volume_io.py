@@ -14,7 +14,7 @@ from geometries import geometries, oblique_left_handed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SRCSMSegmenterLib import atomic as files
+from SRCSMSegmenterLib import atomic
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
@@ -595,7 +595,7 @@ def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path, monkeypatch):
 
     path = tmp_path / "scan.nii.gz"
     write_volume(path, a_scan())
-    monkeypatch.setattr(files.os, "replace", interrupt)
+    monkeypatch.setattr(atomic.os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_volume(path, a_scan(seed=3))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -22,21 +22,18 @@ from pathlib import Path
 
 import torch
 
-from srcsm_training.benchmarks import refine as bench_refine
-from srcsm_training.benchmarks import sam as bench_sam
-from srcsm_training.benchmarks import segment as bench_segment
-from srcsm_training.benchmarks import training as bench_training
+from srcsm_training.benchmarks import refine, sam, segment, training
 from srcsm_training.engine.timing import Table, machine, markdown, plain
 from srcsm_training.experiments.reports import DATA
 from SRCSMSegmenterLib.devices import resolve_device
 
 SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
-    "sm": lambda folder, data, device: [bench_training.source_matching_table()],
-    "src": lambda folder, data, device: [bench_training.random_convolution_table(device)],
-    "step": lambda folder, data, device: [bench_training.phantom_step_table(folder, device)],
-    "segment": bench_segment.tables,
-    "sam": bench_sam.tables,
-    "refine": bench_refine.tables,
+    "sm": lambda folder, data, device: [training.source_matching_table()],
+    "src": lambda folder, data, device: [training.random_convolution_table(device)],
+    "step": lambda folder, data, device: [training.phantom_step_table(folder, device)],
+    "segment": segment.tables,
+    "sam": sam.tables,
+    "refine": refine.tables,
 }
 """At full size, from a folder for temporary files, the development data, and a device."""
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
@@ -144,7 +144,7 @@ def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch
 def _store(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path, shared=True) as temporary:
+        with atomic_write(path, shared=True) as temporary:
             save_file(tensors, temporary, {"crc32": _checksum(tensors)})
     except (OSError, SafetensorError) as error:
         raise VolumeError(

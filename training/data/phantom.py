@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.phantom.anatomy import LABELS
 from SRCSMSegmenterLib.phantom.scans import make_case
@@ -39,5 +39,5 @@ def write_dataset(folder: Path, modality: str, cases: int, seed: int) -> None:
         "numTraining": cases,
         "file_ending": ".nii.gz",
     }
-    with whole_file(folder / "dataset.json") as temporary:
+    with atomic_write(folder / "dataset.json") as temporary:
         temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
@@ -281,7 +281,7 @@ def configured(config: Any, file: Path | None, overrides: list[str]) -> Any:  # 
 
 def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
     """Write the full configuration; the file appears complete or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 

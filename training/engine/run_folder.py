@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 
 from ..plots import curve_picture
 from .accelerator import Computing
@@ -166,7 +166,7 @@ def command_line() -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file; it appears complete or not at all."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

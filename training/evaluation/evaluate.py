@@ -19,7 +19,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, SRCSMError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
@@ -502,7 +502,7 @@ def _write(path: Path, content: str | bytes) -> None:
     """Write under a temporary name and rename, so that no half file is ever seen."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise EvaluationError(

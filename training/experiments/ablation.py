@@ -80,7 +80,7 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
     from srcsm_training.evaluation.evaluate import evaluate
     from srcsm_training.segmentation.presets import preset
     from srcsm_training.segmentation.run import run_training
-    from SRCSMSegmenterLib.atomic import whole_file
+    from SRCSMSegmenterLib.atomic import atomic_write
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.inference import segment
     from SRCSMSegmenterLib.models.bundle import load_bundle
@@ -129,7 +129,7 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
         tables.append(evaluate(network, [dataset], output, settings, worst=2))
     RESULTS.mkdir(exist_ok=True)
     table = pd.concat(tables).drop(columns="seconds").round(4)
-    with whole_file(RESULTS / f"{run.name}.csv") as temporary:
+    with atomic_write(RESULTS / f"{run.name}.csv") as temporary:
         table.to_csv(temporary, index=False)
 
 

@@ -36,8 +36,8 @@ from SAMRefineLib.sam.prediction import MosaicMode
 from srcsm_training.data.dataset import Case, Dataset, choose_cases, read_dataset
 from srcsm_training.experiments.reports import CT, DATA, MR, REPOSITORY, RESULTS, write_report
 from srcsm_training.sam.decoder import organ_boxes
-from SRCSMSegmenterLib.atomic import whole_file
-from SRCSMSegmenterLib.components import leave_out_smaller
+from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.components import keep_largest_component
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, shipped_models_folder
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
@@ -127,7 +127,7 @@ def execute(
         made_by = {"sam": identity(model), "coarse": coarse.identity[:8]}
         table = pd.concat([table, pd.DataFrame(rows).assign(**made_by)])
         path.parent.mkdir(exist_ok=True)
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             table.round(4).to_csv(temporary, index=False)
         seconds = time.perf_counter() - started
         print(f"{run.name} {case.name} {mosaic}: {seconds:.0f} s", flush=True)
@@ -176,7 +176,7 @@ def score_case(
 
     alone = {"mosaic": mosaic}
     rows = scores(case.name, found.labels.array, truth, labels, kind="coarse", **alone)
-    leave_out_smaller(found.labels.array, found.confidence)
+    keep_largest_component(found.labels.array, found.confidence)
     rows += scores(case.name, found.labels.array, truth, labels, kind="pieces", **alone)
     for kind in kinds:
         refiner = Refiner(volume, grid, model, **settings)

@@ -41,7 +41,7 @@ from srcsm_training.experiments.reports import (
 )
 from srcsm_training.experiments.style_ablation import DATASETS, PHANTOMS, write_phantoms
 from srcsm_training.style.slices import MANIFEST, read_manifest
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 
 CONFIG = REPOSITORY / "training" / "configs" / "style_tiny.yaml"
 
@@ -59,7 +59,7 @@ so that trainings on the method's set can begin before the others are there."""
 CHECK = "check.json"
 
 EVERY = 5
-"""The sets that nothing is trained on show every so manieth slice."""
+"""The sets that nothing is trained on show every n-th slice."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return code
         if stage.result.name == CHECK:
             RESULTS.mkdir(exist_ok=True)
-            with whole_file(RESULTS / f"swap_{arguments.domain}.csv") as temporary:
+            with atomic_write(RESULTS / f"swap_{arguments.domain}.csv") as temporary:
                 collect(runs / arguments.domain).to_csv(temporary, index=False)
     return 0
 

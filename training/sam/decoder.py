@@ -35,7 +35,7 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 from ..augment.random_convolution import MODES, random_convolution
 from ..data.dataset import Case
-from ..engine import fit as loop
+from ..engine import fit
 from ..engine.accelerator import accelerator_for
 from ..engine.config import CasesConfig, Recipe, one_of
 from ..engine.losses import mask_loss
@@ -163,8 +163,8 @@ def run_decoder_training(
     name: str | None = None,
     device: str = "auto",
     say: Callable[[str], None] = print,
-    progress: Callable[[loop.Progress], None] = lambda progress: None,
-    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
+    progress: Callable[[fit.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `fit.fit`
 ) -> RunResult:
     """Lay out the source's cases, fine-tune the decoder (or resume), and save the whole SAM.
 
@@ -185,7 +185,7 @@ def run_decoder_training(
     model = load_sam(sam, kind, where)
     run = open_run(dataset_folder, config.data, run_folder, computing, say)
     source, labels = run.source, run.labels
-    loop.state_to_resume(run.folder, config, source.training, source.validation)
+    fit.state_to_resume(run.folder, config, source.training, source.validation)
     if (known := len(coarse.description.labels)) != len(labels):
         raise ConfigError(f"The coarse network has {known} labels, the dataset {len(labels)}.")
     run.tell(f"Boxes from {coarse.description.name} on {len(source.dataset.cases)} cases ...")
@@ -232,9 +232,9 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
-    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
-) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
-    """Fine-tune the decoder of `model`, which is changed; for the rest see `loop.fit`."""
+    **arguments: Any,  # noqa: ANN401 - of `fit.fit`
+) -> tuple[fit.Progress, dict[str, torch.Tensor]]:
+    """Fine-tune the decoder of `model`, which is changed; for the rest see `fit.fit`."""
     recipe = config.optimisation
     model.sam.requires_grad_(False).mask_decoder.requires_grad_(True)
     network = BoxDecoder(model)
@@ -267,7 +267,7 @@ def train(
         ]
         return torch.stack(losses).mean()
 
-    return loop.fit(
+    return fit.fit(
         config,
         network,
         optimiser,
@@ -475,7 +475,7 @@ def boxed_dice(
     classes: int,
     accelerator: Accelerator,
 ) -> list[float]:
-    """`loop.mean_dice` of the foreground, in the slices that have a box."""
+    """`fit.mean_dice` of the foreground, in the slices that have a box."""
     sums = torch.zeros(len(scans), 2, classes, device=accelerator.device)
     for index in range(accelerator.process_index, len(scans), accelerator.num_processes):
         scan = scans[index]
@@ -485,4 +485,4 @@ def boxed_dice(
                 found, truth = (logits > 0).cpu(), scan.truth(example)
                 sums[index, 0, example.value] += (found & truth).sum()
                 sums[index, 1, example.value] += found.sum() + truth.sum()
-    return loop.mean_dice(sums, accelerator)[1:]
+    return fit.mean_dice(sums, accelerator)[1:]

@@ -35,11 +35,11 @@ from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
 from srcsm_training.cli.arguments import add_device, add_run
 from srcsm_training.cli.commands.train import run_to_end
 from srcsm_training.data.dataset import Case
-from srcsm_training.engine import fit as loop
+from srcsm_training.engine import fit
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.config import CasesConfig, Recipe, configured
 from srcsm_training.engine.run_folder import RunResult, open_run
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
 from SRCSMSegmenterLib.geometry import Volume
@@ -128,8 +128,8 @@ def run_training(
     name: str | None = None,
     device: str = "auto",
     say: Callable[[str], None] = print,
-    progress: Callable[[loop.Progress], None] = lambda progress: None,
-    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
+    progress: Callable[[fit.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `fit.fit`
 ) -> RunResult:
     """Train, or resume; the finished network is the run's ``model.safetensors``.
 
@@ -146,7 +146,7 @@ def run_training(
     accelerator = computing.accelerator
     run = open_run(dataset_folder, config.data, run_folder, computing, say)
     source, labels = run.source, run.source.dataset.labels
-    loop.state_to_resume(run.folder, config, source.training, source.validation)
+    fit.state_to_resume(run.folder, config, source.training, source.validation)
     training, validation = (
         [read_slices(case, source.modality) for case in cases]
         for cases in (source.training, source.validation)
@@ -182,9 +182,9 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
-    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
-) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
-    """Train until the last step; see `loop.fit` for what else it takes and gives."""
+    **arguments: Any,  # noqa: ANN401 - of `fit.fit`
+) -> tuple[fit.Progress, dict[str, torch.Tensor]]:
+    """Train until the last step; see `fit.fit` for what else it takes and gives."""
     recipe, device = config.optimisation, accelerator.device
     optimiser = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
@@ -205,7 +205,7 @@ def train(
             logits = model(images)["out"]
         return coarse_loss(logits, labels)
 
-    return loop.fit(
+    return fit.fit(
         config,
         network,
         optimiser,
@@ -248,7 +248,7 @@ def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def validation_dice(
     network: nn.Module, cases: Sequence[Slices], config: DeepLabConfig, accelerator: Accelerator
 ) -> list[float]:
-    """`loop.mean_dice` at the network's resolution."""
+    """`fit.mean_dice` at the network's resolution."""
     device = accelerator.device
     channels = network.classifier[-1].out_channels
     sums = torch.zeros(len(cases), 2, channels, device=device)
@@ -261,7 +261,7 @@ def validation_dice(
             true = labels.to(device) == values[:, None, None]
             sums[index, 0] += (found & true).sum((1, 2))
             sums[index, 1] += found.sum((1, 2)) + true.sum((1, 2))
-    return loop.mean_dice(sums, accelerator)
+    return fit.mean_dice(sums, accelerator)
 
 
 @torch.no_grad()
@@ -304,7 +304,7 @@ def scaled(case: Slices, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]
 def save(path: Path, coarse: Coarse) -> None:
     """Write weights and what belongs to them; the file appears complete or not at all."""
     about = {"labels": coarse.labels, "size": coarse.size, "modality": coarse.modality}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(coarse.network.state_dict(), temporary, {"deeplab": json.dumps(about)})
 
 

@@ -29,7 +29,7 @@ from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample, smo
 
 from ..augment.random_convolution import MODES, random_convolution
 from ..data.cases import PreparedCase, default_cache, prepare_cases
-from ..engine import fit as loop
+from ..engine import fit
 from ..engine.accelerator import accelerator_for
 from ..engine.config import Recipe, ScansConfig, one_of, to_dict
 from ..engine.losses import mask_loss
@@ -134,8 +134,8 @@ def run_sam_training(
     device: str = "auto",
     cache: Path | None = None,
     say: Callable[[str], None] = print,
-    progress: Callable[[loop.Progress], None] = lambda progress: None,
-    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
+    progress: Callable[[fit.Progress], None] = lambda progress: None,
+    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `fit.fit`
 ) -> RunResult:
     """Check the dataset, prepare its cases, train (or resume), and export the SAM.
 
@@ -153,7 +153,7 @@ def run_sam_training(
     accelerator = computing.accelerator
     run = open_run(dataset_folder, config.data, run_folder, computing, say)
     source = run.source
-    loop.state_to_resume(run.folder, config, source.training, source.validation)
+    fit.state_to_resume(run.folder, config, source.training, source.validation)
     rule = intensity_rule(config.data, source.modality, source.training)
     cases, count = (*source.training, *source.validation), len(source.training)
     run.tell(f"Preparing {count} training and {len(source.validation)} validation cases ...")
@@ -192,9 +192,9 @@ def train(
     run_folder: Path,
     *,
     accelerator: Accelerator,
-    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
-) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
-    """Train a small SAM until its last step; see `loop.fit` for what else it takes and gives.
+    **arguments: Any,  # noqa: ANN401 - of `fit.fit`
+) -> tuple[fit.Progress, dict[str, torch.Tensor]]:
+    """Train a small SAM until its last step; see `fit.fit` for what else it takes and gives.
 
     Args:
         training, validation: cases in pixels (`with_pixels`); validation may be empty.
@@ -225,7 +225,7 @@ def train(
             logits, iou = model(looks, tiles.owner, prompts)
         return prompted_loss(logits, iou, masks)
 
-    return loop.fit(
+    return fit.fit(
         config,
         network,
         optimiser,
@@ -359,7 +359,7 @@ def validation_tiles(case: PreparedCase, side: int) -> Tiles:
 def true_box_dice(
     network: BoxSam, cases: Sequence[Tiles], classes: int, accelerator: Accelerator
 ) -> list[float]:
-    """`loop.mean_dice` of the foreground, boxes and nothing else given."""
+    """`fit.mean_dice` of the foreground, boxes and nothing else given."""
     device = accelerator.device
     sums = torch.zeros(len(cases), 2, classes, device=device)
     for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
@@ -380,10 +380,10 @@ def true_box_dice(
             both, either = (found & masks).sum((1, 2)), found.sum((1, 2)) + masks.sum((1, 2))
             sums[index, 0].index_add_(0, value, both.float())
             sums[index, 1].index_add_(0, value, either.float())
-    return loop.mean_dice(sums, accelerator)[1:]
+    return fit.mean_dice(sums, accelerator)[1:]
 
 
-def summary(config: object, run: Run, state: loop.Progress) -> dict:
+def summary(config: object, run: Run, state: fit.Progress) -> dict:
     """What a SAM's folder tells of its training, plain JSON values."""
     return {
         "dataset": run.source.dataset.name,

@@ -42,7 +42,7 @@ from ..augment.spatial import (
 )
 from ..data.cases import PreparedCase, draw_window
 from ..data.dataset import Case, Dataset
-from ..engine import fit as loop
+from ..engine import fit
 from ..engine.config import OptimisationConfig, PairsConfig, TrainingConfig
 from ..engine.losses import segmentation_loss
 from ..style.slices import (
@@ -166,33 +166,33 @@ def train(
     restyled: Sequence[RestyledSet] = (),
     accelerator: Accelerator,
     start: dict[str, torch.Tensor] | None = None,
-    validated: Callable[[nn.Module, loop.Progress], None] = lambda average, progress: None,
-    **arguments: Any,  # noqa: ANN401 - of `loop.fit`
-) -> tuple[loop.Progress, dict[str, torch.Tensor]]:
-    """Train on pairs; takes and gives what `loop.train` does, the weights being the U-Net's.
+    validated: Callable[[nn.Module, fit.Progress], None] = lambda average, progress: None,
+    **arguments: Any,  # noqa: ANN401 - of `fit.fit`
+) -> tuple[fit.Progress, dict[str, torch.Tensor]]:
+    """Train on pairs; takes and gives what `fit.train` does, the weights being the U-Net's.
 
     Args:
         restyled: from `open_restyled`.
 
     Raises:
-        TrainingError, CheckpointError: see `loop.train`.
+        TrainingError, CheckpointError: see `fit.train`.
     """
     recipe, pairs, device = config.optimisation, config.pairs, accelerator.device
     torch.manual_seed(config.seed)
     network = PairNetwork(config).to(device)
     if start:
         network.unet.load_state_dict(start)
-    optimiser = loop.make_optimiser(recipe, network, network.unet.kernels())
+    optimiser = fit.make_optimiser(recipe, network, network.unet.kernels())
 
     def loss(model: nn.Module, views: Views, generator: torch.Generator) -> torch.Tensor:
         with accelerator.autocast():
             looks = convolved(views, config, generator)
             looks = torch.stack([degraded(v, config.degradation, generator) for v in looks])
         logits, projected = model(looks.flatten(0, 1))
-        targets = loop.output_labels(views.labels, config.network.classes)
+        targets = fit.output_labels(views.labels, config.network.classes)
         return pair_loss(logits, projected, targets, recipe, pairs)
 
-    progress, weights = loop.fit(
+    progress, weights = fit.fit(
         config,
         network,
         optimiser,
@@ -201,7 +201,7 @@ def train(
         validation,
         draw=lambda generator: draw_views(training, restyled, config, rule, generator, device),
         loss=loss,
-        validate=lambda average: loop.validation_scores(
+        validate=lambda average: fit.validation_scores(
             average.unet, validation, config, rule, accelerator
         ),
         accelerator=accelerator,

@@ -32,7 +32,7 @@ from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume
 
-from .. import plots as pictures
+from .. import plots
 from ..data.cases import PreparedCase, default_cache, prepare_cases
 from ..data.dataset import Case
 from ..engine import fit as loop
@@ -117,9 +117,9 @@ def run_training(
         if resumed is None:
             _write_source_histogram(run.folder, source.training, rule)
         previews = run.folder / "previews"
-        pictures.augmentation_preview(previews / "augmentation.png", training, config, rule)
+        plots.augmentation_preview(previews / "augmentation.png", training, config, rule)
         if config.pairs.use:
-            pictures.pairs_preview(previews / "pairs.png", training, restyled, config, rule)
+            plots.pairs_preview(previews / "pairs.png", training, restyled, config, rule)
         # What was logged after the checkpoint will be logged again.
         purge = resumed and resumed["progress"]["step"] + 1
         writer = SummaryWriter(run.folder / "tensorboard", purge_step=purge)
@@ -136,7 +136,7 @@ def run_training(
         run.write_curve(state)
         if run.main:
             picture = previews / f"validation_{state.step:06d}.png"
-            pictures.validation_preview(picture, network, validation[0], config, rule)
+            plots.validation_preview(picture, network, validation[0], config, rule)
 
     train = partial(pairs.train, restyled=restyled) if config.pairs.use else loop.train
     state, weights = train(

@@ -156,7 +156,7 @@ class SwapConfig:
     Attributes:
         styles: of the prompts file; all but the source's own where none is named.
         per_slice: how many different ones each slice gets, drawn for it; 0: all.
-        every: restyle every so manieth slice.
+        every: restyle every n-th slice.
         batch: pictures drawn together.
         precision: "auto", the fastest of the device, "fp32", "bf16" or "fp16".
     """

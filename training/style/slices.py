@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
 
 FORMAT_VERSION = 1
@@ -232,7 +232,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise StyleError(

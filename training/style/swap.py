@@ -48,7 +48,7 @@ from .tune import load_tuned
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlannedPicture:
     """A picture to make: in which style a slice, asked for how, from which seed."""
 
     slice: Slice
@@ -165,7 +165,7 @@ def swap(
     return StageResult(len(there), len(wishes), restyled.folder if finished else None)
 
 
-def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[Wish]:
+def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[PlannedPicture]:
     """Every picture to make; the same for the same slices, prompts, styles and seed.
 
     Raises:
@@ -183,7 +183,7 @@ def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[Wish]:
             chosen = [styles[n] for n in numbers]
         for style in chosen:
             ways, seed = prompts.of(style), _number(config.seed, s.name, style)
-            wishes.append(Wish(s, style, ways[seed % len(ways)], seed))
+            wishes.append(PlannedPicture(s, style, ways[seed % len(ways)], seed))
     return wishes
 
 
@@ -226,7 +226,7 @@ def _begun(
     )
 
 
-def _restyled(wish: Wish, source: SliceSet, folder: Path) -> Slice:
+def _restyled(wish: PlannedPicture, source: SliceSet, folder: Path) -> Slice:
     """The manifest's entry of a picture that is there."""
     return replace(
         wish.slice,

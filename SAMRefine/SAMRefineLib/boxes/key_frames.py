@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
-from SRCSMSegmenterLib.atomic import whole_file
+from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
 
@@ -365,7 +365,7 @@ def save_boxes(path: str | Path, organs: Sequence[KeyFrames]) -> None:
     path = Path(path)
     text = boxes_to_json(organs)
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise PromptError(

@@ -16,7 +16,7 @@ from ..refine.organ_state import Settings
 from ..sam.catalogue import SamCard, kind_of
 from ..sam.checkpoints import CHECKPOINTS
 from ..sam.downloads import InBackground, download, received, remove, sha256_of
-from . import sams as slicer_sams
+from . import sams
 from .panel import RefinePanel
 
 WATCH_MS = 200
@@ -26,7 +26,7 @@ class SamChooser:
     """The rows of the panel that are about SAMs.
 
     Attributes:
-        cards: see `slicer_sams.sam_cards`.
+        cards: see `sams.sam_cards`.
         chosen: the key of the one that is picked.
     """
 
@@ -52,7 +52,7 @@ class SamChooser:
         """Show the list and what is to be known of the chosen SAM."""
         self.chosen, card = chosen, self.cards.get(chosen)
         self._panel.show_sams(self.cards, chosen)
-        self._panel.show_removal(card, own=chosen in slicer_sams.own_sams())
+        self._panel.show_removal(card, own=chosen in sams.own_sams())
         absent = card if card and card.origin and not card.present else None
         self._panel.show_download(
             absent, received(absent.path) if absent else 0, running=self._work is not None
@@ -60,7 +60,7 @@ class SamChooser:
 
     def refresh(self) -> None:
         """Look again which SAMs there are."""
-        self.cards = slicer_sams.sam_cards()
+        self.cards = sams.sam_cards()
 
     def lacking(self) -> list[str]:
         """Why the chosen SAM cannot be used; empty where it can."""
@@ -74,7 +74,7 @@ class SamChooser:
     def chosen_in(self, settings: Settings) -> Settings:
         """Return settings with the chosen SAM."""
         card = self.cards.get(self.chosen)
-        if card is None or self.chosen == slicer_sams.BY_MODALITY:
+        if card is None or self.chosen == sams.BY_MODALITY:
             return replace(settings, sam="", sam_kind=None)
         kind = card.kind if card.kind in CHECKPOINTS else None
         # A shipped one by its name: the worker may run on another machine.
@@ -169,7 +169,7 @@ class SamChooser:
                 ).format(path=path)
             )
             return
-        self.chosen = slicer_sams.add_sam(Path(path), kind)
+        self.chosen = sams.add_sam(Path(path), kind)
 
     def onAddFolder(self) -> None:
         """Let the user point at a folder of ours."""
@@ -182,7 +182,7 @@ class SamChooser:
     def addFolder(self, folder: str) -> None:
         """Add the SAM in a folder and choose it."""
         try:
-            key = slicer_sams.add_sam(Path(folder))
+            key = sams.add_sam(Path(folder))
         except SRCSMError as error:
             self._panel.show_message(str(error))
             return
@@ -191,8 +191,8 @@ class SamChooser:
 
     def onRemove(self) -> None:
         """Take the chosen one off the list, or delete what was downloaded of it."""
-        if self.chosen in slicer_sams.own_sams():
-            slicer_sams.forget_sam(self.chosen)
+        if self.chosen in sams.own_sams():
+            sams.forget_sam(self.chosen)
         else:
             remove(self.cards[self.chosen].path)
         self.refresh()

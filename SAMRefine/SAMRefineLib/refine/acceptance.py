@@ -19,7 +19,7 @@ DISAGREES = "SAM and the coarse mask hardly overlap"
 
 @dataclass(frozen=True)
 class Trust:
-    """What SAM's mask of a slice must be like to replace the coarse one (see `distrust`).
+    """What SAM's mask of a slice must be like to replace the coarse one (see `rejection_reason`).
 
     Attributes:
         outside: largest share of the mask outside the box.
@@ -39,7 +39,7 @@ ANYTHING = Trust(outside=1.0, reach=0.0, predicted_iou=-math.inf, agreement=0.0)
 """Whatever SAM finds; only an empty mask is refused."""
 
 
-def distrust(
+def rejection_reason(
     mask: np.ndarray, box: Box, predicted_iou: float, coarse: np.ndarray | None, trust: Trust
 ) -> str | None:
     """Why SAM's mask of a slice is likely worse than the coarse one; None where it is not.

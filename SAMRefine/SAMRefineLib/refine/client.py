@@ -15,7 +15,7 @@ from SRCSMSegmenterLib.worker.client import Job, Worker
 from SRCSMSegmenterLib.worker.protocol import WorkerError
 
 from ..boxes.key_frames import KeyFrames, boxes_to_json
-from .organ_state import Hint
+from .organ_state import PointPrompt
 from .tasks import UNKNOWN_SESSION
 
 GRACE = 30.0
@@ -87,7 +87,7 @@ class RefineClient:
         frames: Sequence[KeyFrames],
         coarse: Callable[[int], np.ndarray | None],
         *,
-        hints: Mapping[int, Mapping[int, Sequence[Hint]]] | None = None,
+        hints: Mapping[int, Mapping[int, Sequence[PointPrompt]]] | None = None,
         progress: Callable[[str, float], None] = lambda stage, fraction: None,
         log: Callable[[str], None] = lambda line: None,
         done: Callable[[Request], None] = lambda request: None,

@@ -16,7 +16,7 @@ from ..boxes.boxes import Box, Box3D, SliceGrid
 from ..boxes.dragging import dragged, mirrored
 from ..boxes.key_frames import KeyFrames, boxes_from_json, boxes_to_json
 
-Hint = tuple[float, float, bool]
+PointPrompt = tuple[float, float, bool]
 """A point in a slice: x, y in edge coordinates, and whether it lies in the organ."""
 
 Neighbours = Literal["keep", "overwrite", "overlap"]
@@ -156,7 +156,7 @@ class Organ:
     segment: str
     color: tuple[float, float, float] = (1.0, 1.0, 0.0)
     coarse: bool = False
-    hints: Mapping[int, tuple[Hint, ...]] = field(default_factory=dict)
+    hints: Mapping[int, tuple[PointPrompt, ...]] = field(default_factory=dict)
     shown: bool = True
     enabled: bool = True
     kept: bool = False
@@ -192,7 +192,7 @@ class Organ:
         """With other boxes."""
         return self if frames == self.frames else replace(self, frames=frames, changed=True)
 
-    def with_hints(self, hints: Mapping[int, tuple[Hint, ...]]) -> "Organ":
+    def with_hints(self, hints: Mapping[int, tuple[PointPrompt, ...]]) -> "Organ":
         """With other points."""
         hints = {n: tuple(points) for n, points in sorted(hints.items()) if points}
         return self if hints == self.hints else replace(self, hints=hints, changed=True)
@@ -242,7 +242,7 @@ class Organ:
         boxes = self.frames.effective()
         return boxes[min(boxes, key=lambda other: abs(other - n))] if boxes else None
 
-    def usable_hints(self) -> dict[int, tuple[Hint, ...]]:
+    def usable_hints(self) -> dict[int, tuple[PointPrompt, ...]]:
         """Points in slices with a box; SAM takes no others."""
         boxes = self.frames.effective()
         return {n: points for n, points in self.hints.items() if n in boxes}
@@ -297,7 +297,7 @@ class Saved:
         """On the grid that counts slices from the other end; see `Geometry.mirrored`."""
         size, axis = self.grid.geometry.size[2], self.grid.axis
 
-        def hints(organ: Organ) -> dict[int, tuple[Hint, ...]]:
+        def hints(organ: Organ) -> dict[int, tuple[PointPrompt, ...]]:
             if axis == 2:
                 return {size - 1 - n: points for n, points in organ.hints.items()}
             return {

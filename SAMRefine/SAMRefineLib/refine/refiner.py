@@ -23,7 +23,7 @@ from ..sam.embeddings import EmbeddingCache
 from ..sam.models import SamModel
 from ..sam.mosaic import Rectangle
 from ..sam.prediction import Answer, MosaicMode, Place, Point, Predictor, Progress, Question
-from .acceptance import BLANK, DEFAULT_TRUST, NO_BOX, Trust, distrust
+from .acceptance import BLANK, DEFAULT_TRUST, NO_BOX, Trust, rejection_reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,7 +372,7 @@ class Refiner:
         reason = BLANK
         if not answer.blank:
             rival = coarse.piece(n) if coarse is not None and agree else None
-            reason = distrust(mask, box, answer.predicted_iou, rival, trust)
+            reason = rejection_reason(mask, box, answer.predicted_iou, rival, trust)
         if reason and coarse is not None:
             probability, mask, weight = coarse.probability(n), coarse.piece(n), 1.0
         return Outcome(probability, mask, reason, answer.predicted_iou, weight, basis)

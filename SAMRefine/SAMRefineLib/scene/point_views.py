@@ -12,7 +12,7 @@ import numpy as np
 import slicer
 
 from ..boxes.boxes import SliceGrid
-from ..refine.organ_state import Hint, Organ
+from ..refine.organ_state import PointPrompt, Organ
 from .roi_views import Observers, ijk_to_world, remove_node, world_to_ijk
 
 COLORS = {True: (0.2, 0.9, 0.3), False: (0.95, 0.25, 0.2)}
@@ -20,7 +20,7 @@ NAMES = {True: "in the organ", False: "beside the organ"}
 CLOSE = 1e-3
 """Pixels; a point that moved by less was not moved."""
 
-Hints = Mapping[int, tuple[Hint, ...]]
+Hints = Mapping[int, tuple[PointPrompt, ...]]
 
 
 class PointViews:

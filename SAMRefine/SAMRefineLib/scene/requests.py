@@ -10,8 +10,7 @@ import slicer
 
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.modality import guess_modality
-from SRCSMSegmenterLib.scene import logic as slicer_logic
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
+from SRCSMSegmenterLib.scene import logic, nodes
 
 from ..boxes.boxes import SliceGrid
 from ..boxes.key_frames import KeyFrames
@@ -42,8 +41,8 @@ class Requests:
             frames: other boxes for some of the organs, by label.
         """
         if self._client is None:
-            volume = slicer_scene.read_volume(self._volume)
-            self._client = RefineClient(slicer_logic.worker(), volume, self._opening(settings))
+            volume = nodes.read_volume(self._volume)
+            self._client = RefineClient(logic.worker(), volume, self._opening(settings))
         frames = frames or {}
         given = [organ.with_frames(frames.get(organ.value, organ.frames)) for organ in organs]
         by_value = {organ.value: organ for organ in organs}
@@ -75,7 +74,7 @@ class Requests:
 
     def require_grid(self) -> None:
         """Raise VolumeError where the volume has another grid than its boxes."""
-        if not slicer_scene.node_geometry(self._volume).matches(self._grid.geometry):
+        if not nodes.node_geometry(self._volume).matches(self._grid.geometry):
             raise VolumeError(
                 f'The volume "{self._volume.GetName()}" has another grid than when its boxes '
                 "were made; make new boxes."
@@ -83,7 +82,7 @@ class Requests:
 
     def _opening(self, settings: Settings) -> dict[str, Any]:
         """The same for every request: with names where the user left them open."""
-        modality = settings.modality or slicer_logic.dicom_modality(self._volume)
+        modality = settings.modality or logic.dicom_modality(self._volume)
         if modality not in ("CT", "MR"):
             modality = guess_modality(np.array(self._volume.GetImageData().GetScalarRange()))
         sam = settings.sam or f"sam-small-{modality.lower()}"

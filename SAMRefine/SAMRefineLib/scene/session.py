@@ -15,7 +15,7 @@ import slicer
 import vtk
 
 from SRCSMSegmenterLib.errors import PromptError, SRCSMError, VolumeError
-from SRCSMSegmenterLib.scene import logic as slicer_logic
+from SRCSMSegmenterLib.scene import logic
 from SRCSMSegmenterLib.scene import nodes as slicer_scene
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.worker.protocol import WorkerError, as_worker_error
@@ -95,7 +95,7 @@ class RefineRun:
             WorkerError: it failed or was cancelled.
         """
         while not self.finished:
-            slicer_logic.wait_for(slicer_logic.worker(), self._request)
+            logic.wait_for(logic.worker(), self._request)
         if self.error is not None:
             raise self.error
         return self.session.segmentationNode

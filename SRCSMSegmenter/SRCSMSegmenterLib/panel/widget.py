@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from . import packages as slicer_packages
+from . import packages
 from .common import CommonPanel, load_ui
 
 
@@ -58,9 +58,9 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self) -> None:
         """Slicer calls this whenever the user comes to the module."""
         self.entered = True
-        self._missing = slicer_packages.missing(self.requirements)
+        self._missing = packages.missing(self.requirements)
         self.panel.show_missing(
-            slicer_packages.described(self._missing), slicer_packages.offline_help(self._missing)
+            packages.described(self._missing), packages.offline_help(self._missing)
         )
         self._observe(self.logic.getParameterNode())
 
@@ -125,7 +125,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.show_installing(True)
         slicer.app.processEvents()
         try:
-            slicer_packages.install(self._missing, self.requirements)
+            packages.install(self._missing, self.requirements)
         except Exception as error:  # of pip, light-the-torch, the network, the disk
             self.panel.show_message(str(error))
             self.panel.log(str(error))

@@ -28,7 +28,7 @@ from ..models.catalogue import ModelCard, find_model, read_card
 from ..terminology import Segment, segment_for
 from ..worker.client import Job, Reply, Worker, WorkerError
 from ..worker.protocol import as_worker_error
-from . import nodes as slicer_scene
+from . import nodes
 from .nodes import Organ, Result
 from .samples import register_sample_data as register_sample_data
 
@@ -76,7 +76,7 @@ def segment(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         largestComponent: keep the largest piece of every organ alone; off for organs that are
             several pieces.
-        outputSegmentation: to be updated (`slicer_scene.place`); None makes a new one.
+        outputSegmentation: to be updated (`nodes.place`); None makes a new one.
         frame: of the sequence that the volume shows, from 0; None for the one shown.
         log: called with lines for the user.
         done: called at the end, however it ends.
@@ -130,14 +130,14 @@ class SegmentationRun:
         done: Callable[["SegmentationRun"], None],
     ) -> None:
         """Start; see `segment`. `parameters` are those of the task."""
-        volume = slicer_scene.read_volume(volume_node, frame)
+        volume = nodes.read_volume(volume_node, frame)
         if segmentation_node is not None:
-            slicer_scene.check_target(segmentation_node, volume_node, volume.geometry)
+            nodes.check_target(segmentation_node, volume_node, volume.geometry)
         self.finished = False
         self.error: WorkerError | None = None
         self.messages = warnings_for(volume_node, frame, parameters)
         self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
-        self.change: slicer_scene.Change | None = None
+        self.change: nodes.Change | None = None
         self._volume_node, self._frame, self._geometry = volume_node, frame, volume.geometry
         self._target, self._parameters = segmentation_node, parameters
         self._on_progress, self._on_done = progress, done
@@ -164,7 +164,7 @@ class SegmentationRun:
         return self.segmentationNode
 
     def undo(self) -> None:
-        """Take the result out of the scene again; see `slicer_scene.Change`."""
+        """Take the result out of the scene again; see `nodes.Change`."""
         if self.change is not None:
             self.change.undo()
 
@@ -182,7 +182,7 @@ class SegmentationRun:
             if error := self._lost() or job.error:
                 raise error
             result = as_result(job.reply, self._geometry, self._parameters, self._frame)
-            self.change = slicer_scene.place(result, self._volume_node, self._target)
+            self.change = nodes.place(result, self._volume_node, self._target)
             self.segmentationNode = self.change.segmentation
             self.messages += [*job.reply.values["messages"], *_absent(result)]
         except Exception as error:  # to whoever waits; here it would end in the event loop
@@ -200,8 +200,8 @@ class SegmentationRun:
                     "segmented; the result was dropped.",
                 )
         try:
-            node = slicer_scene.frame_node(self._volume_node, self._frame)
-            same = slicer_scene.node_geometry(node).matches(self._geometry)
+            node = nodes.frame_node(self._volume_node, self._frame)
+            same = nodes.node_geometry(node).matches(self._geometry)
         except VolumeError:
             same = False
         if same:
@@ -222,7 +222,7 @@ def seconds_left(elapsed: float, fraction: float) -> float | None:
 def as_result(
     reply: Reply, geometry: Geometry, parameters: dict[str, Any], frame: int | None
 ) -> Result:
-    """A reply to the task "segment" as `slicer_scene.place` takes it, with what it came from."""
+    """A reply to the task "segment" as `nodes.place` takes it, with what it came from."""
     values, chances = reply.values, reply.arrays["probabilities"]
     model, labels = values["model"], values["labels"]
     used = {key: values[key] for key in ("modality", "source_matching", "device")}
@@ -456,8 +456,8 @@ def input_warnings(
     Args:
         source_matching, modality, frame: see `segment`.
     """
-    node = slicer_scene.frame_node(volume_node, frame)
-    geometry, image = slicer_scene.node_geometry(node), node.GetImageData()
+    node = nodes.frame_node(volume_node, frame)
+    geometry, image = nodes.node_geometry(node), node.GetImageData()
     low, high = image.GetScalarRange()
     stated = modality or dicom_modality(volume_node)
     seen = stated or guess_modality(np.array(low))
@@ -507,7 +507,7 @@ def dicom_modality(volume_node: slicer.vtkMRMLScalarVolumeNode) -> str | None:
 
 def turned_degrees(volume_node: slicer.vtkMRMLScalarVolumeNode) -> float:
     """By how much the transforms above a volume turn it at its middle, mirroring counted as 180."""
-    geometry = slicer_scene.node_geometry(volume_node)
+    geometry = nodes.node_geometry(volume_node)
     moved = []
     for point in (geometry.centre, *(geometry.centre + np.eye(3))):
         world = [0.0, 0.0, 0.0]

@@ -278,7 +278,7 @@ class Worker:
         except Cancelled:
             self._events.put((job, "error", _cancelled()))
         except (EOFError, ConnectionError):
-            error = connection.obituary()
+            error = connection.exit_error()
             connection.close()
             self._events.put((job, "error", error))
         except CorruptMessageError as error:

@@ -116,7 +116,7 @@ class Child:
         """Kill it, and whatever it started, and remove its files."""
         self._end()
 
-    def obituary(self) -> WorkerError:
+    def exit_error(self) -> WorkerError:
         """Why it is no more, as far as can be told."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
@@ -179,7 +179,7 @@ class Remote:
         """Hang up; the other end cancels what it does for us."""
         self.channel.close()
 
-    def obituary(self) -> WorkerError:
+    def exit_error(self) -> WorkerError:
         return WorkerError("WorkerDied", f"The worker at {self._address} hung up.", self._remedy())
 
     def _remedy(self) -> str:

@@ -21,7 +21,7 @@ from SAMRefineLib.boxes.key_frames import (
     load_boxes,
     save_boxes,
 )
-from SRCSMSegmenterLib import atomic as files
+from SRCSMSegmenterLib import atomic
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
 
@@ -416,7 +416,7 @@ def test_a_failed_save_leaves_the_older_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(atomic.os, "replace", full)
     with pytest.raises(PromptError, match="No space left"):
         save_boxes(tmp_path / "boxes.json", [organ(automatic=(1,))])
     assert [file.name for file in tmp_path.iterdir()] == ["boxes.json"]

@@ -8,7 +8,7 @@ import pytest
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseOrgan, sureness
-from SAMRefineLib.refine import box_selection as choice
+from SAMRefineLib.refine import box_selection
 from SAMRefineLib.refine.box_selection import choose_prompts
 from SRCSMSegmenterLib.geometry import Geometry
 
@@ -93,7 +93,7 @@ def test_of_an_unsure_one_sam_tells_which_boxes_are_better(refiner, small, large
 
 
 def test_an_organ_that_may_be_nowhere_keeps_the_small_boxes(refiner, monkeypatch):
-    monkeypatch.setattr(choice, "POSSIBLE", 0.7)
+    monkeypatch.setattr(box_selection, "POSSIBLE", 0.7)
     refiner.given[1] = None, None
     (chosen,) = choose_prompts(refiner, [organ(1, 0, 4, 0)])
     assert chosen.frames.automatic == {}

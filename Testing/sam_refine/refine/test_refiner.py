@@ -23,7 +23,7 @@ from SAMRefineLib.refine.acceptance import (
     PARTIAL,
     UNSURE,
     Trust,
-    distrust,
+    rejection_reason,
 )
 from SAMRefineLib.refine.refiner import OrganPrompt, Refiner, refine
 from SAMRefineLib.sam import prediction
@@ -307,9 +307,9 @@ def test_what_makes_a_mask_suspicious(mask, iou, coarse, reason):
         rival = np.zeros((40, 40), bool)
         rival[coarse] = True
     box = Box(5.2, 10, 15, 19.5)
-    assert distrust(drawn, box, iou, rival, Trust()) == reason
+    assert rejection_reason(drawn, box, iou, rival, Trust()) == reason
     if reason not in (None, EMPTY):
-        assert distrust(drawn, box, iou, rival, ANYTHING) is None
+        assert rejection_reason(drawn, box, iou, rival, ANYTHING) is None
 
 
 def test_slices_without_a_box_keep_the_coarse_mask_without_strays(a_looking_sam):

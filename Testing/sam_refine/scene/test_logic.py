@@ -20,7 +20,7 @@ from SAMRefineLib.scene.logic import boxes, open_boxes, refine, saved_boxes
 from SAMRefineLib.scene.roi_views import BOUND, align_views, read_block, show_block
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
-from SRCSMSegmenterLib.scene import logic as slicer_logic
+from SRCSMSegmenterLib.scene import logic
 from SRCSMSegmenterLib.scene import nodes as slicer_scene
 from SRCSMSegmenterLib.scene.nodes import Organ as SegmentedOrgan
 from SRCSMSegmenterLib.scene.nodes import Result, place
@@ -73,14 +73,14 @@ def scene():
 @pytest.fixture(scope="module", autouse=True)
 def one_worker():
     """Started once for all tests, with a SAM that knows its way."""
-    tasks, slicer_logic.TASKS = (
-        slicer_logic.TASKS,
+    tasks, logic.TASKS = (
+        logic.TASKS,
         ("SRCSMSegmenterLib.worker.tasks", "picture_tasks"),
     )
-    slicer_logic.stop_worker()
+    logic.stop_worker()
     yield
-    slicer_logic.stop_worker()
-    slicer_logic.TASKS = tasks
+    logic.stop_worker()
+    logic.TASKS = tasks
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def configure(session, **changes):
 
 
 def wait_for(ready):
-    worker = slicer_logic.worker()
+    worker = logic.worker()
     for _ in range(600):
         if ready():
             return
@@ -819,7 +819,7 @@ def test_theta_2_waits_for_the_next_refinement_without_live(session):
 
 
 def passes():
-    return slicer_logic.worker().submit("looks").wait().values["passes"]
+    return logic.worker().submit("looks").wait().values["passes"]
 
 
 @pytest.mark.parametrize("mosaic", ["crops", "slices", "off"])
@@ -893,13 +893,13 @@ def test_cancelling_leaves_everything_as_it_is(session):
 
 
 def pid():
-    return slicer_logic.worker().submit("who").wait().values["pid"]
+    return logic.worker().submit("who").wait().values["pid"]
 
 
 def test_cancelling_is_instant_and_the_worker_keeps_what_it_knows(session, monkeypatch):
     refine(session)
     process, seen = pid(), passes()
-    sent, worker = [], slicer_logic.worker()
+    sent, worker = [], logic.worker()
     carry = worker._carry
 
     def written_down(job, connection):
@@ -937,7 +937,7 @@ def test_a_result_of_another_volume_or_sam_is_dropped(session, sam, what):
 
 def test_a_worker_that_died_is_told_of_the_volume_again(session):
     refine(session)
-    slicer_logic.worker().stop()
+    logic.worker().stop()
     session.edit_bound(1, widened(session))
     refine(session)
     assert dice(mask(session), LIVER) > 0.93

@@ -12,11 +12,11 @@ from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.refine.organ_state import Settings
-from SAMRefineLib.scene import requests as slicer_requests
+from SAMRefineLib.scene import requests
 from SAMRefineLib.scene.logic import boxes, refine
 from SAMRefineLib.scene.masks import apply, joined, redrawn
 from SRCSMSegmenterLib.geometry import Geometry
-from SRCSMSegmenterLib.scene import logic as slicer_logic
+from SRCSMSegmenterLib.scene import logic
 from Testing.segmenter.scene.test_nodes import add_volume, draw, voxels
 
 pytestmark = pytest.mark.needs_slicer
@@ -118,8 +118,8 @@ def test_whatever_is_redrawn_live_undo_and_redo_find_every_states_own_voxels(
 ):
     rng = np.random.default_rng(seed)
     with empty_scene(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slicer_requests, "RefineClient", RandomClient)
-        patch.setattr(slicer_logic, "worker", lambda: None)
+        patch.setattr(requests, "RefineClient", RandomClient)
+        patch.setattr(logic, "worker", lambda: None)
         volume, segmentation = a_segmentation()
         session = boxes(
             segmentation, volume, NAMES[:2], settings=Settings(sam="any", neighbours=neighbours)

@@ -14,9 +14,7 @@ from SAMRefineLib.scene.roi_views import show_block
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.phantom.scans import make_case
-from SRCSMSegmenterLib.scene import logic as slicer_logic
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
-from SRCSMSegmenterLib.scene import samples as slicer_samples
+from SRCSMSegmenterLib.scene import logic, nodes, samples
 from Testing.segmenter.scene.test_nodes import add_volume, draw, voxels
 
 pytestmark = [
@@ -31,16 +29,16 @@ LABELS = {"liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
 
 @pytest.fixture
 def scene():
-    slicer_logic.stop_worker()
+    logic.stop_worker()
     with empty_scene() as scene:
         yield scene
-    slicer_logic.stop_worker()
+    logic.stop_worker()
 
 
 @pytest.fixture
 def scan(scene):
     """The MR of the sample data with a slice view, and its truth as masks."""
-    image, labels = make_case(slicer_samples.PATIENT, "MR")
+    image, labels = make_case(samples.PATIENT, "MR")
     array, truth = image.array, labels.array
     geometry = image.geometry
     if geometry.left_handed:  # as Slicer has it
@@ -104,8 +102,8 @@ def test_a_spoiled_box_that_is_moved_back_beats_the_coarse_mask(scan):
 def test_a_spleen_that_the_network_found_badly_is_corrected_by_five_boxes(scan):
     volume, truth = scan
     spleen = truth["spleen"]
-    segmentation = slicer_logic.segment(volume, model="abdomen-ct")
-    name = slicer_scene.organ_segments(segmentation.GetSegmentation())["spleen"]
+    segmentation = logic.segment(volume, model="abdomen-ct")
+    name = nodes.organ_segments(segmentation.GetSegmentation())["spleen"]
     session = boxes(segmentation, volume, [name])
 
     def found():

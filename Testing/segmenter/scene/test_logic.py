@@ -22,10 +22,9 @@ from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.models.bundle import save_bundle
 from SRCSMSegmenterLib.models.catalogue import read_card
-from SRCSMSegmenterLib.phantom import scans as phantom
+from SRCSMSegmenterLib.phantom import scans
 from SRCSMSegmenterLib.scene import logic as slicer_logic
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
-from SRCSMSegmenterLib.scene import samples as slicer_samples
+from SRCSMSegmenterLib.scene import nodes, samples
 from SRCSMSegmenterLib.scene.logic import input_warnings, seconds_left, segment, segment_folder
 from SRCSMSegmenterLib.volume_io import read_labels, write_volume
 from SRCSMSegmenterLib.worker.protocol import WorkerError
@@ -95,11 +94,11 @@ def test_a_volume_is_segmented_in_one_line(scene, model):
     assert np.bincount(labels.ravel(), minlength=3).min() > 3
     image = slicer.util.arrayFromVolume(node)
     assert image[labels == 2].mean() > image[labels == 1].mean() > image[labels == 0].mean()
-    rows = {row.name: row for row in slicer_scene.measures(segmentation)}
+    rows = {row.name: row for row in nodes.measures(segmentation)}
     voxel = GRID.spacing.prod() / 1000
     assert rows["liver"].volume_ml == pytest.approx((labels == 1).sum() * voxel, abs=1e-3)
     assert len(rows["spleen"].least_certain) > 1
-    chances = slicer_scene.probabilities(segmentation)
+    chances = nodes.probabilities(segmentation)
     assert chances["liver"].shape == GRID.shape
     assert chances["liver"][labels == 1].mean() > chances["liver"][labels == 2].mean() + 0.2
 
@@ -114,7 +113,7 @@ def test_the_result_says_how_it_was_made(scene, model):
     assert settings["organs"] == ["spleen"]
     assert settings["used"] == {"modality": "CT", "source_matching": False, "device": "cpu"}
     assert list(segmentation.GetSegmentation().GetSegmentIDs()) == ["spleen"]
-    assert slicer_scene.probabilities(segmentation).keys() == {"spleen"}
+    assert nodes.probabilities(segmentation).keys() == {"spleen"}
 
 
 @pytest.mark.parametrize("flip", [1, -1])
@@ -139,7 +138,7 @@ def test_panel_folder_and_shell_give_the_same_labels_voxel_for_voxel(scene, mode
     )
     storage.SetFileName(str(file))
     assert storage.ReadData(node)
-    assert not slicer_scene.node_geometry(node).left_handed
+    assert not nodes.node_geometry(node).left_handed
     by_panel = labels_of(segment(node, model=model), node)
     if geometry.left_handed:
         by_panel = by_panel[::-1]
@@ -174,7 +173,7 @@ def test_transforms_above_the_volume_do_not_change_what_is_found(scene, model):
 
 def test_a_frame_that_is_not_shown_is_segmented(scene, model):
     node, browser = a_sequence(2)
-    frame = slicer_scene.frame_node(node, 1)
+    frame = nodes.frame_node(node, 1)
     slicer.util.arrayFromVolume(frame)[:] = an_image()
     segmentation = segment(node, model=model, frame=1)
     browser.SetSelectedItemNumber(1)
@@ -324,8 +323,8 @@ def test_a_scan_the_engine_refuses_is_an_error_with_a_remedy(scene, model):
 def test_what_cannot_work_is_refused_before_anything_is_computed(scene, model, monkeypatch):
     monkeypatch.setattr(slicer_logic, "worker", lambda: pytest.fail("the worker was asked"))
     node = a_scan()
-    segmentation = slicer_scene.place(
-        slicer_scene.Result(Volume(np.zeros(GRID.shape, np.uint8), GRID), ()), node
+    segmentation = nodes.place(
+        nodes.Result(Volume(np.zeros(GRID.shape, np.uint8), GRID), ()), node
     ).segmentation
     segmentation.GetSegmentation().AddEmptySegment("mine")
     add_transform(node)
@@ -444,7 +443,7 @@ def small_phantom(monkeypatch):
     geometry = Geometry((9, 8, 7), GRID.affine)
     image = Volume(an_image(geometry), geometry)
     assert geometry.left_handed
-    monkeypatch.setattr(phantom, "make_case", lambda seed, modality: (image, None))
+    monkeypatch.setattr(scans, "make_case", lambda seed, modality: (image, None))
     return image
 
 
@@ -461,10 +460,10 @@ def test_the_phantom_pair_is_offered_by_sample_data(scene, small_phantom, monkey
     for modality in ("CT", "MR"):
         (node,) = offered[f"SRCSMPhantom{modality}"]["customDownloader"](None)
         assert node.GetName() == f"Phantom {modality}"
-        volume = slicer_scene.read_volume(node)
+        volume = nodes.read_volume(node)
         np.testing.assert_array_equal(volume.array, small_phantom.array[::-1])
         assert volume.geometry.matches(small_phantom.geometry.mirrored())
-    assert slicer_samples.load_phantom("CT").GetName() == "Phantom CT_1"
+    assert samples.load_phantom("CT").GetName() == "Phantom CT_1"
 
 
 # the worker
@@ -507,8 +506,8 @@ def test_where_there_is_qt_a_timer_pumps_the_worker_until_it_is_stopped(monkeypa
 @pytest.mark.slow
 def test_a_shipped_network_finds_the_phantoms_organs(scene):
     start_scene()
-    node = slicer_samples.load_phantom("CT")
-    _, truth = phantom.make_case(slicer_samples.PATIENT, "CT")
+    node = samples.load_phantom("CT")
+    _, truth = scans.make_case(samples.PATIENT, "CT")
     segmentation = segment(node, model="abdomen-ct")
     liver = voxels(segmentation, "liver", node)
     expected = (truth.array[::-1] if truth.geometry.left_handed else truth.array) == 1

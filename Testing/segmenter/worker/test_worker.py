@@ -28,7 +28,7 @@ from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundl
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 from SRCSMSegmenterLib.source_matching import fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
-from SRCSMSegmenterLib.worker import connections as worker_connections
+from SRCSMSegmenterLib.worker import connections
 from SRCSMSegmenterLib.worker.client import GRACE, Worker, WorkerError
 from SRCSMSegmenterLib.worker.protocol import as_worker_error
 from SRCSMSegmenterLib.worker.tasks import Models
@@ -496,7 +496,7 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(make_wo
     [used, *_] = private_folders_of(living)
     [dead] = set(private_folders(tmp_path)) - {used, young}
     for folder in (used, dead):
-        long_ago = time.time() - 2 * worker_connections.YOUNG
+        long_ago = time.time() - 2 * connections.YOUNG
         os.utime(folder, (long_ago, long_ago))
     pid_of(make_worker())
     assert not dead.exists()

@@ -13,7 +13,7 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from srcsm_training.augment import spatial as augmentation
+from srcsm_training.augment import spatial
 from srcsm_training.augment.spatial import (
     AugmentationConfig,
     SpatialDraw,
@@ -296,7 +296,7 @@ def test_labels_are_the_argmax_of_scipys_smoothed_one_hot(seed, shape, classes):
 
 def test_of_labels_that_tie_the_smallest_is_taken(monkeypatch):
     scores = torch.tensor([[0.2, 0.4, 0.3], [0.4, 0.2, 0.3], [0.4, 0.4, 0.3]])
-    monkeypatch.setattr(augmentation, "smooth_voxels", lambda masks: scores[None, :, None, None])
+    monkeypatch.setattr(spatial, "smooth_voxels", lambda masks: scores[None, :, None, None])
     found = smoothed_labels(torch.tensor([[[1, 4, 5]]]))
     assert found.tolist() == [[[4, 1, 1]]]
 
@@ -367,16 +367,16 @@ def test_ct_is_clamped_at_both_ends_and_mr_below_alone():
 def test_strong_changes_keep_to_the_range_and_differ_by_sample():
     """Each factor of a gamma, a field, blur or sharpening, and noise; brighter stays brighter."""
     ramp = torch.linspace(-1, 1, 32).expand(6, 1, 1, 24, 32).contiguous()
-    changed = augmentation.strong_changes(ramp, 1.0, seeded())
+    changed = spatial.strong_changes(ramp, 1.0, seeded())
     differences = [(changed[n] - changed[m]).abs().mean() for n in range(6) for m in range(n)]
     assert min(differences) > 0.01
     means = changed.mean((1, 2, 3))
     assert (means[:, -8:].mean(1) > means[:, :8].mean(1) + 0.5).all()
     assert (means[:, 0] < -0.85).all()
-    assert torch.equal(changed, augmentation.strong_changes(ramp, 1.0, seeded()))
-    slight = augmentation.strong_changes(ramp, 0.01, seeded())
+    assert torch.equal(changed, spatial.strong_changes(ramp, 1.0, seeded()))
+    slight = spatial.strong_changes(ramp, 0.01, seeded())
     torch.testing.assert_close(slight, ramp, atol=0.05, rtol=0)
-    torch.testing.assert_close(augmentation.strong_changes(ramp, 0.0, seeded()), ramp)
+    torch.testing.assert_close(spatial.strong_changes(ramp, 0.0, seeded()), ramp)
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR"])

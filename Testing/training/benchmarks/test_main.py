@@ -16,8 +16,7 @@ from SAMRefineLib.sam.small_sam import SmallSamConfig, build_small_sam
 from srcsm_training.augment.random_convolution import draw, random_convolution
 from srcsm_training.benchmarks import __main__ as bench
 from srcsm_training.benchmarks import sam as bench_sam
-from srcsm_training.benchmarks import segment as bench_segment
-from srcsm_training.benchmarks import training as bench_training
+from srcsm_training.benchmarks import segment, training
 from srcsm_training.engine import timing
 from srcsm_training.segmentation.presets import preset
 from SRCSMSegmenterLib.intensity import IntensityRule
@@ -32,9 +31,7 @@ CPU = torch.device("cpu")
 def test_networks_one_by_one_give_what_ours_gives(seed):
     image = torch.randn(1, 1, 6, 7, 9, generator=torch.Generator().manual_seed(3))
     labels = torch.randint(0, 3, (1, 6, 7, 9), generator=torch.Generator().manual_seed(4))
-    looped = bench_training.looped_random_convolution(
-        image, labels, torch.Generator().manual_seed(seed)
-    )
+    looped = training.looped_random_convolution(image, labels, torch.Generator().manual_seed(seed))
     ours = random_convolution(image, labels, "smoothed", torch.Generator().manual_seed(seed))
     assert not torch.allclose(ours, image, atol=0.1)
     torch.testing.assert_close(looped, ours, rtol=1e-4, atol=1e-4)
@@ -42,20 +39,20 @@ def test_networks_one_by_one_give_what_ours_gives(seed):
 
 def test_kernels_are_as_narrow_as_they_were_drawn():
     weights = draw(50, 3, torch.Generator().manual_seed(0), "cpu").weights[1]
-    widths = {tuple(bench_training.narrowest(kernel).shape) for kernel in weights}
+    widths = {tuple(training.narrowest(kernel).shape) for kernel in weights}
     assert widths == {(2, 2, 1, 1, 1), (2, 2, 3, 3, 3)}
 
 
 def test_smoothing_by_convolution_is_the_gaussian():
     masks = torch.rand(1, 2, 6, 7, 8, generator=torch.Generator().manual_seed(5))
-    smoothed = bench_training.smoothed_by_convolution(masks)
+    smoothed = training.smoothed_by_convolution(masks)
     for channel in (0, 1):
         expected = gaussian_filter(masks[0, channel], sigma=1, radius=2, mode="nearest")
         np.testing.assert_allclose(smoothed[0, channel], expected, rtol=1e-5)
 
 
 def test_the_literal_definition_gives_our_integers():
-    literal = bench_training.literal_source_matching()
+    literal = training.literal_source_matching()
     rng = np.random.default_rng(2)
     source, raw = rng.integers(-9, 30, (5, 4, 3), np.int32), rng.gamma(2, 90, (4, 6, 5))
     target = to_integers(raw, IntensityRule("MR"))
@@ -69,7 +66,7 @@ def test_the_literal_definition_gives_our_integers():
 
 
 def test_source_matching_has_a_ratio_for_each_part_and_an_absolute_time():
-    table = bench_training.source_matching_table(size=6, large=(3, 5, 4))
+    table = training.source_matching_table(size=6, large=(3, 5, 4))
     *compared, absolute = table.rows
     assert [row.what.split(",")[0] for row in compared] == [
         "match_to_source = to_integers + match",
@@ -84,7 +81,7 @@ def test_source_matching_has_a_ratio_for_each_part_and_an_absolute_time():
 
 
 def test_random_convolution_is_compared_in_both_precisions():
-    table = bench_training.random_convolution_table(CPU, shape=(6, 5, 8), classes=2, draws=2)
+    table = training.random_convolution_table(CPU, shape=(6, 5, 8), classes=2, draws=2)
     assert [row.what for row in table.rows] == ["one call, fp32", "one call, bf16"]
     assert all(row.values[2] > 0 for row in table.rows)
     assert "8 × 5 × 6" in table.title
@@ -94,7 +91,7 @@ def test_training_steps_are_compared(tmp_path):
     tiny.forget_accelerator()
     dataset = tiny.write_dataset(tmp_path, cases=1)
     rule, config = IntensityRule("CT"), tiny.config(steps=5)
-    table = bench_training.training_step_table("tiny", config, dataset, rule, CPU, warm_up=2)
+    table = training.training_step_table("tiny", config, dataset, rule, CPU, warm_up=2)
     tiny.forget_accelerator()
     (step,) = table.rows
     with_src, without, ratio = step.values
@@ -104,7 +101,7 @@ def test_training_steps_are_compared(tmp_path):
 
 def test_the_parts_of_a_segmentation_add_up_to_all_of_it():
     printed = json.dumps({"scans": [{"seconds": {"read": 0.25, "network": 2.0}}]})
-    assert bench_segment.parts(printed, 5.0) == {
+    assert segment.parts(printed, 5.0) == {
         "all": 5.0,
         "start, imports, model": 2.75,
         "read": 0.25,
@@ -160,7 +157,7 @@ def test_a_phantom_stands_in_for_data_that_is_not_there(tmp_path, nothing_there)
 
 
 def test_random_weights_stand_in_for_a_network_that_is_not_there(tmp_path, nothing_there):
-    folder = bench_segment.a_model(tmp_path / "random-weights")
+    folder = segment.a_model(tmp_path / "random-weights")
     bundle = load_bundle(folder)
     assert bundle.network.channels == preset("abdomen-fast").network.channels
     assert bundle.description.grid == preset("abdomen-fast").grid
@@ -169,7 +166,7 @@ def test_random_weights_stand_in_for_a_network_that_is_not_there(tmp_path, nothi
 
 @pytest.mark.slow
 def test_a_segmentation_is_told_apart_into_its_parts(tmp_path, nothing_there):
-    (table,) = bench_segment.tables(tmp_path, tmp_path / "no-data", CPU)
+    (table,) = segment.tables(tmp_path, tmp_path / "no-data", CPU)
     assert "phantom-mr/a_0000.nii.gz, model random-weights" in table.title
     assert [row.what for row in table.rows] == [
         "all",

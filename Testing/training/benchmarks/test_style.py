@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from srcsm_training.benchmarks import style as style_cost
+from srcsm_training.benchmarks import style
 from srcsm_training.benchmarks.style import Alive, counted, measured, stable_diffusion
 
 
@@ -43,7 +43,7 @@ def test_a_pass_is_counted_with_what_adamw_needs():
 
 def test_the_networks_are_as_large_as_stable_diffusions():
     unet, vae, text = stable_diffusion()
-    control = style_cost.control_of(unet)
+    control = style.control_of(unet)
     sizes = [sum(p.numel() for p in n.parameters()) for n in (unet, vae, text, control)]
     assert sizes == [859_520_964, 83_653_863, 123_060_480, 361_279_120]
     assert not any(p.requires_grad for n in (unet, vae, text) for p in n.parameters())
@@ -66,7 +66,7 @@ def test_every_stage_is_measured(tmp_path):
 
 @pytest.mark.slow
 def test_the_table_for_a_gpu_is_computed():
-    table = style_cost.computed()
+    table = style.computed()
     assert len(table.rows) == 5
     memory = [row.values[1] for row in table.rows]
     assert memory[1] < memory[2] < memory[0] < 24

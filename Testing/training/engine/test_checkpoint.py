@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from SRCSMSegmenterLib import atomic as files
+from SRCSMSegmenterLib import atomic
 
 OLDER = {"step": 1, "weights": torch.arange(3.0)}
 STATE = {
@@ -73,7 +73,7 @@ def test_a_full_disk_at_the_last_moment_leaves_the_older_one_whole(monkeypatch, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, step, full)
+        patch.setattr(atomic.os, step, full)
         with pytest.raises(CheckpointError, match="No space left on device") as caught:
             save_checkpoint(path, STATE)
     assert str(path) in str(caught.value)
@@ -85,7 +85,7 @@ def test_the_bytes_are_on_disk_before_the_name_is(monkeypatch, path):
     for name in ("fsync", "replace"):
         original = getattr(os, name)
         monkeypatch.setattr(
-            files.os,
+            atomic.os,
             name,
             lambda *args, name=name, original=original: steps.append(name) or original(*args),
         )

@@ -19,13 +19,13 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from srcsm_training import plots as pictures
+from srcsm_training import plots
 from srcsm_training.augment.degradation import DegradationConfig
 from srcsm_training.augment.regions import RegionsConfig
 from srcsm_training.augment.spatial import AugmentationConfig
 from srcsm_training.data.cases import PreparedCase, prepare_cases
 from srcsm_training.data.dataset import read_dataset
-from srcsm_training.engine import fit as loop
+from srcsm_training.engine import fit
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
 from srcsm_training.engine.config import (
     DataConfig,
@@ -72,7 +72,7 @@ def train(config, cases, folder, *, mixed_precision="no", cpu=True, scaler=None,
     tiny.forget_accelerator()
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision)
     accelerator.scaler = scaler or accelerator.scaler
-    return loop.train(config, RULE, *cases, folder, accelerator=accelerator, **arguments)
+    return fit.train(config, RULE, *cases, folder, accelerator=accelerator, **arguments)
 
 
 def stop_after(*steps):
@@ -213,7 +213,7 @@ def test_a_finished_training_is_not_trained_on(tmp_path, cases):
 def test_checkpoints_are_written_in_time(monkeypatch, tmp_path, cases):
     saved = []
     monkeypatch.setattr(
-        loop, "save_checkpoint", lambda path, state: saved.append(state["progress"]["step"])
+        fit, "save_checkpoint", lambda path, state: saved.append(state["progress"]["step"])
     )
     config = replace(tiny.config(), checkpoint_minutes=1000.0)
     train(config, cases, tmp_path)
@@ -333,8 +333,8 @@ def test_a_nan_loss_draws_src_anew_for_the_same_windows(monkeypatch, tmp_path, c
         losses.append(segmentation_loss(logits, *rest))
         return losses[-1] * (math.nan if len(losses) in (1, 2, 5) else 1)
 
-    monkeypatch.setattr(loop, "random_looks", recorded)
-    monkeypatch.setattr(loop, "segmentation_loss", nan_at_first)
+    monkeypatch.setattr(fit, "random_looks", recorded)
+    monkeypatch.setattr(fit, "segmentation_loss", nan_at_first)
     progress, weights = train(tiny.config(steps=3, nan_redraws=2), cases, tmp_path)
     assert progress.step == 3
     assert len(looks) == 3 + 3
@@ -348,7 +348,7 @@ def test_a_nan_loss_draws_src_anew_for_the_same_windows(monkeypatch, tmp_path, c
 
 def test_redraws_are_fresh_draws(monkeypatch, tmp_path, cases):
     drawn = []
-    original = loop.random_looks
+    original = fit.random_looks
 
     def recorded(*arguments):
         drawn.append(original(*arguments))
@@ -357,8 +357,8 @@ def test_redraws_are_fresh_draws(monkeypatch, tmp_path, cases):
     def nan_at_first(logits, *rest):
         return segmentation_loss(logits, *rest) * (math.nan if len(drawn) == 1 else 1)
 
-    monkeypatch.setattr(loop, "random_looks", recorded)
-    monkeypatch.setattr(loop, "segmentation_loss", nan_at_first)
+    monkeypatch.setattr(fit, "random_looks", recorded)
+    monkeypatch.setattr(fit, "segmentation_loss", nan_at_first)
     train(tiny.config(steps=1), cases, tmp_path)
     assert len(drawn) == 2
     assert not torch.allclose(*drawn, atol=1e-3)
@@ -373,9 +373,9 @@ def test_a_loss_that_stays_nan_ends_the_training_with_the_checkpoint_before(
         calls.append(1)
         return segmentation_loss(logits, *rest) * (math.nan if len(calls) > 3 else 1)
 
-    monkeypatch.setattr(loop, "segmentation_loss", nan_after_three)
+    monkeypatch.setattr(fit, "segmentation_loss", nan_after_three)
     config = replace(tiny.config(nan_redraws=7), checkpoint_minutes=0.0)
-    with pytest.raises(loop.TrainingError, match="NaN at step 3 after 7 redraws"):
+    with pytest.raises(fit.TrainingError, match="NaN at step 3 after 7 redraws"):
         train(config, cases, tmp_path)
     assert len(calls) == 3 + 1 + 7
     assert last(tmp_path)["progress"]["step"] == 3
@@ -393,9 +393,9 @@ class _Poison(torch.autograd.Function):
 
 def test_gradients_that_are_never_finite_end_the_training(monkeypatch, tmp_path, cases):
     monkeypatch.setattr(
-        loop, "segmentation_loss", lambda x, *rest: segmentation_loss(_Poison.apply(x), *rest)
+        fit, "segmentation_loss", lambda x, *rest: segmentation_loss(_Poison.apply(x), *rest)
     )
-    with pytest.raises(loop.TrainingError, match="not finite in the 4 steps up to step 3:"):
+    with pytest.raises(fit.TrainingError, match="not finite in the 4 steps up to step 3:"):
         train(tiny.config(steps=20, nan_redraws=3), cases, tmp_path)
 
 
@@ -406,7 +406,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(monkeypatch, tmp_path, 
         calls.append(1)
         return segmentation_loss(_Poison.apply(logits) if len(calls) == 2 else logits, *rest)
 
-    monkeypatch.setattr(loop, "segmentation_loss", poisoned_at_second)
+    monkeypatch.setattr(fit, "segmentation_loss", poisoned_at_second)
     norms = []
     train(
         tiny.config(steps=4),
@@ -430,7 +430,7 @@ def test_gradients_are_clipped_at_a_multiple_of_their_running_mean(
         limits.append(limit)
         return torch.tensor(next(drawn), dtype=torch.float64)
 
-    monkeypatch.setattr(loop.torch.nn.utils, "clip_grad_norm_", clip)
+    monkeypatch.setattr(fit.torch.nn.utils, "clip_grad_norm_", clip)
     train(
         tiny.config(steps=3, clip_start=start, clip_factor=4.0, clip_rate=0.1),
         cases,
@@ -450,7 +450,7 @@ def test_gradients_are_clipped_at_a_multiple_of_their_running_mean(
 def test_weight_decay_of_adamw_acts_on_all_parameters():
     network = UNet(tiny.config().network)
     recipe = tiny.config(optimiser="adamw", l2=0.25, learning_rate=2e-3).optimisation
-    optimiser = loop.make_optimiser(recipe, network, network.kernels())
+    optimiser = fit.make_optimiser(recipe, network, network.kernels())
     (group,) = optimiser.param_groups
     assert type(optimiser) is torch.optim.AdamW
     assert (group["weight_decay"], group["lr"]) == (0.25, 2e-3)
@@ -464,7 +464,7 @@ def test_clipping_really_shortens_the_step(monkeypatch, tmp_path, cases):
         def __init__(self, groups, lr):
             super().__init__([{"params": g["params"]} for g in groups], lr=lr)
 
-    monkeypatch.setattr(loop.torch.optim, "Adam", PlainSteps)
+    monkeypatch.setattr(fit.torch.optim, "Adam", PlainSteps)
     config = tiny.config(steps=1, clip_start=1e-4, clip_factor=2.0, learning_rate=1.0, ema=0.0)
     torch.manual_seed(config.seed)
     start = UNet(config.network).state_dict()
@@ -498,16 +498,16 @@ def test_the_average_of_the_weights(tmp_path, cases):
 
 def test_learning_rates():
     constant = OptimisationConfig(steps=1000, learning_rate=3e-4)
-    assert {loop.learning_rate(constant, step) for step in (0, 5, 999)} == {3e-4}
+    assert {fit.learning_rate(constant, step) for step in (0, 5, 999)} == {3e-4}
     cosine = replace(constant, schedule="cosine")
-    rates = [loop.learning_rate(cosine, step) for step in range(1000)]
+    rates = [fit.learning_rate(cosine, step) for step in range(1000)]
     assert rates[:10] == pytest.approx([3e-5 * n for n in range(1, 11)])  # 1 % warm-up
     assert rates[10] == pytest.approx(3e-4)
     assert rates[505] == pytest.approx(1.5e-4)
     assert rates[999] < 1e-9
     assert rates[10:] == sorted(rates[10:], reverse=True)
     icm = replace(constant, schedule="icm")
-    rates = [loop.learning_rate(icm, step) for step in range(1000)]
+    rates = [fit.learning_rate(icm, step) for step in range(1000)]
     assert rates[:100] == pytest.approx([3e-6 * n for n in range(1, 101)])  # 10 % warm-up
     assert rates[550] == pytest.approx((3e-4 + 1e-6) / 2)
     assert rates[999] == pytest.approx(1e-6, rel=1e-2)
@@ -528,10 +528,10 @@ def test_the_optimiser_gets_rate_and_l2_of_the_recipe(monkeypatch, tmp_path, cas
             rates.append([group["lr"] for group in self.param_groups])
             return super().step(*arguments)
 
-    monkeypatch.setattr(loop.torch.optim, "Adam", Recorded)
+    monkeypatch.setattr(fit.torch.optim, "Adam", Recorded)
     config = tiny.config(schedule="cosine", steps=4, learning_rate=2e-3, l2=0.25)
     train(config, cases, tmp_path)
-    expected = [loop.learning_rate(config.optimisation, step) for step in range(4)]
+    expected = [fit.learning_rate(config.optimisation, step) for step in range(4)]
     assert rates == [[rate] * 2 for rate in expected]
     kernels, others = made[0].param_groups
     assert kernels["weight_decay"] == 0.25
@@ -611,7 +611,7 @@ def test_settings_that_show_beside_the_weights(tmp_path, cases, two_steps, overr
 def test_the_best_weights_are_those_of_the_best_validation(monkeypatch, tmp_path, cases):
     """Also where the training was stopped between the best and the last."""
     scores = iter([[0.2, 0.4], [0.9, math.nan], [0.5, 0.5], [0.8, 0.9], [0.1, 0.1]])
-    monkeypatch.setattr(loop, "validation_dice", lambda *_: next(scores))
+    monkeypatch.setattr(fit, "validation_dice", lambda *_: next(scores))
     averages = {}
 
     def keep(average, progress):
@@ -630,7 +630,7 @@ def test_the_best_weights_are_those_of_the_best_validation(monkeypatch, tmp_path
 def test_a_training_ends_when_its_patience_does(monkeypatch, tmp_path, cases):
     """Two validations without a better, that is a higher, Dice; stopped and resumed meanwhile."""
     scores = iter([[0.5, 0.3], [0.4, 0.2], [0.6, 0.4], [0.5, 0.4], [0.1, 0.1], [0.9, 0.9]])
-    monkeypatch.setattr(loop, "validation_dice", lambda *_: next(scores))
+    monkeypatch.setattr(fit, "validation_dice", lambda *_: next(scores))
     config = tiny.config(steps=100, patience=2)
     progress, _ = train(config, cases, tmp_path, stop_requested=stop_after(9))
     assert (progress.step, progress.finished, progress.waited) == (9, False, 1)
@@ -650,7 +650,7 @@ def test_without_validation_cases_the_last_average_counts(tmp_path, cases):
 
 @pytest.mark.parametrize(("every", "steps"), [(0, [6]), (4, [4, 6]), (3, [3, 6])])
 def test_validation_comes_when_due_and_at_the_end(monkeypatch, tmp_path, cases, every, steps):
-    monkeypatch.setattr(loop, "validation_dice", lambda *_: [0.5, 0.5])
+    monkeypatch.setattr(fit, "validation_dice", lambda *_: [0.5, 0.5])
     progress, _ = train(replace(tiny.config(), validate_every=every), cases, tmp_path)
     assert [row["step"] for row in progress.curve if "dice" in row] == steps
 
@@ -661,7 +661,7 @@ def test_the_running_loss_in_the_curve(monkeypatch, tmp_path, cases):
     def loss(logits, *_):
         return logits.sum() * 0 + next(values)
 
-    monkeypatch.setattr(loop, "segmentation_loss", loss)
+    monkeypatch.setattr(fit, "segmentation_loss", loss)
     progress, _ = train(tiny.config(steps=3), cases, tmp_path)
     second = 0.99 * 0.9 + 0.01 * 0.5
     assert [row["loss"] for row in progress.curve] == pytest.approx(
@@ -682,21 +682,21 @@ def test_validation_dice_by_hand(cases):
     """Over all windows of a case together; then the mean over cases; nan for an absent label."""
     config, accelerator = tiny.config(), Accelerator(cpu=True)
     case = cases[1][0]
-    windows = list(loop.case_windows(case, config.grid, "cpu"))
+    windows = list(fit.case_windows(case, config.grid, "cpu"))
     assert len(windows) == 2  # 72 mm in windows of 48 mm
     thin = replace(config.grid, size=(16, 16, 4))
-    assert len(list(loop.case_windows(case, thin, "cpu"))) == 3  # side by side
+    assert len(list(fit.case_windows(case, thin, "cpu"))) == 3  # side by side
     labels = torch.stack([labels for _, labels in windows])
     liver = int((labels == 1).sum())
     expected = 2 * liver / (liver + labels.numel())
-    dice = loop.validation_dice(constant_network(1), [case], config, RULE, accelerator)
+    dice = fit.validation_dice(constant_network(1), [case], config, RULE, accelerator)
     assert dice == pytest.approx([expected, 0])
     assert expected > 0.02
     half = replace(case, labels=case.labels.where(case.labels != 1, 0))
-    dice = loop.validation_dice(constant_network(0), [half], config, RULE, accelerator)
+    dice = fit.validation_dice(constant_network(0), [half], config, RULE, accelerator)
     assert math.isnan(dice[0])
     assert dice[1] == 0
-    both = loop.validation_dice(constant_network(1), [case, half], config, RULE, accelerator)
+    both = fit.validation_dice(constant_network(1), [case, half], config, RULE, accelerator)
     assert both[0] == pytest.approx(expected / 2)
 
 
@@ -704,7 +704,7 @@ def test_case_windows_show_the_case(cases):
     """A window as large as the case holds its labels' volumes, each with its intensities."""
     case = cases[1][0]
     grid = GridSpec((50, 44, 24), (1.0, 1.0, 3.0))
-    for image, labels in loop.case_windows(case, grid, "cpu"):
+    for image, labels in fit.case_windows(case, grid, "cpu"):
         assert image.shape == (1, 24, 44, 50)
         assert labels.shape == (24, 44, 50)
         assert labels.dtype == torch.int64
@@ -720,7 +720,7 @@ def test_draw_batch_is_seeded_normalised_and_labelled(cases):
 
     def batch():
         generator = torch.Generator().manual_seed(4)
-        return loop.draw_batch(cases[0], config, RULE, generator, torch.device("cpu"))
+        return fit.draw_batch(cases[0], config, RULE, generator, torch.device("cpu"))
 
     images, labels = batch()
     assert images.shape == (3, 1, 8, 16, 16)
@@ -875,7 +875,7 @@ def test_the_exported_network_is_the_validated_one(finished, folder, cache):
     prepared = prepare_cases(
         read_dataset(folder).cases[:1], description.rule, 1.0, description.grid, cache
     )
-    dice = loop.validation_dice(
+    dice = fit.validation_dice(
         bundle.unet(), prepared, tiny.config(), description.rule, Accelerator(cpu=True)
     )
     assert dice == pytest.approx(best, abs=2e-3)  # its weights are float16
@@ -946,7 +946,7 @@ def test_a_label_that_no_validation_case_has_is_exported_without_a_number(tmp_pa
         return [0.25, math.nan]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "validation_dice", blind)
+        patch.setattr(fit, "validation_dice", blind)
         result, lines = a_run(data, cache, tmp_path / "run")
     assert any("no spleen" in line for line in lines)
     assert result.best_dice == 0.25
@@ -1083,7 +1083,7 @@ def test_pictures_show_the_right_on_the_left_and_anterior_up():
     axes = Figure().subplots()
     image = np.zeros((6, 8))
     image[5, 1] = 1  # anterior (J up), to the left of the patient (small I)
-    pictures.draw_slice(axes, image, None, "title", aspect=2.0)
+    plots.draw_slice(axes, image, None, "title", aspect=2.0)
     shown = axes.images[0]
     assert shown.origin == "lower"
     assert np.argwhere(shown.get_array() == 1).tolist() == [[5, 6]]
@@ -1097,17 +1097,17 @@ import torch
 sys.path.insert(0, {testing!r})
 import tiny
 from dataclasses import replace
-from srcsm_training.engine import fit as loop
+from srcsm_training.engine import fit
 from srcsm_training.segmentation import run
 torch.set_num_threads(1)
-original = loop.train
+original = fit.train
 def recorded(*arguments, **named):
     state, weights = original(*arguments, **named)
     rank = named["accelerator"].process_index
     assert named["accelerator"].num_processes == 2
     torch.save([weights, vars(state)], Path({output!r}) / f"rank{{rank}}.pt")
     return state, weights
-loop.train = recorded
+fit.train = recorded
 steps = iter(range(1, 99))
 for name, stop in (("whole", 99), ("parts", 9), ("parts", 99)):
     run.run_training(
@@ -1164,9 +1164,9 @@ def test_a_stopped_training_with_regions_goes_on_to_the_same_bits(tmp_path, case
 def test_with_regions_the_best_weights_hold_under_random_looks_too(tmp_path, cases):
     state, _ = train(replace(tiny.config(), regions=REGIONS), cases, tmp_path)
     assert all(len(row["dice"]) == len(row["randomised"]) == 2 for row in state.curve)
-    assert state.best_dice == max(map(loop.mean_score, state.curve))
+    assert state.best_dice == max(map(fit.mean_score, state.curve))
     row = {"dice": [0.8, math.nan], "randomised": [0.4, 0.6], "loss": 9.0}
-    assert loop.mean_score(row) == pytest.approx(0.65)
+    assert fit.mean_score(row) == pytest.approx(0.65)
     plain, _ = train(tiny.config(), cases, tmp_path / "plain")
     assert all("randomised" not in row for row in plain.curve)
 
@@ -1178,7 +1178,7 @@ def test_randomised_dice_is_the_same_at_every_validation(cases):
     torch.manual_seed(0)
     network = UNet(config.network).eval()
     first, again = (
-        loop.validation_scores(network, cases[1], config, RULE, accelerator) for _ in range(2)
+        fit.validation_scores(network, cases[1], config, RULE, accelerator) for _ in range(2)
     )
     assert first == again
     assert first["randomised"] != first["dice"]
@@ -1212,7 +1212,7 @@ def test_other_labels_are_background_to_the_network_and_no_windows_are_drawn_aro
     assert len(ordered.foreground) == 1
     i, j, k = ordered.foreground[0][0]
     assert plain.labels[0, k, j, i] == 2
-    targets = loop.output_labels(ordered.labels, 2)
+    targets = fit.output_labels(ordered.labels, 2)
     assert torch.equal(targets == 1, plain.labels == 2)
     assert targets.max() == 1
 

@@ -16,7 +16,7 @@ from srcsm_training.data.dataset import read_dataset
 from srcsm_training.experiments import sam_ablation
 from srcsm_training.experiments.reports import write_report
 from srcsm_training.experiments.sam_ablation import RUNS, Run
-from srcsm_training.sam import from_scratch as sam_training
+from srcsm_training.sam import from_scratch
 from SRCSMSegmenterLib.geometry import Volume
 
 RUN = Run("tiny", "Tiny", "coarse", "sam", "Dataset002_Target")
@@ -36,7 +36,7 @@ def sam(tmp_path_factory):
     sizes = SmallSamConfig(
         canvas=64, window=32, embed_dim=16, depth=1, heads=2, prompt_dim=16, decoder_heads=2
     )
-    model = sam_training.new_network(replace(sam_training.SamConfig(), network=sizes)).model
+    model = from_scratch.new_network(replace(from_scratch.SamConfig(), network=sizes)).model
     where = tmp_path_factory.mktemp("sams") / "random"
     save_sam(where, replace(model, name="random"), "card", "licence")
     return where

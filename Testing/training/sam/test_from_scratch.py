@@ -20,8 +20,7 @@ from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.cli import main as cli
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
 from srcsm_training.engine.config import CasesConfig, Recipe, ScansConfig, to_dict, write_yaml
-from srcsm_training.sam import decoder as sam_decoder
-from srcsm_training.sam import from_scratch as sam_training
+from srcsm_training.sam import decoder, from_scratch
 from srcsm_training.sam.decoder import DecoderConfig, organ_boxes, run_decoder_training
 from srcsm_training.sam.from_scratch import (
     PromptConfig,
@@ -80,7 +79,7 @@ def cache(tmp_path_factory):
 def sam_folder(tmp_path_factory):
     """A small SAM with random weights, as a folder."""
     torch.manual_seed(3)
-    model = sam_training.new_network(CONFIG).model
+    model = from_scratch.new_network(CONFIG).model
     where = tmp_path_factory.mktemp("sams") / "random"
     save_sam(where, replace(model, name="random"), "card", "licence")
     return where
@@ -106,7 +105,7 @@ def coarse(monkeypatch):
         found = np.stack([background, liver, spleen]).astype(np.float16)
         return type("Found", (), {"probabilities": found})
 
-    monkeypatch.setattr(sam_decoder, "segment", segment)
+    monkeypatch.setattr(decoder, "segment", segment)
     return FakeCoarse()
 
 
@@ -184,7 +183,7 @@ def test_every_part_is_trained(tmp_path, folder, cache):
     config = replace(CONFIG, optimisation=replace(CONFIG.optimisation, steps=16), validate_every=0)
     a_run(folder, cache, tmp_path, config)
     torch.manual_seed(config.seed)
-    before = sam_training.new_network(config).state_dict()
+    before = from_scratch.new_network(config).state_dict()
     after = last(tmp_path)["network"]
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {"sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"}
@@ -215,8 +214,8 @@ def test_validation_gives_true_boxes(tmp_path, folder, cache, monkeypatch):
     value = torch.tensor([1, 2])
     owner = torch.arange(2)
     boxes = tight_boxes(labels == value[:, None, None])
-    tiles = sam_training.Tiles(torch.zeros(2, 1, 32, 32), labels, owner, value, boxes)
-    dice = sam_training.true_box_dice(Filler(), [tiles], 4, Accelerator(cpu=True))
+    tiles = from_scratch.Tiles(torch.zeros(2, 1, 32, 32), labels, owner, value, boxes)
+    dice = from_scratch.true_box_dice(Filler(), [tiles], 4, Accelerator(cpu=True))
     assert dice[:2] == pytest.approx([1.0, 2 * 0.75 / 1.75])
     assert np.isnan(dice[2])
     assert torch.equal(torch.cat(seen), boxes)
@@ -274,7 +273,7 @@ def test_pixels_are_those_of_the_refinement(folder, cache):
     from SRCSMSegmenterLib.intensity import IntensityRule
 
     rule = IntensityRule("CT")
-    case = prepare_cases(read_dataset(folder).cases[:1], rule, 0.0, sam_training.SLICES, cache)[0]
+    case = prepare_cases(read_dataset(folder).cases[:1], rule, 0.0, from_scratch.SLICES, cache)[0]
     seen = with_pixels(case, SRCSM, "CT").image.float()
     expected = ((case.image.float() + 125) / 200 - 1).clamp(-1, 1)
     torch.testing.assert_close(seen, expected, atol=2e-3, rtol=0)
@@ -341,8 +340,8 @@ def test_embeddings_are_computed_once_or_at_every_step(
     tmp_path, folder, sam_folder, coarse, monkeypatch, mosaic, mode
 ):
     calls = []
-    original = sam_decoder.encode
-    monkeypatch.setattr(sam_decoder, "encode", lambda *given: calls.append(1) or original(*given))
+    original = decoder.encode
+    monkeypatch.setattr(decoder, "encode", lambda *given: calls.append(1) or original(*given))
     config = replace(DECODER, mosaic=mosaic, embed_once=mode == "off", random_convolution=mode)
     config = replace(config, optimisation=replace(DECODER.optimisation, steps=2), validate_every=0)
     result = a_decoder_run(folder, sam_folder, coarse, tmp_path, config)
@@ -367,16 +366,16 @@ def test_the_same_embeddings_as_the_refinement_uses(folder, sam_folder):
     model = load_sam(sam_folder, device="cpu")
     grid = SliceGrid(volume.geometry, 2)
     boxes = organ_boxes("true", None, labels == 1, grid, 0.75)
-    scan = sam_decoder.laid_out("a", volume, labels, {1: boxes}, model, "crops", "CT")
+    scan = decoder.laid_out("a", volume, labels, {1: boxes}, model, "crops", "CT")
     frames = KeyFrames("liver", 1, grid, boxes)
     expected = refine(volume, [OrganPrompt(frames)], model, modality="CT").probability(1)
     tiny.forget_accelerator()
     accelerator = Accelerator(cpu=True)
-    network = sam_decoder.BoxDecoder(model)
+    network = decoder.BoxDecoder(model)
     batch = [(scan, example, example.box) for example in scan.examples]
-    known = sam_decoder.embed([scan], model)
+    known = decoder.embed([scan], model)
     with torch.no_grad():
-        answers = sam_decoder.decoded(network, model, batch, known, accelerator)
+        answers = decoder.decoded(network, model, batch, known, accelerator)
     assert len(answers) == len(boxes)
     members = sorted(boxes)
     for (_, example, _), logits in answers:
@@ -409,13 +408,11 @@ def test_edges_move_outwards_within_what_is_shown(folder, sam_folder):
     volume = Volume(image, Geometry(image.shape[::-1], np.diag([2.5, 2.0, 3.0, 1.0])))
     model = load_sam(sam_folder, device="cpu")
     boxes = {1: {9: Box(3, 6, 9, 15)}}
-    scan = sam_decoder.laid_out("a", volume, labels, boxes, model, "slices", "CT")
+    scan = decoder.laid_out("a", volume, labels, boxes, model, "slices", "CT")
     (example,) = scan.examples
     config = replace(DECODER, jitter=9.0 * 512 / 22)  # slices of 22 x 20: up to 9 pixels
     generator = torch.Generator().manual_seed(0)
-    edges = np.array(
-        [sam_decoder.moved(scan, example, config, generator).edges for _ in range(400)]
-    )
+    edges = np.array([decoder.moved(scan, example, config, generator).edges for _ in range(400)])
     assert (edges[:, :2] <= [3, 6]).all()
     assert (edges[:, 2:] >= [9, 15]).all()
     assert (edges >= 0).all()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srcsm_training.data.dataset import read_dataset
-from srcsm_training.style import phantom_slices as looks
+from srcsm_training.style import phantom_slices
 from srcsm_training.style.config import PrepareConfig
 from srcsm_training.style.phantom_slices import (
     LOOKS,
@@ -30,7 +30,7 @@ from srcsm_training.style.slices import (
     read_slices,
     write_picture,
 )
-from SRCSMSegmenterLib import atomic as files
+from SRCSMSegmenterLib import atomic
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.phantom.anatomy import draw_patient
@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_no_half_picture_and_loses_nothing(data, tmp_path, mo
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", fsync)
+        patch.setattr(atomic.os, "fsync", fsync)
         with pytest.raises(StyleError, match="No space left on device"):
             prepare(data, folder, config, say=style_tiny.silent)
     there = style_tiny.files(folder)
@@ -312,8 +312,8 @@ def test_phantom_slices_are_seeded_and_go_on(tmp_path):
 
 
 def test_killed_phantoms_go_on_from_the_last_manifest(tmp_path, monkeypatch):
-    monkeypatch.setattr(looks, "MANIFEST_EVERY", 1)
-    original, drawn = looks._slices_of, []
+    monkeypatch.setattr(phantom_slices, "MANIFEST_EVERY", 1)
+    original, drawn = phantom_slices._slices_of, []
 
     def fails(seed, *arguments):
         if len(drawn) == 1:
@@ -321,7 +321,7 @@ def test_killed_phantoms_go_on_from_the_last_manifest(tmp_path, monkeypatch):
         drawn.append(seed)
         return original(seed, *arguments)
 
-    monkeypatch.setattr(looks, "_slices_of", fails)
+    monkeypatch.setattr(phantom_slices, "_slices_of", fails)
     with pytest.raises(KeyboardInterrupt):
         write_phantom_slices(tmp_path, style_tiny.config())
     assert len(read_slices(tmp_path, incomplete=True).slices) == 2 * 4
@@ -342,9 +342,9 @@ def test_looks_contrast_tissues_as_their_modality_does():
     seen = tissues[::2, ::2]
     means = {
         style: {
-            name: render(tissues, style, rng, 96)[seen == looks.INDEX[name]].mean()
+            name: render(tissues, style, rng, 96)[seen == phantom_slices.INDEX[name]].mean()
             for name in ("liver", "spleen", "subcutaneous_fat", "muscle", "air")
-            if (seen == looks.INDEX[name]).any()
+            if (seen == phantom_slices.INDEX[name]).any()
         }
         for style in LOOKS
     }
@@ -358,8 +358,8 @@ def test_looks_contrast_tissues_as_their_modality_does():
 
 def test_no_look_is_the_phantoms_own_mr():
     """The base never sees the target of an experiment: T2-SPIR has dark fat and a bright spleen."""
-    for signal in (looks.T1, looks.T2, looks.ECHO):
-        assert signal.keys() == looks.TISSUES.keys()
+    for signal in (phantom_slices.T1, phantom_slices.T2, phantom_slices.ECHO):
+        assert signal.keys() == phantom_slices.TISSUES.keys()
         assert not signal["spleen"] > 3 * signal["subcutaneous_fat"]
 
 

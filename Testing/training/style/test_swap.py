@@ -28,7 +28,7 @@ from srcsm_training.style.slices import (
 )
 from srcsm_training.style.swap import plan, swap
 from srcsm_training.style.tune import load_tuned
-from SRCSMSegmenterLib import atomic as files
+from SRCSMSegmenterLib import atomic
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, DatasetError
 
 
@@ -157,7 +157,7 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(chain, whole, tmp_pa
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", fsync)
+        patch.setattr(atomic.os, "fsync", fsync)
         with pytest.raises(StyleError, match=r"No space left on device.*goes on") as refused:
             run(chain, tmp_path)
     assert "\n" not in str(refused.value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SRCSMSegmenterLib.components import leave_out_smaller
+from SRCSMSegmenterLib.components import keep_largest_component
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import ConfigError, SourceMatchingError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
@@ -154,7 +154,7 @@ def refine_scan(
         )
     labels, confidence = refined.labels.array, refined.confidence()
     if not arguments.all_pieces:
-        leave_out_smaller(labels, confidence)
+        keep_largest_component(labels, confidence)
     seconds = found.seconds | {"refine": time.perf_counter() - started}
     found = replace(found, labels=refined.labels, confidence=confidence, seconds=seconds)
     return found, {"sam": sam_identity(sam), "organs": as_rows(refined, volume.geometry)}

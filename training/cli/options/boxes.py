@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "boxes",
         "draw boxes around the organs that a network is sure of, slice by slice",
@@ -17,10 +17,10 @@ def add(commands: common.Commands) -> None:
         "  srcsm boxes mr.nii.gz -o boxes.json --coarse organs.nii.gz \\\n"
         "      --coarse-confidence sure.nii.gz --box-confidence 0.9",
     )
-    common.add_scan(parser)
+    arguments.add_scan(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json")
-    common.add_coarse(parser)
-    common.add_model(parser, common.DEFAULT_MODEL)
+    arguments.add_coarse(parser)
+    arguments.add_model(parser, arguments.DEFAULT_MODEL)
     parser.add_argument(
         "--box-confidence",
         type=float,
@@ -30,7 +30,7 @@ def add(commands: common.Commands) -> None:
     )
     parser.add_argument(
         "--shrink",
-        type=common.positive,
+        type=arguments.positive,
         default=1,
         metavar="N",
         help="average N x N pixels first, as the paper does with 4 (default: 1)",
@@ -44,8 +44,8 @@ def add(commands: common.Commands) -> None:
         default="auto",
         help="across which slices lie (default: auto, the coarsest)",
     )
-    common.add_pictures(parser, "of the boxes")
-    common.add_modality(parser)
-    common.add_series(parser)
-    common.add_device(parser)
-    common.add_json(parser)
+    arguments.add_pictures(parser, "of the boxes")
+    arguments.add_modality(parser)
+    arguments.add_series(parser)
+    arguments.add_device(parser)
+    arguments.add_json(parser)

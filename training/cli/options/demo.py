@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "demo",
         "train on a phantom's CT, segment its MR, and show what SRC, SM and SAM bring",
@@ -22,4 +22,4 @@ def add(commands: common.Commands) -> None:
         metavar="FOLDER",
         help="for all that is made (default: demo-output)",
     )
-    parser.add_argument("--steps", type=common.positive, metavar="N", help="of each training")
+    parser.add_argument("--steps", type=arguments.positive, metavar="N", help="of each training")

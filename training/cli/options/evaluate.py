@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "evaluate",
         "score a network on datasets with labels, or compare earlier results",
@@ -18,7 +18,7 @@ def add(commands: common.Commands) -> None:
         "      --map-labels 1:1,5:2,2:3 --cases 'lge_0*' 'acdc_*' --out results/heart\n"
         "  srcsm evaluate --compare plain=r/plain0,r/plain1 src=r/src0,r/src1 --out r/compared",
     )
-    common.add_model(parser, None)
+    arguments.add_model(parser, None)
     parser.add_argument(
         "--data", type=Path, nargs="+", metavar="FOLDER", help="nnU-Net raw datasets"
     )
@@ -47,11 +47,11 @@ def add(commands: common.Commands) -> None:
         metavar="NAME=FOLDER[,FOLDER...]",
         help="results of other networks, of several seeds each; the first is the reference",
     )
-    common.add_modality(parser, "what the datasets say")
+    arguments.add_modality(parser, "what the datasets say")
     parser.add_argument(
         "--largest-component",
         action="store_true",
         help="score the largest piece of every label alone, which is what srcsm segment writes",
     )
-    common.add_device(parser)
-    common.add_json(parser)
+    arguments.add_device(parser)
+    arguments.add_json(parser)

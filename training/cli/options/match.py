@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "match",
         "source matching alone: give a scan the intensities of training images",
@@ -15,10 +15,10 @@ def add(commands: common.Commands) -> None:
         "  srcsm match mr.nii.gz --model abdomen-ct -o matched.nii.gz\n"
         "  srcsm match mr.nii.gz --source-images Dataset101_AbdomenCT/imagesTr -o matched.nii.gz",
     )
-    common.add_scan(parser)
+    arguments.add_scan(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="a file or a folder")
     source = parser.add_mutually_exclusive_group()
-    common.add_model(source, common.DEFAULT_MODEL)
+    arguments.add_model(source, arguments.DEFAULT_MODEL)
     source.add_argument(
         "--source-images", type=Path, metavar="FOLDER", help="match to these images instead"
     )
@@ -27,6 +27,6 @@ def add(commands: common.Commands) -> None:
         choices=("CT", "MR"),
         help="of --source-images (default: guessed from the first)",
     )
-    common.add_modality(parser)
-    common.add_series(parser)
-    common.add_json(parser)
+    arguments.add_modality(parser)
+    arguments.add_series(parser)
+    arguments.add_json(parser)

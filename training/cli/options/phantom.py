@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "phantom",
         "write an nnU-Net raw dataset of a digital phantom of the abdomen",
@@ -17,5 +17,7 @@ def add(commands: common.Commands) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="made where it does not exist")
     parser.add_argument("--modality", choices=("CT", "MR"), required=True)
-    parser.add_argument("--cases", type=common.positive, default=8, metavar="N", help="default: 8")
+    parser.add_argument(
+        "--cases", type=arguments.positive, default=8, metavar="N", help="default: 8"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first case (default: 0)")

@@ -3,12 +3,12 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 from ..commands import ENDINGS
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "refine",
         "let SAM redraw organs within boxes",
@@ -20,15 +20,15 @@ def add(commands: common.Commands) -> None:
         "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.nii.gz \\\n"
         "      --sam sam_vit_b_01ec64.pth --mosaic slices",
     )
-    common.add_scan(parser)
+    arguments.add_scan(parser)
     parser.add_argument(
         "--boxes", type=Path, required=True, metavar="FILE.json", help="from srcsm boxes or Slicer"
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help=f"a file ending in {', '.join(ENDINGS)}"
     )
-    common.add_coarse(parser)
-    common.add_sam(parser, f"{common.SAM_HELP} (default: the one of the scan's modality)")
+    arguments.add_coarse(parser)
+    arguments.add_sam(parser, f"{arguments.SAM_HELP} (default: the one of the scan's modality)")
     parser.add_argument(
         "--mosaic",
         choices=("crops", "slices", "off"),
@@ -52,8 +52,8 @@ def add(commands: common.Commands) -> None:
     parser.add_argument(
         "--confidence", type=Path, metavar="FILE", help="also write the labels' probability"
     )
-    common.add_pictures(parser, "of the boxes and of both masks")
-    common.add_modality(parser)
-    common.add_series(parser)
-    common.add_device(parser)
-    common.add_json(parser)
+    arguments.add_pictures(parser, "of the boxes and of both masks")
+    arguments.add_modality(parser)
+    arguments.add_series(parser)
+    arguments.add_device(parser)
+    arguments.add_json(parser)

@@ -3,12 +3,12 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 from ..commands import ENDINGS
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "segment",
         "label the organs of scans with a trained network",
@@ -20,7 +20,7 @@ def add(commands: common.Commands) -> None:
         "  srcsm segment ct.nii.gz -o organs.nii.gz --source-matching off --device cuda:1\n"
         "  srcsm segment mr.nii.gz -o organs.seg.nrrd --refine",
     )
-    parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help=common.SCAN_HELP)
+    parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help=arguments.SCAN_HELP)
     parser.add_argument(
         "-o",
         "--output",
@@ -35,7 +35,7 @@ def add(commands: common.Commands) -> None:
         default=".nii.gz",
         help="of the files in an output folder (default: .nii.gz)",
     )
-    common.add_model(parser, common.DEFAULT_MODEL)
+    arguments.add_model(parser, arguments.DEFAULT_MODEL)
     parser.add_argument(
         "--source-matching",
         choices=("auto", "on", "off"),
@@ -43,7 +43,7 @@ def add(commands: common.Commands) -> None:
         help="give the scan the intensities the network was trained on; auto (default): where "
         "its modality is another than the network's",
     )
-    common.add_modality(parser)
+    arguments.add_modality(parser)
     parser.add_argument(
         "--all-pieces",
         action="store_true",
@@ -61,7 +61,7 @@ def add(commands: common.Commands) -> None:
         help="draw boxes around what the network finds and let SAM refine it",
     )
     default = "sam-small-ct or sam-small-mr, as the network was trained on CT or MR"
-    common.add_sam(parser, f"{common.SAM_HELP} (default: {default})")
-    common.add_series(parser)
-    common.add_device(parser)
-    common.add_json(parser)
+    arguments.add_sam(parser, f"{arguments.SAM_HELP} (default: {default})")
+    arguments.add_series(parser)
+    arguments.add_device(parser)
+    arguments.add_json(parser)

@@ -4,14 +4,14 @@
 import argparse
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 
 SLICES = {"type": Path, "metavar": "SLICES", "help": "folder of slices"}
 
 
-def add(commands: common.Commands) -> None:
+def add(commands: arguments.Commands) -> None:
     summary = "restyle training slices by diffusion, steered by their masks"
-    actions = common.add_actions(commands, "style", summary, "stage")
+    actions = arguments.add_actions(commands, "style", summary, "stage")
 
     parser = add_stage(
         actions,
@@ -21,7 +21,7 @@ def add(commands: common.Commands) -> None:
         "  srcsm style prepare --data Dataset201_HeartBSSFP --out slices/heart \\\n"
         "      --set prompts=heart prepare.style=bssfp",
     )
-    common.add_dataset(parser)
+    arguments.add_dataset(parser)
 
     add_stage(
         actions,
@@ -37,7 +37,7 @@ def add(commands: common.Commands) -> None:
         "  srcsm style base --config training/configs/style_tiny.yaml \\\n"
         "      --slices slices/phantom slices/ct --out bases/tiny",
     )
-    common.add_device(parser)
+    arguments.add_device(parser)
     parser.add_argument("--slices", nargs="+", required=True, **SLICES)
 
     parser = add_stage(
@@ -94,18 +94,18 @@ def add(commands: common.Commands) -> None:
         "      --set check.moved=0.1 check.edges=0.6 check.dice=0.3",
         out_default="SLICES",
     )
-    common.add_device(parser)
+    arguments.add_device(parser)
     parser.add_argument(
         "--slices", type=Path, required=True, metavar="SLICES", help="folder of restyled slices"
     )
-    common.add_model(parser, None)
+    arguments.add_model(parser, None)
 
 
 def add_stage(
-    actions: common.Commands, name: str, summary: str, examples: str, out_default: str = ""
+    actions: arguments.Commands, name: str, summary: str, examples: str, out_default: str = ""
 ) -> argparse.ArgumentParser:
     """A stage of `srcsm style`: configuration, output and time are the same for all."""
-    parser = common.add_command(
+    parser = arguments.add_command(
         actions,
         f"style {name}",
         summary,
@@ -113,7 +113,7 @@ def add_stage(
         "that was made kept; the same command goes on after any stop.",
         examples,
     )
-    common.add_configuration(
+    arguments.add_configuration(
         parser, "the configuration", "single values of it, such as size=256 tune.steps=2000"
     )
     shown = f" (default: {out_default})" if out_default else ""
@@ -124,7 +124,7 @@ def add_stage(
         metavar="FOLDER",
         help=f"for what the stage makes{shown}",
     )
-    common.add_max_minutes(parser)
+    arguments.add_max_minutes(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -135,7 +135,7 @@ def add_stage(
 
 def add_base(parser: argparse.ArgumentParser) -> None:
     """Device, base and slices, of the stages that work on a base with diffusion."""
-    common.add_device(parser)
+    arguments.add_device(parser)
     parser.add_argument(
         "--base",
         default="Nihirc/Prompt2MedImage",

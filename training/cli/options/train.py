@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of ``srcsm train``."""
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "train",
         "train a network on an nnU-Net raw dataset, or resume a training",
@@ -20,16 +20,16 @@ def add(commands: common.Commands) -> None:
         "  accelerate launch --num_processes 4 training/train.py --data Dataset101_AbdomenCT \\\n"
         "      --preset abdomen-paper --out runs/four-gpus",
     )
-    common.add_dataset(parser, required=False)
+    arguments.add_dataset(parser, required=False)
     parser.add_argument("--preset", metavar="NAME", help="where the configuration starts from")
-    common.add_run(
+    arguments.add_run(
         parser, config="values put into it", result="of the trained network", required=False
     )
-    common.add_cache(parser)
+    arguments.add_cache(parser)
     parser.add_argument("--list-presets", action="store_true", help="list the presets and exit")
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="check the dataset, print the configuration and what time and memory it takes here",
     )
-    common.add_device(parser)
+    arguments.add_device(parser)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of ``srcsm train-sam``."""
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "train-sam",
         "train a small SAM from nothing, or fine-tune a SAM's mask decoder; or resume that",
@@ -19,16 +19,18 @@ def add(commands: common.Commands) -> None:
         "      --set embed_once=false random_convolution=smoothed --out runs/sam-ct-looks\n"
         "  srcsm train-sam --data Dataset101_AbdomenCT --dry-run",
     )
-    common.add_dataset(parser)
-    common.add_sam(parser, "fine-tune this one: a shipped SAM, a SAM folder or a checkpoint file")
+    arguments.add_dataset(parser)
+    arguments.add_sam(
+        parser, "fine-tune this one: a shipped SAM, a SAM folder or a checkpoint file"
+    )
     parser.add_argument(
         "--coarse", metavar="NAME_OR_FOLDER", help="the network whose boxes are given, for --sam"
     )
-    common.add_cache(parser, "from nothing; ")
-    common.add_run(parser, required=False)
+    arguments.add_cache(parser, "from nothing; ")
+    arguments.add_run(parser, required=False)
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the configuration and what time and memory the training takes here",
     )
-    common.add_device(parser)
+    arguments.add_device(parser)

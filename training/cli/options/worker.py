@@ -3,11 +3,11 @@
 
 from pathlib import Path
 
-from .. import arguments as common
+from .. import arguments
 
 
-def add(commands: common.Commands) -> None:
-    parser = common.add_command(
+def add(commands: arguments.Commands) -> None:
+    parser = arguments.add_command(
         commands,
         "worker",
         "serve a worker of this machine, such as one with a GPU, to other machines",
