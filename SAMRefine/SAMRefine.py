@@ -21,7 +21,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
 )
 
-from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.panel.buttons import show_buttons
 from SAMRefineLib.panel.panel import RefinePanel, refined_text
 from SAMRefineLib.panel.parameters import Neighbours, Parameters, rename_old_parameters
@@ -181,7 +181,7 @@ class SAMRefineWidget(ModuleWidget):
 
     def _isChosen(self, grid: SliceGrid) -> bool:
         axis = self._parameterNode.axis.value
-        return grid.axis == (acquisition_axis(grid.geometry) if axis is None else axis)
+        return grid.axis == (grid.geometry.coarsest_axis if axis is None else axis)
 
     def _reopen(self) -> None:
         """Go on with boxes that are in the scene."""
@@ -321,7 +321,7 @@ class SAMRefineWidget(ModuleWidget):
             return ""
         geometry = node_geometry(parameters.inputVolume)
         axis = parameters.axis.value
-        grid = SliceGrid(geometry, acquisition_axis(geometry) if axis is None else axis)
+        grid = SliceGrid(geometry, geometry.coarsest_axis if axis is None else axis)
         plane = PLANES[int(abs(geometry.direction[:, grid.axis]).argmax())]
         return _("{n} {plane} slices, {mm:.1f} mm apart").format(
             n=grid.count, plane=plane, mm=grid.thickness

@@ -195,7 +195,7 @@ class SRCSMSegmenterWidget(ModuleWidget):
                 sourceMatching=parameters.sourceMatching.value,
                 organs=wanted if skipped else None,
                 device=parameters.device.value,
-                largestComponent=parameters.largestComponent,
+                keepLargest=parameters.keepLargest,
                 outputSegmentation=parameters.outputSegmentation,
                 frame=self._frame(),
                 progress=self.panel.show_progress,

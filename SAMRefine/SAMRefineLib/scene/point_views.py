@@ -12,7 +12,7 @@ import numpy as np
 import slicer
 
 from ..boxes.boxes import SliceGrid
-from ..refine.organ_state import PointPrompt, Organ
+from ..refine.organ_state import Organ, PointPrompt
 from .roi_views import Observers, ijk_to_world, remove_node, world_to_ijk
 
 COLORS = {True: (0.2, 0.9, 0.3), False: (0.95, 0.25, 0.2)}

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import slicer
 
+from ..endings import READABLE, SEGMENTATION, ending, stem
 from ..errors import BundleError, SRCSMError, VolumeError
 from ..geometry import Geometry, Volume
 from ..modality import guess_modality
@@ -41,8 +42,6 @@ COARSEST_MM = 12.0
 TURNED_DEGREES = 30.0
 """Training turns scans by up to 20 degrees."""
 
-READABLE = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-
 TASKS = ("SRCSMSegmenterLib.worker.tasks", "SAMRefineLib.refine.tasks")
 PUMP_MS = 20
 
@@ -58,7 +57,7 @@ def segment(
     organs: Sequence[str] | None = None,
     modality: str | None = None,
     device: str = "auto",
-    largestComponent: bool = True,
+    keepLargest: bool = True,
     outputSegmentation: slicer.vtkMRMLSegmentationNode | None = None,
     frame: int | None = None,
     progress: Progress = lambda stage, fraction, secondsLeft: None,
@@ -74,7 +73,7 @@ def segment(
         organs: names of those wanted; None for all that the network knows.
         modality: "CT" or "MR"; None takes what DICOM says, else guesses.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        largestComponent: keep the largest piece of every organ alone; off for organs that are
+        keepLargest: keep the largest piece of every organ alone; off for organs that are
             several pieces.
         outputSegmentation: to be updated (`nodes.place`); None makes a new one.
         frame: of the sequence that the volume shows, from 0; None for the one shown.
@@ -97,7 +96,7 @@ def segment(
             "organs": None if organs is None else list(organs),
             "modality": modality or dicom_modality(volumeNode),
             "device": device,
-            "largest_component": largestComponent,
+            "keep_largest": keepLargest,
         },
         outputSegmentation,
         frame,
@@ -277,7 +276,7 @@ def segment_folder(
     organs: Sequence[str] | None = None,
     modality: str | None = None,
     device: str = "auto",
-    largestComponent: bool = True,
+    keepLargest: bool = True,
     progress: Callable[[Path, str, float], None] = lambda path, stage, fraction: None,
 ) -> list[FileResult]:
     """Segment every scan of a folder into NAME.seg.nrrd files; the scene is not touched.
@@ -296,11 +295,9 @@ def segment_folder(
     folder, output = Path(inputFolder), Path(outputFolder)
     scans = {}
     for path in sorted(folder.glob("*")):
-        name = path.name.lower()
-        ending = next((e for e in (".nii.gz", *READABLE) if name.endswith(e)), None)
-        if ending is None or name.endswith(".seg.nrrd"):
+        if ending(path) not in READABLE:
             continue
-        target = output / f"{path.name[: -len(ending)]}.seg.nrrd"
+        target = output / f"{stem(path)}{SEGMENTATION}"
         if target in scans:
             raise VolumeError(f"{scans[target]} and {path} would be one file; rename one of them.")
         scans[target] = path
@@ -313,7 +310,7 @@ def segment_folder(
         "organs": None if organs is None else list(organs),
         "modality": modality,
         "device": device,
-        "largest_component": largestComponent,
+        "keep_largest": keepLargest,
         "probabilities": False,
     }
     return [
@@ -390,9 +387,8 @@ def submit_segment(
     to: Worker, volume: Volume, parameters: dict[str, Any], **callbacks: Callable
 ) -> Job:
     """Submit the task "segment"; `parameters` are the task's, but for the grid."""
-    geometry = volume.geometry
-    grid = {"size": list(geometry.size), "affine": geometry.affine.ravel().tolist()}
-    return to.submit("segment", {**parameters, **grid}, {"image": volume.array}, **callbacks)
+    parameters = parameters | volume.geometry.to_json()
+    return to.submit("segment", parameters, {"image": volume.array}, **callbacks)
 
 
 def _importable(module: str) -> bool:

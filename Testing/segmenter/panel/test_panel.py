@@ -49,7 +49,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
         "frame": ("QSpinBox", int),
         "sourceMatching": ("QComboBox", SourceMatching),
         "device": ("QComboBox", Device),
-        "largestComponent": ("QCheckBox", bool),
+        "keepLargest": ("QCheckBox", bool),
         "show3D": ("QCheckBox", bool),
     }
     ui = vars(window.self().ui)
@@ -136,8 +136,8 @@ def test_ending_stops_the_worker_and_observes_nothing(window):
 
 def test_the_logic_only_forwards(window):
     module = sys.modules["SRCSMSegmenter"]
-    assert module.SRCSMSegmenterLogic().segment is module.slicer_logic.segment
-    assert module.SRCSMSegmenterLogic().segmentFolder is module.slicer_logic.segment_folder
+    assert module.SRCSMSegmenterLogic().segment is module.logic.segment
+    assert module.SRCSMSegmenterLogic().segmentFolder is module.logic.segment_folder
 
 
 def wait_while(condition):

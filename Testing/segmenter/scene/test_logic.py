@@ -153,7 +153,7 @@ def test_islands_are_left_out_unless_they_are_asked_for(scene, model, tmp_path):
     image[4, 0:2, 0:3] = 170
     node = add_volume(array=image)
     options = {"model": model, "sourceMatching": "off"}
-    whole = labels_of(segment(node, **options, largestComponent=False), node)
+    whole = labels_of(segment(node, **options, keepLargest=False), node)
     alone = labels_of(segment(node, **options), node)
     assert whole[4, 0, 0] == 2
     assert alone[4, 0, 0] == 0
