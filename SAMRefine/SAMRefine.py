@@ -21,7 +21,7 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
 )
 
-from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.panel.buttons import show_buttons
 from SAMRefineLib.panel.panel import RefinePanel, refined_text
 from SAMRefineLib.panel.parameters import Neighbours, Parameters, rename_old_parameters
@@ -29,12 +29,14 @@ from SAMRefineLib.panel.sam_chooser import SamChooser
 from SAMRefineLib.refine.organ_state import Organ, Settings, organs_from_json
 from SAMRefineLib.scene import logic as slicer_refine_logic
 from SAMRefineLib.scene.masks import fits
+from SAMRefineLib.scene.requests import TASKS
 from SAMRefineLib.scene.roi_views import BOUND, SLICE_BOX, align_views
 from SAMRefineLib.scene.session import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
 from SRCSMSegmenterLib.panel import models, packages
-from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
 from SRCSMSegmenterLib.scene import logic as slicer_logic
+from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.scene.nodes import node_geometry
 from SRCSMSegmenterLib.scene.samples import load_phantom
 
@@ -62,6 +64,7 @@ class SAMRefine(ScriptedLoadableModule):
             '(<a href="https://github.com/SARIHUST/SAMMed">SAMMed</a>). SAM is by A. Kirillov et '
             "al., <i>Segment Anything</i>, ICCV 2023."
         )
+        worker_host.add_tasks(TASKS)
 
 
 class SAMRefineWidget(ModuleWidget):
@@ -181,7 +184,7 @@ class SAMRefineWidget(ModuleWidget):
 
     def _isChosen(self, grid: SliceGrid) -> bool:
         axis = self._parameterNode.axis.value
-        return grid.axis == (acquisition_axis(grid.geometry) if axis is None else axis)
+        return grid.axis == (grid.geometry.coarsest_axis if axis is None else axis)
 
     def _reopen(self) -> None:
         """Go on with boxes that are in the scene."""
@@ -321,7 +324,7 @@ class SAMRefineWidget(ModuleWidget):
             return ""
         geometry = node_geometry(parameters.inputVolume)
         axis = parameters.axis.value
-        grid = SliceGrid(geometry, acquisition_axis(geometry) if axis is None else axis)
+        grid = SliceGrid(geometry, geometry.coarsest_axis if axis is None else axis)
         plane = PLANES[int(abs(geometry.direction[:, grid.axis]).argmax())]
         return _("{n} {plane} slices, {mm:.1f} mm apart").format(
             n=grid.count, plane=plane, mm=grid.thickness
@@ -547,7 +550,7 @@ class SAMRefineLogic(ScriptedLoadableModuleLogic):
 
     def stop(self) -> None:
         """End the worker; the next refinement starts it again."""
-        slicer_logic.stop_worker()
+        worker_host.stop_worker()
 
 
 class SAMRefineTest(ScriptedLoadableModuleTest):

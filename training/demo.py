@@ -11,13 +11,14 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from SAMRefineLib.boxes.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseOrgan
 from SAMRefineLib.refine.box_selection import refine_coarse
 from SAMRefineLib.sam.models import SamModel, is_sam, load_sam
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import segment
-from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, shipped_models_folder
+from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
+from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
 
@@ -131,11 +132,12 @@ def _test(
             bundle,
             modality=modality,
             source_matching=matching,
+            keep_largest=False,
             keep_probabilities=sam is not None,
         )
         labels = found.labels
         if sam is not None:
-            grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+            grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
             organs = [CoarseOrgan(s.name, s.value, found.probabilities[s.value]) for s in segments]
             labels = refine_coarse(volume, organs, grid, sam, modality=modality).labels
         write_labels(folder / f"{next(names)}.seg.nrrd", labels, segments)

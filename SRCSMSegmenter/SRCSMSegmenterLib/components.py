@@ -51,6 +51,17 @@ def keep_largest_component(labels: np.ndarray, confidence: np.ndarray) -> np.nda
     return left_out
 
 
+def dice(one: np.ndarray, other: np.ndarray, *, empty: float) -> float:
+    """Compute the Dice coefficient of two masks.
+
+    Args:
+        one, other: bool arrays of one shape.
+        empty: the result if both masks are empty.
+    """
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else empty
+
+
 def _weights(confidence: np.ndarray) -> np.ndarray:
     """(2p - 1)²; a ten-thousandth at least, so that unsure pieces compare by their voxels."""
     return np.maximum(2 * confidence.astype(np.float32) - 1, 0.01) ** 2

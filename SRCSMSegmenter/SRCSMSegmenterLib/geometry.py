@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where voxels lie: the grid of a volume, and the grid a network looks at."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +82,40 @@ class Geometry:
         """True where I, J and K are related as the thumb and two fingers of a left hand."""
         return bool(np.linalg.det(self.affine[:3, :3]) < 0)
 
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in millilitres."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    @property
+    def coarsest_axis(self) -> int:
+        """Voxel axis across which the slices lie: 0, 1 or 2 for I, J or K.
+
+        The axis with the largest spacing, the last one if several are equal up to rounding. A
+        volume of a single slice lies across the axis of length 1, whatever the slice's thickness.
+        """
+        spacing = self.spacing
+        if min(self.size) == 1:
+            spacing = np.where(np.array(self.size) == 1, spacing, 0.0)
+        return int(np.flatnonzero(spacing > 0.999 * spacing.max())[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {size: (I, J, K), affine: four rows}, ready for JSON."""
+        return {"size": list(self.size), "affine": self.affine.tolist()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Geometry":
+        """Read what `to_json` wrote; other keys are ignored.
+
+        The affine may also be 16 numbers, row by row, as older versions wrote it.
+
+        Raises:
+            VolumeError: no geometry, such as a singular affine.
+            KeyError, TypeError, ValueError: a key is missing, or no numbers.
+        """
+        affine = np.array(content["affine"], dtype=np.float64)
+        return cls(content["size"], affine.reshape(4, 4) if affine.size == 16 else affine)
+
     def mirrored(self) -> "Geometry":
         """The same voxels with the K axis running the other way."""
         affine = self.affine.copy()
@@ -145,7 +181,7 @@ class GridSpec:
         """3x3, columns are the unit vectors of this grid's I, J and K axes in RAS over `scan`."""
         if self.axes == "patient":
             return np.eye(3)
-        through_plane = int(np.flatnonzero(scan.spacing > 0.999 * scan.spacing.max())[-1])
+        through_plane = scan.coarsest_axis
         order = [axis for axis in range(3) if axis != through_plane] + [through_plane]
         # A sheared affine has no orthogonal axes; the nearest rotation is what a grid can follow.
         u, _, vt = np.linalg.svd(scan.direction[:, order])

@@ -79,7 +79,7 @@ def segment(
     source_matching: bool = True,
     device: str | torch.device = "auto",
     overlap: float = 0.5,
-    largest_component: bool = False,
+    keep_largest: bool = True,
     keep_probabilities: bool = False,
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -98,7 +98,7 @@ def segment(
             sees the scan normalised by the rule of its own modality.
         device: see `resolve_device`.
         overlap: share of a window that its neighbours cover too, where one does not suffice.
-        largest_component: keep the largest connected piece of every label, sure voxels weighing
+        keep_largest: keep the largest connected piece of every label, sure voxels weighing
             more, and call the rest background (`smaller_components`), for organs that are one
             piece; the probabilities stay what they are.
         keep_probabilities: return them; two bytes per class and voxel.
@@ -174,11 +174,11 @@ def segment(
         raise DeviceError(
             f"Memory ran out on {place} too; free some, or crop the scan and try again."
         )
-    if largest_component:
+    if keep_largest:
         with _timed(seconds, "resample"):
             counts = keep_largest_component(labels, confidence)
         if counts.any():
-            millilitres = abs(float(np.linalg.det(volume.geometry.affine[:3, :3]))) / 1000
+            millilitres = volume.geometry.voxel_ml
             left_out = ", ".join(
                 f"{counts[label.value] * millilitres:.1f} ml of {label.name.replace('_', ' ')}"
                 for label in bundle.description.labels

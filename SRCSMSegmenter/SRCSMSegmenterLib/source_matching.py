@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import SourceMatchingError
+from .errors import ConfigError, SourceMatchingError
 from .intensity import IntensityRule, scaling
 
 BLOCK = 1 << 17
@@ -173,6 +173,23 @@ def match_to_source(array: np.ndarray, rule: IntensityRule, source: SourceHistog
         VolumeError, SourceMatchingError: as `to_integers` and `match`.
     """
     return match(to_integers(array, rule), source)
+
+
+def wanted(choice: str, modality: str, rule: IntensityRule) -> bool:
+    """Tell whether to match a scan to the source.
+
+    Args:
+        choice: "on", "off", or "auto": on if the scan's modality is not the network's.
+        modality: of the scan, "CT" or "MR".
+        rule: the bundle's rule.
+
+    Raises:
+        ConfigError: any other choice.
+    """
+    choices = {"on": True, "off": False, "auto": modality != rule.modality}
+    if choice not in choices:
+        raise ConfigError(f'source matching is "on", "off" or "auto", not {choice!r}.')
+    return choices[choice]
 
 
 def _cdf(counts: np.ndarray) -> np.ndarray:

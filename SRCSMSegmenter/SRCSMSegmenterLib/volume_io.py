@@ -20,12 +20,10 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from .atomic import atomic_write
+from .endings import LABELS, READABLE, SEGMENTATION, WRITABLE, ending
 from .errors import VolumeError
 from .geometry import Geometry, Volume
 from .terminology import Segment, terminology_entry
-
-_READABLE = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-_WRITABLE = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 _FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS <-> RAS
 
@@ -67,10 +65,10 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
     with _reading(path):
         if path.is_dir():
             return _read_dicom(path, series_uid)
-        suffix = _suffix(path)
-        if suffix not in _READABLE:
+        suffix = ending(path)
+        if suffix not in (*READABLE, SEGMENTATION):
             raise VolumeError(
-                f"{path} is not of a known format: give one of {', '.join(_READABLE)} or a folder "
+                f"{path} is not of a known format: give one of {', '.join(READABLE)} or a folder "
                 "with a DICOM series."
             )
         if path.stat().st_size == 0:
@@ -108,7 +106,7 @@ def write_volume(path: str | Path, volume: Volume) -> None:
             no format has (bool, float16).
     """
     path = Path(path)
-    if path.name.lower().endswith(".seg.nrrd"):
+    if ending(path) == SEGMENTATION:
         raise VolumeError(f"{path} would be a segmentation; write a scan as .nrrd or .nii.gz.")
     if volume.array.dtype.name not in _NIFTI_TYPES:
         raise VolumeError(f"{path} was not written: no format holds {volume.array.dtype} voxels.")
@@ -137,8 +135,8 @@ def write_labels(path: str | Path, volume: Volume, segments: Sequence[Segment]) 
     if present[0] < 0 or present[-1] > 65535:
         raise VolumeError(f"{path} was not written: label values go from 0 to 65535.")
     labels = Volume(array.astype(np.uint8 if present[-1] < 256 else np.uint16), volume.geometry)
-    is_segmentation = path.name.lower().endswith(".seg.nrrd")
-    _write(path, labels, _slicer_fields(labels.geometry, segments) if is_segmentation else {})
+    fields = _slicer_fields(labels.geometry, segments) if ending(path) == SEGMENTATION else {}
+    _write(path, labels, fields)
 
 
 # --- reading
@@ -305,12 +303,12 @@ def _describe(files: Sequence[str]) -> str:
 
 
 def _write(path: Path, volume: Volume, fields: dict[str, str]) -> None:
-    suffix = _suffix(path)
-    if suffix not in _WRITABLE:
-        raise VolumeError(f"{path} cannot be written: end it with one of {', '.join(_WRITABLE)}.")
+    suffix = ending(path)
+    if suffix not in LABELS:
+        raise VolumeError(f"{path} cannot be written: end it with one of {', '.join(WRITABLE)}.")
     try:
         with atomic_write(path) as temporary:
-            if suffix == ".nrrd":
+            if suffix in (".nrrd", SEGMENTATION):
                 _write_nrrd(temporary, volume, fields)
             elif suffix == ".mha":
                 _write_itk(temporary, volume)
@@ -356,7 +354,7 @@ def _write_nifti(path: Path, volume: Volume) -> None:
     struct.pack_into("<12f", header, 280, *geometry.affine[:3].ravel())
     header[344:348] = b"n+1\0"
     with open(path, "wb") as file:
-        if path.name.lower().endswith(".gz"):
+        if ending(path) == ".nii.gz":
             with _gzipped(file) as stream:
                 stream.write(header)
                 stream.write(data)
@@ -428,10 +426,6 @@ def _little_endian(array: np.ndarray) -> np.ndarray:
 def _gzipped(file: BinaryIO) -> gzip.GzipFile:
     # No name and no time inside: the same volume gives the same bytes.
     return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)
-
-
-def _suffix(path: Path) -> str:
-    return ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower()
 
 
 def _reason(error: Exception) -> str:

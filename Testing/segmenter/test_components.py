@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Of every label, all but its largest piece are found."""
 
+import math
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from SRCSMSegmenterLib.components import smaller_components
+from SRCSMSegmenterLib.components import dice, smaller_components
 
 
 def test_the_largest_piece_of_each_label_stays_and_the_others_are_marked():
@@ -57,3 +59,14 @@ def test_no_smaller_piece_is_left_and_no_label_vanishes(labels):
     assert set(np.unique(kept)) | {0} == set(np.unique(labels)) | {0}
     assert not smaller_components(kept).any()
     assert not smaller[labels == 0].any()
+
+
+def test_dice_of_two_masks_and_of_two_empty_ones():
+    one, other, nothing = np.zeros((3, 2, 4, 5), bool)
+    one[0, 0] = True  # 5 voxels
+    other[0, :2, 2:] = True  # 6, of which 3 are shared
+    assert dice(one, other, empty=0.5) == 2 * 3 / 11
+    assert dice(one, one, empty=0.5) == 1
+    assert dice(one, nothing, empty=0.5) == dice(nothing, one, empty=0.5) == 0
+    assert dice(nothing, nothing, empty=1.0) == 1
+    assert math.isnan(dice(nothing, nothing, empty=math.nan))

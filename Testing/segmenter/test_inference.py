@@ -102,7 +102,15 @@ def around_origin(size, spacing, turn=(0, 0, 0)) -> Geometry:
 
 def plain(volume: Volume, bundle: ModelBundle, **options):
     return segment(
-        volume, bundle, **{"modality": "CT", "source_matching": False, "device": "cpu", **options}
+        volume,
+        bundle,
+        **{
+            "modality": "CT",
+            "source_matching": False,
+            "device": "cpu",
+            "keep_largest": False,
+            **options,
+        },
     )
 
 
@@ -287,10 +295,11 @@ def test_probabilities_and_confidence_are_the_networks():
     assert plain(volume, a_bundle(SAME)).probabilities is None
 
 
-def test_only_the_largest_piece_of_a_label_is_kept_where_that_is_asked_for():
+def test_only_the_largest_piece_of_a_label_is_kept_by_default():
     volume, p = known_slices((-0.1, -0.9, -0.2, -0.15))
     assert plain(volume, a_bundle(SAME)).labels.array[:, 1, 1].tolist() == [1, 0, 1, 1]
-    found = plain(volume, a_bundle(SAME), largest_component=True, keep_probabilities=True)
+    options = {"modality": "CT", "source_matching": False, "device": "cpu"}
+    found = segment(volume, a_bundle(SAME), **options, keep_probabilities=True)
     millilitres = 5 * 6 * np.prod(SAME.spacing) / 1000
     assert found.messages[-1].endswith(f"left out: {millilitres:.1f} ml of liver.")
     assert found.labels.array[:, 1, 1].tolist() == [0, 0, 1, 1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from SRCSMSegmenterLib import source_matching as sm
-from SRCSMSegmenterLib.errors import SourceMatchingError, VolumeError
+from SRCSMSegmenterLib.errors import ConfigError, SourceMatchingError, VolumeError
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
 
 CT = IntensityRule("CT")
@@ -371,3 +371,23 @@ def test_a_real_mr_matches_ct_as_the_literal_one_does(data_folder):
         *literal.fit(literal.to_integers(image, SOFT_TISSUE) for image in training),
     )
     np.testing.assert_array_equal(sm.match_to_source(target, MR, source), expected)
+
+
+@pytest.mark.parametrize(
+    ("choice", "modality", "expected"),
+    [
+        ("auto", "CT", False),
+        ("auto", "MR", True),
+        ("on", "CT", True),
+        ("on", "MR", True),
+        ("off", "CT", False),
+        ("off", "MR", False),
+    ],
+)
+def test_auto_matches_scans_of_another_modality_than_the_networks(choice, modality, expected):
+    assert sm.wanted(choice, modality, IntensityRule("CT")) is expected
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(ConfigError, match='"on", "off" or "auto", not \'maybe\''):
+        sm.wanted("maybe", "CT", IntensityRule("CT"))

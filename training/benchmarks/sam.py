@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from SAMRefineLib.boxes.boxes import Box, SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.boxes.key_frames import KeyFrames
 from SAMRefineLib.refine.acceptance import ANYTHING
 from SAMRefineLib.refine.refiner import OrganPrompt, Refinement, Refiner
@@ -37,7 +37,7 @@ from srcsm_training.engine.timing import (
     synchronise,
 )
 from SRCSMSegmenterLib.geometry import Geometry, Volume
-from SRCSMSegmenterLib.models.bundle import shipped_models_folder
+from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 SLICES = 25
@@ -70,7 +70,7 @@ def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
     (case,) = (case for case in dataset.cases if case.image == scan)
     name, value = next(iter(dataset.labels.items()))
     volume, mask = read_volume(scan), read_labels(case.labels).array == value
-    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     organ = OrganPrompt(KeyFrames.from_coarse(name, value, mask, grid), mask)
     slices = len(organ.frames.effective())
 

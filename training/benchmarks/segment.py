@@ -23,8 +23,8 @@ from SRCSMSegmenterLib.models.bundle import (
     ModelBundle,
     is_bundle,
     save_bundle,
-    shipped_models_folder,
 )
+from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import segment_for

@@ -143,6 +143,23 @@ def add_cache(parser: argparse.ArgumentParser, note: str = "") -> None:
     )
 
 
+def add_keep_largest(
+    parser: argparse.ArgumentParser, *, default: bool, help: str, alias: str
+) -> None:
+    """Add --keep-largest and --no-keep-largest, and the older name of one of them, unlisted."""
+    parser.add_argument(
+        "--keep-largest", action=argparse.BooleanOptionalAction, default=default, help=help
+    )
+    parser.add_argument(
+        alias,
+        dest="keep_largest",
+        action="store_const",
+        const=not default,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
 

@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from SRCSMSegmenterLib import endings
+from SRCSMSegmenterLib.endings import LABELS, WRITABLE
 from SRCSMSegmenterLib.errors import ConfigError, SRCSMError, VolumeError
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
-
-from .commands import ENDINGS
-
-READABLE = (*ENDINGS, ".mhd", ".nhdr")
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -84,16 +82,6 @@ def load_model(model: str) -> ModelBundle:
     return load_bundle(find_model(model))
 
 
-def model_identity(bundle: ModelBundle) -> dict[str, str]:
-    """What names one exact network."""
-    description = bundle.description
-    return {
-        "name": description.name,
-        "version": description.version,
-        "identity": bundle.identity,
-    }
-
-
 def output_files(
     scans: Sequence[Path],
     output: Path,
@@ -118,11 +106,11 @@ def output_files(
     if len(scans) > 1 or output.is_dir() or not output.suffix:
         with making(output):
             output.mkdir(parents=True, exist_ok=True)
-        files = [output / f"{stem(scan)}{ending}" for scan in scans]
+        files = [output / f"{endings.stem(scan)}{ending}" for scan in scans]
     else:
         files = [output]
-    known = [e for e in ENDINGS if labels or e != ".seg.nrrd"]
-    if next((e for e in ENDINGS if files[0].name.lower().endswith(e)), None) not in known:
+    known = LABELS if labels else WRITABLE
+    if endings.ending(files[0]) not in known:
         raise ConfigError(f"{output} needs one of the endings {', '.join(known)}.")
     used = {path.resolve() for path in (*scans, *taken)}
     for path in files:
@@ -131,13 +119,6 @@ def output_files(
         used.add(path.resolve())
     check_writable(files[0].parent)
     return files
-
-
-def stem(path: Path) -> str:
-    """A scan's name without the ending that tells its format."""
-    name = path.resolve().name
-    ending = next((e for e in READABLE if name.lower().endswith(e)), "")
-    return name[: len(name) - len(ending)]
 
 
 def make_folder(folder: Path) -> None:

@@ -440,8 +440,7 @@ def most_wrong_slice(
         labels: name -> value; other values count as background.
     """
     geometry = image.geometry
-    # Of equally coarse axes the last: K is what a stack of slices is stored along.
-    through = 2 - int(np.argmax(geometry.spacing[::-1]))
+    through = geometry.coarsest_axis
     column, row = sorted(
         (axis for axis in range(3) if axis != through),
         key=lambda axis: abs(geometry.direction[0, axis]),

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
+from SRCSMSegmenterLib.components import dice
 from SRCSMSegmenterLib.errors import VolumeError
 
 Status = Literal["scored", "missed", "false positive", "absent"]
@@ -95,7 +96,7 @@ def _score_label(
         case,
         label,
         "scored",
-        dice=2 * float((predicted & true).sum() / (predicted.sum() + true.sum())),
+        dice=dice(predicted, true, empty=np.nan),
         assd=float(pooled.mean()),
         hd95=float(max(np.percentile(one_way, 95), np.percentile(other_way, 95))),
         distance_median=float(np.median(pooled)),

@@ -120,7 +120,12 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
 
         def network(volume: Volume, matching: bool, dataset: str = dataset.name) -> Volume:
             found = segment(
-                volume, bundle, modality=modality[dataset], source_matching=matching, device="cpu"
+                volume,
+                bundle,
+                modality=modality[dataset],
+                source_matching=matching,
+                device="cpu",
+                keep_largest=False,
             )
             return found.labels
 

@@ -22,8 +22,8 @@ from SRCSMSegmenterLib.models.bundle import (
     ModelBundle,
     load_bundle,
     save_bundle,
-    shipped_models_folder,
 )
+from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from SAMRefineLib.boxes.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseOrgan
 from SAMRefineLib.boxes.key_frames import KeyFrames
 from SAMRefineLib.refine.acceptance import ANYTHING, DEFAULT_TRUST
@@ -37,9 +37,10 @@ from srcsm_training.data.dataset import Case, Dataset, choose_cases, read_datase
 from srcsm_training.experiments.reports import CT, DATA, MR, REPOSITORY, RESULTS, write_report
 from srcsm_training.sam.decoder import organ_boxes
 from SRCSMSegmenterLib.atomic import atomic_write
-from SRCSMSegmenterLib.components import keep_largest_component
+from SRCSMSegmenterLib.components import dice, keep_largest_component
 from SRCSMSegmenterLib.inference import segment
-from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, shipped_models_folder
+from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
+from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 THETA1 = 0.75
@@ -150,9 +151,10 @@ def score_case(
         modality=modality,
         source_matching=True,
         device="cpu",
+        keep_largest=False,
         keep_probabilities=True,
     )
-    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     organs = [CoarseOrgan(name, v, found.probabilities[v]) for name, v in labels.items()]
     cache = EmbeddingCache()
     settings = {"modality": modality, "mosaic": mosaic, "cache": cache}
@@ -199,10 +201,8 @@ def scores(
     """Dice of each label; NaN where neither has it."""
     rows = []
     for name, value in labels.items():
-        one, other = found == value, truth == value
-        total = int(one.sum()) + int(other.sum())
-        dice = 2 * int((one & other).sum()) / total if total else np.nan
-        rows.append({"case": case, "label": name, **setting, "dice": dice})
+        overlap = dice(found == value, truth == value, empty=np.nan)
+        rows.append({"case": case, "label": name, **setting, "dice": overlap})
     return rows
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from SAMRefineLib.boxes.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.refine.acceptance import dice
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.models import SamModel, load_sam
@@ -29,7 +29,7 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 def lay_out(case: Case, model: SamModel, modality: str, labels: Sequence[int]) -> Scan:
     """A case's organs in crops, with their true boxes."""
     volume, truth = read_volume(case.image), read_labels(case.labels).array
-    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     boxes = {v: organ_boxes("true", truth, truth == v, grid, theta1=0.0) for v in labels}
     return laid_out(case.name, volume, truth, boxes, model, "crops", modality)
 

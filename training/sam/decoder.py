@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from SAMRefineLib.boxes.boxes import Box, SliceGrid, acquisition_axis, boxes_from_coarse
+from SAMRefineLib.boxes.boxes import Box, SliceGrid, boxes_from_coarse
 from SAMRefineLib.sam.crops import crops
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.embeddings import EmbeddingCache, encode
@@ -300,9 +300,10 @@ def scan_of(
         modality=modality,
         source_matching=False,
         device=device,
+        keep_largest=False,
         keep_probabilities=True,
     )
-    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     boxes = {
         value: organ_boxes(
             config.boxes, found.probabilities[value], truth.array == value, grid, config.theta1
@@ -345,7 +346,7 @@ def laid_out(
         boxes: by label and slice number; those where the slice does not show the label are no
             examples.
     """
-    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = to_pixels(grid.stack(volume.array), model.pixels, modality)
     labels = grid.stack(truth)
     boxes = {

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-from SAMRefineLib.boxes.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
 from srcsm_training.cli.arguments import add_device, add_run
 from srcsm_training.cli.commands.train import run_to_end
@@ -272,7 +272,7 @@ def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.n
         volume: raw intensities.
         modality: "CT" or "MR"; None guesses.
     """
-    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = torch.from_numpy(to_pixels(grid.stack(volume.array), EQUALISED, modality))
     device = next(coarse.network.parameters()).device
     found = np.zeros((len(coarse.labels), *volume.array.shape), np.float16)
@@ -288,7 +288,7 @@ def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.n
 def read_slices(case: Case, modality: str) -> Slices:
     """A case's slices as the network sees them."""
     volume, labels = read_volume(case.image), read_labels(case.labels)
-    grid = SliceGrid(volume.geometry, acquisition_axis(volume.geometry))
+    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = to_pixels(grid.stack(volume.array), EQUALISED, modality)
     stack = np.ascontiguousarray(grid.stack(labels.array.astype(np.uint8)))
     return Slices(case.name, torch.from_numpy(pixels).half(), torch.from_numpy(stack))

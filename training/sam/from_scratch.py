@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn import functional as F
 
-from SAMRefineLib.boxes.boxes import SliceGrid, acquisition_axis
+from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.embeddings import encode
 from SAMRefineLib.sam.models import SMALL, SamModel, save_sam
@@ -248,7 +248,7 @@ def new_network(config: SamConfig) -> BoxSam:
 
 def with_pixels(case: PreparedCase, rule: PixelRule, modality: str) -> PreparedCase:
     """The case with a SAM's pixels for intensities, float16."""
-    grid = SliceGrid(case.geometry, acquisition_axis(case.geometry))
+    grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
     pixels = to_pixels(grid.stack(case.image[0].numpy()), rule, modality)
     volume = np.moveaxis(pixels, 0, 2 - grid.axis)
     return replace(case, image=torch.from_numpy(np.ascontiguousarray(volume)).half()[None])
@@ -332,7 +332,7 @@ def prompted_loss(logits: torch.Tensor, iou: torch.Tensor, masks: torch.Tensor) 
 
 def validation_tiles(case: PreparedCase, side: int) -> Tiles:
     """Tiles of a case's objects without any augmentation, with their true boxes."""
-    grid = SliceGrid(case.geometry, acquisition_axis(case.geometry))
+    grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
     images, masks, values = [], [], []
     for voxels in case.foreground:
         slices = np.unique(voxels[:, grid.axis])

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import distance_transform_edt, gaussian_gradient_magnitude
 from scipy.stats import rankdata
 
+from SRCSMSegmenterLib.components import dice
 from SRCSMSegmenterLib.errors import BundleError, DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.inference import segment
@@ -402,14 +403,19 @@ def _network_dice(found: SliceSet, s: Slice, network: ModelBundle, device: str) 
     values = np.repeat(picture[None] * np.float32((upper - lower) / 255) + lower, depth, axis=0)
     scan = Volume(values.astype(np.float32), Geometry(values.shape[::-1], straight))
     labels = segment(
-        scan, network, modality=source.modality, source_matching=False, device=device
+        scan,
+        network,
+        modality=source.modality,
+        source_matching=False,
+        device=device,
+        keep_largest=False,
     ).labels.array[depth // 2]
-    dice = []
+    scores = []
     for value in found.labels.values():
         true, predicted = mask == value, labels == value
         if true.sum() >= SMALLEST:
-            dice.append(2 * (true & predicted).sum() / (true.sum() + predicted.sum()))
-    return _mean(dice)
+            scores.append(dice(true, predicted, empty=np.nan))
+    return _mean(scores)
 
 
 def _check_labels(network: ModelBundle, found: SliceSet) -> None:

@@ -101,7 +101,7 @@ def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) ->
         Geometries of size (size, size, 1): I runs along the pictures' columns, J along their
         rows, as a radiologist looks at them; the middle of a picture is the middle of its slice.
     """
-    normal = "IJK".index(axis) if axis != "auto" else coarsest_axis(scan)
+    normal = "IJK".index(axis) if axis != "auto" else scan.coarsest_axis
     across = [n for n in range(3) if n != normal]
     columns, rows = _display(scan.direction, normal, across)
     side = field_of_view or max(scan.size[n] * scan.spacing[n] for n in across)
@@ -116,11 +116,6 @@ def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) ->
         affine[:3, 3] = scan.to_ras(middle) - affine[:3, :2].sum(axis=1) * (size - 1) / 2
         grids.append(Geometry((size, size, 1), affine))
     return grids
-
-
-def coarsest_axis(scan: Geometry) -> int:
-    """The voxel axis (0, 1, 2 for I, J, K) with the largest spacing, the last of equal ones."""
-    return int(np.flatnonzero(scan.spacing > 0.999 * scan.spacing.max())[-1])
 
 
 def picture(
@@ -202,7 +197,7 @@ def _slices_of(
         volume = windowed(volume, dataset.modality, chosen)
     except DatasetError as error:
         raise DatasetError(f"{case.image} cannot be used: {error}") from error
-    axis = chosen.axis if chosen.axis != "auto" else "IJK"[coarsest_axis(volume.geometry)]
+    axis = chosen.axis if chosen.axis != "auto" else "IJK"[volume.geometry.coarsest_axis]
     grids = picture_grids(volume.geometry, axis, config.size, chosen.field_of_view)
     chances = np.random.default_rng([config.seed, zlib.crc32(case.name.encode())])
     draws = chances.random(len(grids))

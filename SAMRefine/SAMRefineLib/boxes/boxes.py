@@ -279,17 +279,6 @@ class SliceGrid:
         return math.floor((block.lower[self.axis] + block.upper[self.axis]) / 2)
 
 
-def acquisition_axis(geometry: Geometry) -> int:
-    """The axis across which a volume was most likely acquired, 0, 1 or 2 for I, J or K.
-
-    The coarsest; the last of equally coarse ones. A single slice is that slice.
-    """
-    spacing = geometry.spacing
-    if min(geometry.size) == 1:
-        spacing = np.where(np.array(geometry.size) == 1, spacing, 0.0)
-    return int(np.flatnonzero(spacing > 0.999 * spacing.max())[-1])
-
-
 def filter_mask(
     mask: np.ndarray,
     grid: SliceGrid,

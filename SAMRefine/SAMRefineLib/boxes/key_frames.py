@@ -279,11 +279,7 @@ def boxes_to_json(organs: Sequence[KeyFrames]) -> str:
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "grid": {
-            "size": list(grid.geometry.size),
-            "affine": grid.geometry.affine.tolist(),
-            "axis": AXES[grid.axis],
-        },
+        "grid": {**grid.geometry.to_json(), "axis": AXES[grid.axis]},
         "organs": [
             {
                 "name": organ.name,
@@ -325,8 +321,7 @@ def boxes_from_json(text: str, where: str = "This text") -> tuple[KeyFrames, ...
         )
     try:
         grid = content["grid"]
-        affine = np.array(grid["affine"], dtype=np.float64)
-        slices = SliceGrid(Geometry(grid["size"], affine), list(AXES).index(grid["axis"]))
+        slices = SliceGrid(Geometry.from_json(grid), list(AXES).index(grid["axis"]))
         return tuple(_organ(entry, slices) for entry in content["organs"])
     except KeyError as error:
         raise PromptError(f"{where} lacks {error}; save the boxes again.") from error

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from SRCSMSegmenterLib.components import dice
+
 from ..boxes.boxes import Box
 
 NO_BOX = "there is no box"
@@ -64,15 +66,9 @@ def rejection_reason(
         return PARTIAL
     if predicted_iou < trust.predicted_iou:
         return UNSURE
-    if coarse is not None and dice(mask, coarse) < trust.agreement:
+    if coarse is not None and dice(mask, coarse, empty=1.0) < trust.agreement:
         return DISAGREES
     return None
-
-
-def dice(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two bool masks; 1 where both are empty."""
-    total = int(one.sum()) + int(other.sum())
-    return 2 * int((one & other).sum()) / total if total else 1.0
 
 
 def _covered(mask: np.ndarray) -> int:

@@ -69,12 +69,10 @@ class RefineClient:
                 mosaic, device.
         """
         self._worker, self._volume = worker, volume
-        geometry = volume.geometry
         self._opening = {
             **opening,
             "session": uuid.uuid4().hex,
-            "size": list(geometry.size),
-            "affine": geometry.affine.ravel().tolist(),
+            **volume.geometry.to_json(),
         }
         self._sent: set[str] = set()
         # The session's last result, None if it is uncertain, and how many are being made.

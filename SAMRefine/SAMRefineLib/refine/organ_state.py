@@ -257,11 +257,7 @@ def organs_to_json(
         "version": VERSION,
         "settings": asdict(settings),
         "highest": highest,
-        "grid": {
-            "size": list(grid.geometry.size),
-            "affine": grid.geometry.affine.ravel().tolist(),
-            "axis": grid.axis,
-        },
+        "grid": {**grid.geometry.to_json(), "axis": grid.axis},
         "boxes": boxes_to_json([organ.frames for organ in organs]) if organs else None,
         "organs": [
             {
@@ -327,8 +323,7 @@ def organs_from_json(text: str, where: str = "This text") -> Saved:
                 f"{VERSION}; update it."
             )
         given = content["grid"]
-        geometry = Geometry(given["size"], np.reshape(given["affine"], (4, 4)))
-        grid = SliceGrid(geometry, given["axis"])
+        grid = SliceGrid(Geometry.from_json(given), given["axis"])
         frames = boxes_from_json(content["boxes"], where) if content["boxes"] else ()
         for each in frames:
             each.require(grid)

@@ -112,7 +112,7 @@ def refine(
         ],
         "encoder_passes": session.refiner.passes - before,
         "seconds": found.seconds,
-        "sam": {"name": model.name, "kind": model.kind, "identity": model.identity},
+        "sam": model.identify(),
         "device": str(model.device),
     }
     labels = found.labels.array
@@ -201,7 +201,7 @@ def _open(
     sam, kind = parameters["sam"], parameters.get("sam_kind")
     device = parameters.get("device", "auto")
     model = context.models.get(f"sam {sam} {kind} {device}", lambda: load_sam(sam, kind, device))
-    geometry = Geometry(parameters["size"], np.reshape(parameters["affine"], (4, 4)))
+    geometry = Geometry.from_json(parameters)
     grid = SliceGrid(geometry, frames[0].grid.axis)
     refiner = Refiner(
         Volume(arrays["image"], geometry),

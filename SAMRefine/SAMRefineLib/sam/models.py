@@ -29,7 +29,7 @@ from segment_anything.modeling import Sam
 
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, SRCSMError
-from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG, shipped_folder
+from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG, candidate_folders, shipped_folder
 from SRCSMSegmenterLib.models.hashed_folder import (
     SUMS,
     check_format,
@@ -80,6 +80,10 @@ class SamModel:
     config: SmallSamConfig | None = None
     identity: str = ""
     training: dict = field(default_factory=dict)
+
+    def identify(self) -> dict[str, str]:
+        """Return the name, the kind and the identity, which names one exact SAM."""
+        return {"name": self.name, "kind": self.kind, "identity": self.identity}
 
     @property
     def canvas(self) -> int:
@@ -203,12 +207,7 @@ def is_sam(folder: Path) -> bool:
 
 def find_sams(*folders: Path) -> list[Path]:
     """The SAMs of ours among `folders` and their direct subfolders, in order, by name."""
-    found = []
-    for folder in map(Path, folders):
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        shown = [path for path in inside if not path.name.startswith(".")]
-        found += [path for path in (folder, *shown) if is_sam(path)]
-    return found
+    return [folder for folder in candidate_folders(*folders) if is_sam(folder)]
 
 
 def verify_sam(folder: Path) -> list[str]:

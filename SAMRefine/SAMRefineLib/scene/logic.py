@@ -17,7 +17,7 @@ import slicer
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.scene import nodes as slicer_scene
 
-from ..boxes.boxes import AXES, Box3D, SliceGrid, acquisition_axis
+from ..boxes.boxes import AXES, Box3D, SliceGrid
 from ..refine.organ_state import DEFAULT_SETTINGS, Patch, Saved, Settings, organs_from_json
 from .masks import add_segment, fits, read_masks
 from .roi_views import BOUND, remove_node
@@ -170,7 +170,7 @@ def refine(
 
 def _axis(axis: str | int | None, geometry: slicer_scene.Geometry) -> int:
     if axis is None:
-        return acquisition_axis(geometry)
+        return geometry.coarsest_axis
     if axis not in (*AXES, 0, 1, 2):
         raise PromptError(f'There is no axis {axis!r}; choose "I", "J" or "K".')
     return AXES.index(axis) if isinstance(axis, str) else axis

@@ -32,8 +32,6 @@ from ..network import NetworkConfig, UNet
 from ..source_matching import SourceHistogram
 from ..terminology import Segment
 from .catalogue import METADATA, is_bundle
-from .catalogue import find_bundles as find_bundles
-from .catalogue import shipped_models_folder as shipped_models_folder
 from .hashed_folder import (
     SUMS,
     check_format,
@@ -54,9 +52,6 @@ HISTOGRAM = "configs/source_histogram.json"
 WEIGHTS = "models/model.safetensors"
 CARD = "docs/README.md"
 LICENCE = "LICENSE"
-SAM_CONFIG = "config.json"
-"""What a SAM's folder has in its place; its weights lie elsewhere too."""
-
 LATER_SETTINGS = {"pool_by": "average", "decoder": []}
 """Of a network, and what they were before there was a choice."""
 
@@ -131,6 +126,15 @@ class ModelBundle:
         if any(n % d for n, d in zip(size, divisor, strict=True)):
             raise BundleError(f"The window {size} is not a multiple of the network's {divisor}.")
         self.unet()
+
+    def identify(self) -> dict[str, str]:
+        """Return the name, the version and the identity, which names one exact network."""
+        description = self.description
+        return {
+            "name": description.name,
+            "version": description.version,
+            "identity": self.identity,
+        }
 
     def unet(self) -> UNet:
         """The network in evaluation mode, on the CPU; shares `weights`."""

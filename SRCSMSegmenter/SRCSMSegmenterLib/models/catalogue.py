@@ -7,6 +7,7 @@ Slicer's panel shows this before PyTorch is installed. What a folder says is onl
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ SAM_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Organ:
+class OrganCard:
     """A label: its name, such as "right_kidney", and its colour (RGB, 0-255)."""
 
     name: str
@@ -43,7 +44,7 @@ class ModelCard:
     expects: str
     licence: str
     modality: str
-    organs: tuple[Organ, ...]
+    organs: tuple[OrganCard, ...]
     spacing: tuple[float, float, float]
 
 
@@ -60,7 +61,7 @@ def read_card(folder: Path) -> ModelCard:
             *(str(ours[key]) for key in ("name", "task", "expects", "licence")),
             str(ours["rule"]["modality"]),
             tuple(
-                Organ(str(label["name"]), tuple(map(int, label["color"])))
+                OrganCard(str(label["name"]), tuple(map(int, label["color"])))
                 for label in ours["labels"]
             ),
             tuple(map(float, ours["grid"]["spacing"])),
@@ -81,13 +82,18 @@ def is_bundle(folder: Path) -> bool:
 
 def find_bundles(*folders: Path) -> list[Path]:
     """The bundles among `folders` and their direct subfolders, in order, by name."""
-    found = []
+    return [folder for folder in candidate_folders(*folders) if is_bundle(folder)]
+
+
+def candidate_folders(*folders: Path) -> Iterator[Path]:
+    """Yield each of `folders` and then the folders and files in it, by name.
+
+    A name with a dot in front is left out: it is being written, or was when the power failed.
+    """
     for folder in map(Path, folders):
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        # A name with a dot is one that is being written, or was when the power failed.
-        shown = [path for path in inside if not path.name.startswith(".")]
-        found += [path for path in (folder, *shown) if is_bundle(path)]
-    return found
+        yield folder
+        if folder.is_dir():
+            yield from (path for path in sorted(folder.iterdir()) if path.name[0] != ".")
 
 
 def find_model(model: str) -> Path:

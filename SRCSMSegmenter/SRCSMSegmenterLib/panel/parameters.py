@@ -60,6 +60,6 @@ class Parameters:
     outputSegmentation: vtkMRMLSegmentationNode
     sourceMatching: SourceMatching = SourceMatching.AUTO
     device: Device = Device.AUTO
-    largestComponent: bool = True
+    keepLargest: bool = True
     show3D: bool = False
     result: vtkMRMLSegmentationNode

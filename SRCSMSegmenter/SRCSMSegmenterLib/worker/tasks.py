@@ -105,7 +105,7 @@ def describe_models(
         rows.append(
             {
                 "folder": str(folder),
-                **_identity(bundle),
+                **bundle.identify(),
                 "task": description.task,
                 "modality": description.rule.modality,
                 "labels": [_label(label) for label in description.labels],
@@ -122,11 +122,11 @@ def segment(
     """Segment a scan (`inference.segment`).
 
     Args:
-        parameters: model: name of a shipped model, or folder; size: (I, J, K); affine: 16 numbers,
-            row by row, IJK -> RAS mm. May be left out: modality: "CT", "MR" or None (guessed);
+        parameters: model: name of a shipped model, or folder; size, affine: see
+            `Geometry.to_json`. May be left out: modality: "CT", "MR" or None (guessed);
             source_matching: "on", "off" or "auto" (where the modality is not the model's);
             device: see `resolve_device`; organs: names of the labels to keep, None for all;
-            largest_component: see `inference.segment`; probabilities: False does without.
+            keep_largest: see `inference.segment`; probabilities: False does without.
         arrays: {image: raw intensities (K, J, I)}.
 
     Returns:
@@ -143,25 +143,25 @@ def segment(
     """
     from ..devices import resolve_device
     from ..inference import segment as run
+    from ..source_matching import wanted
 
     context.progress("load", 0.0)
     bundle = _load(parameters["model"], context.models)
     description = bundle.description
     kept = _kept(description, parameters.get("organs"))
-    geometry = Geometry(parameters["size"], np.reshape(parameters["affine"], (4, 4)))
+    geometry = Geometry.from_json(parameters)
     volume = Volume(arrays["image"], geometry)
     device = str(resolve_device(parameters.get("device", "auto")))
     given = parameters.get("modality")
     modality = given or guess_modality(volume.array)
-    choices = {"on": True, "off": False, "auto": modality != description.rule.modality}
-    matching = choices[parameters.get("source_matching", "auto")]
+    matching = wanted(parameters.get("source_matching", "auto"), modality, description.rule)
     found = run(
         volume,
         bundle,
         modality=given,
         source_matching=matching,
         device=device,
-        largest_component=parameters.get("largest_component", False),
+        keep_largest=parameters.get("keep_largest", True),
         keep_probabilities=parameters.get("probabilities", True),
         progress=context.progress,
         cancelled=context.cancelled,
@@ -170,14 +170,13 @@ def segment(
     for label in description.labels:
         if label not in kept:
             labels[labels == label.value] = 0
-    voxel_ml = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / 1000
     voxels = np.bincount(labels.ravel(), minlength=len(description.labels) + 1)
     reply = {
         "labels": [_label(label) for label in kept],
-        "volumes_ml": {label.name: int(voxels[label.value]) * voxel_ml for label in kept},
+        "volumes_ml": {label.name: int(voxels[label.value]) * geometry.voxel_ml for label in kept},
         "least_certain": {label.name: found.least_certain[label.value] for label in kept},
         "messages": found.messages,
-        "model": _identity(bundle),
+        "model": bundle.identify(),
         "modality": modality,
         "source_matching": matching,
         "device": device,
@@ -214,15 +213,6 @@ def _kept(description: "Description", organs: list[str] | None) -> list[Segment]
             f"{', '.join(names)}."
         )
     return [label for label in description.labels if organs is None or label.name in organs]
-
-
-def _identity(bundle: "ModelBundle") -> dict[str, str]:
-    description = bundle.description
-    return {
-        "name": description.name,
-        "version": description.version,
-        "identity": bundle.identity,
-    }
 
 
 def _label(label: Segment) -> dict[str, Any]:

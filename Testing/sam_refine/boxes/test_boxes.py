@@ -15,7 +15,6 @@ from SAMRefineLib.boxes.boxes import (
     Box,
     Box3D,
     SliceGrid,
-    acquisition_axis,
     boxes_from_coarse,
     filter_mask,
     slices_without_box,
@@ -141,22 +140,6 @@ def test_grids_match_within_a_thousandth_of_a_voxel_and_with_one_axis():
     assert grid == SliceGrid(Geometry(geometry.size, geometry.affine.copy()), 2)
     assert grid != SliceGrid(geometry, 1)
     assert grid != SliceGrid(Geometry((7, 5, 5), geometry.affine), 2)
-
-
-@pytest.mark.parametrize(
-    ("size", "spacing", "axis"),
-    [
-        ((30, 20, 10), (0.7, 0.7, 5), 2),
-        ((30, 20, 10), (4, 1, 1), 0),
-        ((30, 20, 10), (1, 3, 1), 1),
-        ((30, 20, 10), (1, 1, 1), 2),
-        ((30, 20, 10), (2, 2.0001, 1), 1),
-        ((30, 20, 1), (1, 2, 0.5), 2),
-        ((1, 20, 30), (0.1, 2, 2), 0),
-    ],
-)
-def test_slices_lie_across_the_coarsest_axis(size, spacing, axis):
-    assert acquisition_axis(Geometry(size, np.diag([*spacing, 1]))) == axis
 
 
 @few

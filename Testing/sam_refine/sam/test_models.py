@@ -25,7 +25,7 @@ from SAMRefineLib.sam.models import (
 )
 from SAMRefineLib.sam.pixels import EQUALISED, OFFICIAL, SRCSM, UNIT
 from SRCSMSegmenterLib.errors import BundleError, DeviceError
-from SRCSMSegmenterLib.models.bundle import find_bundles, is_bundle
+from SRCSMSegmenterLib.models.catalogue import find_bundles, is_bundle
 
 
 @pytest.fixture

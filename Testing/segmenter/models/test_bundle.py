@@ -19,13 +19,11 @@ from SRCSMSegmenterLib.models import bundle as bundles
 from SRCSMSegmenterLib.models.bundle import (
     Description,
     ModelBundle,
-    find_bundles,
     load_bundle,
     save_bundle,
-    shipped_models_folder,
     verify_bundle,
 )
-from SRCSMSegmenterLib.models.catalogue import find_model
+from SRCSMSegmenterLib.models.catalogue import find_bundles, find_model, shipped_models_folder
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import segment_for

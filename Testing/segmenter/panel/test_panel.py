@@ -49,7 +49,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
         "frame": ("QSpinBox", int),
         "sourceMatching": ("QComboBox", SourceMatching),
         "device": ("QComboBox", Device),
-        "largestComponent": ("QCheckBox", bool),
+        "keepLargest": ("QCheckBox", bool),
         "show3D": ("QCheckBox", bool),
     }
     ui = vars(window.self().ui)
@@ -135,9 +135,13 @@ def test_ending_stops_the_worker_and_observes_nothing(window):
 
 
 def test_the_logic_only_forwards(window):
-    module = sys.modules["SRCSMSegmenter"]
-    assert module.SRCSMSegmenterLogic().segment is module.slicer_logic.segment
-    assert module.SRCSMSegmenterLogic().segmentFolder is module.slicer_logic.segment_folder
+    from SRCSMSegmenterLib.scene import folder, logic, worker_host
+
+    made = sys.modules["SRCSMSegmenter"].SRCSMSegmenterLogic()
+    assert made.segment is logic.segment
+    assert made.segmentFolder is folder.segment_folder
+    assert made.useWorker is worker_host.use_worker
+    assert type(window.self().logic) is type(made)
 
 
 def wait_while(condition):

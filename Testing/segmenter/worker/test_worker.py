@@ -937,9 +937,8 @@ def a_scan(modality: str) -> Volume:
 
 
 def request(volume: Volume, model: Path, **parameters) -> tuple[str, dict, dict]:
-    geometry = volume.geometry
-    place = {"size": geometry.size, "affine": geometry.affine.ravel().tolist()}
-    options = {"model": str(model), "device": "cpu", **place, **parameters}
+    options = {"model": str(model), "device": "cpu", "keep_largest": False, **parameters}
+    options |= volume.geometry.to_json()
     return "segment", options, {"image": volume.array}
 
 
@@ -952,6 +951,7 @@ def test_the_worker_segments_as_the_library_does(torch_worker, model, matching):
         modality="MR",
         source_matching=matching,
         device="cpu",
+        keep_largest=False,
         keep_probabilities=True,
     )
     choice = "on" if matching else "off"
@@ -1004,11 +1004,12 @@ def test_only_the_organs_asked_for_are_labelled(torch_worker, model):
     assert list(spleen.values["volumes_ml"]) == list(spleen.values["least_certain"]) == ["spleen"]
 
 
-def test_the_largest_component_alone(torch_worker, model):
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_largest_piece_alone_or_all_pieces(torch_worker, model, keep):
     volume = a_scan("CT")
     bundle, options = load_bundle(model), {"modality": "CT", "source_matching": False}
-    expected = segment(volume, bundle, device="cpu", largest_component=True, **options)
-    found = do(torch_worker, *request(volume, model, modality="CT", largest_component=True))
+    expected = segment(volume, bundle, device="cpu", keep_largest=keep, **options)
+    found = do(torch_worker, *request(volume, model, modality="CT", keep_largest=keep))
     np.testing.assert_array_equal(found.arrays["labels"], expected.labels.array)
 
 

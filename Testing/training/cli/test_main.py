@@ -19,7 +19,6 @@ import torch
 import yaml
 
 from srcsm_training.cli import main as cli
-from srcsm_training.cli.commands import ENDINGS
 from srcsm_training.cli.commands import train as train_command
 from srcsm_training.data.dataset import check_dataset, read_dataset
 from srcsm_training.engine import config
@@ -27,6 +26,7 @@ from srcsm_training.engine.fit import Progress
 from srcsm_training.engine.run_folder import RunResult
 from srcsm_training.segmentation import presets
 from SRCSMSegmenterLib import inference
+from SRCSMSegmenterLib.endings import LABELS
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
@@ -249,7 +249,7 @@ def test_segment_writes_labels_on_the_scans_own_grid(models, scan, tmp_path, cap
     assert run("segment", scan, "-o", tmp_path / "labels.nii.gz", "--device", "cpu") == 0
     labels, image = read_labels(tmp_path / "labels.nii.gz"), read_volume(scan)
     assert labels.geometry.matches(image.geometry)
-    options = {"modality": "MR", "device": "cpu", "largest_component": True}
+    options = {"modality": "MR", "device": "cpu"}
     expected = inference.segment(image, load_bundle(models / "abdomen-ct"), **options)
     assert np.array_equal(labels.array, expected.labels.array)
     assert len(np.unique(labels.array)) > 1
@@ -290,7 +290,7 @@ def test_source_matching_is_automatic_for_other_modalities_only(
 ):
     image = datasets[modality] / "imagesTr" / "a_0000.nii.gz"
     output = tmp_path / "labels.nii.gz"
-    options = ("--source-matching", option, "--all-pieces", "--json")
+    options = ("--source-matching", option, "--no-keep-largest", "--json")
     assert run("segment", image, "-o", output, *options) == 0
     [result] = json.loads(capsys.readouterr().out)["scans"]
     assert result["source_matching"] is expected
@@ -300,6 +300,7 @@ def test_source_matching_is_automatic_for_other_modalities_only(
         modality=modality,
         source_matching=expected,
         device="cpu",
+        keep_largest=False,
     )
     assert np.array_equal(read_labels(output).array, found.labels.array)
 
@@ -307,7 +308,8 @@ def test_source_matching_is_automatic_for_other_modalities_only(
 def test_the_modality_given_wins_over_the_guess(models, datasets, tmp_path, capsys):
     image = datasets["MR"] / "imagesTr" / "a_0000.nii.gz"
     output = tmp_path / "labels.nii.gz"
-    assert run("segment", image, "-o", output, "--modality", "CT", "--all-pieces", "--json") == 0
+    options = ("--modality", "CT", "--no-keep-largest", "--json")
+    assert run("segment", image, "-o", output, *options) == 0
     [result] = json.loads(capsys.readouterr().out)["scans"]
     assert (result["modality"], result["source_matching"]) == ("CT", False)
     assert result["messages"] == []
@@ -392,7 +394,7 @@ def test_an_incomplete_or_altered_model_is_refused(models, scan, tmp_path, capsy
 
 def test_an_output_of_unknown_format_is_refused_before_the_work(models, scan, tmp_path, capsys):
     message = refused(capsys, 2, "segment", scan, "-o", tmp_path / "labels.dcm")
-    assert all(ending in message for ending in ENDINGS)
+    assert all(ending in message for ending in LABELS)
 
 
 def test_a_confidence_does_not_go_into_a_segmentation_file(models, scan, tmp_path, capsys):
@@ -628,6 +630,23 @@ def test_the_presets_are_listed(capsys):
 # evaluate
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "expected"),
+    [
+        ("segment", (), True),
+        ("segment", ("--no-keep-largest",), False),
+        ("segment", ("--all-pieces",), False),
+        ("evaluate", (), False),
+        ("evaluate", ("--keep-largest",), True),
+        ("evaluate", ("--largest-component",), True),
+    ],
+)
+def test_segment_cleans_up_by_default_and_evaluate_scores_all_pieces(command, options, expected):
+    needed = {"segment": ("scan.nii.gz", "-o", "labels.nii.gz"), "evaluate": ("--out", "scores")}
+    arguments = cli.make_parser().parse_args([command, *needed[command], *options])
+    assert arguments.keep_largest is expected
+
+
 def test_evaluate_scores_every_target_with_and_without_source_matching(
     models, datasets, tmp_path, capsys
 ):
@@ -649,9 +668,8 @@ def test_evaluate_scores_every_target_with_and_without_source_matching(
     assert len(pictures) == 4
     # Every scan is read as what its dataset says it is.
     image = read_volume(datasets["MR"] / "imagesTr" / "a_0000.nii.gz")
-    found = inference.segment(
-        image, load_bundle(models / "abdomen-ct"), modality="MR", device="cpu"
-    ).labels.array
+    options = {"modality": "MR", "device": "cpu", "keep_largest": False}
+    found = inference.segment(image, load_bundle(models / "abdomen-ct"), **options).labels.array
     truth = read_labels(datasets["MR"] / "labelsTr" / "a.nii.gz").array
     dice = 2 * ((found == 1) & (truth == 1)).sum() / ((found == 1).sum() + (truth == 1).sum())
     wanted = ("Dataset_MR", "on", "a", "liver")

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from SAMRefineLib.boxes.boxes import AXES, SliceGrid, acquisition_axis, slices_without_box
+from SAMRefineLib.boxes.boxes import AXES, SliceGrid, slices_without_box
 from SAMRefineLib.boxes.coarse import CoarseOrgan
 from SAMRefineLib.boxes.key_frames import KeyFrames, save_boxes
 from SRCSMSegmenterLib.devices import resolve_device
+from SRCSMSegmenterLib.endings import SEGMENTATION, ending, stem
 from SRCSMSegmenterLib.errors import ConfigError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.modality import guess_modality
+from SRCSMSegmenterLib.source_matching import wanted
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 from ..console import (
@@ -24,7 +26,6 @@ from ..console import (
     print_json,
     progress_display,
     say,
-    stem,
 )
 
 
@@ -97,7 +98,7 @@ def require_labels(arguments: argparse.Namespace) -> None:
 
 def slice_grid(geometry: Geometry, axis: str) -> SliceGrid:
     """The slices along "I", "J" or "K", or along the axis of the acquisition ("auto")."""
-    return SliceGrid(geometry, acquisition_axis(geometry) if axis == "auto" else AXES.index(axis))
+    return SliceGrid(geometry, geometry.coarsest_axis if axis == "auto" else AXES.index(axis))
 
 
 def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> list[CoarseOrgan]:
@@ -130,7 +131,7 @@ def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> li
 
 def segment_names(path: Path) -> dict[int, str]:
     """Name of each label value as a .seg.nrrd file has it; empty for other formats."""
-    if not path.name.lower().endswith(".seg.nrrd"):
+    if ending(path) != SEGMENTATION:
         return {}
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -152,8 +153,9 @@ def segment_coarse(scan: Volume, arguments: argparse.Namespace) -> list[CoarseOr
             scan,
             bundle,
             modality=modality,
-            source_matching=modality != bundle.description.rule.modality,
+            source_matching=wanted("auto", modality, bundle.description.rule),
             device=device,
+            keep_largest=False,
             keep_probabilities=True,
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )

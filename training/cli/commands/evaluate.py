@@ -67,7 +67,7 @@ def evaluate_model(arguments: argparse.Namespace) -> tuple[str, pd.DataFrame]:
         "datasets": ", ".join(dataset.name for dataset in datasets),
         "cases": " ".join(arguments.cases),
         "map_labels": arguments.map_labels or "none",
-        "largest_component": arguments.largest_component,
+        "keep_largest": arguments.keep_largest,
         "device": device,
     }
     tables = []
@@ -81,7 +81,7 @@ def evaluate_model(arguments: argparse.Namespace) -> tuple[str, pd.DataFrame]:
                 modality=modality,
                 source_matching=on,
                 device=device,
-                largest_component=arguments.largest_component,
+                keep_largest=arguments.keep_largest,
             ).labels
 
         # Several targets get a folder each; the tables over all of them lie above.

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from SRCSMSegmenterLib.endings import READABLE, ending
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Volume
-from SRCSMSegmenterLib.inference import guess_modality
 from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, match_to_source, to_integers
 from SRCSMSegmenterLib.volume_io import read_volume, write_volume
 
 from ..console import (
-    READABLE,
     load_model,
     output_files,
     print_json,
@@ -68,7 +68,7 @@ def fit_folder(folder: Path, modality: str | None) -> tuple[IntensityRule, Sourc
         VolumeError: no images, or one that cannot be read.
         SourceMatchingError: too few distinct intensities.
     """
-    paths = [p for p in sorted(folder.glob("*")) if p.name.lower().endswith(READABLE)]
+    paths = [p for p in sorted(folder.glob("*")) if ending(p) in READABLE]
     if not paths:
         raise VolumeError(f"{folder} holds no images; give a folder of {', '.join(READABLE)}.")
     rule = IntensityRule(modality or guess_modality(read_volume(paths[0]).array))

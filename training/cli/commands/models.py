@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from SRCSMSegmenterLib.errors import BundleError
-from SRCSMSegmenterLib.models.bundle import (
-    CARD,
+from SRCSMSegmenterLib.models.bundle import CARD, load_bundle, verify_bundle
+from SRCSMSegmenterLib.models.catalogue import (
     find_bundles,
-    load_bundle,
+    find_model,
+    shipped_folder,
     shipped_models_folder,
-    verify_bundle,
 )
-from SRCSMSegmenterLib.models.catalogue import find_model, shipped_folder
 
-from ..console import model_identity, print_json
+from ..console import print_json
 
 try:
     from SAMRefineLib.sam import models as sams
@@ -80,7 +79,7 @@ def describe(arguments: argparse.Namespace) -> int:
     if is_sam(folder):
         sam = sams.load_sam(folder, device="cpu")
         card = folder / sams.CARD
-        known |= _identity(sam) | {
+        known |= sam.identify() | {
             "sizes": sam.config and asdict(sam.config),
             "pixels": asdict(sam.pixels),
             "training": sam.training,
@@ -130,15 +129,11 @@ def _row(folder: Path, known: Callable[[Path], dict[str, Any]]) -> dict[str, Any
 def _network(folder: Path) -> dict[str, Any]:
     bundle = load_bundle(folder)
     return {
-        **model_identity(bundle),
+        **bundle.identify(),
         "trained_on": bundle.description.rule.modality,
         "labels": [label.name for label in bundle.description.labels],
     }
 
 
 def _sam(folder: Path) -> dict[str, Any]:
-    return _identity(sams.load_sam(folder, device="cpu"))
-
-
-def _identity(sam: "sams.SamModel") -> dict[str, str]:
-    return {"name": sam.name, "kind": sam.kind, "identity": sam.identity}
+    return sams.load_sam(folder, device="cpu").identify()

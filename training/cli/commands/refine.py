@@ -15,6 +15,7 @@ from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes
 from SAMRefineLib.refine.refiner import OrganPrompt, OrganReport, Refinement, refine
 from SAMRefineLib.sam.models import SamModel, find_sams, is_sam, load_sam
 from SRCSMSegmenterLib.devices import resolve_device
+from SRCSMSegmenterLib.endings import stem
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.modality import guess_modality
@@ -22,7 +23,7 @@ from SRCSMSegmenterLib.models.catalogue import shipped_folder, shipped_models_fo
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume, write_labels, write_volume
 
-from ..console import make_folder, output_files, print_json, progress_display, stem, writing
+from ..console import make_folder, output_files, print_json, progress_display, writing
 from .boxes import (
     numbers,
     picture_path,
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "input": str(arguments.scan),
                 "output": str(output),
                 "confidence": str(confidence) if confidence else None,
-                "sam": sam_identity(model),
+                "sam": model.identify(),
                 "device": str(model.device),
                 "organs": rows,
                 "encoder_passes": found.encoder_passes,
@@ -106,11 +107,6 @@ def find_sam(sam: str | None, kind: str | None, domain: str, device: str) -> Sam
     return load_sam(name, kind, str(resolve_device(device)))
 
 
-def sam_identity(model: SamModel) -> dict[str, str]:
-    """What names one exact SAM."""
-    return {"name": model.name, "kind": model.kind, "identity": model.identity}
-
-
 def read_organs(arguments: argparse.Namespace, geometry: Geometry) -> list[OrganPrompt]:
     """The organs with boxes, and those of the coarse label map alone, which stay as they are."""
     frames = load_boxes(arguments.boxes)
@@ -137,8 +133,7 @@ def read_organs(arguments: argparse.Namespace, geometry: Geometry) -> list[Organ
 
 def as_rows(found: Refinement, geometry: Geometry) -> list[dict[str, Any]]:
     """What happened to each organ, for programs."""
-    millilitres = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / 1000
-    return [_as_row(report, millilitres) for report in found.reports]
+    return [_as_row(report, geometry.voxel_ml) for report in found.reports]
 
 
 def as_text(rows: Sequence[dict[str, Any]]) -> str:

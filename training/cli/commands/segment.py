@@ -13,13 +13,14 @@ from SRCSMSegmenterLib.components import keep_largest_component
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import ConfigError, SourceMatchingError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
-from SRCSMSegmenterLib.inference import Segmentation, guess_modality, segment
+from SRCSMSegmenterLib.inference import Segmentation, segment
+from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.models.bundle import ModelBundle
+from SRCSMSegmenterLib.source_matching import wanted
 from SRCSMSegmenterLib.volume_io import read_volume, write_labels, write_volume
 
 from ..console import (
     load_model,
-    model_identity,
     output_files,
     print_json,
     progress_display,
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(as_text(result))
     if arguments.json:
-        print_json({"model": model_identity(bundle), "device": device, "scans": results})
+        print_json({"model": bundle.identify(), "device": device, "scans": results})
     return code
 
 
@@ -83,9 +84,7 @@ def segment_scan(
     volume = read_volume(scan, arguments.series)
     seconds = {"read": time.perf_counter() - started}
     modality = arguments.modality or guess_modality(volume.array)
-    matching = arguments.source_matching == "on" or (
-        arguments.source_matching == "auto" and modality != bundle.description.rule.modality
-    )
+    matching = wanted(arguments.source_matching, modality, bundle.description.rule)
     with progress_display(scan.name) as show:
         found = segment(
             volume,
@@ -93,7 +92,7 @@ def segment_scan(
             modality=arguments.modality,
             source_matching=matching,
             device=device,
-            largest_component=not arguments.all_pieces,
+            keep_largest=arguments.keep_largest,
             keep_probabilities=sam is not None,
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
@@ -135,7 +134,7 @@ def refine_scan(
     from SAMRefineLib.refine.box_selection import refine_coarse
 
     from .boxes import slice_grid
-    from .refine import as_rows, sam_identity
+    from .refine import as_rows
 
     coarse = [
         CoarseOrgan(label.name, label.value, found.probabilities[label.value])
@@ -153,17 +152,16 @@ def refine_scan(
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
     labels, confidence = refined.labels.array, refined.confidence()
-    if not arguments.all_pieces:
+    if arguments.keep_largest:
         keep_largest_component(labels, confidence)
     seconds = found.seconds | {"refine": time.perf_counter() - started}
     found = replace(found, labels=refined.labels, confidence=confidence, seconds=seconds)
-    return found, {"sam": sam_identity(sam), "organs": as_rows(refined, volume.geometry)}
+    return found, {"sam": sam.identify(), "organs": as_rows(refined, volume.geometry)}
 
 
 def organs(found: Segmentation, bundle: ModelBundle) -> list[dict[str, Any]]:
     """Volume in ml, mean confidence and least certain slices of every organ."""
-    labels, affine = found.labels.array, found.labels.geometry.affine
-    millilitres = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    labels, millilitres = found.labels.array, found.labels.geometry.voxel_ml
     rows = []
     for label in bundle.description.labels:
         inside = found.confidence[labels == label.value]

@@ -48,10 +48,11 @@ def add(commands: arguments.Commands) -> None:
         help="results of other networks, of several seeds each; the first is the reference",
     )
     arguments.add_modality(parser, "what the datasets say")
-    parser.add_argument(
-        "--largest-component",
-        action="store_true",
-        help="score the largest piece of every label alone, which is what srcsm segment writes",
+    arguments.add_keep_largest(
+        parser,
+        default=False,
+        help="score only the largest piece of each organ, which is what srcsm segment writes",
+        alias="--largest-component",
     )
     arguments.add_device(parser)
     arguments.add_json(parser)

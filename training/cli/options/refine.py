@@ -3,8 +3,9 @@
 
 from pathlib import Path
 
+from SRCSMSegmenterLib.endings import LABELS
+
 from .. import arguments
-from ..commands import ENDINGS
 
 
 def add(commands: arguments.Commands) -> None:
@@ -25,7 +26,7 @@ def add(commands: arguments.Commands) -> None:
         "--boxes", type=Path, required=True, metavar="FILE.json", help="from srcsm boxes or Slicer"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help=f"a file ending in {', '.join(ENDINGS)}"
+        "-o", "--output", type=Path, required=True, help=f"a file ending in {', '.join(LABELS)}"
     )
     arguments.add_coarse(parser)
     arguments.add_sam(parser, f"{arguments.SAM_HELP} (default: the one of the scan's modality)")

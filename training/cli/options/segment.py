@@ -3,8 +3,9 @@
 
 from pathlib import Path
 
+from SRCSMSegmenterLib.endings import LABELS
+
 from .. import arguments
-from ..commands import ENDINGS
 
 
 def add(commands: arguments.Commands) -> None:
@@ -26,12 +27,12 @@ def add(commands: arguments.Commands) -> None:
         "--output",
         type=Path,
         required=True,
-        help=f"a file ending in {', '.join(ENDINGS)} (.seg.nrrd opens in Slicer with names and "
+        help=f"a file ending in {', '.join(LABELS)} (.seg.nrrd opens in Slicer with names and "
         "colours), or a folder, which several scans need",
     )
     parser.add_argument(
         "--format",
-        choices=ENDINGS,
+        choices=LABELS,
         default=".nii.gz",
         help="of the files in an output folder (default: .nii.gz)",
     )
@@ -44,10 +45,11 @@ def add(commands: arguments.Commands) -> None:
         "its modality is another than the network's",
     )
     arguments.add_modality(parser)
-    parser.add_argument(
-        "--all-pieces",
-        action="store_true",
-        help="keep what lies apart from the largest piece of an organ (default: leave it out)",
+    arguments.add_keep_largest(
+        parser,
+        default=True,
+        help="keep only the largest piece of each organ, or all pieces",
+        alias="--all-pieces",
     )
     parser.add_argument(
         "--confidence",

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""File-name endings of volumes and label maps; without the libraries that read them."""
+
+import os
+from pathlib import Path
+
+READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Endings of the files that `volume_io` reads."""
+
+WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""Endings of the files that `volume_io` writes scans to."""
+
+SEGMENTATION = ".seg.nrrd"
+"""Ending of Slicer's segmentation files, which carry names and colours of labels."""
+
+LABELS = (".nii.gz", SEGMENTATION, ".nii", ".nrrd", ".mha")
+"""Endings of the files that `volume_io` writes label maps to."""
+
+
+def ending(path: str | Path) -> str:
+    """Return the known ending of a file, in lower case; "" for any other."""
+    name = Path(path).name.lower()
+    return next((known for known in (*LABELS, *READABLE) if name.endswith(known)), "")
+
+
+def stem(path: str | Path) -> str:
+    """Return the name of a file or folder without the ending that tells its format."""
+    name = os.path.basename(os.path.abspath(path))  # "." has a name too; links keep theirs
+    return name[: len(name) - len(ending(name))]
