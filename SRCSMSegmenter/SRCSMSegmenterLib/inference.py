@@ -10,7 +10,7 @@ interpolated linearly onto the scan's grid, where the likeliest label wins.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from . import intensity
 from .components import keep_largest_component
-from .devices import autocast, out_of_memory, resolve_device
+from .devices import out_of_memory, resolve_device
 from .errors import Cancelled, DeviceError
 from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
 from .geometry import Geometry, GridSpec, Volume
@@ -87,7 +87,8 @@ def segment(
     """Segment a scan of any modality, spacing, orientation and size.
 
     A left-handed scan is looked at mirrored along K, as Slicer mirrors it on reading, so that a
-    file gets the same labels here as there, voxel for voxel.
+    file gets the same labels here as there, voxel for voxel. The network computes in fp32 whatever
+    the device, so that processors and GPUs agree.
 
     Args:
         volume: raw intensities.
@@ -280,10 +281,9 @@ def _thickened(
 
 def _probabilities(network: UNet, window: torch.Tensor) -> torch.Tensor:
     """(1, 1, K, J, I) network input -> (classes, K, J, I) float32."""
-    # oneDNN's bfloat16 convolution of one channel of one slice is wrong (torch 2.15, AMX).
-    with autocast(window.device) if window.shape[2] > 1 else nullcontext():
-        logits = network(window)
-    return logits[0].float().softmax(0)
+    # In fp32 on every device: bfloat16 moves the outline of an organ by up to 1% of its voxels and
+    # may cut a bridge between two pieces, so that processors would disagree (BENCHMARKS.md).
+    return network(window)[0].softmax(0)
 
 
 def _blend(
