@@ -25,6 +25,7 @@ from SRCSMSegmenterLib.inference import guess_modality, segment
 from SRCSMSegmenterLib.intensity import IntensityRule, normalise, scale
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
+from SRCSMSegmenterLib.resampling import smooth_mm
 from SRCSMSegmenterLib.source_matching import fit, match, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 
@@ -318,7 +319,7 @@ def test_windows_are_what_training_saw(monkeypatch):
     plain(Volume(array, geometry), bundle, modality="MR")
 
     scaled = torch.from_numpy(scale(array, MR).astype(np.float32))
-    smoothed = inference.smooth_mm(scaled, geometry.spacing, 1.0)
+    smoothed = smooth_mm(scaled, geometry.spacing, 1.0)
     tensors = {"image": smoothed.half(), "labels": torch.zeros(geometry.shape, dtype=torch.uint8)}
     tensors["affine"] = torch.tensor(geometry.affine)
     case = cases._placed("case", tensors, grid)
