@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BundleError
+from ..errors import BundleError, Cancelled
 from ..geometry import Geometry, Volume
 from ..modality import guess_modality
 from ..models.catalogue import find_bundles, find_model, shipped_models_folder
@@ -155,6 +155,12 @@ def segment(
     given = parameters.get("modality")
     modality = given or guess_modality(volume.array)
     matching = wanted(parameters.get("source_matching", "auto"), modality, description.rule)
+
+    def progress(stage: str, fraction: float) -> None:
+        if context.cancelled():
+            raise Cancelled("The segmentation was cancelled; nothing was written.")
+        context.progress(stage, fraction)
+
     found = run(
         volume,
         bundle,
@@ -163,8 +169,7 @@ def segment(
         device=device,
         keep_largest=parameters.get("keep_largest", True),
         keep_probabilities=parameters.get("probabilities", True),
-        progress=context.progress,
-        cancelled=context.cancelled,
+        progress=progress,
     )
     labels = found.labels.array
     for label in description.labels:
