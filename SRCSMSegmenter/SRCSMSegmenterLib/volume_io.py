@@ -225,8 +225,8 @@ def _read_nifti(path: Path) -> Volume:
 
 
 def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    files = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found}
+    uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    files = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in uids}
     if not files:
         raise VolumeError(f"{folder} holds no DICOM series; give the folder of its files itself.")
     if series_uid is None and len(files) > 1:
@@ -234,9 +234,9 @@ def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
         raise VolumeError(
             f"{folder} holds {len(files)} DICOM series; choose one by its series UID: {listing}."
         )
-    uid = series_uid or found[0]
+    uid = series_uid or uids[0]
     if uid not in files:
-        raise VolumeError(f"{folder} holds no series {uid}, but {', '.join(found)}.")
+        raise VolumeError(f"{folder} holds no series {uid}, but {', '.join(uids)}.")
     if len(files[uid]) == 1:
         return _read_itk(Path(files[uid][0]))
 

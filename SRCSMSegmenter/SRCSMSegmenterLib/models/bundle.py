@@ -6,7 +6,7 @@
     configs/source_histogram.json   SourceHistogram
     models/model.safetensors        weights, float16 or float32
     docs/README.md                  model card
-    LICENSE                         if one is given
+    LICENSE                         if somebody added one
     SHA256SUMS                      of every other file, for `sha256sum -c`
 
 Loading reads JSON and safetensors and runs no code of the folder. The folder's identity
@@ -51,7 +51,6 @@ NETWORK = "configs/network.json"
 HISTOGRAM = "configs/source_histogram.json"
 WEIGHTS = "models/model.safetensors"
 CARD = "docs/README.md"
-LICENCE = "LICENSE"
 LATER_SETTINGS = {"pool_by": "average", "decoder": []}
 """Settings added after format 1, with the values older bundles imply."""
 
@@ -147,20 +146,13 @@ class ModelBundle:
         return network.eval().requires_grad_(False)
 
 
-def save_bundle(
-    folder: Path,
-    bundle: ModelBundle,
-    card: str,
-    licence: str | None = None,
-    *,
-    half: bool = True,
-) -> str:
+def save_bundle(folder: Path, bundle: ModelBundle, card: str) -> str:
     """Write a bundle; an older one of that name is replaced when the new one is complete.
+
+    The weights are stored as float16.
 
     Args:
         card: the model card, Markdown.
-        licence: text of the LICENSE file.
-        half: store the weights as float16.
 
     Returns:
         The bundle's identity.
@@ -171,8 +163,7 @@ def save_bundle(
     folder = Path(folder).absolute()
     if folder.exists() and not is_bundle(folder) and not is_empty(folder):
         raise BundleError(f"{folder} exists and is no model folder; choose another name.")
-    dtype = torch.float16 if half else torch.float32
-    weights = {name: value.to(dtype).contiguous() for name, value in bundle.weights.items()}
+    weights = {name: value.half().contiguous() for name, value in bundle.weights.items()}
     files = {
         METADATA: to_json(_metadata(bundle)),
         NETWORK: to_json(dataclasses.asdict(bundle.network)),
@@ -180,8 +171,6 @@ def save_bundle(
         WEIGHTS: save_tensors(weights),
         CARD: card.encode(),
     }
-    if licence is not None:
-        files[LICENCE] = licence.encode()
     return write_folder(folder, files)
 
 

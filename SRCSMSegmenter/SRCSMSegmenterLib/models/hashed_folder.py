@@ -144,7 +144,7 @@ def from_json(content: bytes, where: str) -> Any:  # noqa: ANN401 - anything JSO
         raise BundleError(f"{where} is no JSON ({error}).") from error
 
 
-def check_format(found: Any, current: int, remedy: str) -> None:  # noqa: ANN401
+def check_format(version: Any, current: int, remedy: str) -> None:  # noqa: ANN401
     """Refuse a format version other than the current one.
 
     Args:
@@ -153,10 +153,10 @@ def check_format(found: Any, current: int, remedy: str) -> None:  # noqa: ANN401
     Raises:
         BundleError: it is another.
     """
-    if found != current:
-        newer = isinstance(found, int) and found > current
+    if version != current:
+        newer = isinstance(version, int) and version > current
         remedy = "update this program" if newer else remedy
-        raise BundleError(f"its format is {found!r}, this program reads {current}; {remedy}.")
+        raise BundleError(f"its format is {version!r}, this program reads {current}; {remedy}.")
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401

@@ -154,8 +154,8 @@ class Panel(CommonPanel):
             links = qt.QLabel(_links(organ.slices[:SLICES_SHOWN]))
             links.indent = 8
             links.toolTip = _(
-                "Where the model is least sure of this organ, the worst first. Click a slice to "
-                "see it; slices count from 0 (K)."
+                "Slices in which the model is least sure of this organ, the worst first. Click a "
+                "slice to see it; slices count from 0 (K)."
             )
             links.connect("linkActivated(QString)", lambda k: jump(int(k)))
             table.setCellWidget(row, 2, links)

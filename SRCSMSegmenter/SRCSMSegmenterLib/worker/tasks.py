@@ -161,7 +161,7 @@ def segment(
             raise Cancelled("The segmentation was cancelled; nothing was written.")
         context.progress(stage, fraction)
 
-    found = run(
+    result = run(
         volume,
         bundle,
         modality=given,
@@ -171,7 +171,7 @@ def segment(
         keep_probabilities=parameters.get("probabilities", True),
         progress=progress,
     )
-    labels = found.labels.array
+    labels = result.labels.array
     for label in description.labels:
         if label not in kept:
             labels[labels == label.value] = 0
@@ -179,18 +179,18 @@ def segment(
     reply = {
         "labels": [_label(label) for label in kept],
         "volumes_ml": {label.name: int(voxels[label.value]) * geometry.voxel_ml for label in kept},
-        "least_certain": {label.name: found.least_certain[label.value] for label in kept},
-        "messages": found.messages,
+        "least_certain": {label.name: result.least_certain[label.value] for label in kept},
+        "messages": result.messages,
         "model": bundle.identify(),
         "modality": modality,
         "source_matching": matching,
         "device": device,
-        "seconds": found.seconds,
+        "seconds": result.seconds,
     }
-    results = {"labels": labels, "confidence": found.confidence}
-    if found.probabilities is not None:
-        results["probabilities"] = found.probabilities
-    return reply, results
+    outputs = {"labels": labels, "confidence": result.confidence}
+    if result.probabilities is not None:
+        outputs["probabilities"] = result.probabilities
+    return reply, outputs
 
 
 TASKS: dict[str, Task] = {
