@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 import os
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
-    """Yield another name beside `path`, of the same ending, to write to.
+    """Yield a temporary name beside `path`, with the same ending, to write to.
 
-    At the end of the block what was written is flushed to the disk and renamed to `path`. Where
-    the block or that fails, it is removed, and a file that was at `path` before is still whole.
-    What a killed process leaves behind is written over by the next one.
+    At the end of the block the temporary file is flushed to the disk and renamed to `path`. If
+    that or the block fails, the temporary file is removed and an older file at `path` stays whole.
+    A temporary file that a killed process left behind is overwritten by the next one.
 
     Args:
         shared: other processes may be writing the same file, as in a cache.

@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of a label map."""
+"""Connected components of label maps, and the overlap of masks."""
 
 import numpy as np
 
 
 def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
-    """Where a label map shows anything but the largest face-connected component of each label.
+    """Mark all face-connected components of each label but its largest one.
 
-    A component's size is the number of its voxels, each weighted by how sure the network is of it
-    where that is known: a long scan may show a large piece that is hardly likelier than not. Of
-    components of equal size the one met first, in the order of the array, stays.
+    A component's size is the number of its voxels, weighted by the network's confidence if that is
+    given: a long scan may show a large piece that is hardly likelier than not. Of components of
+    equal size, the first one in the order of the array counts as the largest.
 
     Args:
         labels: (K, J, I) integers, 0 is background.
         confidence: (K, J, I) probabilities of the labels; a voxel weighs (2p - 1)², next to
-            nothing where p is not above one half.
+            nothing if p is not above one half.
 
     Returns:
-        bool (K, J, I).
+        bool (K, J, I), True in the smaller components.
     """
     from scipy import ndimage  # when needed: Slicer loads this file at its start
 
     smaller = np.zeros(labels.shape, bool)
-    for value, box in enumerate(ndimage.find_objects(labels), start=1):
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
-        mask = labels[box] == value
+        mask = labels[box] == label
         components, count = ndimage.label(mask)
         if count > 1:
             weights = None if confidence is None else _weights(confidence[box]).ravel()
@@ -35,14 +35,15 @@ def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None)
 
 
 def keep_largest_component(labels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Call the `smaller_components` background, in place.
+    """Relabel the `smaller_components` as background, in place.
 
     Args:
-        labels: (K, J, I) integers.
-        confidence: (K, J, I) of the labels, which weighs; one minus what it was where they change.
+        labels: (K, J, I) integers, 0 is background.
+        confidence: (K, J, I) probabilities of the labels; of a relabelled voxel, it becomes one
+            minus what it was.
 
     Returns:
-        Voxels left out, by label value.
+        (labels,) number of relabelled voxels by label.
     """
     smaller = smaller_components(labels, confidence)
     left_out = np.bincount(labels[smaller], minlength=int(labels.max()) + 1)
@@ -63,5 +64,5 @@ def dice(one: np.ndarray, other: np.ndarray, *, empty: float) -> float:
 
 
 def _weights(confidence: np.ndarray) -> np.ndarray:
-    """(2p - 1)²; a ten-thousandth at least, so that unsure pieces compare by their voxels."""
+    """Compute (2p - 1)², at least 1e-4, so that unsure pieces compare by their voxels."""
     return np.maximum(2 * confidence.astype(np.float32) - 1, 0.01) ** 2

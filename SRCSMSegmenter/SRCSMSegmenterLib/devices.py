@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where to compute, and in what precision."""
+"""Devices to compute on, and the precision that is fastest on each."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -24,35 +24,35 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name.
+    """Resolve the name of a device.
 
     Args:
         name: "cpu", "cuda", "cuda:N", "mps", or "auto", the first there is of CUDA, MPS and CPU.
 
     Raises:
-        DeviceError: unknown or absent; names those there are.
+        DeviceError: unknown or absent; the message names the devices of this machine.
     """
-    there_are = available_devices()
+    available = available_devices()
     if name == "auto":
-        name = there_are[0]
-    if name == "cuda" and "cuda:0" in there_are:
+        name = available[0]
+    if name == "cuda" and "cuda:0" in available:
         name = "cuda:0"
-    if name not in there_are:
+    if name not in available:
         raise DeviceError(
-            f'There is no device "{name}" here; choose auto or one of {", ".join(there_are)}.'
+            f'There is no device "{name}" here; choose auto or one of {", ".join(available)}.'
         )
     return torch.device(name)
 
 
 def available_devices() -> list[str]:
-    """Names of the devices here, the fastest first, "cpu" last."""
+    """List the names of the devices here, the fastest first, "cpu" last."""
     cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
     mps = ["mps"] if torch.backends.mps.is_available() else []
     return [*cuda, *mps, "cpu"]
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
-    """Compute in `preferred_precision` within the context."""
+    """Return a context in which torch computes in `preferred_precision`."""
     precision, _ = preferred_precision(device)
     if precision == "fp32":
         return nullcontext()
@@ -83,7 +83,7 @@ def preferred_precision(device: torch.device) -> tuple[str, str]:
 
 
 def bf16_instructions() -> str | None:
-    """Name the bfloat16 instructions of the processor that torch may use, if there are any."""
+    """Name the bfloat16 instructions of the processor that torch may use; None without any."""
     # torch.cpu tells what the processor has; oneDNN, which convolves, obeys this variable.
     # ATEN_CPU_CAPABILITY is not asked: bfloat16 is as fast with avx2 there.
     most = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
@@ -97,7 +97,7 @@ def bf16_instructions() -> str | None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """True for what torch raises where memory runs out."""
+    """Tell whether an error of torch means that memory ran out."""
     # CUDA and MPS say the one, the CPU's allocator the other.
     text = str(error)
     return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text

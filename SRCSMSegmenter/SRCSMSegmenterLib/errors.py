@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong at the boundary; each message is one sentence: what, where, what to do."""
+"""Errors that a user is meant to read; a message says in one sentence what to do."""
 
 
 class SRCSMError(Exception):

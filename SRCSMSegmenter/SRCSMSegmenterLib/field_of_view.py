@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placing a network's window over a scan."""
+"""Placement of a network's windows over a scan."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,8 +12,12 @@ from .geometry import Geometry, GridSpec
 
 @dataclass(frozen=True, eq=False)
 class Extent:
-    """A box along a network grid's axes: `low` and `high` in mm, axes in the columns of 3x3
-    `directions` (RAS)."""
+    """A box along a network grid's axes.
+
+    Attributes:
+        low, high: (3,) mm along the grid's I, J and K axes.
+        directions: 3x3, columns are the unit vectors of those axes in RAS.
+    """
 
     low: np.ndarray
     high: np.ndarray
@@ -21,12 +25,12 @@ class Extent:
 
     @property
     def centre(self) -> np.ndarray:
-        """RAS mm."""
+        """(3,) RAS mm of the middle."""
         return self.directions @ ((self.low + self.high) / 2)
 
 
 def otsu_threshold(array: np.ndarray) -> float:
-    """Otsu's threshold on a 256-bin histogram."""
+    """Compute Otsu's threshold on a histogram of 256 bins; `array` may have any shape."""
     counts, edges = np.histogram(array, bins=256)
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
@@ -38,7 +42,7 @@ def otsu_threshold(array: np.ndarray) -> float:
 
 
 def scan_extent(scan: Geometry, grid: GridSpec) -> Extent:
-    """The scan's own bounding box along the grid's axes, voxel faces included."""
+    """Compute the scan's own bounding box along the grid's axes, voxel faces included."""
     directions = grid.directions_over(scan)
     faces = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in scan.size))))
     along = scan.to_ras(faces) @ directions
@@ -46,11 +50,11 @@ def scan_extent(scan: Geometry, grid: GridSpec) -> Extent:
 
 
 def body_extent(array: np.ndarray, scan: Geometry, grid: GridSpec) -> Extent:
-    """The body's bounding box along the grid's axes.
+    """Estimate the body's bounding box along the grid's axes.
 
     The body is what lies above Otsu's threshold, less the outermost hundredth of its voxels on
-    each side of each axis, so that a table or an arm does not move the centre. Where it comes
-    within a twentieth of the scan's face, as head and feet side do, the face is its end.
+    each side of each axis, so that a table or an arm does not move the centre. If the body comes
+    within a twentieth of the scan's face, as at the head and feet sides, the face is its end.
 
     Args:
         array: (K, J, I) intensities, scaled (`intensity.scale`) and smoothed.
@@ -85,10 +89,13 @@ def sampled_body_extent(coarse: np.ndarray, scan: Geometry, grid: GridSpec) -> E
 
 
 def centre_range(body: Extent, scan: Extent, grid: GridSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Where a window's centre may lie along the grid's axes: (low, high) in mm.
+    """Compute the range of a window's centre along the grid's axes.
 
-    Along an axis where the body fits into the field of view that is the body's centre; along the
-    others, every place where the window's faces stay within the scan.
+    Along an axis on which the body fits into the field of view, the range is the body's centre
+    alone; along the others, the window's faces stay within the scan.
+
+    Returns:
+        (3,) low and (3,) high ends in mm.
     """
     middle = (body.low + body.high) / 2
     fits = body.high - body.low <= grid.extent
@@ -100,7 +107,7 @@ def centre_range(body: Extent, scan: Extent, grid: GridSpec) -> tuple[np.ndarray
 def covering_centres(
     body: Extent, scan: Extent, grid: GridSpec, overlap: float = 0.5
 ) -> list[np.ndarray]:
-    """Centres (RAS mm) of the windows that cover a scan, neighbours sharing `overlap` or more."""
+    """List centres (RAS mm) of windows that cover a scan, neighbours sharing `overlap` or more."""
     low, high = centre_range(body, scan, grid)
     counts = np.ceil((high - low) / (grid.extent * (1 - overlap)) - 1e-9).astype(int) + 1
     axes = [np.linspace(*ends) for ends in zip(low, high, counts, strict=True)]
@@ -110,13 +117,13 @@ def covering_centres(
 def covering_grid(
     body: Extent, scan: Extent, grid: GridSpec, overlap: float = 0.5
 ) -> tuple[Geometry, list[tuple[int, int, int]]]:
-    """One grid of the network's spacing over a scan, and the first voxels of its windows.
+    """Lay one grid of the network's spacing over a scan, and windows over the grid.
 
     The windows are those of `covering_centres`, moved by less than a voxel so that all lie on one
     grid.
 
     Returns:
-        The grid, and the first index (i, j, k) on it of each window of `grid.size`.
+        The grid, and the first index (i, j, k) of each window of `grid.size` on it.
     """
     low, high = centre_range(body, scan, grid)
     beyond = np.ceil((high - low) / np.array(grid.spacing) - 1e-9).astype(int)
@@ -128,10 +135,10 @@ def covering_grid(
 def window_starts(
     total: Sequence[int], size: Sequence[int], overlap: float
 ) -> list[tuple[int, int, int]]:
-    """First indices of evenly spread windows that cover `total`, neighbours sharing `overlap`.
+    """List the first indices of evenly spread windows that cover `total`.
 
-    All triples have one order, (i, j, k) or (k, j, i). Nowhere do neighbours share less than
-    `overlap` but for the rounding to whole voxels, which leaves no gap.
+    All triples have one order, (i, j, k) or (k, j, i). Neighbours share the fraction `overlap` of a
+    window or more, up to rounding to whole voxels, which leaves no gap.
     """
     axes = []
     for n, m in zip(total, size, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where voxels lie: the grid of a volume, and the grid a network looks at."""
+"""Voxel grids in patient space: that of a volume, and that of a network's input."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,20 +66,20 @@ class Geometry:
 
     @property
     def centre(self) -> np.ndarray:
-        """RAS mm of the middle of the grid."""
+        """(3,) RAS mm of the middle of the grid."""
         return self.to_ras((np.array(self.size) - 1) / 2)
 
     def to_ras(self, ijk: np.ndarray) -> np.ndarray:
-        """(..., 3) voxel indices (i, j, k) -> RAS mm."""
+        """Convert (..., 3) voxel indices (i, j, k) to RAS mm."""
         return np.asarray(ijk) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def to_ijk(self, ras: np.ndarray) -> np.ndarray:
-        """(..., 3) RAS mm -> continuous voxel indices (i, j, k)."""
+        """Convert (..., 3) RAS mm to continuous voxel indices (i, j, k)."""
         return np.asarray(ras) @ self.inverse[:3, :3].T + self.inverse[:3, 3]
 
     @property
     def left_handed(self) -> bool:
-        """True where I, J and K are related as the thumb and two fingers of a left hand."""
+        """Whether I, J and K are related like thumb, index and middle finger of a left hand."""
         return bool(np.linalg.det(self.affine[:3, :3]) < 0)
 
     @property
@@ -117,14 +117,14 @@ class Geometry:
         return cls(content["size"], affine.reshape(4, 4) if affine.size == 16 else affine)
 
     def mirrored(self) -> "Geometry":
-        """The same voxels with the K axis running the other way."""
+        """Return the grid of the same voxels with the K axis running the other way."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, 2] * (self.size[2] - 1)
         affine[:3, 2] *= -1
         return Geometry(self.size, affine)
 
     def matches(self, other: "Geometry", tolerance: float = 1e-3) -> bool:
-        """True where both grids have one size and no voxel is off by over `tolerance` voxel."""
+        """Tell whether both grids have one size and all voxels agree within `tolerance` voxels."""
         if self.size != other.size:
             return False
         last = np.array(self.size) - 1
@@ -148,13 +148,13 @@ class Volume:
 
 @dataclass(frozen=True)
 class GridSpec:
-    """The grid a network looks at, before it is placed over a scan.
+    """The grid of a network's input, before it is placed over a scan.
 
     Attributes:
         size: window in voxels along (I, J, K), e.g. (160, 128, 160).
         spacing: mm along (I, J, K); size * spacing is the field of view.
         axes: "patient" lays I, J, K along right, anterior, superior; "slices" lays them along
-            the scan's own axes, the coarsest last (K where they are equal), for stacks without a
+            the scan's own axes, the coarsest last (K if they are equal), for stacks without a
             fixed patient orientation such as cardiac short-axis cine.
     """
 
@@ -178,7 +178,7 @@ class GridSpec:
         return np.array(self.size) * np.array(self.spacing)
 
     def directions_over(self, scan: Geometry) -> np.ndarray:
-        """3x3, columns are the unit vectors of this grid's I, J and K axes in RAS over `scan`."""
+        """Compute the unit vectors of this grid's I, J and K axes in RAS, the columns of a 3x3."""
         if self.axes == "patient":
             return np.eye(3)
         through_plane = scan.coarsest_axis
@@ -188,7 +188,7 @@ class GridSpec:
         return u @ vt
 
     def placed(self, centre: np.ndarray, directions: np.ndarray) -> Geometry:
-        """This grid with its middle at `centre` (RAS mm) and its axes along `directions` (3x3)."""
+        """Place the grid with its middle at `centre` (RAS mm), axes along `directions` (3x3)."""
         affine = np.eye(4)
         affine[:3, :3] = directions * np.array(self.spacing)
         affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ ((np.array(self.size) - 1) / 2)

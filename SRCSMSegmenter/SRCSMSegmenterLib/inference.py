@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segment a scan with a trained network (Thaler et al. 2026).
+"""Segmentation of a scan with a trained network (Thaler et al. 2026).
 
 The scan's intensities are scaled by the rule of its own modality or, with source matching, given
-the source's distribution; smoothed on the scan's own grid; and sampled by windows where training
-drew them. The windows' probabilities are averaged on one grid of the network's spacing and then
-interpolated linearly onto the scan's grid, where the likeliest label wins.
+the source's distribution. They are smoothed on the scan's own grid and sampled by windows placed as
+in training. The windows' probabilities are averaged on one grid of the network's spacing and then
+interpolated linearly onto the scan's grid; each voxel gets its likeliest label.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from . import intensity
 from .components import keep_largest_component
 from .decision import Decision, decide
 from .devices import out_of_memory, resolve_device
-from .errors import Cancelled, DeviceError
+from .errors import DeviceError
 from .field_of_view import (
     body_steps,
     covering_grid,
@@ -37,25 +36,33 @@ from .network import UNet
 from .resampling import index_map, points
 from .separable import sample_smoothed
 from .source_matching import matched_voxels
+from .window_blending import Triple, blend, window_slices
+
+OVERLAP = 0.5
+"""Share of a window that its neighbours cover too, if one window does not suffice."""
 
 BEYOND = 1e-3
 """Weight of network voxels whose middle lies beyond the scan; not 0, as a scan may have no other
 nearby."""
 
-Triple = tuple[int, int, int]
+ProgressCallback = Callable[[str, float], None]
+
+BlockFunction = Callable[[np.ndarray], np.ndarray]
+"""From a block of a scan's voxels to scaled float32 of the same shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What the network makes of a scan; arrays are (K, J, I) on the scan's own grid.
+    """The labels of a scan and how certain they are; arrays are (K, J, I) on the scan's own grid.
 
     Attributes:
         labels: uint8 label map.
-        confidence: float16, the winning label's probability, and one minus that where a smaller
-            component was called background; 0 where no window reached, which is background.
-        probabilities: float16 (classes, K, J, I) where they were asked for.
-        least_certain: per label value, (slice k, uncertainty), the least certain slice first, of
-            all slices where the label is plausible. The uncertainty is the area expected to be
+        confidence: float16, the winning label's probability, or one minus that if a smaller
+            component was relabelled as background; 0 beyond all windows, which is background.
+        probabilities: float16 (classes, K, J, I) if they were asked for, else None; 0 for a label
+            beyond the box in which it is plausible (`decision.label_boxes`).
+        least_certain: per label, (slice k, uncertainty), the least certain slice first, of all
+            slices in which the label is plausible. The uncertainty is the area expected to be
             labelled wrongly, sum of min(p, 1 - p) over the slice, divided by the square root of
             the label's expected area, sum of p: about the width in mm of its uncertain rim, so
             large and small cross-sections compare, and a faint, missed organ comes first.
@@ -76,119 +83,56 @@ def segment(
     bundle: ModelBundle,
     *,
     modality: str | None = None,
-    target_rule: IntensityRule | None = None,
     source_matching: bool = True,
     device: str | torch.device = "auto",
-    overlap: float = 0.5,
     keep_largest: bool = True,
     keep_probabilities: bool = False,
-    progress: Callable[[str, float], None] = lambda stage, fraction: None,
-    cancelled: Callable[[], bool] = lambda: False,
+    progress: ProgressCallback = lambda stage, fraction: None,
 ) -> Segmentation:
     """Segment a scan of any modality, spacing, orientation and size.
 
-    A left-handed scan is looked at mirrored along K, as Slicer mirrors it on reading, so that a
-    file gets the same labels here as there, voxel for voxel. The network computes in fp32 whatever
-    the device, so that processors and GPUs agree.
+    A left-handed scan is mirrored along K for the network, as Slicer mirrors it on reading, so that
+    a file gets the same labels here as there, voxel for voxel. The network computes in fp32
+    whatever the device, so that processors and GPUs agree.
 
     Args:
-        volume: raw intensities.
+        volume: raw intensities, (K, J, I).
         modality: "CT" or "MR"; None guesses (`guess_modality`) and says so in the messages.
-        target_rule: how this scan is scaled, modality included; None takes the bundle's rule with
-            the scan's modality.
         source_matching: match the scan onto the bundle's source histogram. Without, the network
-            sees the scan normalised by the rule of its own modality.
+            gets the scan normalised by the rule of its own modality.
         device: see `resolve_device`.
-        overlap: share of a window that its neighbours cover too, where one does not suffice.
-        keep_largest: keep the largest connected piece of every label, sure voxels weighing
-            more, and call the rest background (`smaller_components`), for organs that are one
-            piece; the probabilities stay what they are.
+        keep_largest: keep only the largest connected piece of every label, weighted by confidence,
+            and relabel the rest as background (`keep_largest_component`); the probabilities do not
+            change. Switch it off for labels that are several pieces.
         keep_probabilities: return them; two bytes per class and voxel.
-        progress: called with the stage and the fraction of the whole that is done. It starts
-            anew where memory ran out.
-        cancelled: asked between two windows.
+        progress: called with the stage and the fraction of the whole that is done, once per window.
+            It starts again if memory ran out. An error it raises, such as `Cancelled`, stops the
+            segmentation.
 
     Raises:
         VolumeError: NaN or infinite voxels, or an MR volume without a positive maximum.
         SourceMatchingError: too few distinct intensities; run without source matching.
         DeviceError: unknown or absent device, or too little memory even on the CPU.
-        Cancelled: `cancelled` said so.
     """
-
-    def step(stage: str, fraction: float) -> None:
-        if cancelled():
-            raise Cancelled("The segmentation was cancelled; nothing was written.")
-        progress(stage, fraction)
-
     device = resolve_device(str(device))
     stored = volume.geometry
     if stored.left_handed:
         volume = Volume(volume.array[::-1], stored.mirrored())
-    messages: list[str] = []
     seconds: dict[str, float] = {}
-    step("prepare", 0.0)
+    progress("prepare", 0.0)
     with _timed(seconds, "prepare"):
-        if target_rule is None:
-            if modality is None:
-                modality = guess_modality(volume.array)
-                messages.append(
-                    f"Taken for {modality}: the minimum is {volume.array.min():g}, and only CT "
-                    f"reaches below {CT_BELOW}."
-                )
-            target_rule = replace(bundle.description.rule, modality=modality)
-        if source_matching:
-            rule = bundle.description.rule
-            array, convert = matched_voxels(volume.array, target_rule, bundle.histogram)
-        else:
-            rule = target_rule
-            array, convert = intensity.scaled_voxels(volume.array, rule)
-        prepared = _prepare(array, convert, volume.geometry, bundle, overlap)
-        del array, convert
-
-    attempt = partial(
-        _run,
-        prepared,
-        volume.geometry,
-        bundle,
-        rule,
-        overlap=overlap,
-        keep_probabilities=keep_probabilities,
-        step=step,
-        seconds=seconds,
+        voxels, rule, messages = _network_intensities(volume, bundle, modality, source_matching)
+        prepared = _prepare(*voxels, volume.geometry, bundle)
+    run_input = _RunInput(
+        prepared, volume.geometry, bundle, rule, keep_probabilities, progress, seconds
     )
-    whole = bundle.description.grid.size
-    divisors = bundle.network.divisor
-    half = tuple(math.ceil(n / 2 / d) * d for n, d in zip(whole, divisors, strict=True))
-    places = [(device, whole), (device, half), (torch.device("cpu"), whole)]
-    for number, (place, tile) in enumerate(places[: 2 if device.type == "cpu" else 3]):
-        if number:
-            windows = "whole windows" if tile == whole else f"windows of {_times(tile)} voxels"
-            messages.append(f"Memory ran out; went on with {windows} on {place}.")
-        try:
-            decision = attempt(place, tile)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        # Out here the error is gone, and with it its hold on the tensors of the attempt.
-        torch.cuda.empty_cache()
-    else:
-        raise DeviceError(
-            f"Memory ran out on {place} too; free some, or crop the scan and try again."
-        )
+    decision = _run_within_memory(run_input, device, messages)
     if keep_largest:
         with _timed(seconds, "resample"):
             counts = keep_largest_component(decision.labels, decision.confidence)
-        if counts.any():
-            millilitres = volume.geometry.voxel_ml
-            left_out = ", ".join(
-                f"{counts[label.value] * millilitres:.1f} ml of {label.name.replace('_', ' ')}"
-                for label in bundle.description.labels
-                if label.value < len(counts) and counts[label.value]
-            )
-            messages.append(f"Smaller pieces apart from the largest were left out: {left_out}.")
+        messages += _removed_pieces(counts, bundle, volume.geometry)
     progress("resample", 1.0)
-    found = Segmentation(
+    result = Segmentation(
         Volume(decision.labels, volume.geometry),
         decision.confidence,
         decision.probabilities,
@@ -196,75 +140,30 @@ def segment(
         messages,
         seconds,
     )
-    return _mirrored(found, stored) if stored.left_handed else found
+    return _mirrored(result, stored) if stored.left_handed else result
 
 
-def _mirrored(found: Segmentation, stored: Geometry) -> Segmentation:
-    """The same on the mirrored grid."""
-    kept, last = found.probabilities, stored.size[2] - 1
-    return replace(
-        found,
-        labels=Volume(found.labels.array[::-1], stored),
-        confidence=found.confidence[::-1],
-        probabilities=None if kept is None else kept[:, ::-1],
-        least_certain={
-            label: [(last - k, mm) for k, mm in slices]
-            for label, slices in found.least_certain.items()
-        },
-    )
+def _network_intensities(
+    volume: Volume, bundle: ModelBundle, modality: str | None, source_matching: bool
+) -> tuple[tuple[np.ndarray, BlockFunction], IntensityRule, list[str]]:
+    """Scale a scan, or match it to the source, block by block.
 
-
-@torch.inference_mode()
-def _run(
-    prepared: "_Prepared",
-    scan: Geometry,
-    bundle: ModelBundle,
-    rule: IntensityRule,
-    device: torch.device,
-    tile: Triple,
-    *,
-    overlap: float,
-    keep_probabilities: bool,
-    step: Callable[[str, float], None],
-    seconds: dict[str, float],
-) -> Decision:
-    """Run the network and decide on one device; `tile` is the part of a window seen at a time."""
-    grid = bundle.description.grid
-    image = prepared.image.to(device)
-    network = bundle.unet().to(device, memory_format=torch.channels_last_3d)
-    starts = prepared.starts
-
-    def predict(start: Triple) -> torch.Tensor:
-        window = image[_part(start, grid.size)]
-        window = intensity.normalise(window[None, None], rule)
-        if tile == grid.size:
-            return _probabilities(network, window)
-        return _blend(
-            lambda corner: _probabilities(network, window[:, :, *_part(corner, tile)]),
-            grid.size,
-            tile,
-            window_starts(grid.size, tile, overlap),
+    Returns:
+        Voxels (K, J, I) with the function that makes scaled float32 of any block of them, the rule
+        by which to normalise these, and messages.
+    """
+    messages = []
+    if modality is None:
+        modality = guess_modality(volume.array)
+        messages.append(
+            f"Taken for {modality}: the minimum is {volume.array.min():g}, and only CT reaches "
+            f"below {CT_BELOW}."
         )
-
-    with _timed(seconds, "network"):
-        probabilities = _blend(
-            predict,
-            prepared.grid.size,
-            grid.size,
-            starts,
-            lambda done: step("network", 0.1 + 0.8 * done / len(starts)),
-        )
-    with _timed(seconds, "resample"):
-        # What the network says of places beyond the scan, where it saw filling, hardly counts.
-        weight = torch.where(prepared.inside, 1.0, BEYOND).to(device)
-        return decide(
-            probabilities,
-            weight,
-            prepared.grid,
-            scan,
-            keep_probabilities,
-            lambda done: step("resample", 0.9 + 0.1 * done),
-        )
+    own_rule = replace(bundle.description.rule, modality=modality)
+    if source_matching:
+        voxels = matched_voxels(volume.array, own_rule, bundle.histogram)
+        return voxels, bundle.description.rule, messages
+    return intensity.scaled_voxels(volume.array, own_rule), own_rule, messages
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,11 +183,7 @@ class _Prepared:
 
 
 def _prepare(
-    array: np.ndarray,
-    convert: Callable[[np.ndarray], np.ndarray],
-    scan: Geometry,
-    bundle: ModelBundle,
-    overlap: float,
+    array: np.ndarray, convert: BlockFunction, scan: Geometry, bundle: ModelBundle
 ) -> _Prepared:
     """Smooth a scan and sample it on the grid that the windows lie on, straight from its voxels.
 
@@ -300,16 +195,16 @@ def _prepare(
     seen = _thickened(scan, grid)
     coarse = sample_smoothed(array, convert, scan, sigma, _strided(seen))
     body = sampled_body_extent(coarse.numpy(), seen, grid)
-    covering, starts = covering_grid(body, scan_extent(seen, grid), grid, overlap)
+    covering, starts = covering_grid(body, scan_extent(seen, grid), grid, OVERLAP)
     image = sample_smoothed(array, convert, scan, sigma, covering)
-    where = points(index_map(covering, seen), covering.size)
+    positions = points(index_map(covering, seen), covering.size)
     last = torch.tensor(seen.size) - 0.5
-    inside = ((where > -0.5) & (where < last)).all(-1)
+    inside = ((positions > -0.5) & (positions < last)).all(-1)
     return _Prepared(image.masked_fill_(~inside, float(coarse.min())), inside, covering, starts)
 
 
 def _strided(scan: Geometry) -> Geometry:
-    """The grid of the voxels among which the body is looked for."""
+    """Return the grid of the voxels among which the body is looked for."""
     steps = np.array(body_steps(scan.shape)[::-1])
     affine = scan.affine.copy()
     affine[:3, :3] *= steps
@@ -317,8 +212,11 @@ def _strided(scan: Geometry) -> Geometry:
 
 
 def _thickened(scan: Geometry, grid: GridSpec) -> Geometry:
-    """Extend a scan, such as a single slice, that is thinner than a voxel of the network's grid
-    and would slip through between the voxels' middles; its outer slices count beyond it."""
+    """Extend the grid of a scan that is thinner than a voxel of the network's grid.
+
+    A single slice, for example, could lie between the middles of two voxels and be missed. Beyond
+    the scan its outer slices count.
+    """
     # Voxels of the scan that a network voxel spans along each of the scan's axes.
     spanned = np.abs(scan.inverse[:3, :3] @ grid.directions_over(scan)) @ grid.spacing
     extra = np.ceil((1.01 * spanned - scan.size) / 2).clip(0).astype(int)
@@ -327,63 +225,135 @@ def _thickened(scan: Geometry, grid: GridSpec) -> Geometry:
     return Geometry(tuple(scan.size + 2 * extra), _shifted(scan.affine, tuple(-extra)))
 
 
+@dataclass(frozen=True, eq=False)
+class _RunInput:
+    """Input of `_run`, the same on every device.
+
+    Attributes:
+        scan: grid that is decided on.
+        rule: by which windows are normalised.
+        seconds: to which durations are added.
+    """
+
+    prepared: _Prepared
+    scan: Geometry
+    bundle: ModelBundle
+    rule: IntensityRule
+    keep_probabilities: bool
+    progress: ProgressCallback
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def _run_within_memory(run_input: _RunInput, device: torch.device, messages: list[str]) -> Decision:
+    """Run on a device; if memory runs out, with smaller windows, then on the CPU.
+
+    Raises:
+        DeviceError: too little memory even on the CPU.
+    """
+    whole = run_input.bundle.description.grid.size
+    divisors = run_input.bundle.network.divisor
+    half = tuple(math.ceil(n / 2 / d) * d for n, d in zip(whole, divisors, strict=True))
+    places = [(device, whole), (device, half), (torch.device("cpu"), whole)]
+    for number, (place, tile) in enumerate(places[: 2 if device.type == "cpu" else 3]):
+        if number:
+            windows = "whole windows" if tile == whole else f"windows of {_times(tile)} voxels"
+            messages.append(f"Memory ran out; went on with {windows} on {place}.")
+        try:
+            return _run(run_input, place, tile)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Out here the error is gone, and with it its hold on the tensors of the attempt.
+        torch.cuda.empty_cache()
+    raise DeviceError(f"Memory ran out on {place} too; free some, or crop the scan and try again.")
+
+
+def _removed_pieces(counts: np.ndarray, bundle: ModelBundle, scan: Geometry) -> list[str]:
+    """Write the message about pieces that were removed, if there were any.
+
+    Args:
+        counts: (labels,) removed voxels by label.
+    """
+    removed = ", ".join(
+        f"{counts[label.value] * scan.voxel_ml:.1f} ml of {label.name.replace('_', ' ')}"
+        for label in bundle.description.labels
+        if label.value < len(counts) and counts[label.value]
+    )
+    return [f"Smaller pieces apart from the largest were left out: {removed}."] if removed else []
+
+
+def _mirrored(result: Segmentation, stored: Geometry) -> Segmentation:
+    """Mirror a result to the grid on which the scan is stored."""
+    probabilities, last = result.probabilities, stored.size[2] - 1
+    return replace(
+        result,
+        labels=Volume(result.labels.array[::-1], stored),
+        confidence=result.confidence[::-1],
+        probabilities=None if probabilities is None else probabilities[:, ::-1],
+        least_certain={
+            label: [(last - k, mm) for k, mm in slices]
+            for label, slices in result.least_certain.items()
+        },
+    )
+
+
+@torch.inference_mode()
+def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
+    """Run the network and decide on one device.
+
+    Args:
+        tile: (I, J, K) voxels of a window that the network gets at a time.
+    """
+    prepared, bundle, seconds = run_input.prepared, run_input.bundle, run_input.seconds
+    size, starts = bundle.description.grid.size, prepared.starts
+    image = prepared.image.to(device)
+    network = bundle.unet().to(device, memory_format=torch.channels_last_3d)
+
+    def predict(start: Triple) -> torch.Tensor:
+        window = image[window_slices(start, size)]
+        window = intensity.normalise(window[None, None], run_input.rule)
+        if tile == size:
+            return _probabilities(network, window)
+        return blend(
+            lambda corner: _probabilities(network, window[:, :, *window_slices(corner, tile)]),
+            size,
+            tile,
+            window_starts(size, tile, OVERLAP),
+        )
+
+    with _timed(seconds, "network"):
+        probabilities = blend(
+            predict,
+            prepared.grid.size,
+            size,
+            starts,
+            lambda done: run_input.progress("network", 0.1 + 0.8 * done / len(starts)),
+        )
+    with _timed(seconds, "resample"):
+        # Beyond the scan the network got filling, so its probabilities there hardly count.
+        weight = torch.where(prepared.inside, 1.0, BEYOND).to(device)
+        return decide(
+            probabilities,
+            weight,
+            prepared.grid,
+            run_input.scan,
+            run_input.keep_probabilities,
+            lambda done: run_input.progress("resample", 0.9 + 0.1 * done),
+        )
+
+
 def _probabilities(network: UNet, window: torch.Tensor) -> torch.Tensor:
-    """(1, 1, K, J, I) network input -> (classes, K, J, I) float32."""
+    """Map (1, 1, K, J, I) network input to (classes, K, J, I) float32 probabilities."""
     # In fp32 on every device: bfloat16 moves the outline of an organ by up to 1% of its voxels and
     # may cut a bridge between two pieces, so that processors would disagree (BENCHMARKS.md).
     return network(window)[0].softmax(0)
 
 
-def _blend(
-    predict: Callable[[Triple], torch.Tensor],
-    total: Triple,
-    size: Triple,
-    starts: list[Triple],
-    step: Callable[[int], None] = lambda done: None,
-) -> torch.Tensor:
-    """Average what overlapping windows predict, each weighted by a Gaussian around its middle.
-
-    Args:
-        predict: first index (i, j, k) of a window -> (classes, K, J, I).
-        total, size: of the whole and of a window, (I, J, K).
-        starts: the windows; together they cover the whole.
-        step: called with the number of windows done.
-
-    Returns:
-        (classes, K, J, I) on the whole.
-    """
-    for done, start in enumerate(starts):
-        step(done)
-        found = predict(start)
-        if done == 0:
-            weight = _gaussian(size).to(found.device)
-            summed = found.new_zeros(len(found), *total[::-1])
-            weights = found.new_zeros(total[::-1])
-        part = _part(start, size)
-        summed[:, *part].addcmul_(found, weight)
-        weights[part] += weight
-        if found.device.type == "cuda":
-            torch.cuda.synchronize(found.device)  # or progress and cancelling run ahead of it
-    return summed.div_(weights)
-
-
-def _gaussian(size: Triple) -> torch.Tensor:
-    """(K, J, I) float32 around the middle, sigma an eighth of the window."""
-    i, j, k = (torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in size)
-    return k[:, None, None] * j[:, None] * i
-
-
 def _shifted(matrix: np.ndarray, start: Triple) -> np.ndarray:
-    """An index map for indices that count from `start`."""
+    """Adapt an index map (4x4) to indices that count from `start`."""
     shifted = matrix.copy()
     shifted[:3, 3] += matrix[:3, :3] @ start
     return shifted
-
-
-def _part(start: Triple, size: Triple) -> tuple[slice, slice, slice]:
-    """Slices (K, J, I) of a window from its first index and size (I, J, K)."""
-    i, j, k = (slice(first, first + n) for first, n in zip(start, size, strict=True))
-    return k, j, i
 
 
 def _times(size: Triple) -> str:

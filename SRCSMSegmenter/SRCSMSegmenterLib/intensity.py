@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The intensity rule of a trained network: one rule for training, source matching and inference."""
+"""Intensity rules: one rule for training, source matching and inference of a network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ INTEGER_RANGE = 2048
 
 @dataclass(frozen=True)
 class IntensityRule:
-    """How raw intensities become network input (Thaler et al. 2026).
+    """Rule that turns raw intensities into network input (Thaler et al. 2026).
 
     Attributes:
         modality: "CT" or "MR".
@@ -113,7 +113,7 @@ def tabulated(
 
 
 def scaling(array: np.ndarray, rule: IntensityRule) -> Callable[[np.ndarray], np.ndarray]:
-    """The function that `scale` applies to every voxel of `array`, to run it block by block."""
+    """Return the function that `scale` applies to every voxel of `array`."""
     if array.dtype.kind not in "iu" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         raise VolumeError(f"{bad} voxels are NaN or infinite; replace them and try again.")
@@ -126,7 +126,7 @@ def scaling(array: np.ndarray, rule: IntensityRule) -> Callable[[np.ndarray], np
 
 
 def normalise(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
-    """Scaled, smoothed and resampled intensities -> network input.
+    """Convert scaled, smoothed and resampled intensities to network input.
 
     Args:
         window: (N, 1, K, J, I) float32; each sample is one window on the network's grid.
@@ -140,7 +140,7 @@ def normalise(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
 
 
 def normalised_ct(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
-    """CT before the clamp: x / 2048 for the full range, else the window onto [-1, 1]."""
+    """Normalise CT without the clamp: x / 2048 for the full range, else window to [-1, 1]."""
     lower, upper = rule.window
     if (lower, upper) == (-1023.0, 1024.0):
         return window / INTEGER_RANGE
@@ -148,7 +148,7 @@ def normalised_ct(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
 
 
 def normalised_mr(window: torch.Tensor, rule: IntensityRule) -> torch.Tensor:
-    """MR before the clamp: the rule's quantiles of each sample onto -1 and 1."""
+    """Normalise MR without the clamp: the rule's quantiles of each sample become -1 and 1."""
     flat = window.flatten(1)
     count = flat.shape[1]
     lower, upper = (

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation network: one U-Net for training and deployment, 3-D or slice-wise.
 
-The paper's network (Thaler et al. 2026) is `NetworkConfig(classes)`. Two additions
-make it trainable on a CPU: a `stem` that folds voxels into channels before the first level and
+The paper's network (Thaler et al. 2026) is `NetworkConfig(classes)`. Two additions make it
+trainable on a CPU: a `stem` that folds voxels into channels before the first level and
 unfolds them behind the head, so that no convolution runs at full resolution, and instance norm.
 A 2-D network is the same network with kernel, pooling and stem of 1 along K; that of
 Chen et al. 2025 has maximum pooling, a decoder of its own widths, and switchable norm.
@@ -83,7 +83,7 @@ class NetworkConfig:
 
 
 def fold(x: torch.Tensor, block: Triple) -> torch.Tensor:
-    """(N, C, K, J, I) -> (N, C * block voxels, K/bk, J/bj, I/bi); `block` along (I, J, K)."""
+    """Fold (N, C, K, J, I) to (N, C * block voxels, K/bk, J/bj, I/bi); `block` is (I, J, K)."""
     if block == (1, 1, 1):
         return x
     n, c, k, j, i = x.shape
@@ -93,7 +93,7 @@ def fold(x: torch.Tensor, block: Triple) -> torch.Tensor:
 
 
 def unfold(x: torch.Tensor, block: Triple) -> torch.Tensor:
-    """Inverse of `fold`."""
+    """Invert `fold`."""
     if block == (1, 1, 1):
         return x
     n, c, k, j, i = x.shape
@@ -103,7 +103,7 @@ def unfold(x: torch.Tensor, block: Triple) -> torch.Tensor:
 
 
 def upsample(x: torch.Tensor, factors: Triple) -> torch.Tensor:
-    """Linear interpolation of (N, C, K, J, I), as `F.interpolate` with ``align_corners=False``.
+    """Interpolate (N, C, K, J, I) linearly, as `F.interpolate` with ``align_corners=False``.
 
     One matrix product per axis: it keeps the channels-last layout of the convolutions around it,
     which the library's kernel loses, and takes a fifth of its time on a CPU.
@@ -275,11 +275,11 @@ class UNet(nn.Module):
                 _he_truncated_normal(module)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 1, K, J, I) network input -> (N, classes, K, J, I) logits."""
+        """Map (N, 1, K, J, I) network input to (N, classes, K, J, I) logits."""
         return self.decode(self.encode(x))
 
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """(N, 1, K, J, I) network input -> features of every level, the bottleneck's last."""
+        """Map (N, 1, K, J, I) network input to features of every level, the bottleneck's last."""
         pooling = self.config.pooling[::-1]
         pool = F.avg_pool3d if self.config.pool_by == "average" else F.max_pool3d
         x = fold(x, self.config.stem).contiguous(memory_format=torch.channels_last_3d)
@@ -290,14 +290,14 @@ class UNet(nn.Module):
         return features
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Features of `encode` -> (N, classes, K, J, I) logits."""
+        """Map features of `encode` to (N, classes, K, J, I) logits."""
         *skips, x = features
         for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             x = block(torch.cat((upsample(x, self.config.pooling), skip), dim=1))
         return unfold(self.head(x), self.config.stem)
 
     def kernels(self) -> list[nn.Parameter]:
-        """The convolution kernels under L2 regularisation: all but the head's."""
+        """List the convolution kernels under L2 regularisation: all but the head's."""
         return [
             module.weight
             for module in self.modules()

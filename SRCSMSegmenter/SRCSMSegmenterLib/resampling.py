@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smoothing, and moving arrays between grids; on the device of the tensors handed in."""
+"""Smoothing and resampling between grids, on the device of the given tensors."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,9 @@ CACHED_VOXELS = 1 << 17
 def gaussian_matrix(
     length: int, sigma: float, radius: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """(length, length) float32: row r holds the weights of a Gaussian around r, border replicated.
+    """Make the (length, length) float32 matrix that smooths one axis, border replicated.
+
+    Row r holds the weights of a Gaussian around r.
 
     Smoothing an axis is then one matrix product, the fastest way on CPU and GPU for the axes of a
     network's window.
@@ -31,7 +33,7 @@ def gaussian_matrix(
 
 
 def smooth_voxels(x: torch.Tensor, sigma: float = 1.0, radius: int = 2) -> torch.Tensor:
-    """Gaussian of `sigma` voxels, 2 * radius + 1 taps per axis, border replicated.
+    """Smooth by a Gaussian of `sigma` voxels, 2 * radius + 1 taps per axis, border replicated.
 
     Args:
         x: (N, C, *spatial) float32 with two or three spatial axes.
@@ -44,7 +46,9 @@ def smooth_voxels(x: torch.Tensor, sigma: float = 1.0, radius: int = 2) -> torch
 
 
 def smooth_mm(x: torch.Tensor, spacing: np.ndarray, sigma: float) -> torch.Tensor:
-    """Gaussian of `sigma` mm on the volume's own grid, cut at 3 sigma, border replicated.
+    """Smooth by a Gaussian of `sigma` mm on the volume's own grid, cut at 3 sigma.
+
+    The border is replicated.
 
     Args:
         x: (K, J, I) float32.
@@ -74,14 +78,14 @@ def smooth_mm(x: torch.Tensor, spacing: np.ndarray, sigma: float) -> torch.Tenso
 
 
 def index_map(target: Geometry, source: Geometry) -> np.ndarray:
-    """4x4, voxel index (i, j, k) of `target` -> continuous voxel index (i, j, k) of `source`."""
+    """Compute the 4x4 from voxel indices (i, j, k) of `target` to continuous ones of `source`."""
     return source.inverse @ target.affine
 
 
 def points(
     matrix: np.ndarray, size: tuple[int, int, int], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """(K, J, I, 3) float32: `matrix` applied to every index (i, j, k) of a grid of `size`."""
+    """Apply `matrix` to every index (i, j, k) of a grid of `size`: (K, J, I, 3) float32."""
     matrix = torch.as_tensor(matrix, dtype=torch.float32, device=device)
     i, j, k = (torch.arange(n, device=device, dtype=torch.float32) for n in size)
     return (
@@ -93,7 +97,7 @@ def points(
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """Where points fall in a volume: made once, used for an image and its labels.
+    """Places of points in a volume: computed once, used for an image and its labels.
 
     Attributes:
         part: slices of (K, J, I) that hold all the voxels the points touch.
@@ -106,20 +110,20 @@ class Lookup:
     inside: torch.Tensor
 
 
-def look_up(where: torch.Tensor, shape: tuple[int, int, int]) -> Lookup:
+def look_up(positions: torch.Tensor, shape: tuple[int, int, int]) -> Lookup:
     """Prepare sampling a volume of `shape` (K, J, I) at (K', J', I', 3) indices (i, j, k)."""
-    size = torch.tensor(tuple(shape)[::-1], device=where.device, dtype=where.dtype)
-    inside = torch.ones_like(where[..., 0], dtype=torch.bool)
+    size = torch.tensor(tuple(shape)[::-1], device=positions.device, dtype=positions.dtype)
+    inside = torch.ones_like(positions[..., 0], dtype=torch.bool)
     for axis in range(3):
-        along = where[..., axis]
+        along = positions[..., axis]
         inside &= (along > -0.5) & (along < size[axis] - 0.5)
-    low = torch.stack([where[..., a].min() for a in range(3)]).floor().clamp(min=0)
+    low = torch.stack([positions[..., a].min() for a in range(3)]).floor().clamp(min=0)
     low = low.minimum(size - 1)
-    high = torch.stack([where[..., a].max() for a in range(3)]).ceil() + 1
+    high = torch.stack([positions[..., a].max() for a in range(3)]).ceil() + 1
     high = high.maximum(low + 1).minimum(size)
-    grid = where * (2 / (high - low)) + ((1 - 2 * low) / (high - low) - 1)
+    grid = positions * (2 / (high - low)) + ((1 - 2 * low) / (high - low) - 1)
     # CPU grid_sample is parallel over the batch alone, so the points are dealt out in slabs.
-    slabs = math.gcd(len(grid), 8) if where.device.type == "cpu" else 1
+    slabs = math.gcd(len(grid), 8) if positions.device.type == "cpu" else 1
     starts, ends = low.long().tolist(), high.long().tolist()
     part = tuple(slice(a, b) for a, b in zip(starts[::-1], ends[::-1], strict=True))
     return Lookup(part, grid.reshape(slabs, -1, *grid.shape[1:]), inside)
@@ -157,8 +161,8 @@ def resample(
 ) -> torch.Tensor:
     """Interpolate a volume linearly at every voxel of another grid.
 
-    The same as `sample` at `points(matrix, size)`, and many times as fast on a CPU where the axes
-    of the two grids are parallel, as one matrix product per axis does it then.
+    The same as `sample` at `points(matrix, size)`. If the axes of the two grids are parallel, one
+    matrix product per axis does it, which is many times as fast on a CPU.
 
     Args:
         volume: (C, K, J, I) float32.
@@ -171,8 +175,8 @@ def resample(
     """
     along = parallel_axes(matrix, size)
     if along is None:
-        where = points(matrix, size, volume.device)
-        return sample(volume, look_up(where, volume.shape[1:]), outside=outside)
+        positions = points(matrix, size, volume.device)
+        return sample(volume, look_up(positions, volume.shape[1:]), outside=outside)
     for target in (2, 1, 0):  # thin slabs along K get thin at once
         source = int(along[target])
         positions = matrix[source, target] * np.arange(size[target]) + matrix[source, 3]
@@ -202,7 +206,7 @@ def parallel_axes(matrix: np.ndarray, size: tuple[int, int, int]) -> np.ndarray 
 def _interpolated(
     x: torch.Tensor, axis: int, positions: np.ndarray, outside: float
 ) -> torch.Tensor:
-    """Linear interpolation of (C, K, J, I) along one axis at continuous indices."""
+    """Interpolate (C, K, J, I) linearly along one axis at continuous indices."""
     length = x.shape[axis]
     low = int(np.clip(np.floor(positions.min()), 0, length - 1))
     high = int(np.clip(np.ceil(positions.max()), low, length - 1)) + 1

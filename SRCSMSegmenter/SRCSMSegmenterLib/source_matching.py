@@ -7,9 +7,9 @@ resampling. Five points, which are more exact than the paper, decide every integ
 1. clip (CT) or scale to a maximum of 2048 (MR), round half to even (`to_integers`);
 2. the interior is what lies strictly between a volume's minimum (lo) and maximum (hi);
 3. the source is the sum of the interior counts of all training images (`fit`);
-4. an interior value goes to the largest source value whose CDF is not above its own, or, where
-   there is none, to the source minimum; lo goes to the source minimum, hi goes along with the
-   largest interior value (`match`);
+4. an interior value goes to the largest source value whose CDF is not above its own, or, if there
+   is none, to the source minimum; lo goes to the source minimum, hi goes along with the largest
+   interior value (`match`);
 5. fewer than two distinct interior values on either side is an error.
 """
 
@@ -59,7 +59,7 @@ class SourceHistogram:
         object.__setattr__(self, "counts", counts)
 
     def to_dict(self) -> dict[str, int | list[int]]:
-        """Plain integers and lists, ready for JSON."""
+        """Return plain integers and lists, ready for JSON."""
         return {
             "minimum": self.minimum,
             "values": self.values.tolist(),
@@ -68,7 +68,7 @@ class SourceHistogram:
 
     @classmethod
     def from_dict(cls, data: dict[str, int | list[int]]) -> "SourceHistogram":
-        """The histogram that `to_dict` wrote.
+        """Read the histogram that `to_dict` wrote.
 
         Raises:
             SourceMatchingError: anything else.
@@ -165,7 +165,7 @@ def _matched(values: np.ndarray, counts: np.ndarray, source: SourceHistogram) ->
 
 
 def match_to_source(array: np.ndarray, rule: IntensityRule, source: SourceHistogram) -> np.ndarray:
-    """Source matching of a raw volume, as inference does it.
+    """Match a raw volume to the source, as inference does it.
 
     Args:
         array: raw intensities, any shape and real dtype; left as it is.
@@ -173,8 +173,8 @@ def match_to_source(array: np.ndarray, rule: IntensityRule, source: SourceHistog
             (`dataclasses.replace(bundle_rule, modality="MR")`).
 
     Returns:
-        int32 array of the same shape; it stands where `scale` leaves a volume of the source
-        modality, so that smoothing and resampling come next.
+        int32 array of the same shape, in place of the result of `scale`: smoothing and resampling
+        come next.
 
     Raises:
         VolumeError, SourceMatchingError: as `to_integers` and `match`.
@@ -250,7 +250,7 @@ def _cdf(counts: np.ndarray) -> np.ndarray:
 
 
 def _distinct(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values of an int32 image in ascending order, and their counts; both int64."""
+    """Return distinct values of an int32 image, ascending, and their counts; both int64."""
     if image.dtype != np.int32:
         raise TypeError(f"Source matching works on int32 (see to_integers), not {image.dtype}.")
     lo, hi = int(image.min()), int(image.max())
@@ -266,7 +266,7 @@ def _distinct(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _replace(image: np.ndarray, values: np.ndarray, matched: np.ndarray) -> np.ndarray:
-    """`image` with each of its distinct `values` (int64, ascending) replaced."""
+    """Replace each of the distinct `values` (int64, ascending) of an image."""
     lo, hi = values[0], values[-1]
     if hi - lo >= TABLE:
         return matched[np.searchsorted(values, image)]
@@ -293,7 +293,7 @@ def _require_two(interior_values: int, where: str) -> None:
 
 
 def _fault(values: np.ndarray, counts: np.ndarray, minimum: int) -> str:
-    """What is wrong with a histogram, or "" where nothing is."""
+    """Describe the fault of a histogram; "" if it has none."""
     if values.dtype.kind != "i" or counts.dtype.kind != "i" or not isinstance(minimum, int):
         return "not all entries are integers"
     if values.ndim != 1 or values.shape != counts.shape or values.size < 2:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a label means: SNOMED CT terms and colours as 3D Slicer and DICOM know them.
+"""Terms (SNOMED CT) and colours of labels as 3D Slicer and DICOM know them.
 
 Codes and colours are those of Slicer's "3D Slicer General Anatomy list" and, for terms that list
 lacks, of its "DICOM master list" (Modules/Loadable/Terminologies/Resources in Slicer's sources).
@@ -27,10 +27,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Terminology:
-    """What a segment is: a category, a type within it, and for paired organs the side.
+    """Meaning of a segment: a category, a type within it, and for paired organs the side.
 
     Attributes:
-        context: the name of the list of Slicer's that holds the type.
+        context: name of Slicer's list of terms that holds the type.
     """
 
     category: Code
@@ -101,7 +101,7 @@ _SYNONYMS = {
 
 
 def _key(name: str) -> tuple[str, ...]:
-    """The words of a name, whatever their order, case and separators."""
+    """Return the words of a name without their order, case and separators."""
     return tuple(sorted(re.findall(r"[^\W_]+", name.lower())))
 
 
@@ -111,7 +111,7 @@ _BY_KEY = {_key(name): entry for name, entry in _KNOWN.items()} | {
 
 
 def segment_for(name: str, value: int) -> Segment:
-    """The segment of a label: "right_kidney", "Right kidney" and "kidney_right" mean the same.
+    """Look up a label: "right_kidney", "Right kidney" and "kidney_right" mean the same.
 
     A name that is not known keeps its name, means "Tissue" and gets a colour of its own, which
     depends on `value` alone.
@@ -124,7 +124,7 @@ def segment_for(name: str, value: int) -> Segment:
 
 
 def terminology_entry(segment: Segment) -> str:
-    """The value of the segment tag `TerminologyEntry` as Slicer writes it.
+    """Write the value of the segment tag `TerminologyEntry` as Slicer does.
 
     Fields, separated by ~: context, category, type, modifier, and an anatomic region, which
     anatomical structures do not have. Codes are scheme^value^meaning.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes and label maps on disk: NIfTI, NRRD, MetaImage, DICOM series, Slicer's .seg.nrrd.
 
-ITK does the work; its axes are LPS, ours RAS. Where it fails in silence we do it ourselves. Of
-NIfTI it reads truncated files without a word, and for A.nii.gz the voxels of A.nii where both
-exist (ITK issue 2243). On a full disk it reports success for NIfTI and for the end of an NRRD.
+ITK does most of the work; its axes are LPS, ours RAS. NIfTI is read here, as ITK reads truncated
+files without an error, and for A.nii.gz the voxels of A.nii if both exist (ITK issue 2243).
 """
 
 import gzip
@@ -13,36 +12,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import SimpleITK as sitk
-from scipy.spatial.transform import Rotation
 
-from .atomic import atomic_write
-from .endings import LABELS, READABLE, SEGMENTATION, WRITABLE, ending
+from .endings import READABLE, SEGMENTATION, ending
 from .errors import VolumeError
 from .geometry import Geometry, Volume
-from .terminology import Segment, terminology_entry
-
-_FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS <-> RAS
-
-# numpy name -> NIfTI datatype; NRRD knows the same names but for the two floats.
-_NIFTI_TYPES = {
-    "uint8": 2,
-    "int16": 4,
-    "int32": 8,
-    "float32": 16,
-    "float64": 64,
-    "int8": 256,
-    "uint16": 512,
-    "uint32": 768,
-    "int64": 1024,
-    "uint64": 1280,
-}
-_NRRD_FLOATS = {"float32": "float", "float64": "double"}
-
-_GZIP_LEVEL = 4  # twice as fast as 6, files some percent larger
+from .terminology import Segment
+from .volume_writing import FLIP_XY, NIFTI_TYPES, reason, slicer_fields, write
 
 
 def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
@@ -51,7 +30,7 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
     Args:
         path: a .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or a folder with the files of a
             DICOM series.
-        series_uid: which series to read, where a DICOM folder holds several.
+        series_uid: which series to read, if a DICOM folder holds several.
 
     Returns:
         The array, (K, J, I), in the type the file has (rescaled if the file says so), on its grid.
@@ -108,9 +87,9 @@ def write_volume(path: str | Path, volume: Volume) -> None:
     path = Path(path)
     if ending(path) == SEGMENTATION:
         raise VolumeError(f"{path} would be a segmentation; write a scan as .nrrd or .nii.gz.")
-    if volume.array.dtype.name not in _NIFTI_TYPES:
+    if volume.array.dtype.name not in NIFTI_TYPES:
         raise VolumeError(f"{path} was not written: no format holds {volume.array.dtype} voxels.")
-    _write(path, volume, {})
+    write(path, volume, {})
 
 
 def write_labels(path: str | Path, volume: Volume, segments: Sequence[Segment]) -> None:
@@ -135,8 +114,8 @@ def write_labels(path: str | Path, volume: Volume, segments: Sequence[Segment]) 
     if present[0] < 0 or present[-1] > 65535:
         raise VolumeError(f"{path} was not written: label values go from 0 to 65535.")
     labels = Volume(array.astype(np.uint8 if present[-1] < 256 else np.uint16), volume.geometry)
-    fields = _slicer_fields(labels.geometry, segments) if ending(path) == SEGMENTATION else {}
-    _write(path, labels, fields)
+    fields = slicer_fields(labels.geometry, segments) if ending(path) == SEGMENTATION else {}
+    write(path, labels, fields)
 
 
 # --- reading
@@ -144,7 +123,7 @@ def write_labels(path: str | Path, volume: Volume, segments: Sequence[Segment]) 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what ITK, zlib and the system say into one sentence."""
+    """Turn errors of ITK, zlib and the system into one sentence."""
     try:
         yield
     except VolumeError as error:
@@ -156,7 +135,7 @@ def _reading(path: Path) -> Iterator[None]:
     except (RuntimeError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise VolumeError(
             f"{path} cannot be read, it may be damaged or of another format than its name says "
-            f"({_reason(error)})."
+            f"({reason(error)})."
         ) from error
 
 
@@ -191,11 +170,11 @@ def _geometry(image: sitk.Image | sitk.ImageFileReader) -> Geometry:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    return Geometry(image.GetSize(), _FLIP_XY @ affine)
+    return Geometry(image.GetSize(), FLIP_XY @ affine)
 
 
 def _read_nifti(path: Path) -> Volume:
-    """NIfTI-1 in one file: the voxels read by us, placed as ITK, and so Slicer, would place them.
+    """Read NIfTI-1 in one file: voxels by ourselves, geometry as ITK, and so Slicer, has it.
 
     ITK chooses between sform and qform, but refuses a file whose only affine is a sform with
     axes that are not quite orthogonal; then we follow the sform as it is.
@@ -216,7 +195,7 @@ def _read_nifti(path: Path) -> Volume:
         shape.pop()
     datatype, bits = struct.unpack_from(f"{order}2h", raw, 70)
     offset, slope, intercept = struct.unpack_from(f"{order}3f", raw, 108)
-    names = {code: name for name, code in _NIFTI_TYPES.items()}
+    names = {code: name for name, code in NIFTI_TYPES.items()}
     if datatype not in names or math.prod(shape[4:]) > 1:  # the fifth axis is that of vectors
         _refuse_several_values(path)
     _check_three_axes(path, shape)
@@ -246,8 +225,8 @@ def _read_nifti(path: Path) -> Volume:
 
 
 def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    files = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found}
+    uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    files = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in uids}
     if not files:
         raise VolumeError(f"{folder} holds no DICOM series; give the folder of its files itself.")
     if series_uid is None and len(files) > 1:
@@ -255,9 +234,9 @@ def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
         raise VolumeError(
             f"{folder} holds {len(files)} DICOM series; choose one by its series UID: {listing}."
         )
-    uid = series_uid or found[0]
+    uid = series_uid or uids[0]
     if uid not in files:
-        raise VolumeError(f"{folder} holds no series {uid}, but {', '.join(found)}.")
+        raise VolumeError(f"{folder} holds no series {uid}, but {', '.join(uids)}.")
     if len(files[uid]) == 1:
         return _read_itk(Path(files[uid][0]))
 
@@ -284,12 +263,12 @@ def _read_dicom(folder: Path, series_uid: str | None) -> Volume:
             "there twice."
         )
     affine = geometry.affine.copy()
-    affine[:3, 2] = _FLIP_XY[:3, :3] @ step
+    affine[:3, 2] = FLIP_XY[:3, :3] @ step
     return Volume(sitk.GetArrayFromImage(image), Geometry(geometry.size, affine))
 
 
 def _describe(files: Sequence[str]) -> str:
-    """A series in a few words: what the scanner called it, and how many files it has."""
+    """Describe a series: its name in DICOM and the number of its files."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(files[0])
     reader.ReadImageInformation()
@@ -297,138 +276,3 @@ def _describe(files: Sequence[str]) -> str:
     name = reader.GetMetaData("0008|103e").strip() if named else "no description"
     name = name.encode(errors="replace").decode()  # DICOM text may be of any encoding
     return f"{name}, {len(files)} files"
-
-
-# --- writing
-
-
-def _write(path: Path, volume: Volume, fields: dict[str, str]) -> None:
-    suffix = ending(path)
-    if suffix not in LABELS:
-        raise VolumeError(f"{path} cannot be written: end it with one of {', '.join(WRITABLE)}.")
-    try:
-        with atomic_write(path) as temporary:
-            if suffix in (".nrrd", SEGMENTATION):
-                _write_nrrd(temporary, volume, fields)
-            elif suffix == ".mha":
-                _write_itk(temporary, volume)
-            else:
-                _write_nifti(temporary, volume)
-    except (OSError, RuntimeError) as error:
-        raise VolumeError(
-            f"{path} could not be written ({_reason(error)}); check that its folder exists, may "
-            "be written to and has space."
-        ) from error
-
-
-def _write_itk(path: Path, volume: Volume) -> None:
-    affine = _FLIP_XY @ volume.geometry.affine
-    native = volume.array.dtype.newbyteorder("=")
-    image = sitk.GetImageFromArray(volume.array.astype(native, copy=False))
-    image.SetSpacing(volume.geometry.spacing.tolist())
-    image.SetDirection((affine[:3, :3] / volume.geometry.spacing).ravel().tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
-
-
-def _write_nifti(path: Path, volume: Volume) -> None:
-    """NIfTI-1 with the affine as sform and, unless its axes are sheared, as qform too.
-
-    https://nifti.nimh.nih.gov/nifti-1; both codes are 1, "scanner anatomical".
-    """
-    geometry, data = volume.geometry, _little_endian(volume.array)
-    direction = geometry.direction.copy()
-    handedness = np.sign(np.linalg.det(direction))
-    direction[:, 2] *= handedness  # a quaternion cannot reflect; pixdim[0] does
-    rigid = np.abs(direction.T @ direction - np.eye(3)).max() < 1e-4
-    quaternion = Rotation.from_matrix(direction).as_quat(canonical=True)[:3]
-    header = bytearray(352)
-    struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, *geometry.size, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, _NIFTI_TYPES[data.dtype.name], 8 * data.itemsize)
-    struct.pack_into("<4f", header, 76, handedness, *geometry.spacing)
-    struct.pack_into("<3f", header, 108, 352.0, 1.0, 0.0)  # data offset, slope, intercept
-    header[123] = 2  # millimetres
-    struct.pack_into("<2h", header, 252, int(rigid), 1)
-    struct.pack_into("<6f", header, 256, *quaternion, *geometry.affine[:3, 3])
-    struct.pack_into("<12f", header, 280, *geometry.affine[:3].ravel())
-    header[344:348] = b"n+1\0"
-    with open(path, "wb") as file:
-        if ending(path) == ".nii.gz":
-            with _gzipped(file) as stream:
-                stream.write(header)
-                stream.write(data)
-        else:
-            file.write(header)
-            file.write(data)
-
-
-def _write_nrrd(path: Path, volume: Volume, fields: dict[str, str]) -> None:
-    """NRRD, https://teem.sourceforge.net/nrrd/format.html; `fields` become key:=value lines."""
-    data = _little_endian(volume.array)
-    affine = _FLIP_XY @ volume.geometry.affine
-
-    def vector(values: np.ndarray) -> str:
-        return f"({','.join(repr(float(x)) for x in values)})"
-
-    lines = [
-        "NRRD0005",
-        f"type: {_NRRD_FLOATS.get(data.dtype.name, data.dtype.name)}",
-        "dimension: 3",
-        "space: left-posterior-superior",
-        f"sizes: {' '.join(map(str, volume.geometry.size))}",
-        f"space directions: {' '.join(vector(axis) for axis in affine[:3, :3].T)}",
-        "kinds: domain domain domain",
-        "endian: little",
-        "encoding: gzip",
-        f"space origin: {vector(affine[:3, 3])}",
-        *(f"{key}:={value}" for key, value in fields.items()),
-    ]
-    with open(path, "wb") as file:
-        file.write("\n".join([*lines, "", ""]).encode())
-        with _gzipped(file) as stream:
-            stream.write(data)
-
-
-def _slicer_fields(geometry: Geometry, segments: Sequence[Segment]) -> dict[str, str]:
-    """What makes an NRRD file a segmentation to Slicer (vtkMRMLSegmentationStorageNode).
-
-    All segments lie in one layer and span the whole grid: Slicer cuts a layer to the extent of
-    its first segment.
-    """
-    extent = " ".join(f"0 {n - 1}" for n in geometry.size)
-    reference = [*map(repr, geometry.affine.ravel().tolist()), *extent.split()]
-    fields = {
-        "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
-        "Segmentation_ConversionParameters": f"Reference image geometry|{';'.join(reference)};|&",
-        "Segmentation_MasterRepresentation": "Binary labelmap",
-        "Segmentation_ReferenceImageExtentOffset": "0 0 0",
-    }
-    for n, segment in enumerate(segments):
-        fields |= {
-            f"Segment{n}_ID": f"Segment_{segment.value}",
-            f"Segment{n}_Name": segment.name,
-            f"Segment{n}_NameAutoGenerated": "0",
-            f"Segment{n}_Color": " ".join(f"{channel / 255:.6g}" for channel in segment.color),
-            f"Segment{n}_ColorAutoGenerated": "0",
-            f"Segment{n}_Extent": extent,
-            f"Segment{n}_LabelValue": str(segment.value),
-            f"Segment{n}_Layer": "0",
-            f"Segment{n}_Tags": f"TerminologyEntry:{terminology_entry(segment)}|",
-        }
-    return fields
-
-
-def _little_endian(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-
-
-def _gzipped(file: BinaryIO) -> gzip.GzipFile:
-    # No name and no time inside: the same volume gives the same bytes.
-    return gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)
-
-
-def _reason(error: Exception) -> str:
-    """What happened, without the trace of C++ locations that ITK puts in front."""
-    strerror = getattr(error, "strerror", None)
-    return strerror or str(error).strip().splitlines()[-1].strip().rstrip(".")

@@ -97,7 +97,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         row.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
 
     def placeResult(self):
-        """A result as the logic leaves it in the scene."""
+        """Place a result in the scene, as the logic does."""
         from SRCSMSegmenterLib.geometry import Volume
         from SRCSMSegmenterLib.scene import nodes, results
 
@@ -439,7 +439,7 @@ def click(label, link):
 
 
 def addVolume(name, low, high, spacing=(3, 3, 6)):
-    """A volume of 40 x 40 x 12 voxels with intensities from low to high."""
+    """Add a volume of 40 x 40 x 12 voxels with intensities from low to high."""
     rng = np.random.default_rng(4)
     array = rng.uniform(low, high, (12, 40, 40)).astype(np.float32)
     array.flat[:2] = low, high
@@ -447,7 +447,7 @@ def addVolume(name, low, high, spacing=(3, 3, 6)):
 
 
 def addSequence(frames):
-    """The volume that a sequence browser shows of a sequence."""
+    """Return the volume that a sequence browser shows of a sequence."""
     scene = slicer.mrmlScene
     sequence = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "cine")
     for n in range(frames):

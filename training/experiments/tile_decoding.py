@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from SAMRefineLib.boxes.boxes import SliceGrid
-from SAMRefineLib.refine.acceptance import dice
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.models import SamModel, load_sam
 from SAMRefineLib.sam.mosaic import Tile, mask_from_tile
 from srcsm_training.data.dataset import Case, choose_cases, read_dataset
 from srcsm_training.experiments.reports import DATA, MR
 from srcsm_training.sam.decoder import Scan, embed, laid_out, organ_boxes
+from SRCSMSegmenterLib.components import dice
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 
@@ -47,7 +47,7 @@ def compare(scan: Scan, model: SamModel) -> dict[str, list[float]]:
         for name, answer in (("tile", on_tile), ("canvas", on_canvas)):
             logits = answer(model, embedding, tile, edges)
             mask = mask_from_tile(logits, tile, model.patch) > 0
-            found[name].append(dice(mask.numpy(), truth))
+            found[name].append(dice(mask.numpy(), truth, empty=1.0))
     return found
 
 

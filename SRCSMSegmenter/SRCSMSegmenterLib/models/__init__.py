@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained networks: their folders, their integrity, and which ones there are."""
+"""Trained networks: their folders, the integrity of those, and their catalogue."""

@@ -6,7 +6,7 @@
     configs/source_histogram.json   SourceHistogram
     models/model.safetensors        weights, float16 or float32
     docs/README.md                  model card
-    LICENSE                         where one is given
+    LICENSE                         if somebody added one
     SHA256SUMS                      of every other file, for `sha256sum -c`
 
 Loading reads JSON and safetensors and runs no code of the folder. The folder's identity
@@ -51,25 +51,24 @@ NETWORK = "configs/network.json"
 HISTOGRAM = "configs/source_histogram.json"
 WEIGHTS = "models/model.safetensors"
 CARD = "docs/README.md"
-LICENCE = "LICENSE"
 LATER_SETTINGS = {"pool_by": "average", "decoder": []}
-"""Of a network, and what they were before there was a choice."""
+"""Settings added after format 1, with the values older bundles imply."""
 
 REQUIRED = (METADATA, NETWORK, HISTOGRAM, WEIGHTS, CARD)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a network is and what it needs to know about a scan.
+    """Description of a network: what it labels, and how scans become its input.
 
     Attributes:
         name: short, such as "abdomen-ct".
         task: one line, such as "Liver, kidneys and spleen in CT and MR".
         labels: foreground labels, values 1, 2, ... in order (`terminology.segment_for`).
         rule: intensity rule of the source modality.
-        grid: the grid the network looks at.
+        grid: the grid of the network's input.
         smoothing: sigma in mm of the Gaussian on the scan's own grid.
-        expects: what input it expects and what it was not made for, in words.
+        expects: the input it expects and the input it was not made for, in words.
         licence: terms of use, in words.
         training: free summary (data, command, steps, validation Dice ...), plain JSON values.
         version: of this network.
@@ -137,7 +136,7 @@ class ModelBundle:
         }
 
     def unet(self) -> UNet:
-        """The network in evaluation mode, on the CPU; shares `weights`."""
+        """Build the network in evaluation mode, on the CPU; it shares `weights`."""
         with torch.device("meta"):
             network = UNet(self.network)
         try:
@@ -147,20 +146,13 @@ class ModelBundle:
         return network.eval().requires_grad_(False)
 
 
-def save_bundle(
-    folder: Path,
-    bundle: ModelBundle,
-    card: str,
-    licence: str | None = None,
-    *,
-    half: bool = True,
-) -> str:
-    """Write a bundle; an older one of that name is replaced once the new one is whole.
+def save_bundle(folder: Path, bundle: ModelBundle, card: str) -> str:
+    """Write a bundle; an older one of that name is replaced when the new one is complete.
+
+    The weights are stored as float16.
 
     Args:
         card: the model card, Markdown.
-        licence: text of the LICENSE file.
-        half: store the weights as float16.
 
     Returns:
         The bundle's identity.
@@ -171,8 +163,7 @@ def save_bundle(
     folder = Path(folder).absolute()
     if folder.exists() and not is_bundle(folder) and not is_empty(folder):
         raise BundleError(f"{folder} exists and is no model folder; choose another name.")
-    dtype = torch.float16 if half else torch.float32
-    weights = {name: value.to(dtype).contiguous() for name, value in bundle.weights.items()}
+    weights = {name: value.half().contiguous() for name, value in bundle.weights.items()}
     files = {
         METADATA: to_json(_metadata(bundle)),
         NETWORK: to_json(dataclasses.asdict(bundle.network)),
@@ -180,13 +171,11 @@ def save_bundle(
         WEIGHTS: save_tensors(weights),
         CARD: card.encode(),
     }
-    if licence is not None:
-        files[LICENCE] = licence.encode()
     return write_folder(folder, files)
 
 
 def load_bundle(folder: Path) -> ModelBundle:
-    """Read a bundle, having checked every file of it.
+    """Read a bundle after checking its every file.
 
     Raises:
         BundleError: no bundle, incomplete, altered, or of another format version.
@@ -206,12 +195,12 @@ def load_bundle(folder: Path) -> ModelBundle:
 
 
 def verify_bundle(folder: Path) -> list[str]:
-    """What is wrong with a bundle's files: missing, altered and extra ones; empty where whole."""
+    """List the faults of a bundle: missing, altered and extra files; empty if it is whole."""
     return read_folder(Path(folder), REQUIRED)[1]
 
 
 def _metadata(bundle: ModelBundle) -> dict[str, Any]:
-    """MONAI's metadata; what `load_bundle` reads is under "srcsm"."""
+    """Make MONAI's metadata; what `load_bundle` reads is under "srcsm"."""
     description, grid = bundle.description, bundle.description.grid
     rule = description.rule
     channels = {str(label.value): label.name for label in description.labels}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which trained networks there are and what they say of themselves; without torch.
+"""Catalogue of trained networks: where they are and what their cards say; without torch.
 
-Slicer's panel shows this before PyTorch is installed. What a folder says is only read here;
-`bundle.load_bundle` checks it before use.
+Slicer's panel shows it before PyTorch is installed. Cards are read unchecked; `bundle.load_bundle`
+checks a folder before use.
 """
 
 import json
@@ -16,12 +16,12 @@ from .hashed_folder import SUMS
 
 METADATA = "configs/metadata.json"
 SAM_CONFIG = "config.json"
-"""What the folder of a SAM (`SAMRefineLib.sam.models`) has in its place."""
+"""File by which the folder of a SAM is told from that of a network."""
 
 
 @dataclass(frozen=True)
 class OrganCard:
-    """A label: its name, such as "right_kidney", and its colour (RGB, 0-255)."""
+    """Name of a label, such as "right_kidney", and its colour (RGB, 0-255)."""
 
     name: str
     color: tuple[int, int, int]
@@ -29,13 +29,13 @@ class OrganCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a network says of itself.
+    """What a model folder states about its network, unchecked.
 
     Attributes:
         name, task, expects, licence: see `bundle.Description`.
-        modality: "CT" or "MR", which it was trained on.
+        modality: that of the training images, "CT" or "MR".
         organs: foreground labels, in the order of their values 1, 2, ...
-        spacing: in mm, of the grid it looks at.
+        spacing: mm along (I, J, K), of the grid of the network's input.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class ModelCard:
 
 
 def read_card(folder: Path) -> ModelCard:
-    """The card of a model folder, unchecked.
+    """Read the card of a model folder, unchecked.
 
     Raises:
         BundleError: no metadata, or not ours.
@@ -73,7 +73,7 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def is_bundle(folder: Path) -> bool:
-    """True where a folder looks like a bundle, whole or not; that of a SAM is none."""
+    """Tell whether a folder looks like a bundle, whole or not; that of a SAM does not."""
     folder = Path(folder)
     if (folder / METADATA).is_file():
         return True
@@ -81,7 +81,7 @@ def is_bundle(folder: Path) -> bool:
 
 
 def find_bundles(*folders: Path) -> list[Path]:
-    """The bundles among `folders` and their direct subfolders, in order, by name."""
+    """List the bundles among `folders` and their direct subfolders, in order, by name."""
     return [folder for folder in candidate_folders(*folders) if is_bundle(folder)]
 
 
@@ -97,10 +97,10 @@ def candidate_folders(*folders: Path) -> Iterator[Path]:
 
 
 def find_model(model: str) -> Path:
-    """The folder of a model: the folder itself, or that of a shipped model's name.
+    """Find the folder of a model, given as a folder or as the name of a shipped model.
 
     Raises:
-        BundleError: neither; names the shipped ones.
+        BundleError: neither; the message names the shipped ones.
     """
     for folder in (Path(model), shipped_folder(model)):
         if folder is not None and is_bundle(folder):
@@ -114,7 +114,7 @@ def find_model(model: str) -> Path:
 
 
 def shipped_folder(name: str | Path) -> Path | None:
-    """Return where a shipped model of a name would be; None for a path.
+    """Return the folder that a shipped model of a name would have; None for a path.
 
     A path with a typo must not lead to a shipped model that is called like its last part.
     """
@@ -124,7 +124,10 @@ def shipped_folder(name: str | Path) -> Path | None:
 
 
 def shipped_models_folder() -> Path:
-    """``$SRCSM_MODELS``, or ``Resources/Models`` of the installed extension or the repository."""
+    """Return the folder of shipped models.
+
+    It is ``$SRCSM_MODELS``, or ``Resources/Models`` of the installed extension or the repository.
+    """
     installed, repository = (
         above / "Resources" / "Models" for above in Path(__file__).resolve().parents[2:4]
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder whose every file is listed in SHA256SUMS (for `sha256sum -c`), and strict JSON in it.
+"""Folders whose every file is listed in SHA256SUMS (for `sha256sum -c`), and strict JSON in them.
 
-The SHA-256 of SHA256SUMS is the folder's identity: it names one exact content. A folder that was
-altered together with its SHA256SUMS is whole, but is another one with another identity.
+The SHA-256 of SHA256SUMS is the folder's identity: it names one exact content. If files and
+SHA256SUMS are changed consistently, verification passes but the identity changes.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ SUMS = "SHA256SUMS"
 
 
 def read_folder(folder: Path, required: tuple[str, ...]) -> tuple[dict[str, bytes], list[str]]:
-    """Every listed file's bytes, so that what was checked is what is used, and the faults.
+    """Read every listed file, so that what was checked is what is used, and list the faults.
 
     Args:
         required: paths that must be there, listed or not.
 
     Returns:
-        Path in the folder -> content, SHA256SUMS included; and what is wrong, a clause each:
-        missing, altered, unlisted and unreadable files, and links. Empty where the folder is whole.
+        Path in the folder -> content, SHA256SUMS included; and the faults, a clause each:
+        missing, altered, unlisted and unreadable files, and links. A whole folder has none.
     """
     try:
         sums = (folder / SUMS).read_bytes()
@@ -62,10 +62,10 @@ def read_folder(folder: Path, required: tuple[str, ...]) -> tuple[dict[str, byte
 
 
 def read_whole_folder(folder: Path, required: tuple[str, ...]) -> dict[str, bytes]:
-    """The files of a folder that has no faults.
+    """Read the files of a folder that has no faults.
 
     Raises:
-        BundleError: it has some; all are listed.
+        BundleError: it has faults; the message lists all of them.
     """
     files, faults = read_folder(folder, required)
     if faults:
@@ -77,7 +77,7 @@ def read_whole_folder(folder: Path, required: tuple[str, ...]) -> dict[str, byte
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> str:
-    """Write files and their SHA256SUMS; an older folder is replaced once the new one is whole.
+    """Write files and their SHA256SUMS; an older folder is replaced when the new one is whole.
 
     Args:
         files: path in the folder, with "/", -> content.
@@ -111,22 +111,25 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> str:
 
 
 def is_empty(folder: Path) -> bool:
-    """True for a folder without anything in it."""
+    """Tell whether a path is a folder without anything in it."""
     return folder.is_dir() and not any(folder.iterdir())
 
 
 def sha256(content: bytes) -> str:
-    """SHA-256 as 64 hexadecimal digits."""
+    """Compute the SHA-256 as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def to_json(value: dict[str, Any]) -> bytes:
-    """Indented JSON; NaN and infinity are refused with a ValueError."""
+    """Write indented JSON; NaN and infinity are refused with a ValueError."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def from_json(content: bytes, where: str) -> Any:  # noqa: ANN401 - anything JSON holds
-    """What JSON holds; `where` names it in the error.
+    """Parse JSON.
+
+    Args:
+        where: name of the content in the error.
 
     Raises:
         BundleError: no JSON, or one with NaN or infinity.
@@ -141,29 +144,30 @@ def from_json(content: bytes, where: str) -> Any:  # noqa: ANN401 - anything JSO
         raise BundleError(f"{where} is no JSON ({error}).") from error
 
 
-def check_format(found: Any, current: int, remedy: str) -> None:  # noqa: ANN401
+def check_format(version: Any, current: int, remedy: str) -> None:  # noqa: ANN401
     """Refuse a format version other than the current one.
 
     Args:
-        remedy: what to do where the folder's format is not a newer one.
+        remedy: what to do if the folder's format is older than the current one.
 
     Raises:
         BundleError: it is another.
     """
-    if found != current:
-        newer = isinstance(found, int) and found > current
+    if version != current:
+        newer = isinstance(version, int) and version > current
         remedy = "update this program" if newer else remedy
-        raise BundleError(f"its format is {found!r}, this program reads {current}; {remedy}.")
+        raise BundleError(f"its format is {version!r}, this program reads {current}; {remedy}.")
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401
-    """A JSON value as the annotated type, to the letter: no key too few or many, no conversion.
+    """Convert a JSON value to its annotated type, strictly: all keys, no others, right types.
 
     Args:
         hint: dataclass, tuple, optional type, dict or plain type.
+        where: name of the value in the error.
 
     Raises:
-        BundleError: it is something else; `where` names it.
+        BundleError: the value is of another type.
     """
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the panels of both modules show alike: the widgets of SRCSMCommon.ui and a few more."""
+"""Parts that the panels of both modules share: the widgets of SRCSMCommon.ui and a few more."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ COMMON_UI = Path(__file__).resolve().parents[2] / "Resources" / "UI" / "SRCSMCom
 
 
 def load_ui(path: str) -> "qt.QWidget":
-    """A module's .ui file with the common parts where it has holders for them.
+    """Load a module's .ui file and put the common parts into its holders for them.
 
     `slicer.util.childWidgetVariables` then finds the widgets of both.
     """
@@ -39,7 +39,7 @@ class CommonPanel:
     # What is missing or odd
 
     def show_missing(self, sizes: dict[str, str], help: str) -> None:
-        """Which packages are missing, how large they are, and what to do without internet."""
+        """Show which packages are missing, how large they are, and what to do without internet."""
         self.ui.packagesFrame.visible = bool(sizes)
         rows = "".join(f"<li><b>{escape(p)}</b>: {escape(s)}</li>" for p, s in sizes.items())
         self.ui.packagesLabel.text = (
@@ -48,31 +48,31 @@ class CommonPanel:
         self.ui.offlineLabel.text = help
 
     def show_installing(self, going_on: bool) -> None:
-        """That it takes a while."""
+        """Show that the installation takes a while, or that it is over."""
         button = self.ui.installButton
         button.enabled = not going_on
         button.text = _("Installing (some minutes)...") if going_on else _("Install")
 
     def show_warnings(self, warnings: Sequence[str]) -> None:
-        """What may go wrong, before it does."""
+        """Show warnings about the input; none hides them."""
         self.ui.warningLabel.text = "<br>".join(map(escape, warnings))
         self.ui.warningLabel.visible = bool(warnings)
 
     def show_message(self, text: str) -> None:
-        """Why nothing came of it; "" takes the message away."""
+        """Show why there is no result; "" hides the message."""
         self.ui.messageLabel.text = escape(text)
         self.ui.messageLabel.visible = bool(text)
 
     # What is going on
 
     def show_progress(self, stage: str, fraction: float, seconds_left: float | None) -> None:
-        """How far it is."""
+        """Show a stage, the fraction done (0 to 1) and the time left."""
         self.ui.progressBar.value = round(100 * fraction)
         left = "" if seconds_left is None else ", " + time_left(seconds_left)
         self.ui.progressLabel.text = self.stages().get(stage, stage) + left
 
     def stages(self) -> dict[str, str]:
-        """What progress calls a stage -> what a reader does."""
+        """Return the name of each stage for the user, by the name that progress gives it."""
         return {"": _("Starting"), "start": _("Starting"), "load": _("Loading the model")}
 
     def log(self, line: str) -> None:
@@ -81,12 +81,12 @@ class CommonPanel:
 
 
 def readable(organ: str) -> str:
-    """An organ's name as a reader writes it: "right_kidney" is a right kidney."""
+    """Write an organ's name for people: "right_kidney" is a right kidney."""
     return organ.replace("_", " ")
 
 
 def time_left(seconds: float) -> str:
-    """How long it still takes, in words."""
+    """Write a duration in words."""
     if seconds < 1:
         return _("nearly done")
     if seconds < 90:
@@ -96,7 +96,7 @@ def time_left(seconds: float) -> str:
 
 @contextmanager
 def quiet(widget: "qt.QWidget") -> Iterator[None]:
-    """Change a widget without its telling anybody."""
+    """Block the widget's Qt signals."""
     blocked = widget.blockSignals(True)
     try:
         yield
@@ -105,7 +105,7 @@ def quiet(widget: "qt.QWidget") -> Iterator[None]:
 
 
 def swatch(color: Sequence[int]) -> "qt.QIcon":
-    """A little square of a colour (RGB, 0-255)."""
+    """Draw a small square of a colour (RGB, 0-255)."""
     pixmap = qt.QPixmap(12, 12)
     pixmap.fill(qt.QColor(*color))
     return qt.QIcon(pixmap)

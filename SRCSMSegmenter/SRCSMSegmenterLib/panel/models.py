@@ -13,7 +13,7 @@ SETTING = "SRCSM/ModelFolders"
 
 
 def model_cards() -> dict[str, ModelCard]:
-    """What the worker calls a model (a shipped one's name, an own one's folder) -> its card.
+    """Return the cards of all models, by the name of a shipped one and the folder of an own one.
 
     Folders that are no models any more are left out.
     """
@@ -29,25 +29,25 @@ def model_cards() -> dict[str, ModelCard]:
 
 
 def own_models() -> list[str]:
-    """The folders that the user added."""
+    """List the folders that the user added."""
     return json.loads(slicer.app.userSettings().value(SETTING) or "[]")
 
 
 def add_models(folder: str) -> list[str]:
-    """Remember a model folder, or all in a folder; returns them.
+    """Remember a model folder, or all in a folder, and return them.
 
     Raises:
         BundleError: there is none.
     """
-    found = [str(read_card(each).folder.resolve()) for each in find_bundles(Path(folder))]
-    if not found:
+    added = [str(read_card(each).folder.resolve()) for each in find_bundles(Path(folder))]
+    if not added:
         raise BundleError(f"There is no model in {folder}; choose the folder that a training made.")
-    _remember([*own_models(), *(each for each in found if each not in own_models())])
-    return found
+    _remember([*own_models(), *(each for each in added if each not in own_models())])
+    return added
 
 
 def remove_model(folder: str) -> None:
-    """Forget one of the user's; its files stay."""
+    """Forget one of the user's models; its files stay."""
     _remember([each for each in own_models() if each != folder])
 
 

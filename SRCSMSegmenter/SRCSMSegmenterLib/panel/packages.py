@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packages that Slicer's Python lacks: which, how large, and their installation on request."""
+"""Packages that Slicer's Python lacks: their names, sizes and installation on request."""
 
 import importlib
 import platform
@@ -19,7 +19,7 @@ REQUIREMENTS = Path(__file__).resolve().parents[2] / "Resources" / "requirements
 
 
 def missing(more: Path | None = None) -> list[str]:
-    """The requirements that are not met, PyTorch first; imports none of them.
+    """List the requirements that are not met, PyTorch first, without importing them.
 
     Args:
         more: file with requirements beside those of the whole extension.
@@ -33,7 +33,7 @@ def missing(more: Path | None = None) -> list[str]:
 
 
 def described(requirements: list[str]) -> dict[str, str]:
-    """Name of each -> how large the download is, in words."""
+    """Return the size of each download in words, by package name."""
     sizes = {
         "PyTorch": _("0.2 GB; with an NVIDIA graphics card 3 GB"),
         "torchvision": _("less than 10 MB"),
@@ -43,7 +43,7 @@ def described(requirements: list[str]) -> dict[str, str]:
 
 
 def install(requirements: list[str], more: Path | None = None) -> None:
-    """Install them; the user has been told what and how large, and clicked.
+    """Install packages; the user has been told their names and sizes, and clicked.
 
     Args:
         more: see `missing`.
@@ -85,7 +85,7 @@ def _torch_logic() -> "PyTorchUtilsLogic":  # noqa: F821 - of Slicer's PyTorch e
 
 
 def offline_help(requirements: list[str]) -> str:
-    """How to install them without internet, as HTML."""
+    """Explain as HTML how to install packages without internet."""
     packages = " ".join(map(_name, requirements))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     system = f"{platform.system()} {platform.machine()}"

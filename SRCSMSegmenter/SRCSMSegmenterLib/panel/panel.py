@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the panel shows things. It knows the widgets of SRCSMSegmenter.ui and nothing of the scene.
+"""Widgets of SRCSMSegmenter.ui: what they show, without knowledge of the scene.
 
 Attributes of widgets are set and read as Qt properties (`label.text = ...`), as in all of Slicer.
 """
@@ -20,7 +20,7 @@ _NAME = qt.Qt.UserRole
 
 
 class ResultRow(NamedTuple):
-    """A row of the result: slices are (k from 0, width of the uncertain rim in mm), worst first."""
+    """A row of the result; slices are (k from 0, uncertainty in mm), the worst first."""
 
     name: str
     color: tuple[int, int, int]
@@ -42,8 +42,12 @@ class Panel(CommonPanel):
     # What to choose from
 
     def show_models(self, cards: dict[str, ModelCard], chosen: str, own: Sequence[str]) -> None:
-        """The models by what the parameter node calls them, which is chosen, and which the user
-        may take off the list."""
+        """Show the models and the card of the chosen one.
+
+        Args:
+            cards: by what the parameter node calls the models.
+            own: models that the user may take off the list.
+        """
         ui, box = self.ui, self.ui.modelComboBox
         with quiet(box):
             if [box.itemData(n) for n in range(box.count)] != list(cards):
@@ -62,14 +66,14 @@ class Panel(CommonPanel):
         )
 
     def chosen_model(self) -> str:
-        """What the parameter node calls the model that is picked."""
+        """Return what the parameter node calls the chosen model."""
         return self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
 
     def show_organs(self, card: ModelCard | None, skipped: Sequence[str]) -> None:
-        """The model's organs, ticked where they are not skipped."""
+        """Show the model's organs, ticked unless they are skipped."""
         view, organs = self.ui.organList, card.organs if card else ()
         with quiet(view):
-            # The rows stay where they can: this is also called while a row is being ticked.
+            # The rows stay if they can: this is also called while a row is being ticked.
             if [item.data(_NAME) for item in self._organ_items()] != [o.name for o in organs]:
                 view.clear()
                 for organ in organs:
@@ -83,7 +87,7 @@ class Panel(CommonPanel):
         view.visible = bool(organs)
 
     def organs(self, ticked: bool) -> list[str]:
-        """The organs that are, or are not, ticked."""
+        """List the organs that are, or are not, ticked."""
         state = qt.Qt.Checked if ticked else qt.Qt.Unchecked
         return [item.data(_NAME) for item in self._organ_items() if item.checkState() == state]
 
@@ -91,7 +95,7 @@ class Panel(CommonPanel):
         return [self.ui.organList.item(row) for row in range(self.ui.organList.count)]
 
     def show_frames(self, count: int) -> None:
-        """Offer the frames of a sequence; no frames, no row."""
+        """Offer the frames of a sequence; hide the row if there are none."""
         self.ui.frameLabel.visible = self.ui.frameSpinBox.visible = count > 0
         if count:
             self.ui.frameSpinBox.maximum = count - 1
@@ -99,7 +103,7 @@ class Panel(CommonPanel):
     # The run
 
     def show_state(self, running: bool, lacking: Sequence[str]) -> None:
-        """Which of the two buttons works, and why the other does not."""
+        """Enable Segment or Cancel, and say in tooltips why the other does not work."""
         ui = self.ui
         ui.segmentButton.enabled = not running and not lacking
         ui.segmentButton.toolTip = (
@@ -129,7 +133,7 @@ class Panel(CommonPanel):
     def show_results(
         self, name: str, organs: Sequence[ResultRow], jump: Callable[[int], None]
     ) -> None:
-        """The organs' volumes and least certain slices; none takes the section away.
+        """Show the organs' volumes and least certain slices; without organs, hide the section.
 
         Args:
             name: of the segmentation.
@@ -150,14 +154,14 @@ class Panel(CommonPanel):
             links = qt.QLabel(_links(organ.slices[:SLICES_SHOWN]))
             links.indent = 8
             links.toolTip = _(
-                "Where the model is least sure of this organ, the worst first. Click a slice to "
-                "see it; slices count from 0 (K)."
+                "Slices in which the model is least sure of this organ, the worst first. Click a "
+                "slice to see it; slices count from 0 (K)."
             )
             links.connect("linkActivated(QString)", lambda k: jump(int(k)))
             table.setCellWidget(row, 2, links)
 
     def show_notes(self, notes: Sequence[str], undoable: bool) -> None:
-        """What the user should know of the last run, and whether it can be taken back."""
+        """Show messages of the last run, and whether it can be undone."""
         ui = self.ui
         ui.resultMessagesLabel.text = "<br>".join(map(escape, notes))
         ui.resultMessagesLabel.visible = bool(notes)
@@ -169,7 +173,7 @@ class Panel(CommonPanel):
         )
 
     def show_refine(self, installed: bool) -> None:
-        """Whether there is SAM Refine to go on with."""
+        """Enable the button that opens SAM Refine if the module is installed."""
         self.ui.refineButton.enabled = installed
         self.ui.refineButton.toolTip = (
             _("Draw boxes around the organs, correct them, and let SAM redraw the outlines.")

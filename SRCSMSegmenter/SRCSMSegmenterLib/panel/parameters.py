@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user chose in the panel, kept in the scene and saved with it."""
+"""The panel's state, kept in the scene and saved with it."""
 
 import enum
 from typing import Annotated
@@ -12,19 +12,19 @@ FRAME_SHOWN = -1
 
 
 class SourceMatching(enum.Enum):
-    """The values are the logic's."""
+    """Choices of source matching; the values are those of the logic."""
 
     AUTO = "auto"
     ON = "on"
     OFF = "off"
 
     def label(self) -> str:
-        """As the panel writes it."""
+        """Return the text that the panel shows."""
         return {"auto": _("Automatic"), "on": _("On"), "off": _("Off")}[self.value]
 
 
 class Device(enum.Enum):
-    """The values are those of `devices.resolve_device`."""
+    """Choices of a device; the values are those of `devices.resolve_device`."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -32,7 +32,7 @@ class Device(enum.Enum):
     MPS = "mps"
 
     def label(self) -> str:
-        """As the panel writes it."""
+        """Return the text that the panel shows."""
         return {
             "auto": _("Automatic (the fastest there is)"),
             "cpu": _("Processor (CPU)"),
@@ -46,7 +46,7 @@ class Parameters:
     """The panel's state.
 
     Attributes:
-        frame: number of the frame, from 0, where the volume is one of a sequence.
+        frame: number of the frame, from 0, if the volume shows a sequence.
         model: name of a shipped network or folder of one of the user's.
         skippedOrgans: organs not wanted, by name; so those of another model are all wanted.
         outputSegmentation: to be updated; None makes a new one.

@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 LABELS = {"background": 0, "liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
 
 
-class Look(NamedTuple):
-    """How a tissue looks in one modality: mean, its +- range over cases, SD of its texture."""
+class Signal(NamedTuple):
+    """Intensity of a tissue in one modality: mean, its +- range over cases, texture's SD."""
 
     mean: float
     spread: float
@@ -25,51 +25,51 @@ class Look(NamedTuple):
 
 
 class Tissue(NamedTuple):
-    """Label and looks of a tissue; CT in HU (portal-venous), MR with the spleen at about 1."""
+    """Label and signals of a tissue; CT in HU (portal-venous), MR with the spleen at about 1."""
 
-    ct: Look
-    mr: Look
+    ct: Signal
+    mr: Signal
     label: int = 0
 
 
 # Suppressed fat, flow voids, dark bone and bright fluid turn many of CT's contrasts round.
 TISSUES = {
-    "air": Tissue(Look(-1000, 0, 0), Look(0.00, 0.00, 0.00)),
-    "table": Tissue(Look(-150, 100, 0), Look(0.00, 0.00, 0.00)),
-    "skin": Tissue(Look(10, 20, 5), Look(0.20, 0.05, 0.03)),
-    "subcutaneous_fat": Tissue(Look(-105, 8, 6), Look(0.13, 0.04, 0.02)),
-    "muscle": Tissue(Look(55, 10, 9), Look(0.21, 0.05, 0.04)),
-    "visceral_fat": Tissue(Look(-98, 8, 12), Look(0.15, 0.05, 0.03)),
-    "lung": Tissue(Look(-830, 50, 35), Look(0.04, 0.02, 0.02)),
-    "heart": Tissue(Look(140, 30, 6), Look(0.25, 0.10, 0.05)),
-    "cortical_bone": Tissue(Look(480, 90, 50), Look(0.06, 0.02, 0.02)),
-    "marrow": Tissue(Look(190, 45, 40), Look(0.17, 0.06, 0.03)),
-    "disc": Tissue(Look(85, 10, 6), Look(0.30, 0.12, 0.05)),
-    "spinal_fluid": Tissue(Look(22, 8, 4), Look(1.55, 0.20, 0.05)),
-    "cord": Tissue(Look(40, 6, 4), Look(0.55, 0.10, 0.03)),
-    "artery": Tissue(Look(185, 45, 4), Look(0.06, 0.03, 0.02)),
-    "vein": Tissue(Look(160, 30, 4), Look(0.09, 0.05, 0.03)),
-    "soft": Tissue(Look(85, 20, 14), Look(0.52, 0.12, 0.08)),
-    "gut_wall": Tissue(Look(80, 20, 10), Look(0.55, 0.12, 0.08)),
-    "fluid": Tissue(Look(14, 10, 6), Look(1.45, 0.25, 0.08)),
-    "chyme": Tissue(Look(40, 20, 18), Look(0.80, 0.25, 0.25)),
-    "contrast": Tissue(Look(260, 60, 35), Look(1.10, 0.30, 0.15)),
-    "stool": Tissue(Look(-10, 50, 110), Look(0.35, 0.15, 0.15)),
-    "gas": Tissue(Look(-960, 20, 5), Look(0.01, 0.01, 0.01)),
-    "liver": Tissue(Look(108, 18, 5), Look(0.48, 0.09, 0.04), LABELS["liver"]),
-    "hepatic_vessel": Tissue(Look(158, 20, 4), Look(0.14, 0.06, 0.03), LABELS["liver"]),
-    "right_cortex": Tissue(Look(205, 25, 8), Look(0.88, 0.10, 0.05), LABELS["right_kidney"]),
-    "right_medulla": Tissue(Look(160, 20, 8), Look(1.12, 0.10, 0.05), LABELS["right_kidney"]),
-    "left_cortex": Tissue(Look(205, 25, 8), Look(0.88, 0.10, 0.05), LABELS["left_kidney"]),
-    "left_medulla": Tissue(Look(160, 20, 8), Look(1.12, 0.10, 0.05), LABELS["left_kidney"]),
-    "spleen": Tissue(Look(128, 18, 5), Look(1.00, 0.15, 0.05), LABELS["spleen"]),
+    "air": Tissue(Signal(-1000, 0, 0), Signal(0.00, 0.00, 0.00)),
+    "table": Tissue(Signal(-150, 100, 0), Signal(0.00, 0.00, 0.00)),
+    "skin": Tissue(Signal(10, 20, 5), Signal(0.20, 0.05, 0.03)),
+    "subcutaneous_fat": Tissue(Signal(-105, 8, 6), Signal(0.13, 0.04, 0.02)),
+    "muscle": Tissue(Signal(55, 10, 9), Signal(0.21, 0.05, 0.04)),
+    "visceral_fat": Tissue(Signal(-98, 8, 12), Signal(0.15, 0.05, 0.03)),
+    "lung": Tissue(Signal(-830, 50, 35), Signal(0.04, 0.02, 0.02)),
+    "heart": Tissue(Signal(140, 30, 6), Signal(0.25, 0.10, 0.05)),
+    "cortical_bone": Tissue(Signal(480, 90, 50), Signal(0.06, 0.02, 0.02)),
+    "marrow": Tissue(Signal(190, 45, 40), Signal(0.17, 0.06, 0.03)),
+    "disc": Tissue(Signal(85, 10, 6), Signal(0.30, 0.12, 0.05)),
+    "spinal_fluid": Tissue(Signal(22, 8, 4), Signal(1.55, 0.20, 0.05)),
+    "cord": Tissue(Signal(40, 6, 4), Signal(0.55, 0.10, 0.03)),
+    "artery": Tissue(Signal(185, 45, 4), Signal(0.06, 0.03, 0.02)),
+    "vein": Tissue(Signal(160, 30, 4), Signal(0.09, 0.05, 0.03)),
+    "soft": Tissue(Signal(85, 20, 14), Signal(0.52, 0.12, 0.08)),
+    "gut_wall": Tissue(Signal(80, 20, 10), Signal(0.55, 0.12, 0.08)),
+    "fluid": Tissue(Signal(14, 10, 6), Signal(1.45, 0.25, 0.08)),
+    "chyme": Tissue(Signal(40, 20, 18), Signal(0.80, 0.25, 0.25)),
+    "contrast": Tissue(Signal(260, 60, 35), Signal(1.10, 0.30, 0.15)),
+    "stool": Tissue(Signal(-10, 50, 110), Signal(0.35, 0.15, 0.15)),
+    "gas": Tissue(Signal(-960, 20, 5), Signal(0.01, 0.01, 0.01)),
+    "liver": Tissue(Signal(108, 18, 5), Signal(0.48, 0.09, 0.04), LABELS["liver"]),
+    "hepatic_vessel": Tissue(Signal(158, 20, 4), Signal(0.14, 0.06, 0.03), LABELS["liver"]),
+    "right_cortex": Tissue(Signal(205, 25, 8), Signal(0.88, 0.10, 0.05), LABELS["right_kidney"]),
+    "right_medulla": Tissue(Signal(160, 20, 8), Signal(1.12, 0.10, 0.05), LABELS["right_kidney"]),
+    "left_cortex": Tissue(Signal(205, 25, 8), Signal(0.88, 0.10, 0.05), LABELS["left_kidney"]),
+    "left_medulla": Tissue(Signal(160, 20, 8), Signal(1.12, 0.10, 0.05), LABELS["left_kidney"]),
+    "spleen": Tissue(Signal(128, 18, 5), Signal(1.00, 0.15, 0.05), LABELS["spleen"]),
 }
 
 FAR = 600.0
-"""mm; shapes without an end along the body reach this far."""
+"""Reach in mm of shapes without an end along the body."""
 
 WAIST = 0.05
-"""How much narrower than average the trunk is at the waist, and wider at chest and hips."""
+"""Fraction by which the trunk is narrower at the waist, and wider at chest and hips."""
 
 Where = Callable[[np.ndarray], np.ndarray]
 """(3, K, J, I) points in patient mm -> (K, J, I) bool."""
@@ -81,7 +81,7 @@ class Shape(NamedTuple):
     Attributes:
         tissue: name in TISSUES.
         low, high: corners of the bounding box, patient mm.
-        inside: which points it contains.
+        inside: function that tells which points it contains.
         onto: names of the tissues this shape may replace; empty for all of them.
     """
 
@@ -103,7 +103,7 @@ def _ball(
     onto: tuple[str, ...] = (),
     where: Where | None = None,
 ) -> Shape:
-    """An ellipsoid, turned by the rotation vector `tilt` (degrees), cut to `where`."""
+    """Make an ellipsoid, turned by the rotation vector `tilt` (degrees), cut to `where`."""
     frame = Rotation.from_rotvec(np.radians(tilt)).as_matrix() * np.asarray(semi_axes, float)
     centre = np.asarray(centre, float)
     half = np.linalg.norm(frame, axis=1)
@@ -122,7 +122,7 @@ def _tube(
     onto: tuple[str, ...] = (),
     where: Where | None = None,
 ) -> Iterator[Shape]:
-    """Capsules along `path` (n, 3), whose radius goes linearly from knot to knot."""
+    """Make capsules along `path` (n, 3), whose radius goes linearly from knot to knot."""
     path = np.asarray(path, float)
     radii = np.broadcast_to(radii, len(path))
     for a, b, ra, rb in zip(path, path[1:], radii, radii[1:], strict=False):
@@ -146,7 +146,7 @@ def _tube(
 
 
 def _local(points: np.ndarray, centre: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    """(3, K, J, I) patient mm -> coordinates along the columns of `frame`, 1 at their ends."""
+    """Convert (3, K, J, I) patient mm to coordinates along columns of `frame`, 1 at the ends."""
     inverse = np.linalg.inv(frame).astype(np.float32)
     shifted = points - np.asarray(centre, np.float32).reshape(3, 1, 1, 1)
     return np.tensordot(inverse, shifted, axes=1)
@@ -159,7 +159,7 @@ def _column(
     where: Where | None = None,
     x: float = 0.0,
 ) -> Shape:
-    """What lies within `ellipse` (half axes along x and y, y of its middle) all along the body."""
+    """Make a column along the body with `ellipse` (half axes along x and y, y of the middle)."""
     centre, half = np.array([x, ellipse[2], 0]), np.array([*ellipse[:2], FAR])
 
     def inside(points: np.ndarray) -> np.ndarray:
@@ -170,7 +170,7 @@ def _column(
 
 
 def _within(points: np.ndarray, ellipse: tuple[float, float, float], x: float = 0.0) -> np.ndarray:
-    """True inside a column; its corners are fuller than an ellipse's."""
+    """Mark the inside of a column; its corners are fuller than an ellipse's."""
     a, b, y = ellipse
     u = (points[0] - x) * (1 / a)
     v = (points[1] - y) * (1 / b)
@@ -192,7 +192,7 @@ SIDES = {"right": 1, "left": -1}
 
 
 class Trunk(NamedTuple):
-    """The ellipses around the abdominal cavity: half axes along x and y, y of the middle, mm."""
+    """Ellipses around the abdominal cavity: half axes along x and y, y of the middle, in mm."""
 
     cavity: tuple[float, float, float]
     muscle: tuple[float, float, float]
@@ -200,7 +200,7 @@ class Trunk(NamedTuple):
 
     @property
     def back(self) -> float:
-        """y of the cavity's back wall."""
+        """Position y in mm of the cavity's back wall."""
         return self.cavity[2] - self.cavity[1]
 
 
@@ -233,7 +233,7 @@ def _draw_trunk(rng: np.random.Generator) -> Trunk:
 
 
 def _wrapping(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
-    """Scanner table, skin, subcutaneous fat, the muscle wall and the fat of the cavity."""
+    """Make scanner table, skin, subcutaneous fat, muscle wall and the fat of the cavity."""
     top = trunk.body[2] - trunk.body[1] - rng.uniform(4, 12)
     bend = rng.uniform(900, 1800)
 
@@ -256,7 +256,7 @@ def _wrapping(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
 
 
 def _chest(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
-    """Lungs above the two domes of the diaphragm, heart and ribs."""
+    """Make lungs above the two domes of the diaphragm, heart and ribs."""
     domes = [
         (side * rng.uniform(56, 66), rng.uniform(12, 28), top + rng.uniform(-8, 10))
         for side, top in ((1, 118), (-1, 104))
@@ -285,13 +285,13 @@ def _chest(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
 
 
 def _spine(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
-    """Vertebrae and discs, canal with cord or fluid, processes, and the psoas beside them."""
+    """Make vertebrae and discs, canal with cord or fluid, processes, and the psoas."""
     y, half = trunk.back + rng.uniform(2, 8), np.array([rng.uniform(22, 26), rng.uniform(16, 19)])
     period, disc = rng.uniform(33, 38), rng.uniform(7, 10)
     phase = rng.uniform(0, period)
 
     def level(points: np.ndarray) -> np.ndarray:
-        """mm below or above the middle of the nearest vertebra."""
+        """Compute mm below or above the middle of the nearest vertebra."""
         return np.abs((points[2] - phase + period / 2) % period - period / 2)
 
     def vertebra(points: np.ndarray) -> np.ndarray:
@@ -326,7 +326,7 @@ def _spine(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
 
 
 def _pelvis(rng: np.random.Generator) -> Iterator[Shape]:
-    """Iliac wings, hips and bladder, for scans that go that far down."""
+    """Make iliac wings, hips and bladder, for scans that go that far down."""
     for side in SIDES.values():
         centre = np.array([side * 62, -30, -225 + rng.uniform(-8, 8)])
 
@@ -356,7 +356,7 @@ def _great_vessels(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
 
 
 def _liver(rng: np.random.Generator) -> Iterator[Shape]:
-    """A big right lobe and a thin left one under the diaphragm, cut off by the gut below."""
+    """Make a big right and a thin left lobe under the diaphragm, cut off by the gut below."""
     down = np.array([-0.55, -0.12, -0.80]) + rng.uniform(-0.06, 0.06, 3)
     lowest = np.array([30, 0, rng.uniform(8, 26)])
     ripple = rng.uniform(0, 2 * np.pi, 2)
@@ -381,7 +381,7 @@ def _liver(rng: np.random.Generator) -> Iterator[Shape]:
 
 
 def _spleen(rng: np.random.Generator) -> Iterator[Shape]:
-    """A cap against the left wall, hollowed by the stomach and the kidney in front of it."""
+    """Make a cap against the left wall, hollowed by the stomach and the kidney in front of it."""
     centre = np.array([-92, -24, 58]) + rng.uniform(-4, 4, 3)
     hollow = centre + rng.uniform((40, 26, -10), (50, 36, -2))
     frame = np.diag([46.0, 48.0, 62.0])
@@ -394,7 +394,7 @@ def _spleen(rng: np.random.Generator) -> Iterator[Shape]:
 
 
 def _kidney(rng: np.random.Generator, side: str, trunk: Trunk) -> Iterator[Shape]:
-    """Cortex, pyramids, and a sinus with fat and pelvis that opens towards the spine."""
+    """Make cortex, pyramids, and a sinus with fat and pelvis that opens towards the spine."""
     sign = SIDES[side]
     lower = 18 if side == "right" else 0
     centre = np.array([sign * 64, trunk.back + 36, 2 - lower]) + rng.uniform(-5, 5, 3)
@@ -411,7 +411,7 @@ def _kidney(rng: np.random.Generator, side: str, trunk: Trunk) -> Iterator[Shape
     low, high = centre - half, centre + half
 
     def radius(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Squared distance in the bent frame, 1 at the surface, and the frame's coordinates."""
+        """Compute the squared distance (1 at the surface) and coordinates in the bent frame."""
         uvw = _local(points, centre, frame)
         uvw[0] -= 0.28 * uvw[2] ** 2  # a bean: the poles bend towards the hilum
         return (uvw**2).sum(axis=0), uvw
@@ -455,7 +455,7 @@ def _hollow(
     wall: float = 2.5,
     gas: float = 0.0,
 ) -> Iterator[Shape]:
-    """A piece of gut with its content; `gas` is the share of its height above the fluid level."""
+    """Make gut with its content; `gas` is the share of its height above the fluid level."""
     path, radii = np.asarray(path, float), np.broadcast_to(radii, len(path))
     yield from _tube("gut_wall", path, radii, FAT)
     yield from _tube(content, path, radii - wall, HOLLOW)
@@ -481,7 +481,7 @@ def _stomach_and_pancreas(rng: np.random.Generator) -> Iterator[Shape]:
 
 
 def _liver_vessels(rng: np.random.Generator) -> Iterator[Shape]:
-    """The portal vein from the spleen and the gut, its tree in the liver, and the hepatic veins."""
+    """Make the portal vein, its tree in the liver, and the hepatic veins."""
     porta = np.array([34, 8, 34]) + rng.uniform(-3, 3, 3)
     confluence = np.array([6, 8, 0])
     splenic = [(-70, -20, 44), (-30, 0, 20), confluence]
@@ -506,7 +506,7 @@ def _branches(
 
 
 def _bowel(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
-    """The frame of the colon, loops of small bowel within it, and mesenteric vessels."""
+    """Make the frame of the colon, loops of small bowel within it, and mesenteric vessels."""
     side, front = trunk.cavity[0] - 22, trunk.cavity[1] + trunk.cavity[2] - 26
     colon = [
         [(side - 16, -2, -165), (side, -8, -110), (side - 2, -4, -55)],
@@ -537,11 +537,11 @@ def _bowel(rng: np.random.Generator, trunk: Trunk) -> Iterator[Shape]:
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """Shapes in patient mm, and the way from RAS mm to patient mm.
+    """Shapes in patient mm, and the transform from RAS mm to patient mm.
 
     Attributes:
         shapes: in the order of painting.
-        trunk: where body, muscle wall and cavity end, patient mm.
+        trunk: ends of body, muscle wall and cavity, patient mm.
         matrix, offset: patient mm -> RAS mm; rotation and scale of each axis, then a shift.
         waves, phases, amplitudes: the deformation, a sum of sines: (n, 3) rad / mm, (n,) and
             (n, 3) mm.
@@ -556,17 +556,17 @@ class Patient:
     amplitudes: np.ndarray
 
     def from_ras(self, ras: np.ndarray) -> np.ndarray:
-        """(..., 3) RAS mm -> patient mm, waist and deformation included."""
+        """Convert (..., 3) RAS mm to patient mm, waist and deformation included."""
         points = (ras - self.offset) @ np.linalg.inv(self.matrix).T
         points[..., :2] /= 1 - WAIST * np.cos((points[..., 2:] + 75) * (2 * np.pi / 330))
         return points + np.sin(points @ self.waves.T + self.phases) @ self.amplitudes
 
     def to_ras(self, points: np.ndarray) -> np.ndarray:
-        """(..., 3) patient mm -> RAS mm, without waist and deformation."""
+        """Convert (..., 3) patient mm to RAS mm, without waist and deformation."""
         return points @ self.matrix.T + self.offset
 
     def ras_corners(self, shape: Shape) -> np.ndarray:
-        """(8, 3) RAS mm: corners of a box that holds `shape`, waist and deformation included."""
+        """Compute the corners of a box around the deformed `shape`: (8, 3) RAS mm."""
         margin = np.abs(self.amplitudes).sum(axis=0)
         low, high = shape.low - margin, shape.high + margin
         margin = WAIST * np.maximum(np.abs(low), np.abs(high)) * (1, 1, 0)
@@ -575,7 +575,7 @@ class Patient:
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
-    """A new patient: other proportions, organs, gut content, posture and position."""
+    """Draw a patient: proportions, organs, gut content, posture and position."""
     trunk = _draw_trunk(rng)
     tilt = Rotation.from_rotvec(np.radians(rng.uniform(-5, 5, 3))).as_matrix()
     directions = rng.normal(size=(6, 3))

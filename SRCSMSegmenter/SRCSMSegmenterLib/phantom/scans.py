@@ -23,7 +23,7 @@ LABEL_OF = np.array([tissue.label for tissue in TISSUES.values()], dtype=np.uint
 
 
 def make_case(seed: int, modality: str) -> tuple[Volume, Volume]:
-    """One scan of one phantom patient.
+    """Make a scan of a phantom patient.
 
     Args:
         seed: the patient; the same seed gives the same anatomy in both modalities, and the same
@@ -51,7 +51,7 @@ def make_case(seed: int, modality: str) -> tuple[Volume, Volume]:
 
 
 def _draw_grid(rng: np.random.Generator, patient: Patient, modality: str) -> Geometry:
-    """An oblique grid around the patient's abdomen; K runs along the body."""
+    """Draw an oblique grid around the patient's abdomen; K runs along the body."""
     half_width, half_depth, middle_y = patient.trunk.body
     in_plane = max(half_width * rng.uniform(2.15, 2.3) / 192, half_depth * 2.25 / 160)
     if modality == "CT":
@@ -73,7 +73,7 @@ def _draw_grid(rng: np.random.Generator, patient: Patient, modality: str) -> Geo
 
 
 def _supersampled(geometry: Geometry, factor: int) -> Geometry:
-    """`geometry` with each slice cut into `factor` thinner ones."""
+    """Cut each slice of a grid into `factor` thinner ones."""
     affine = geometry.affine.copy()
     affine[:3, 2] /= factor
     affine[:3, 3] -= affine[:3, 2] * (factor - 1) / 2
@@ -81,7 +81,7 @@ def _supersampled(geometry: Geometry, factor: int) -> Geometry:
 
 
 def paint(patient: Patient, grid: Geometry) -> np.ndarray:
-    """The tissue at each point of `grid`: (K, J, I) uint8 indices into TISSUES."""
+    """Compute the tissue at each point of `grid`: (K, J, I) uint8 indices into TISSUES."""
     points = _patient_points(patient, grid)
     canvas = np.zeros(grid.shape, np.uint8)
     for shape in patient.shapes:
@@ -99,7 +99,7 @@ def paint(patient: Patient, grid: Geometry) -> np.ndarray:
 
 
 def _patient_points(patient: Patient, grid: Geometry) -> np.ndarray:
-    """(3, K, J, I) float32 patient mm of each point of `grid`.
+    """Compute (3, K, J, I) float32 patient mm of each point of `grid`.
 
     The deformation bends over 140 mm and more: computed every 10 mm and interpolated linearly it
     is off by up to 0.2 mm.
@@ -115,13 +115,13 @@ def _patient_points(patient: Patient, grid: Geometry) -> np.ndarray:
 
 
 def _between(n: int, knots: np.ndarray) -> np.ndarray:
-    """(n, knots) float32 weights that interpolate linearly from the knots to 0, 1, ..., n - 1."""
+    """Compute (n, knots) float32 weights that interpolate linearly from knots to 0 ... n - 1."""
     hats = np.eye(len(knots))
     return np.stack([np.interp(np.arange(n), knots, hat) for hat in hats], axis=1, dtype=np.float32)
 
 
 def _box(patient: Patient, shape: Shape, grid: Geometry) -> tuple[slice, slice, slice]:
-    """The (K, J, I) slices of `grid` outside of which `shape` cannot be."""
+    """Compute the (K, J, I) slices of `grid` outside of which `shape` cannot be."""
     ijk = grid.to_ijk(patient.ras_corners(shape))
     first = np.clip(np.floor(ijk.min(axis=0)), 0, grid.size).astype(int)
     last = np.clip(np.ceil(ijk.max(axis=0)) + 1, 0, grid.size).astype(int)
@@ -131,30 +131,30 @@ def _box(patient: Patient, shape: Shape, grid: Geometry) -> tuple[slice, slice, 
 def _intensities(
     rng: np.random.Generator, tissues: np.ndarray, modality: str, spacing: np.ndarray
 ) -> np.ndarray:
-    """(K, n, J, I) tissues -> (K, J, I) float32: means over the n points, and texture."""
-    looks = [getattr(tissue, modality.lower()) for tissue in TISSUES.values()]
-    means = np.array([k.mean + rng.uniform(-k.spread, k.spread) for k in looks], np.float32)
-    textures = np.array([k.texture for k in looks], np.float32)
+    """Convert (K, n, J, I) tissues to (K, J, I) float32: means over n points, and texture."""
+    signals = [getattr(tissue, modality.lower()) for tissue in TISSUES.values()]
+    means = np.array([k.mean + rng.uniform(-k.spread, k.spread) for k in signals], np.float32)
+    textures = np.array([k.texture for k in signals], np.float32)
     shape = (len(tissues), *tissues.shape[2:])
     texture = _noise(rng, 2.5 / spacing[::-1], shape)  # grains of a few mm
     return means[tissues].mean(axis=1) + textures[tissues].mean(axis=1) * texture
 
 
 def _noise(rng: np.random.Generator, sigmas: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Gaussian noise of unit SD, correlated over `sigmas` voxels along (K, J, I)."""
+    """Draw Gaussian noise of unit SD, correlated over `sigmas` voxels along (K, J, I)."""
     noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigmas, truncate=3)
     return noise / noise.std()
 
 
 def _acquire_ct(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """In-plane point spread and correlated quantum noise; int16 HU."""
+    """Add in-plane point spread and correlated quantum noise; int16 HU."""
     image = gaussian_filter(image, (0, 0.6, 0.6))
     image += rng.uniform(8, 20) * _noise(rng, (0, 0.8, 0.8), image.shape)
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16)
 
 
 def _acquire_mr(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Point spread, bias field, Rician noise and a scale of the scanner's own; int16."""
+    """Add point spread, bias field, Rician noise and a scale of the scanner's own; int16."""
     image = gaussian_filter(image, (0, 0.6, 0.6))
     k, j, i = np.meshgrid(
         *(np.linspace(-1, 1, n, dtype=np.float32) for n in image.shape), indexing="ij", sparse=True
@@ -167,7 +167,7 @@ def _acquire_mr(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _permuted(array: np.ndarray, geometry: Geometry, order: np.ndarray) -> Volume:
-    """The same volume stored with voxel axis `order[n]` as axis n of (I, J, K)."""
+    """Store the same volume with voxel axis `order[n]` as axis n of (I, J, K)."""
     size = tuple(geometry.size[n] for n in order)
     affine = geometry.affine[:, [*order, 3]]
     stored = np.ascontiguousarray(array.transpose([2 - n for n in order[::-1]]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phantom pair, CT and MR of one patient who does not exist, in Slicer's Sample Data module.
+"""Phantom pair, CT and MR of one patient who does not exist, for Slicer's Sample Data module.
 
 Both are computed here in some seconds; nothing is downloaded.
 """

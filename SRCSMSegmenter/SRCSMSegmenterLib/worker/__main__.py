@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker: ``python -m SRCSMSegmenterLib.worker --tasks MODULE... --folder FOLDER``.
+"""The worker process: ``python -m SRCSMSegmenterLib.worker --tasks MODULE... --folder FOLDER``.
 
-Started by `client.Worker`; requests come through standard input, news and replies go
-through standard output, one after the other. It ends when its standard input does.
+Started by `client.Worker`. Requests come through standard input and are done one after the other;
+progress and replies go through standard output. The process ends when its standard input does.
 """
 
 import argparse
@@ -38,12 +38,12 @@ Request = tuple[Message, dict[str, np.ndarray]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do what is asked until nobody asks any more."""
+    """Do requests until the client hangs up."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     parser.add_argument("--tasks", action="append", default=[], metavar="MODULE")
     parser.add_argument("--folder", type=Path, required=True, help="for arrays; removed at the end")
     options = parser.parse_args(arguments)
-    # What libraries print belongs into the log, and they are not to read our requests.
+    # Libraries print to the log, and must not read our requests.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load_tasks(modules: Sequence[str]) -> tuple[dict[str, Task], dict[str, WorkerError]]:
-    """The tasks of all modules, and why those that cannot be imported cannot."""
+    """Import the tasks of all modules; also return the errors of those that fail to import."""
     tasks: dict[str, Task] = {}
     broken: dict[str, WorkerError] = {}
     for module in modules:
@@ -87,7 +87,7 @@ def read(
     unwanted: set[int],
     end: Callable[[], None],
 ) -> None:
-    """Take in requests also while a task runs; the body of a thread."""
+    """Receive requests, also while a task runs; the body of a thread."""
     try:
         while True:
             try:
@@ -114,10 +114,10 @@ def answer(
     unwanted: set[int],
     models: Models,
 ) -> None:
-    """Do one task and send its reply, or what went wrong."""
+    """Do one request and send its reply or error."""
     number = request["id"]
     context = Context(
-        Progress(partial(_send, channel, number, "progress")),
+        ThrottledProgress(partial(_send, channel, number, "progress")),
         lambda: number in unwanted,
         partial(_send, channel, number, "log"),
         models,
@@ -128,13 +128,13 @@ def answer(
         task = find_task(request.get("task"), tasks, broken)
         reply, results = task(request.get("parameters", {}), arrays, context)
         channel.send({"id": number, "reply": reply}, results, context.cancelled)
-    except BaseException as error:  # what ends a program ends a task here
+    except BaseException as error:  # SystemExit, too, ends only the task
         channel.send({"id": number, "error": vars(as_worker_error(error))})
     unwanted.discard(number)
 
 
 def find_task(name: str, tasks: dict[str, Task], broken: dict[str, WorkerError]) -> Task:
-    """The task of that name.
+    """Look up the task of a name.
 
     Raises:
         WorkerError: there is none; it may be in a module that cannot be imported.
@@ -149,8 +149,8 @@ def find_task(name: str, tasks: dict[str, Task], broken: dict[str, WorkerError])
     )
 
 
-class Progress:
-    """Passes on what a task reports, but not a thousand times a second."""
+class ThrottledProgress:
+    """Sender of a task's progress, at most every `SECONDS_BETWEEN_PROGRESS` within a stage."""
 
     def __init__(self, send: Callable[[list], None]) -> None:
         self._send = send

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client of a worker: starts it when it is first needed, sends jobs, brings back results.
+"""Client of a worker: starts it when it is first needed, sends jobs, receives results.
 
     worker = Worker(["SRCSMSegmenterLib.worker.tasks"])
     job = worker.submit("segment", {"model": "abdomen-ct", ...}, {"image": array}, done=show)
     ...                              # a timer calls worker.pump(), from which `show` is called
-    reply = job.wait()               # or, where nothing else has to go on
+    reply = job.wait()               # or, if nothing else has to go on
     worker.stop()
 
-Jobs are done one after the other, in order. No method waits for the worker but `Job.wait` and
-`Worker.stop`; all are called from one thread, which is the one that callbacks come from.
+Jobs are done one after the other, in order. Only `Job.wait` and `Worker.stop` wait for the worker.
+All methods are called from one thread, on which the callbacks are called too.
 """
 
 import shutil
@@ -39,18 +39,26 @@ from .protocol import (
 )
 
 GRACE = 0.8
-"""Seconds a task has to notice that it was cancelled, before the worker is killed, unless it was
-submitted with others."""
+"""Default seconds that a cancelled task has to stop before the worker is killed."""
 
 LOG_LINES = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What a task returned: plain values, and arrays mapped from files (copy on write)."""
+    """Reply of a task: plain values, and arrays mapped from files (copy on write)."""
 
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that tell how a job goes; see `Worker.submit`."""
+
+    progress: Callable[[str, float], None]
+    log: Callable[[str], None]
+    done: Callable[["Job"], None]
 
 
 class Job:
@@ -60,8 +68,8 @@ class Job:
         task: its name.
         state: "queued", "running", "done", "failed" or "cancelled".
         stage, fraction: the last progress, such as "network", 0.4; "start" until the first.
-        reply: where it is done.
-        error: where it failed or was cancelled (kind "Cancelled").
+        reply: set when it is done.
+        error: set when it failed or was cancelled (kind "Cancelled").
     """
 
     def __init__(
@@ -71,9 +79,7 @@ class Job:
         task: str,
         parameters: Mapping[str, Any],
         arrays: Arrays,
-        progress: Callable[[str, float], None],
-        log: Callable[[str], None],
-        done: Callable[["Job"], None],
+        callbacks: Callbacks,
         grace: float,
     ) -> None:
         """See `Worker.submit`."""
@@ -83,32 +89,30 @@ class Job:
         self.error: WorkerError | None = None
         self._worker, self._number = worker, number
         self._request = ({"id": number, "task": task, "parameters": dict(parameters)}, arrays)
-        self._on_progress, self._on_log, self._on_done = progress, log, done
-        self._grace = grace
+        self._callbacks, self._grace = callbacks, grace
         self._unwanted = threading.Event()
         self._deadline = float("inf")
 
     @property
     def finished(self) -> bool:
-        """True once it is done, failed or cancelled."""
+        """Whether the job is done, failed or cancelled."""
         return self.state in ("done", "failed", "cancelled")
 
     def cancel(self) -> None:
-        """Stop it; after the grace it has, by default a second of pumping, it is "cancelled" also
-        where the task is deaf."""
+        """Cancel the job; the worker is killed if the task does not stop in the job's grace."""
         self._worker._cancel(self)
 
     def poll(self) -> bool:
-        """Pump once; True once it is finished."""
+        """Pump once; tell whether the job is finished."""
         self._worker.pump()
         return self.finished
 
     def wait(self, seconds: float = float("inf")) -> Reply:
-        """Pump until it is finished.
+        """Pump until the job is finished.
 
         Raises:
             WorkerError: it failed or was cancelled.
-            TimeoutError: it goes on.
+            TimeoutError: it was not finished in that time.
         """
         end = time.monotonic() + seconds
         while not self.finished:
@@ -121,10 +125,10 @@ class Job:
 
 
 class Worker:
-    """A worker process, started with the first job and again after its death.
+    """A worker process, started with the first job, and again if it ended.
 
     Attributes:
-        log: the last lines of what the worker and its libraries printed.
+        log: the last lines that the worker and its libraries printed.
     """
 
     def __init__(
@@ -143,14 +147,14 @@ class Worker:
 
         Args:
             tasks: modules with a table TASKS (see `tasks`), importable here.
-            command: a Python; None takes PythonSlicer, where there is one, else this Python.
+            command: a Python; None takes PythonSlicer, if there is one, else this Python.
             environment: of the worker; None for that of this process. In Slicer, give
                 `slicer.util.startupEnvironment()`.
-            folder: where the private folder for arrays is made; None for the system's.
+            folder: parent of the private folder for arrays; None for the system's.
             address: "host:port" of a worker started elsewhere by ``srcsm worker --listen``, in
-                place of a child process; `tasks`, `command`, `environment`, `folder` do not count.
-            token: which that worker asks for.
-            grace: seconds until a cancelled task is stopped by force; see `submit`.
+                place of a child process; then the four arguments above have no effect.
+            token: that of the remote worker.
+            grace: default of `submit`.
             log: called from `pump` with every line the worker's process prints.
         """
         self.log: deque[str] = deque(maxlen=LOG_LINES)
@@ -182,23 +186,24 @@ class Worker:
 
         Args:
             parameters: plain JSON values.
-            arrays: numbers; read by a thread of its own until the job runs, so do not write into
-                them before the first progress.
+            arrays: numbers of any shape; another thread reads them until the job runs, so do not
+                write into them before the first progress.
             progress: called with the stage and the fraction of the whole that is done.
-            log: called with what the task has to say, line by line.
-            done: called once, when the job is finished, in whatever way.
-            grace: seconds until it is stopped by force where it is cancelled; None takes the
-                worker's. What the worker has loaded and cached is lost by that.
+            log: called with the task's messages, line by line.
+            done: called once, when the job is done, failed or cancelled.
+            grace: seconds that the task has to stop when it is cancelled; None takes the worker's.
+                Then the worker is killed, and what it has loaded and cached is lost.
         """
         self._submitted += 1
         grace = self._grace if grace is None else grace
-        job = Job(self, self._submitted, task, parameters, arrays, progress, log, done, grace)
+        callbacks = Callbacks(progress, log, done)
+        job = Job(self, self._submitted, task, parameters, arrays, callbacks, grace)
         self._waiting.append(job)
         self._start_next()
         return job
 
     def pump(self, seconds: float = 0.0) -> None:
-        """Move on: call the callbacks, end what was cancelled, start the next job.
+        """Call the callbacks, end what was cancelled, start the next job.
 
         Args:
             seconds: to wait for news, if there is none.
@@ -220,7 +225,7 @@ class Worker:
         self._start_next()
 
     def stop(self) -> None:
-        """End the worker and cancel what is left; nothing of it stays. A new job starts it anew."""
+        """End the worker and cancel its jobs; a new job starts it again."""
         left = [job for job in (self._current, *self._waiting) if job]
         self._waiting.clear()
         for job in left:
@@ -248,7 +253,7 @@ class Worker:
             threading.Thread(target=self._carry, args=(job, self._connection), daemon=True).start()
 
     def _carry(self, job: Job, connection: "Child | Remote | None") -> None:
-        """Bring a job to the worker and its news back; the body of the job's own thread."""
+        """Send a job and receive its progress and reply; the body of the job's own thread."""
         try:
             if connection is None:
                 connection = self._connect()
@@ -257,7 +262,7 @@ class Worker:
                     connection.close()
                     raise Cancelled
                 try:
-                    connection.greet()
+                    connection.handshake()
                 except WorkerError:
                     connection.close()
                     raise
@@ -283,8 +288,8 @@ class Worker:
             self._events.put((job, "error", error))
         except CorruptMessageError as error:
             connection.close()
-            told = f"The worker's answer cannot be read ({error})."
-            self._events.put((job, "error", WorkerError("CorruptMessage", told, REPORT)))
+            sentence = f"The worker's answer cannot be read ({error})."
+            self._events.put((job, "error", WorkerError("CorruptMessage", sentence, REPORT)))
         except Exception as error:
             self._events.put((job, "error", as_worker_error(error)))
 
@@ -300,9 +305,9 @@ class Worker:
             pass
         elif kind == "progress":
             job.stage, job.fraction = value
-            job._on_progress(*value)
+            job._callbacks.progress(*value)
         elif kind == "log":
-            job._on_log(value)
+            job._callbacks.log(value)
         elif job._unwanted.is_set():
             self._finish(job, error=_cancelled())
         elif kind == "reply":
@@ -345,7 +350,7 @@ class Worker:
             job.state, job.fraction = "done", 1.0
         else:
             job.state = "cancelled" if error.kind == "Cancelled" else "failed"
-        job._on_done(job)
+        job._callbacks.done(job)
 
 
 def _cancelled() -> WorkerError:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a client's worker is: a child process of this one, or behind a socket.
+"""Connections of a client to its worker: a child process, or a socket.
 
-A child has a session of its own, a log that is always read, and a private folder for arrays, which
-goes with it: the client removes it when it ends the child, the child when the client was killed,
-and the next client where both were.
+A child has a session of its own, a log that is always read, and a private folder for arrays. The
+client removes the folder when it ends the child; the child removes it if the client was killed; the
+next client removes it if both were.
 """
 
 import codecs
@@ -43,13 +43,13 @@ else:
 
 LONGEST_LINE = 4000
 DETAILS = 50
-"""Last lines of the log that go with the news of a worker's death."""
+"""Last lines of the log that are part of the error if a worker ended."""
 
 CONNECT_SECONDS = 10.0
 
 FOLDER_PREFIX = "srcsm-worker-"
 YOUNG = 60.0
-"""Seconds for which a private folder without a lock is taken for one that is being made."""
+"""Seconds for which a private folder without a lock counts as one that is being made."""
 
 
 class Child:
@@ -63,7 +63,7 @@ class Child:
         folder: Path | None,
         lines: deque[str],
     ) -> None:
-        self._greeted = False
+        self._ready = False
         self._tail: deque[str] = deque(maxlen=DETAILS)
         environment = _environment(os.environ if environment is None else environment, tasks)
         private, lock = _make_private_folder(Path(folder or tempfile.gettempdir()))
@@ -86,7 +86,7 @@ class Child:
                 f"The worker could not be started with {command[0]} ({error.strerror}).",
                 REMEDIES["WorkerAbsent"],
             ) from error
-        # Also where the program ends without a word; after kill -9 the child does it.
+        # Also runs at interpreter exit; after SIGKILL of the parent the child cleans up.
         self._end = weakref.finalize(self, _end, self._process, private, lock)
         self._listener = threading.Thread(
             target=_listen, args=(self._process.stderr, self._tail, lines), daemon=True
@@ -95,42 +95,42 @@ class Child:
         reader = io.BufferedReader(self._process.stdout)
         self.channel = FileChannel(reader, self._process.stdin, private)
 
-    def greet(self) -> None:
-        """Wait until it is ready.
+    def handshake(self) -> None:
+        """Wait until the worker is ready.
 
         Raises:
             EOFError: it ended.
             WorkerError: it is of another version.
         """
-        while not self._greeted:
-            # What a launcher prints before Python starts is none of our business.
+        while not self._ready:
+            # Ignore what a launcher prints before Python starts.
             with suppress(CorruptMessageError):
                 message, _ = self.channel.receive()
-                self._greeted = _is_hello(message)
+                self._ready = _is_handshake(message)
 
     def alive(self) -> bool:
-        """True where it can take a job."""
+        """Tell whether the worker can take a job."""
         return self._end.alive and self._process.poll() is None
 
     def close(self) -> None:
-        """Kill it, and whatever it started, and remove its files."""
+        """Kill the worker and all its child processes, and remove its files."""
         self._end()
 
     def exit_error(self) -> WorkerError:
-        """Why it is no more, as far as can be told."""
+        """Return an error that explains why the process exited."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self._listener.join(1)
         details = "\n".join(self._tail)
         code = self._process.returncode
-        if not self._greeted:
+        if not self._ready:
             return WorkerError(
                 "WorkerAbsent",
                 f"The worker ended before it was ready (exit code {code}).",
                 REMEDIES["WorkerAbsent"],
                 details,
             )
-        # The shell's way, and a launcher's, to tell of signal 9, kill.
+        # Shells and launchers report signal 9, kill, as exit code 137.
         reason = (
             "it was killed, perhaps for want of memory"
             if code in (-9, 137)
@@ -159,8 +159,8 @@ class Remote:
         connected.settimeout(None)
         self.channel = SocketChannel(connected)
 
-    def greet(self) -> None:
-        """Prove the token and wait until it is ready; see `Child.greet`."""
+    def handshake(self) -> None:
+        """Prove the token and wait until the worker is ready; see `Child.handshake`."""
         try:
             self.channel.authenticate(self._token, listens=False)
         except AuthenticationError as error:
@@ -169,35 +169,36 @@ class Remote:
                 f"The worker at {self._address} asks for another token.",
                 "Give the token it was started with.",
             ) from error
-        _is_hello(self.channel.receive()[0])
+        _is_handshake(self.channel.receive()[0])
 
     def alive(self) -> bool:
-        """True where it can take a job."""
+        """Tell whether the worker can take a job."""
         return self.channel.quiet()
 
     def close(self) -> None:
-        """Hang up; the other end cancels what it does for us."""
+        """Hang up; the other end cancels our jobs."""
         self.channel.close()
 
     def exit_error(self) -> WorkerError:
+        """Return an error that says that the worker hung up."""
         return WorkerError("WorkerDied", f"The worker at {self._address} hung up.", self._remedy())
 
     def _remedy(self) -> str:
         return f"See whether srcsm worker runs there, and the tunnel to {self._address}."
 
 
-def _is_hello(message: Message) -> bool:
-    """True for the first message of a worker.
+def _is_handshake(message: Message) -> bool:
+    """Tell whether a message is the first one of a worker.
 
     Raises:
         WorkerError: it is of another version.
     """
     if "hello" not in message:
         return False
-    if (found := message["hello"]["protocol"]) != PROTOCOL:
+    if (version := message["hello"]["protocol"]) != PROTOCOL:
         raise WorkerError(
             "WorkerAbsent",
-            f"The worker speaks version {found} of the protocol, this program {PROTOCOL}.",
+            f"The worker speaks version {version} of the protocol, this program {PROTOCOL}.",
             "Install the same version of SRCSM on both sides.",
         )
     return True
@@ -212,7 +213,7 @@ _SEPARATE: dict[str, Any] = (
 
 
 def _environment(base: Mapping[str, str], tasks: Sequence[str]) -> dict[str, str]:
-    """The worker finds the modules where this process finds them, and prints UTF-8 at once."""
+    """Make a worker's environment: the modules of this process, and UTF-8 without buffering."""
     paths = []
     for package in dict.fromkeys(name.partition(".")[0] for name in (__package__, *tasks)):
         spec = importlib.util.find_spec(package)
@@ -230,7 +231,7 @@ def _environment(base: Mapping[str, str], tasks: Sequence[str]) -> dict[str, str
 
 
 def _listen(stderr: BinaryIO, *logs: deque[str]) -> None:
-    """Take in all that a worker prints, so that it never waits for a reader."""
+    """Read all that a worker prints, so that it never waits for a reader."""
     rest = ""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while piece := stderr.read(1 << 16):
@@ -244,7 +245,7 @@ def _listen(stderr: BinaryIO, *logs: deque[str]) -> None:
 
 
 def _end(process: subprocess.Popen, folder: Path, lock: BinaryIO) -> None:
-    """Kill a worker with all its processes, and remove its folder."""
+    """Kill a worker with all its child processes, and remove its folder."""
     if sys.platform == "win32":
         subprocess.run(
             ["taskkill", "/F", "/T", "/PID", str(process.pid)],
@@ -256,16 +257,16 @@ def _end(process: subprocess.Popen, folder: Path, lock: BinaryIO) -> None:
             os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
         process.wait(1)
-    # Not before: a thread may have been writing. Tells a worker that left the group, too.
+    # Not before: a thread may have been writing. This also ends a worker that left the group.
     process.stdin.close()
     lock.close()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_private_folder(parent: Path) -> tuple[Path, BinaryIO]:
-    """A folder for this user alone, and the lock that tells others that it is in use.
+    """Make a folder for this user alone, with a lock that marks it as in use.
 
-    Those whose processes were killed are removed first.
+    Folders whose processes were killed are removed first.
     """
     for folder in parent.glob(f"{FOLDER_PREFIX}*"):
         with suppress(OSError):
@@ -286,7 +287,7 @@ def _in_use(folder: Path) -> bool:
 
 
 def _try_lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed, or this process is gone; False where another has."""
+    """Lock a file until it is closed or this process ends; False if another holds the lock."""
     try:
         if sys.platform == "win32":
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

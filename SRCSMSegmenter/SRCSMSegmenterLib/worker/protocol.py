@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker and its client say to each other, and how arrays and errors travel.
+"""Wire protocol between worker and client: messages, arrays and errors.
 
 A message is a JSON object. Its keys, in the order of a worker's life:
 
@@ -9,7 +9,7 @@ A message is a JSON object. Its keys, in the order of a worker's life:
     worker   id, progress: [stage, fraction]
     worker   id, log: line
     worker   id, reply, arrays                     the end of a request, or
-    worker   id, error: {kind, sentence, remedy, details}; the id is null where none could be read
+    worker   id, error: {kind, sentence, remedy, details}; the id is null if none could be read
 
 Over the pipes of a child process a message is a line of UTF-8, and its arrays are .npy files in a
 private folder, which the receiver maps into memory and unlinks. Over a socket a message is a frame
@@ -38,10 +38,10 @@ PROTOCOL = 1
 """Raised whenever a message changes its meaning."""
 
 BLOCK = 16 << 20
-"""Bytes of an array that are written between two looks at whether to stop."""
+"""Bytes of an array that are written between two checks whether to stop."""
 
 LONGEST_MESSAGE = 64 << 20
-"""Bytes of a message over a socket, its arrays apart."""
+"""Bytes of a message over a socket, without its arrays."""
 
 Message = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -60,19 +60,19 @@ REMEDIES = {
     "WorkerAbsent": "Check how the worker is started; the details tell what it said.",
     "Cancelled": "",
 }
-"""For each kind of error, what to do."""
+"""What to do about each kind of error."""
 
 REPORT = "Try again; if it happens again, report it with the details."
 
 
 @dataclass(eq=False)
 class WorkerError(SRCSMError):
-    """An error of a task or of the worker itself, as it travels.
+    """An error of a task or of the worker itself, in the form in which it is sent.
 
     Attributes:
         kind: the class of the error in the worker ("VolumeError", "Cancelled" ...), "WorkerDied"
             or "WorkerAbsent" (it did not start, or nothing answers at its address).
-        sentence: what was wrong, where.
+        sentence: what was wrong.
         remedy: what to do; may be empty.
         details: traceback or the last lines of the worker's log, for a report.
     """
@@ -90,7 +90,7 @@ class WorkerError(SRCSMError):
 
 
 def as_worker_error(error: BaseException) -> WorkerError:
-    """An exception, with its traceback, as what the user gets to read."""
+    """Convert an exception, with its traceback, to what the user gets to read."""
     if isinstance(error, WorkerError):
         return error
     kind, sentence = type(error).__name__, str(error)
@@ -108,7 +108,7 @@ def as_worker_error(error: BaseException) -> WorkerError:
 
 
 class CorruptMessageError(Exception):
-    """A message that cannot be understood; `id` is that of its request, where it could be read."""
+    """A message that cannot be understood; `id` is that of its request, if it could be read."""
 
     def __init__(self, reason: str, id: int | None = None) -> None:
         super().__init__(reason)
@@ -116,13 +116,13 @@ class CorruptMessageError(Exception):
 
 
 def refusal(error: CorruptMessageError) -> Message:
-    """What a client is told of a request that makes no sense."""
-    told = WorkerError("CorruptMessage", f"The request cannot be read: {error}.", REPORT)
-    return {"id": error.id, "error": vars(told)}
+    """Answer a request that makes no sense."""
+    reply = WorkerError("CorruptMessage", f"The request cannot be read: {error}.", REPORT)
+    return {"id": error.id, "error": vars(reply)}
 
 
 class Channel(Protocol):
-    """One end of the line between a worker and its client; any thread may send."""
+    """One end of the connection between worker and client; any thread may send."""
 
     def send(
         self, message: Message, arrays: Arrays = NONE, stopped: Callable[[], bool] = lambda: False
@@ -130,7 +130,7 @@ class Channel(Protocol):
         """Send a message.
 
         Args:
-            arrays: numbers of any shape; sent from where they lie, without a copy of the whole.
+            arrays: numbers of any shape; sent without a copy of the whole.
             stopped: asked between blocks of them.
 
         Raises:
@@ -206,7 +206,7 @@ class FileChannel:
         path = self._folder / file
         # Writing into a copy-on-write map changes the map alone; torch warns of read-only arrays.
         array = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
-        # A map outlives its file, except on Windows, where the folder's end is the file's.
+        # A map outlives its file; on Windows the file stays until the folder is removed.
         with suppress(PermissionError):
             path.unlink()
         return array
@@ -225,7 +225,7 @@ class SocketChannel:
         self._lock = threading.Lock()
 
     def authenticate(self, token: str, *, listens: bool) -> None:
-        """Prove to know the token, and have the other end prove it; it does not travel.
+        """Prove to know the token, and have the other end prove it; the token is not sent.
 
         Raises:
             multiprocessing.AuthenticationError: one of the two does not know it.
@@ -238,7 +238,7 @@ class SocketChannel:
     def send(
         self, message: Message, arrays: Arrays = NONE, stopped: Callable[[], bool] = lambda: False
     ) -> None:
-        """See `Channel`; where it is stopped among the arrays it is closed."""
+        """See `Channel`; the channel is closed if sending stops among the arrays."""
         shapes = {name: [_described(array), array.shape] for name, array in arrays.items()}
         content = json.dumps({**message, "arrays": shapes}).encode()
         with self._lock:
@@ -268,14 +268,14 @@ class SocketChannel:
         return message, arrays
 
     def quiet(self) -> bool:
-        """True where the other end is there and has said nothing that was not received."""
+        """Tell whether the other end is there and has sent nothing that was not received."""
         try:
             return not self._connection.poll()
         except OSError:
             return False
 
     def close(self) -> None:
-        """End it; who waits in `receive` at either end gets an EOFError."""
+        """Close the channel; `receive` at either end raises EOFError."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -292,8 +292,8 @@ def _parsed(content: bytes) -> Message:
 
 
 def _id(message: Message) -> int | None:
-    found = message.get("id")
-    return found if isinstance(found, int) else None
+    id = message.get("id")
+    return id if isinstance(id, int) else None
 
 
 def _described(array: np.ndarray) -> str:
@@ -308,7 +308,7 @@ def _number(descr: str) -> np.dtype:
 
 
 def _blocks(array: np.ndarray, stopped: Callable[[], bool]) -> Iterator[np.ndarray]:
-    """The array's bytes in C order, in pieces of at most `BLOCK`, copied only where they must."""
+    """Yield the array's bytes in C order, in pieces of at most `BLOCK`, copied only if needed."""
     if stopped():
         raise Cancelled("The user cancelled; nothing was sent.")
     if array.nbytes <= BLOCK:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker can do: a module with a table TASKS of functions, such as this one.
+"""Tasks of a worker: a module with a table TASKS of functions, such as this one.
 
 A task is called as task(parameters, arrays, context) and returns its reply (plain JSON values) and
-its arrays. Modules with tasks import torch inside them, so that a worker starts at once.
+its arrays. Tasks import torch in their functions, so that a worker starts at once.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BundleError
+from ..errors import BundleError, Cancelled
 from ..geometry import Geometry, Volume
 from ..modality import guess_modality
 from ..models.catalogue import find_bundles, find_model, shipped_models_folder
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a task is given beside its input.
+    """What a task gets besides its input.
 
     Attributes:
-        progress: to be called with the stage and the fraction of the whole that is done.
-        cancelled: to be asked often; where it says so, raise `Cancelled`.
-        log: to be called with a line for the user.
-        models: kept from one task to the next.
+        progress: function to call with the stage and the fraction of the whole that is done.
+        cancelled: function to ask often; if it returns True, raise `Cancelled`.
+        log: function to call with a line for the user.
+        models: those kept from one task to the next.
     """
 
     progress: Callable[[str, float], None]
@@ -40,14 +40,14 @@ class Context:
 
 
 class Models:
-    """Loaded models and other costly things, the `limit` last used."""
+    """Cache of loaded models and other costly things, the `limit` last used."""
 
     def __init__(self, limit: int = 4) -> None:
         self._limit = limit
         self._kept: dict[str, Any] = {}
 
     def get(self, key: str, load: Callable[[], Any]) -> Any:  # noqa: ANN401
-        """What is kept under `key`, such as a model's SHA-256, else what `load` returns."""
+        """Return what is kept under `key`, such as a model's SHA-256, else what `load` returns."""
         value = self._kept.pop(key) if key in self._kept else load()
         self._kept[key] = value
         while len(self._kept) > self._limit:
@@ -63,14 +63,14 @@ Task = Callable[
 def ping(
     parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The same back."""
+    """Return the input."""
     return parameters, arrays
 
 
 def devices(
     parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """{devices: names of those there are, the fastest first, "cpu" last}."""
+    """List the devices: {devices: names, the fastest first, "cpu" last}."""
     from ..devices import available_devices
 
     return {"devices": available_devices()}, {}
@@ -79,14 +79,14 @@ def devices(
 def describe_models(
     parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What there is to know of models, each checked file by file.
+    """Describe models, each checked file by file.
 
     Args:
         parameters: {models: names of shipped models, or folders; None or absent: all shipped}.
 
     Returns:
         {models: [...]}, for each {folder, name, version, identity, task, modality, labels, expects,
-        licence}, or {folder, error} where it cannot be used.
+        licence}, or {folder, error} if it cannot be used.
     """
     from ..models.bundle import load_bundle
 
@@ -124,7 +124,7 @@ def segment(
     Args:
         parameters: model: name of a shipped model, or folder; size, affine: see
             `Geometry.to_json`. May be left out: modality: "CT", "MR" or None (guessed);
-            source_matching: "on", "off" or "auto" (where the modality is not the model's);
+            source_matching: "on", "off" or "auto" (see `source_matching.wanted`);
             device: see `resolve_device`; organs: names of the labels to keep, None for all;
             keep_largest: see `inference.segment`; probabilities: False does without.
         arrays: {image: raw intensities (K, J, I)}.
@@ -133,7 +133,7 @@ def segment(
         Reply: labels: of those kept [{value, name, color, terminology}]; volumes_ml: {name: ml};
         least_certain: {name: [[k, uncertainty], ...]}, see `Segmentation`; messages; model: {name,
         version, identity}; modality; source_matching: bool; device; seconds: per stage.
-        Arrays: labels, uint8 (K, J, I), 0 where another than the organs asked for won; confidence,
+        Arrays: labels, uint8 (K, J, I), 0 for other organs than those asked for; confidence,
         float16 (K, J, I), of whatever won; probabilities, float16 (classes, K, J, I), the index
         being a label's value, of all classes.
 
@@ -155,7 +155,13 @@ def segment(
     given = parameters.get("modality")
     modality = given or guess_modality(volume.array)
     matching = wanted(parameters.get("source_matching", "auto"), modality, description.rule)
-    found = run(
+
+    def progress(stage: str, fraction: float) -> None:
+        if context.cancelled():
+            raise Cancelled("The segmentation was cancelled; nothing was written.")
+        context.progress(stage, fraction)
+
+    result = run(
         volume,
         bundle,
         modality=given,
@@ -163,10 +169,9 @@ def segment(
         device=device,
         keep_largest=parameters.get("keep_largest", True),
         keep_probabilities=parameters.get("probabilities", True),
-        progress=context.progress,
-        cancelled=context.cancelled,
+        progress=progress,
     )
-    labels = found.labels.array
+    labels = result.labels.array
     for label in description.labels:
         if label not in kept:
             labels[labels == label.value] = 0
@@ -174,18 +179,18 @@ def segment(
     reply = {
         "labels": [_label(label) for label in kept],
         "volumes_ml": {label.name: int(voxels[label.value]) * geometry.voxel_ml for label in kept},
-        "least_certain": {label.name: found.least_certain[label.value] for label in kept},
-        "messages": found.messages,
+        "least_certain": {label.name: result.least_certain[label.value] for label in kept},
+        "messages": result.messages,
         "model": bundle.identify(),
         "modality": modality,
         "source_matching": matching,
         "device": device,
-        "seconds": found.seconds,
+        "seconds": result.seconds,
     }
-    results = {"labels": labels, "confidence": found.confidence}
-    if found.probabilities is not None:
-        results["probabilities"] = found.probabilities
-    return reply, results
+    outputs = {"labels": labels, "confidence": result.confidence}
+    if result.probabilities is not None:
+        outputs["probabilities"] = result.probabilities
+    return reply, outputs
 
 
 TASKS: dict[str, Task] = {
