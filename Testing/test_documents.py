@@ -3,10 +3,13 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -121,3 +124,33 @@ def test_the_citation_names_the_software_and_the_papers():
     papers = {entry["url"].rpartition("/")[2] for entry in citation["references"]}
     assert papers == {"2512.01510", "2411.05223", "2401.02076"}
     assert all(paper in text_of("README.md") for paper in papers)
+
+
+@pytest.mark.slow
+@pytest.mark.needs_slicer
+def test_the_scripts_for_slicer_run(tmp_path, monkeypatch):
+    """From the scan in a file to the spleen refined in a box, as the READMEs of the modules say."""
+    import slicer
+    from qt_host import slicer_with_qt
+
+    from SRCSMSegmenterLib.phantom.scans import make_case
+    from SRCSMSegmenterLib.volume_io import write_volume
+
+    image, _ = make_case(7, "MR")
+    (tmp_path / "scans").mkdir()
+    write_volume(tmp_path / "scans" / "mr.nii.gz", image)
+    packaging = SimpleNamespace(load_requirements=lambda path: [], pip_check=lambda one: True)
+    monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
+    names: dict[str, object] = {"slicer": slicer}
+    with slicer_with_qt(tmp_path / "settings.ini", "SRCSMSegmenter", "SAMRefine"):
+        volume = slicer.util.addVolumeFromArray(image.array, image.geometry.affine, "mr")
+        monkeypatch.setattr(slicer.util, "loadVolume", lambda path: volume, raising=False)
+        monkeypatch.setattr(slicer.util, "startupEnvironment", lambda: dict(os.environ))
+        for document in ("SRCSMSegmenter/README.md", "SAMRefine/README.md"):
+            script = re.search(r"^```py\n(.*?)^```", text_of(document), re.M | re.S)[1]
+            exec(compile(script.replace("/data", str(tmp_path)), document, "exec"), names)
+            names["run"].wait()
+            assert names["run"].error is None
+        names["session"].close()
+        names["logic"].stop()
+    assert (tmp_path / "labels" / "mr.seg.nrrd").is_file()
