@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Markers, and the lines that say why a test is skipped."""
+"""Options, skipped markers, and the fixtures that several tests share."""
 
 import importlib.util
 import os
 from pathlib import Path
 
-# One thread here and in the processes that tests start: theirs and ours then round alike, and for
-# networks of this size threads only cost. Before torch is imported, which reads it once.
+# One thread here and in the processes that tests start: both then round alike, and threads only
+# slow down networks of this size. torch reads the variable once, when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
@@ -46,11 +46,19 @@ def data_folder() -> Path:
 
 
 @pytest.fixture
+def scene():
+    """An empty MRML scene; skips the test if slicer-core is not installed."""
+    from slicer_scene_fixture import empty_scene
+
+    with empty_scene() as scene:
+        yield scene
+
+
+@pytest.fixture
 def fresh_accelerator(monkeypatch):
-    """A training's device and precision are chosen anew, on one thread, and forgotten after."""
+    """Let a training choose its device and precision anew, and forget them afterwards."""
     import tiny
 
-    torch.set_num_threads(1)
     monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
     tiny.forget_accelerator()
     yield

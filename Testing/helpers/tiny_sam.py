@@ -22,6 +22,12 @@ SMALL = SmallSamConfig(
 )  # fmt: skip
 """Canvases of 2 x 2 windows of 8 x 8 tokens."""
 
+FOUR_TILES = SmallSamConfig(
+    canvas=128, window=64, patch=4, embed_dim=8, depth=1, heads=1, prompt_dim=16, decoder_heads=2,
+    decoder_mlp=16,
+)  # fmt: skip
+"""Canvases of 2 x 2 windows of 16 x 16 tokens, which hold four tiles of 64 pixels."""
+
 
 def small_model(seed: int = 0) -> SamModel:
     """A small SAM of `SMALL`."""

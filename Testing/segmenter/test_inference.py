@@ -14,6 +14,7 @@ import torch
 from geometries import geometries
 from hypothesis import HealthCheck, given, settings
 from scipy.spatial.transform import Rotation
+from threshold_network import CT, SHARPNESS, THRESHOLDS, a_bundle
 from torch import nn
 
 from srcsm_training.data import cases
@@ -24,40 +25,12 @@ from SRCSMSegmenterLib.errors import Cancelled, DeviceError, SourceMatchingError
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import guess_modality, segment
 from SRCSMSegmenterLib.intensity import IntensityRule, normalise, scale
-from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
+from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 from SRCSMSegmenterLib.resampling import smooth_mm
 from SRCSMSegmenterLib.source_matching import fit, match, to_integers
-from SRCSMSegmenterLib.terminology import segment_for
 
-CT = IntensityRule("CT", window=(-200.0, 200.0))
 MR = IntensityRule("MR")
-THRESHOLDS = (-0.5, 0.25)
-SHARPNESS = 40.0
-
-
-def threshold_weights(network: NetworkConfig) -> dict[str, torch.Tensor]:
-    """Logits that cross where the normalised intensity passes `THRESHOLDS`."""
-    bias, middle = 3.0, network.kernel[0] // 2
-    weights = {name: torch.zeros_like(value) for name, value in UNet(network).state_dict().items()}
-    for layer in range(2):  # x + 3 is positive, where the leaky ReLU changes nothing
-        weights[f"down.0.convolutions.{layer}.weight"][0, 0, middle, middle, middle] = 1
-    weights["down.0.convolutions.0.bias"][:] = bias
-    for label in range(1, network.classes):
-        weights["head.weight"][label] = SHARPNESS * label
-        weights["head.bias"][label] = -SHARPNESS * sum(t + bias for t in THRESHOLDS[:label])
-    return weights
-
-
-def a_bundle(grid: GridSpec, rule: IntensityRule = CT, smoothing: float = 0.0) -> ModelBundle:
-    network = NetworkConfig(classes=3, channels=(1,), kernel=(1, 1, 1), dropout=0.0)
-    names = [segment_for("liver", 1), segment_for("spleen", 2)]
-    return ModelBundle(
-        Description("thresholds", "", tuple(names), rule, grid, smoothing, "", ""),
-        network,
-        fit([np.arange(-200, 201, dtype=np.int32)]),
-        threshold_weights(network),
-    )
 
 
 def probabilities_of(x: np.ndarray) -> np.ndarray:

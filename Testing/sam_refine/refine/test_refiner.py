@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_sam import FOUR_TILES
 from torch.nn import functional as F
 
 from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
@@ -32,21 +33,9 @@ from SAMRefineLib.sam.embeddings import EmbeddingCache
 from SAMRefineLib.sam.models import SamModel, build_sam
 from SAMRefineLib.sam.pixels import SRCSM
 from SAMRefineLib.sam.prediction import Point
-from SAMRefineLib.sam.small_sam import SmallSamConfig
 from SRCSMSegmenterLib.errors import Cancelled, PromptError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 
-TINY = SmallSamConfig(
-    canvas=128,
-    window=64,
-    patch=4,
-    embed_dim=8,
-    depth=1,
-    heads=1,
-    prompt_dim=16,
-    decoder_heads=2,
-    decoder_mlp=16,
-)
 SHAPE = (9, 70, 60)
 """(K, J, I) of the phantom."""
 
@@ -54,8 +43,8 @@ SHAPE = (9, 70, 60)
 @pytest.fixture(scope="module")
 def a_random_sam() -> SamModel:
     torch.manual_seed(7)
-    sam = build_sam("small", TINY).requires_grad_(False)
-    return SamModel(sam, "tiny", "small", SRCSM, TINY)
+    sam = build_sam("small", FOUR_TILES).requires_grad_(False)
+    return SamModel(sam, "tiny", "small", SRCSM, FOUR_TILES)
 
 
 class Looking:

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_sam import FOUR_TILES
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseOrgan
@@ -18,23 +19,11 @@ from SAMRefineLib.refine.refiner import refine as refine_once
 from SAMRefineLib.refine.tasks import TASKS, UNKNOWN_SESSION
 from SAMRefineLib.sam.models import SamModel, build_sam, load_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
-from SAMRefineLib.sam.small_sam import SmallSamConfig
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.worker.protocol import WorkerError
 from SRCSMSegmenterLib.worker.tasks import Context, Models
 
-SIZES = SmallSamConfig(
-    canvas=128,
-    window=64,
-    patch=4,
-    embed_dim=8,
-    depth=1,
-    heads=1,
-    prompt_dim=16,
-    decoder_heads=2,
-    decoder_mlp=16,
-)
 SHAPE = (6, 50, 40)
 GEOMETRY = Geometry(SHAPE[::-1], np.diag([1.5, 1.25, 6.0, 1.0]))
 GRID = SliceGrid(GEOMETRY, 2)
@@ -43,7 +32,7 @@ GRID = SliceGrid(GEOMETRY, 2)
 @pytest.fixture
 def a_sam(tmp_path):
     torch.manual_seed(5)
-    sam = SamModel(build_sam("small", SIZES), "tiny", "small", SRCSM, SIZES)
+    sam = SamModel(build_sam("small", FOUR_TILES), "tiny", "small", SRCSM, FOUR_TILES)
     save_sam(tmp_path / "sam", sam, "# Card", "None")
     return tmp_path / "sam"
 

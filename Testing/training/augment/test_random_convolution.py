@@ -20,11 +20,6 @@ from srcsm_training.augment.random_convolution import (
 SHAPES = {2: (9, 7), 3: (6, 7, 5)}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def seeded(seed=7):
     return torch.Generator().manual_seed(seed)
 

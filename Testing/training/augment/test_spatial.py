@@ -32,11 +32,6 @@ STILL = AugmentationConfig(0.0, (0.0, 0.0, 0.0), 0.0, 0.0, 0.0)
 """No spatial augmentation; intensities are drawn still."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def seeded(seed=3):
     return torch.Generator().manual_seed(seed)
 

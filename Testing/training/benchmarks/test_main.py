@@ -8,11 +8,12 @@ import pytest
 import tiny
 import torch
 from scipy.ndimage import gaussian_filter
+from tiny_sam import FOUR_TILES
 
 from SAMRefineLib.sam.embeddings import EmbeddingCache
 from SAMRefineLib.sam.models import SamModel
 from SAMRefineLib.sam.pixels import OFFICIAL, SRCSM
-from SAMRefineLib.sam.small_sam import SmallSamConfig, build_small_sam
+from SAMRefineLib.sam.small_sam import build_small_sam
 from srcsm_training.augment.random_convolution import draw, random_convolution
 from srcsm_training.benchmarks import __main__ as bench
 from srcsm_training.benchmarks import sam as bench_sam
@@ -180,24 +181,19 @@ def test_a_segmentation_is_told_apart_into_its_parts(tmp_path, nothing_there):
     assert all(row.values[0] >= 0 and row.values[1] >= 0 for row in table.rows)
 
 
-SIZES = SmallSamConfig(
-    canvas=128, window=64, patch=4, embed_dim=8, depth=1, heads=1, prompt_dim=16, decoder_heads=2,
-    decoder_mlp=16,
-)  # fmt: skip
-"""Canvases of four tiles of 64 pixels, the least that a tile has."""
-
-
 @pytest.fixture(scope="module")
 def official():
     """Of an official SAM's kind, with noise for an encoder."""
-    sam = build_small_sam(SIZES).requires_grad_(False)
+    sam = build_small_sam(FOUR_TILES).requires_grad_(False)
     sam.image_encoder = bench_sam.Noise(128, (16, 32, 32))
     return SamModel(sam, "tiny official", "vit_b", OFFICIAL)
 
 
 @pytest.fixture(scope="module")
 def small():
-    return SamModel(build_small_sam(SIZES).requires_grad_(False), "tiny", "small", SRCSM, SIZES)
+    return SamModel(
+        build_small_sam(FOUR_TILES).requires_grad_(False), "tiny", "small", SRCSM, FOUR_TILES
+    )
 
 
 def test_passes_are_counted_for_each_layout(tmp_path, official, small):

@@ -9,12 +9,12 @@ import pytest
 import SimpleITK as sitk
 import tiny
 import torch
+from tiny_sam import FOUR_TILES
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes, save_boxes
 from SAMRefineLib.sam.models import SamModel, build_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
-from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.cli import main as cli
 from srcsm_training.cli.commands.boxes import numbers
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
@@ -25,17 +25,6 @@ from SRCSMSegmenterLib.source_matching import fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels, write_volume
 
-SIZES = SmallSamConfig(
-    canvas=128,
-    window=64,
-    patch=4,
-    embed_dim=8,
-    depth=1,
-    heads=1,
-    prompt_dim=16,
-    decoder_heads=2,
-    decoder_mlp=16,
-)
 RULE = IntensityRule("CT", window=(-200.0, 300.0))
 SEGMENTS = (segment_for("liver", 1), segment_for("spleen", 2))
 
@@ -63,7 +52,7 @@ def models(tmp_path, monkeypatch):
     folder = tmp_path / "models"
     save_bundle(folder / "abdomen-ct", bundle, "# The card\n")
     for name in ("sam-small-ct", "sam-small-mr"):
-        sam = SamModel(build_sam("small", SIZES), name, "small", SRCSM, SIZES)
+        sam = SamModel(build_sam("small", FOUR_TILES), name, "small", SRCSM, FOUR_TILES)
         save_sam(folder / name, sam, "# The SAM's card\n", "None")
     monkeypatch.setenv("SRCSM_MODELS", str(folder))
     return folder

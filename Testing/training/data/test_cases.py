@@ -21,11 +21,6 @@ RULE = IntensityRule("CT", window=(-125, 275))
 GRID = tiny.config().grid
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def dataset(tmp_path):
     return read_dataset(tiny.write_dataset(tmp_path / "Dataset001_Tiny"))

@@ -150,11 +150,6 @@ def environment(out: Path) -> dict:
     return json.loads((out / "environment.json").read_text("utf-8"))
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    return tiny.write_dataset(tmp_path / "data")
-
-
 def test_on_avx2_alone_auto_trains_in_full_and_a_run_of_bf16_goes_on(tmp_path, folder):
     out = tmp_path / "run"
     lines: list[str] = []

@@ -18,6 +18,7 @@ import tiny
 import torch
 import yaml
 from accelerate import Accelerator
+from checkpoints import assert_same, last, stop_after
 
 from srcsm_training import plots
 from srcsm_training.augment.degradation import DegradationConfig
@@ -26,7 +27,7 @@ from srcsm_training.augment.spatial import AugmentationConfig
 from srcsm_training.data.cases import PreparedCase, prepare_cases
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.engine import fit
-from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
+from srcsm_training.engine.checkpoint import CheckpointError
 from srcsm_training.engine.config import (
     DataConfig,
     OptimisationConfig,
@@ -52,16 +53,6 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.write_dataset(tmp_path_factory.mktemp("data") / "Dataset001_Tiny")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def cases(folder, cache):
     """Training: b and c. Validation: a."""
     first, *others = prepare_cases(read_dataset(folder).cases, RULE, 1.0, tiny.config().grid, cache)
@@ -73,33 +64,6 @@ def train(config, cases, folder, *, mixed_precision="no", cpu=True, scaler=None,
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision)
     accelerator.scaler = scaler or accelerator.scaler
     return fit.train(config, RULE, *cases, folder, accelerator=accelerator, **arguments)
-
-
-def stop_after(*steps):
-    """Stops after the given numbers of steps, counted over all calls."""
-    done = iter(range(1, 1000))
-    return lambda: next(done) in steps
-
-
-def last(folder):
-    return load_checkpoint(folder / "checkpoints" / "last.pt")
-
-
-def assert_same(first, second, where="checkpoint"):
-    """Equal to the bit, but for the seconds a step took."""
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype, where
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first.keys() - {"seconds"}:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), where
-        for n, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{n}]")
-    else:
-        assert first == second or (first != first and second != second), where
 
 
 def differs(first, second):

@@ -20,11 +20,6 @@ from srcsm_training.engine.losses import (
 FORMS = {"generalised": generalised_dice_loss, "mean": mean_dice_loss}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def a_sample(labels, probabilities):
     """(1, classes, 1, 1, voxels) probabilities and (1, 1, 1, voxels) labels."""
     return (

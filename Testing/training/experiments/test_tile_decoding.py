@@ -7,24 +7,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from tiny_sam import FOUR_TILES
 
 from SAMRefineLib.sam.models import SamModel, build_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
-from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.experiments import tile_decoding
 from srcsm_training.sam.decoder import embed
-
-SIZES = SmallSamConfig(
-    canvas=128, window=64, patch=4, embed_dim=8, depth=1, heads=1, prompt_dim=16, decoder_heads=2,
-    decoder_mlp=16,
-)  # fmt: skip
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(2)
-    return SamModel(build_sam("small", SIZES).requires_grad_(False), "tiny", "small", SRCSM, SIZES)
+    return SamModel(
+        build_sam("small", FOUR_TILES).requires_grad_(False), "tiny", "small", SRCSM, FOUR_TILES
+    )
 
 
 @pytest.fixture

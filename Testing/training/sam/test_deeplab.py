@@ -30,11 +30,6 @@ CONFIG = deeplab.DeepLabConfig(
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.write_dataset(tmp_path_factory.mktemp("data") / "Dataset001_Tiny")
-
-
 def test_from_training_to_a_label_map_with_confidence(tmp_path, folder):
     def a_run(out, steps, stop=lambda: False):
         tiny.forget_accelerator()

@@ -11,6 +11,7 @@ import tiny
 import torch
 import yaml
 from accelerate import Accelerator
+from checkpoints import assert_same, last, stop_after
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.sam.decoding import Prompts
@@ -18,7 +19,7 @@ from SAMRefineLib.sam.models import load_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
 from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.cli import main as cli
-from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
+from srcsm_training.engine.checkpoint import CheckpointError
 from srcsm_training.engine.config import CasesConfig, Recipe, ScansConfig, to_dict, write_yaml
 from srcsm_training.sam import decoder, from_scratch
 from srcsm_training.sam.decoder import DecoderConfig, organ_boxes, run_decoder_training
@@ -63,16 +64,6 @@ DECODER = DecoderConfig(
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny.write_dataset(tmp_path_factory.mktemp("data") / "Dataset001_Tiny")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -121,30 +112,6 @@ def a_decoder_run(folder, sam, coarse, out, config=DECODER, **arguments):
     return run_decoder_training(
         folder, config, sam, coarse, out, device="cpu", say=lambda line: None, **arguments
     )
-
-
-def stop_after(*steps):
-    done = iter(range(1, 1000))
-    return lambda: next(done) in steps
-
-
-def last(folder):
-    return load_checkpoint(folder / "checkpoints" / "last.pt")
-
-
-def assert_same(first, second, where="checkpoint"):
-    """Equal to the bit, but for the seconds a step took."""
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first.keys() - {"seconds"}:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list | tuple):
-        for n, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{n}]")
-    else:
-        assert first == second or (first != first and second != second), where
 
 
 # --- from nothing

@@ -15,11 +15,6 @@ from srcsm_training.segmentation.pairs import pair_loss
 from srcsm_training.segmentation.presets import PRESETS
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def cosine(a, b):
     dot = sum(x * y for x, y in zip(a, b, strict=True))
     return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))

@@ -89,11 +89,6 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def source(data, tmp_path_factory):
     return prepared(data, tmp_path_factory.mktemp("slices") / "ct", size=64, axis="auto")
 

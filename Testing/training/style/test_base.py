@@ -23,8 +23,7 @@ from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_network(monkeypatch, tmp_path):
-    torch.set_num_threads(1)
+def _no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tiny.forget_accelerator()
 

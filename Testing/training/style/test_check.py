@@ -33,11 +33,6 @@ from SRCSMSegmenterLib.terminology import segment_for
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
 def _few_contact_sheets(monkeypatch, request):
     """Drawing takes longer than all that is measured."""
     if "contact_sheet" not in request.node.name:
