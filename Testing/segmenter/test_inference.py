@@ -14,7 +14,7 @@ import torch
 from geometries import geometries
 from hypothesis import HealthCheck, given, settings
 from scipy.spatial.transform import Rotation
-from threshold_network import CT, SHARPNESS, THRESHOLDS, a_bundle
+from threshold_network import SHARPNESS, THRESHOLDS, a_bundle
 from torch import nn
 
 from srcsm_training.data import cases
