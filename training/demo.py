@@ -26,7 +26,8 @@ from .data.dataset import Case, Dataset, read_dataset
 from .data.phantom import write_dataset
 from .engine.checkpoint import CheckpointError
 from .engine.fit import Progress
-from .evaluation.evaluate import evaluate, summarise
+from .evaluation.evaluate import evaluate
+from .evaluation.scores import summarise
 from .plots import COLOURS, draw_slice, save
 from .segmentation.presets import preset
 from .segmentation.run import run_training

@@ -32,7 +32,6 @@ from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume
 
-from .. import plots
 from ..data.cases import PreparedCase, default_cache, prepare_cases
 from ..data.dataset import Case
 from ..engine import fit as loop
@@ -49,7 +48,7 @@ from ..engine.run_folder import (
     write_text,
 )
 from ..engine.source_domain import intensity_rule
-from . import pairs
+from . import pairs, previews
 
 
 def run_training(
@@ -116,10 +115,10 @@ def run_training(
     if run.main:
         if resumed is None:
             _write_source_histogram(run.folder, source.training, rule)
-        previews = run.folder / "previews"
-        plots.augmentation_preview(previews / "augmentation.png", training, config, rule)
+        pictures = run.folder / "previews"
+        previews.augmentation_preview(pictures / "augmentation.png", training, config, rule)
         if config.pairs.use:
-            plots.pairs_preview(previews / "pairs.png", training, restyled, config, rule)
+            previews.pairs_preview(pictures / "pairs.png", training, restyled, config, rule)
         # What was logged after the checkpoint will be logged again.
         purge = resumed and resumed["progress"]["step"] + 1
         writer = SummaryWriter(run.folder / "tensorboard", purge_step=purge)
@@ -135,8 +134,8 @@ def run_training(
     def validated(network: UNet, state: loop.Progress) -> None:
         run.write_curve(state)
         if run.main:
-            picture = previews / f"validation_{state.step:06d}.png"
-            plots.validation_preview(picture, network, validation[0], config, rule)
+            picture = pictures / f"validation_{state.step:06d}.png"
+            previews.validation_preview(picture, network, validation[0], config, rule)
 
     train = partial(pairs.train, restyled=restyled) if config.pairs.use else loop.train
     state, weights = train(

@@ -36,7 +36,7 @@ from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle
 from SRCSMSegmenterLib.terminology import segment_for
 
-from ..plots import COLOURS, save
+from ..plots import draw_outlined, save
 from .config import CheckConfig, StyleConfig
 from .slices import (
     Slice,
@@ -377,12 +377,8 @@ def contact_sheet(
 
 
 def _draw(axes: Any, picture: np.ndarray, mask: np.ndarray, title: str, colour: str) -> None:  # noqa: ANN401
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    for value in np.unique(mask[mask > 0]):
-        outline = COLOURS[(int(value) - 1) % len(COLOURS)]
-        axes.contour(mask == value, levels=[0.5], colors=outline, linewidths=0.7)
+    draw_outlined(axes, picture, {"solid": mask}, limits=(0, 255), width=0.7)
     axes.set_title(title, fontsize=6, color=colour)
-    axes.set_axis_off()
 
 
 def _network_dice(found: SliceSet, s: Slice, network: ModelBundle, device: str) -> float:

@@ -19,7 +19,6 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from srcsm_training import plots
 from srcsm_training.augment.degradation import DegradationConfig
 from srcsm_training.augment.regions import RegionsConfig
 from srcsm_training.augment.spatial import AugmentationConfig
@@ -1075,19 +1074,6 @@ def test_curve_rows_leave_dice_open_between_validations():
     scored = curve_row(row | {"dice": [0.5, math.nan, 0.25]}, ["liver", "spleen", "aorta"])
     assert scored["dice"] == 0.375
     assert scored["dice_aorta"] == 0.25
-
-
-def test_pictures_show_the_right_on_the_left_and_anterior_up():
-    from matplotlib.figure import Figure
-
-    axes = Figure().subplots()
-    image = np.zeros((6, 8))
-    image[5, 1] = 1  # anterior (J up), to the left of the patient (small I)
-    plots.draw_slice(axes, image, None, "title", aspect=2.0)
-    shown = axes.images[0]
-    assert shown.origin == "lower"
-    assert np.argwhere(shown.get_array() == 1).tolist() == [[5, 6]]
-    assert axes.get_aspect() == 2.0
 
 
 TWO_PROCESSES = """
