@@ -285,6 +285,11 @@ def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
 
 
+def as_yaml(config: Any) -> str:  # noqa: ANN401
+    """Format a configuration as YAML for people, short lists on one line."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip()
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -17,7 +17,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,12 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 
 from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
-from srcsm_training.cli.arguments import add_device, add_run
-from srcsm_training.cli.commands.train import run_to_end
 from srcsm_training.data.dataset import Case
 from srcsm_training.engine import fit
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.config import CasesConfig, Recipe, configured
 from srcsm_training.engine.run_folder import RunResult, open_run
+from srcsm_training.engine.stopping import stop_on_signal
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
@@ -336,8 +334,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = commands.add_parser("train", help="train, or resume")
     training.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     training.add_argument("--backbone", type=Path, metavar="FILE", help="resnet50-*.pth")
-    add_run(training)
-    add_device(training)
+    training.add_argument("--config", type=Path, metavar="FILE.yaml", help="the configuration")
+    training.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    training.add_argument("--out", type=Path, required=True, metavar="RUN")
+    training.add_argument("--name", help="of the network's file (default: that of RUN)")
+    training.add_argument("--max-minutes", type=float, default=float("inf"), metavar="M")
+    training.add_argument("--device", default="auto")
     training.set_defaults(run=_train)
     prediction = commands.add_parser("predict", help="label the organs of a scan")
     prediction.add_argument("scan", type=Path)
@@ -345,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prediction.add_argument("-o", "--output", type=Path, required=True)
     prediction.add_argument("--confidence", type=Path, help="also write the probability")
     prediction.add_argument("--modality", choices=("CT", "MR"), help="default: guessed")
-    add_device(prediction)
+    prediction.add_argument("--device", default="auto")
     prediction.set_defaults(run=_predict)
     arguments = parser.parse_args(argv)
     try:
@@ -357,13 +359,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = configured(DeepLabConfig(), arguments.config, arguments.set)
-    training = partial(
-        run_training, arguments.data, config, arguments.out, backbone=arguments.backbone
+    with stop_on_signal() as stop_requested:
+        result = run_training(
+            arguments.data,
+            config,
+            arguments.out,
+            backbone=arguments.backbone,
+            name=arguments.name,
+            device=arguments.device,
+            max_minutes=arguments.max_minutes,
+            stop_requested=stop_requested,
+            progress=lambda state: state.step % 100 or print(f"step {state.step}", flush=True),
+        )
+    if not result.finished:
+        print(f"Stopped at step {result.steps}; the same command resumes from the checkpoint.")
+        return 130 if stop_requested() else 0
+    print(
+        f"Network: {result.model}\n"
+        f"Next: python -m srcsm_training.sam.deeplab predict SCAN --model {result.model}"
     )
-    done = (
-        "Network: {model}\nNext: python -m srcsm_training.sam.deeplab predict SCAN --model {model}"
-    )
-    return run_to_end(arguments, config.optimisation.steps, training, done)
+    return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:

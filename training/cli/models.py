@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``srcsm models``: list, verify, describe."""
+"""``srcsm models``: list, verify and describe networks and SAMs."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from SRCSMSegmenterLib.errors import BundleError
-from SRCSMSegmenterLib.models.bundle import CARD, load_bundle, verify_bundle
 from SRCSMSegmenterLib.models.catalogue import (
     find_bundles,
     find_model,
@@ -16,16 +16,46 @@ from SRCSMSegmenterLib.models.catalogue import (
     shipped_models_folder,
 )
 
-from ..console import print_json
+from . import arguments as options
+from .console import print_json
 
-try:
-    from SAMRefineLib.sam import models as sams
-except ModuleNotFoundError:  # without what refining needs, there are networks alone
-    sams = None
+
+def add(commands: options.Commands) -> None:
+    """Add the command, its actions and their options."""
+    summary = "list, verify and describe trained networks and SAMs"
+    actions = options.add_actions(commands, "models", summary)
+
+    parser = options.add_command(
+        actions,
+        "models list",
+        "list the shipped networks and those in other folders",
+        examples="  srcsm models list\n  srcsm models list runs/* --json",
+    )
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    options.add_json(parser)
+
+    parser = options.add_command(
+        actions,
+        "models verify",
+        "check every file of networks against their SHA-256",
+        "Exits with 4 if a file is missing or altered, or does not belong there.",
+        "  srcsm models verify\n  srcsm models verify abdomen-ct runs/ct/model",
+    )
+    parser.add_argument("models", nargs="*", metavar="NAME_OR_FOLDER", help="default: the shipped")
+    options.add_json(parser)
+
+    parser = options.add_command(
+        actions,
+        "models describe",
+        "print the model card",
+        examples="  srcsm models describe abdomen-ct\n  srcsm models describe runs/ct/model --json",
+    )
+    parser.add_argument("model", metavar="NAME_OR_FOLDER")
+    options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do what was asked for."""
+    """Run the chosen action."""
     return {"list": show_list, "verify": verify, "describe": describe}[arguments.action](arguments)
 
 
@@ -52,14 +82,16 @@ def show_list(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Check every file of the models named, of the shipped ones by default; 4 where one fails."""
+    """Check every file of the named models, by default of the shipped ones; return 4 on faults."""
+    from SRCSMSegmenterLib.models.bundle import verify_bundle
+
     if arguments.models:
         folders = [find(model) for model in arguments.models]
     else:
         shipped = shipped_models_folder()
         folders = [*find_bundles(shipped), *find_sams([shipped])]
     faults = {
-        str(folder): sams.verify_sam(folder) if is_sam(folder) else verify_bundle(folder)
+        str(folder): sams().verify_sam(folder) if is_sam(folder) else verify_bundle(folder)
         for folder in folders
     }
     if arguments.json:
@@ -77,14 +109,16 @@ def describe(arguments: argparse.Namespace) -> int:
     folder = find(arguments.model)
     known: dict[str, Any] = {"folder": str(folder)}
     if is_sam(folder):
-        sam = sams.load_sam(folder, device="cpu")
-        card = folder / sams.CARD
+        sam = sams().load_sam(folder, device="cpu")
+        card = folder / sams().CARD
         known |= sam.identify() | {
             "sizes": sam.config and asdict(sam.config),
             "pixels": asdict(sam.pixels),
             "training": sam.training,
         }
     else:
+        from SRCSMSegmenterLib.models.bundle import CARD, load_bundle
+
         bundle = load_bundle(folder)
         card = folder / CARD
         known |= {"identity": bundle.identity, **asdict(bundle.description)}
@@ -98,7 +132,7 @@ def describe(arguments: argparse.Namespace) -> int:
 
 
 def find(model: str) -> Path:
-    """The folder of a network or a SAM, from its shipped name or its path.
+    """Return the folder of a network or a SAM, from its shipped name or its path.
 
     Raises:
         BundleError: neither.
@@ -110,13 +144,24 @@ def find(model: str) -> Path:
 
 
 def find_sams(folders: Sequence[Path]) -> list[Path]:
-    """The SAMs among folders and in them."""
-    return sams.find_sams(*folders) if sams else []
+    """Return the SAMs among `folders` and in them."""
+    module = sams()
+    return module.find_sams(*folders) if module else []
 
 
 def is_sam(folder: Path) -> bool:
-    """True for the folder of a SAM that could be used here."""
-    return sams is not None and sams.is_sam(folder)
+    """Return True for the folder of a SAM that can be used here."""
+    module = sams()
+    return module is not None and module.is_sam(folder)
+
+
+def sams() -> ModuleType | None:
+    """Import what reads SAMs; return None if the packages for refining are missing."""
+    try:
+        from SAMRefineLib.sam import models
+    except ModuleNotFoundError:
+        return None
+    return models
 
 
 def _row(folder: Path, known: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -127,6 +172,8 @@ def _row(folder: Path, known: Callable[[Path], dict[str, Any]]) -> dict[str, Any
 
 
 def _network(folder: Path) -> dict[str, Any]:
+    from SRCSMSegmenterLib.models.bundle import load_bundle
+
     bundle = load_bundle(folder)
     return {
         **bundle.identify(),
@@ -136,4 +183,4 @@ def _network(folder: Path) -> dict[str, Any]:
 
 
 def _sam(folder: Path) -> dict[str, Any]:
-    return sams.load_sam(folder, device="cpu").identify()
+    return sams().load_sam(folder, device="cpu").identify()
