@@ -29,12 +29,14 @@ from SAMRefineLib.panel.sam_chooser import SamChooser
 from SAMRefineLib.refine.organ_state import Organ, Settings, organs_from_json
 from SAMRefineLib.scene import logic as slicer_refine_logic
 from SAMRefineLib.scene.masks import fits
+from SAMRefineLib.scene.requests import TASKS
 from SAMRefineLib.scene.roi_views import BOUND, SLICE_BOX, align_views
 from SAMRefineLib.scene.session import BOXES, SEGMENTATION, VOLUME, RefineRun, RefineSession
 from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
 from SRCSMSegmenterLib.panel import models, packages
-from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
 from SRCSMSegmenterLib.scene import logic as slicer_logic
+from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.scene.nodes import node_geometry
 from SRCSMSegmenterLib.scene.samples import load_phantom
 
@@ -62,6 +64,7 @@ class SAMRefine(ScriptedLoadableModule):
             '(<a href="https://github.com/SARIHUST/SAMMed">SAMMed</a>). SAM is by A. Kirillov et '
             "al., <i>Segment Anything</i>, ICCV 2023."
         )
+        worker_host.add_tasks(TASKS)
 
 
 class SAMRefineWidget(ModuleWidget):
@@ -547,7 +550,7 @@ class SAMRefineLogic(ScriptedLoadableModuleLogic):
 
     def stop(self) -> None:
         """End the worker; the next refinement starts it again."""
-        slicer_logic.stop_worker()
+        worker_host.stop_worker()
 
 
 class SAMRefineTest(ScriptedLoadableModuleTest):

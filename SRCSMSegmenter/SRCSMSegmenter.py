@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SRCSMSegmenter: find organs in a scan of any modality, in 3D Slicer.
 
-Module, panel, logic and test as Slicer looks for them by name. What the panel's widgets show is in
-SRCSMSegmenterLib/panel/panel.py, the work on the scene in scene/logic.py and scene/nodes.py,
-all computing in a worker process. PyTorch is never imported here.
+The classes that Slicer looks for by name. The panel is in SRCSMSegmenterLib/panel/widget.py, the
+work on the scene in SRCSMSegmenterLib/scene/logic.py; a worker process computes. PyTorch is never
+imported here.
 """
 
 import qt
@@ -16,17 +16,18 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleTest,
 )
 
-from SRCSMSegmenterLib.errors import SRCSMError, VolumeError
-from SRCSMSegmenterLib.panel import models, packages
-from SRCSMSegmenterLib.panel.panel import OrganResult, Panel
-from SRCSMSegmenterLib.panel.parameters import FRAME_SHOWN, Parameters
-from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
-from SRCSMSegmenterLib.scene import logic, nodes
+from SRCSMSegmenterLib.panel import packages
+from SRCSMSegmenterLib.panel.parameters import Parameters
+from SRCSMSegmenterLib.panel.widget import SegmenterWidget
+from SRCSMSegmenterLib.scene import worker_host
+from SRCSMSegmenterLib.scene.folder import segment_folder
+from SRCSMSegmenterLib.scene.logic import segment
+from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.samples import load_phantom, register_sample_data
 
 
 class SRCSMSegmenter(ScriptedLoadableModule):
-    """What Slicer shows of the module in its list."""
+    """Entry of the module in Slicer's list."""
 
     def __init__(self, parent: "qt.QObject") -> None:
         super().__init__(parent)
@@ -47,248 +48,33 @@ class SRCSMSegmenter(ScriptedLoadableModule):
         slicer.app.connect("startupCompleted()", register_sample_data)
 
 
-class SRCSMSegmenterWidget(ModuleWidget):
-    """The panel: what the user does goes to the parameter node and the logic, what comes of it to
-    `panel`.
-
-    Attributes:
-        run: the segmentation that is running, or None.
-    """
-
-    def __init__(self, parent: "qt.QWidget | None" = None) -> None:
-        self.run: logic.SegmentationRun | None = None
-        self._lastRun: logic.SegmentationRun | None = None
-        self._cards: dict[str, models.ModelCard] = {}
-        super().__init__(parent)
-
-    # Life cycle
-
-    def setup(self) -> None:
-        """Build the panel, the first time the module is opened and after a reload."""
-        super().setup()
-        ui = self.ui
-        for selector in (ui.inputSelector, ui.outputSelector):
-            selector.setMRMLScene(slicer.mrmlScene)
-        self.logic = SRCSMSegmenterLogic()
-        self.panel = Panel(ui)
-
-        ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChosen)
-        ui.organList.connect("itemChanged(QListWidgetItem*)", self.onOrganTicked)
-        ui.addModelButton.connect("clicked()", self.onAddModel)
-        ui.removeModelButton.connect("clicked()", self.onRemoveModel)
-        ui.segmentButton.connect("clicked()", self.onSegment)
-        ui.undoButton.connect("clicked()", self.onUndo)
-        ui.editButton.connect("clicked()", self.onEdit)
-        ui.refineButton.connect("clicked()", self.onRefine)
-        self.begin()
-
-    def enter(self) -> None:
-        """Slicer calls this whenever the user comes to the module."""
-        self._cards = models.model_cards()
-        super().enter()
-        volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-        scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
-        if scalar and self._parameterNode.inputVolume is None:
-            self._parameterNode.inputVolume = scalar[0]
-
-    def forget(self) -> None:
-        """Let go of what belongs to this scene."""
-        self._lastRun = None
-
-    def update(self, caller: object = None, event: object = None) -> None:
-        """Show the state of the parameter node."""
-        parameters = self._parameterNode
-        if parameters is None:
-            return
-        panel, volume = self.panel, parameters.inputVolume
-        card = self._cards.get(parameters.model)
-        panel.show_models(self._cards, parameters.model, models.own_models())
-        panel.show_organs(card, parameters.skippedOrgans)
-        panel.show_frames(nodes.frame_count(volume) if volume else 0)
-        panel.show_warnings(self._warnings())
-        panel.show_state(self.run is not None, self._lacking())
-        self._showResult(parameters.result)
-
-    def _lacking(self) -> list[str]:
-        """What has to be done before Segment can be pressed."""
-        parameters, reasons = self._parameterNode, self.lackingPackages()
-        if parameters.inputVolume is None:
-            reasons.append(_("Choose a volume."))
-        else:
-            try:
-                nodes.node_geometry(parameters.inputVolume)
-            except VolumeError as error:
-                reasons.append(str(error))
-        if parameters.model not in self._cards:
-            reasons.append(_("Choose a model."))
-        elif not self.panel.organs(ticked=True):
-            reasons.append(_("Tick an organ."))
-        return reasons
-
-    def _warnings(self) -> list[str]:
-        parameters = self._parameterNode
-        card = self._cards.get(parameters.model)
-        if card is None or parameters.inputVolume is None:
-            return []
-        try:
-            return logic.input_warnings(
-                parameters.inputVolume, card, parameters.sourceMatching.value, frame=self._frame()
-            )
-        except VolumeError:
-            return []  # why it cannot be segmented is in the tooltip of Segment
-
-    def _frame(self) -> int | None:
-        """The frame that was picked; None for the one shown, and where there is no sequence."""
-        parameters = self._parameterNode
-        count = nodes.frame_count(parameters.inputVolume)
-        return parameters.frame if FRAME_SHOWN < parameters.frame < count else None
-
-    # What the user chooses
-
-    def onModelChosen(self, index: int) -> None:
-        """Another model."""
-        if index >= 0:
-            self._parameterNode.model = self.panel.chosen_model()
-
-    def onOrganTicked(self, item: "qt.QListWidgetItem") -> None:
-        """An organ is wanted, or is not any more."""
-        self._parameterNode.skippedOrgans = self.panel.organs(ticked=False)
-
-    def onAddModel(self) -> None:
-        """Let the user point at a model folder."""
-        folder = qt.QFileDialog.getExistingDirectory(
-            slicer.util.mainWindow(), _("Folder of a trained network, or of several")
-        )
-        if folder:
-            self.addModels(folder)
-
-    def addModels(self, folder: str) -> None:
-        """Add the model or models of a folder to the list and choose the first."""
-        try:
-            added = models.add_models(folder)
-        except SRCSMError as error:
-            self.panel.show_message(str(error))
-            return
-        self.panel.show_message("")
-        self._cards = models.model_cards()
-        self._parameterNode.model = added[0]
-        self.update()
-
-    def onRemoveModel(self) -> None:
-        """Take the chosen model off the list."""
-        models.remove_model(self._parameterNode.model)
-        self._cards = models.model_cards()
-        self._parameterNode.model = next(iter(self._cards), "")
-        self.update()
-
-    # The run
-
-    def onSegment(self) -> None:
-        """Start; the result is put into the scene when it is complete."""
-        parameters = self._parameterNode
-        self.panel.show_message("")
-        wanted, skipped = self.panel.organs(ticked=True), self.panel.organs(ticked=False)
-        try:
-            self.run = self.logic.segment(
-                parameters.inputVolume,
-                model=parameters.model,
-                sourceMatching=parameters.sourceMatching.value,
-                organs=wanted if skipped else None,
-                device=parameters.device.value,
-                keepLargest=parameters.keepLargest,
-                outputSegmentation=parameters.outputSegmentation,
-                frame=self._frame(),
-                progress=self.panel.show_progress,
-                log=self.panel.log,
-                done=self.onDone,
-                wait=False,
-            )
-        except SRCSMError as error:
-            self.panel.show_message(str(error))
-        self.panel.show_progress("", 0.0, None)
-        self.update()
-
-    def onCancel(self) -> None:
-        """Stop the run, if there is one; the scene stays as it is."""
-        if self.run is not None:
-            self.run.cancel()
-
-    def onDone(self, run: "logic.SegmentationRun") -> None:
-        """The run is finished, in whatever way."""
-        self.run = None
-        if run.error is None:
-            parameters = self.logic.getParameterNode()  # the panel may be closed meanwhile
-            parameters.result, self._lastRun = run.segmentationNode, run
-            if parameters.show3D:
-                run.segmentationNode.CreateClosedSurfaceRepresentation()
-        elif run.error.kind == "Cancelled":
-            self.panel.log(str(run.error))
-        else:
-            self.panel.show_message(f"{run.error} {run.error.remedy}")
-            self.panel.log(f"{run.error}\n{run.error.details}")
-        self.update()
-
-    # The result
-
-    def _showResult(self, segmentation: "slicer.vtkMRMLSegmentationNode | None") -> None:
-        measures = nodes.measures(segmentation) if segmentation else []
-        colors = {organ.name: organ.color for card in self._cards.values() for organ in card.organs}
-        organs = [
-            OrganResult(m.name, colors.get(m.name, (128, 128, 128)), m.volume_ml, m.least_certain)
-            for m in measures
-        ]
-        name = segmentation.GetName() if segmentation else ""
-        self.panel.show_results(name, organs, self.onJump)
-        last = self._lastRun if segmentation and self._lastRun else None
-        self.panel.show_notes(last.messages if last else [], last is not None)
-        self.panel.show_refine("SAMRefine" in slicer.app.moduleManager().modulesNames())
-
-    def onJump(self, k: int) -> None:
-        """Show a slice of the volume that was segmented in all slice views."""
-        volume = _segmentedVolume(self._parameterNode.result)
-        if volume is not None:
-            nodes.jump_to_slice(volume, k)
-
-    def onUndo(self) -> None:
-        """Take the last result out of the scene again."""
-        self._lastRun.undo()
-        self._lastRun = None
-        self.update()
-
-    def onEdit(self) -> None:
-        """Open the result in Slicer's Segment Editor."""
-        result = self._parameterNode.result
-        edit_segmentation(result, _segmentedVolume(result))
-
-    def onRefine(self) -> None:
-        """Go on in SAM Refine, with boxes from the result."""
-        result = self._parameterNode.result
-        slicer.util.selectModule("SAMRefine")
-        refine = slicer.modules.samrefine.widgetRepresentation().self()
-        refine.startFrom(result, _segmentedVolume(result))
-
-
 class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):
     """Segmentation without widgets; see the README for a script to paste."""
 
     def getParameterNode(self) -> Parameters:
-        """The panel's state in this scene."""
+        """Return the panel's state in this scene."""
         return Parameters(super().getParameterNode())
 
-    segment = staticmethod(logic.segment)
-    segmentFolder = staticmethod(logic.segment_folder)
-    useWorker = staticmethod(logic.use_worker)
+    segment = staticmethod(segment)
+    segmentFolder = staticmethod(segment_folder)
+    useWorker = staticmethod(worker_host.use_worker)
 
     def stop(self) -> None:
         """End the worker; the next segmentation starts it again."""
-        logic.stop_worker()
+        worker_host.stop_worker()
+
+
+class SRCSMSegmenterWidget(SegmenterWidget):
+    """The panel, under the name that Slicer looks for."""
+
+    logicClass = SRCSMSegmenterLogic
 
 
 class SRCSMSegmenterTest(ScriptedLoadableModuleTest):
-    """Run by "Reload and Test" and by CTest, inside Slicer; the panel's tests are in Testing."""
+    """Test that "Reload and Test" and CTest run inside Slicer; the panel's are in Testing."""
 
     def runTest(self) -> None:
-        """What "Reload and Test" calls."""
+        """Run all tests."""
         self.setUp()
         self.test_the_phantoms_organs_are_found()
 
@@ -297,17 +83,11 @@ class SRCSMSegmenterTest(ScriptedLoadableModuleTest):
         slicer.mrmlScene.Clear()
 
     def test_the_phantoms_organs_are_found(self) -> None:
-        """From the sample data to a segmentation, by the worker."""
+        """Segment the sample data with the worker."""
         if missing := packages.missing():
             self.skipTest(f"not installed: {', '.join(missing)}")
         volume = load_phantom("MR")
         node = SRCSMSegmenterLogic().segment(volume, model="abdomen-ct")
-        found = {measure.name: measure.volume_ml for measure in nodes.measures(node)}
-        assert len(found) == node.GetSegmentation().GetNumberOfSegments()
-        assert found["liver"] > 100
-
-
-def _segmentedVolume(
-    segmentation: "slicer.vtkMRMLSegmentationNode",
-) -> "slicer.vtkMRMLScalarVolumeNode | None":
-    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
+        volumes = {measure.name: measure.volume_ml for measure in measures(node)}
+        assert len(volumes) == node.GetSegmentation().GetNumberOfSegments()
+        assert volumes["liver"] > 100

@@ -79,7 +79,7 @@ class SAMRefinePanelTest(unittest.TestCase):
     def setUp(self):
         from SAMRefineLib.panel import sams
         from SAMRefineLib.scene import requests
-        from SRCSMSegmenterLib.scene import logic
+        from SRCSMSegmenterLib.scene import worker_host
 
         slicer.mrmlScene.Clear()
         self.cleanUps = contextlib.ExitStack()
@@ -88,8 +88,8 @@ class SAMRefinePanelTest(unittest.TestCase):
         PlayedClient.asked = []
         for target, name, value in (
             (requests, "RefineClient", PlayedClient),
-            (logic, "worker", lambda: None),
-            (logic, "stop_worker", lambda: None),
+            (worker_host, "worker", lambda: None),
+            (worker_host, "stop_worker", lambda: None),
             (sams, "shipped_models_folder", lambda: self.folder / "Models"),
             (sams, "downloads_folder", lambda: self.folder / "Downloads"),
         ):
@@ -762,16 +762,18 @@ def addVolume(spacing=(3, 3, 5), name="MR"):
 def addSegmentation(volume, **more):
     """Two organs, as SRCSMSegmenter leaves them in the scene."""
     from SRCSMSegmenterLib.geometry import Volume
-    from SRCSMSegmenterLib.scene import nodes
+    from SRCSMSegmenterLib.scene import nodes, results
 
     geometry = nodes.node_geometry(volume)
     labels = np.zeros(geometry.shape, np.uint8)
     labels[LIVER], labels[SPLEEN] = 1, 2
     organs = (
-        nodes.Organ("liver", 1, (221, 130, 101), "", 1432.25),
-        nodes.Organ("spleen", 2, (157, 108, 162), "", 160.0),
+        results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25),
+        results.SegmentedOrgan("spleen", 2, (157, 108, 162), "", 160.0),
     )
-    return nodes.place(nodes.Result(Volume(labels, geometry), organs, **more), volume).segmentation
+    return results.place(
+        results.Result(Volume(labels, geometry), organs, **more), volume
+    ).segmentation
 
 
 @contextlib.contextmanager

@@ -55,10 +55,23 @@ def body_extent(array: np.ndarray, scan: Geometry, grid: GridSpec) -> Extent:
     Args:
         array: (K, J, I) intensities, scaled (`intensity.scale`) and smoothed.
     """
+    k, j, i = body_steps(array.shape)
+    return sampled_body_extent(array[::k, ::j, ::i], scan, grid)
+
+
+def body_steps(shape: Sequence[int]) -> list[int]:
+    """Choose along which voxels of a scan's axes the body is looked for: every n-th one."""
+    return [max(1, n // 96) for n in shape]
+
+
+def sampled_body_extent(coarse: np.ndarray, scan: Geometry, grid: GridSpec) -> Extent:
+    """Find the body's bounding box, see `body_extent`, from every n-th voxel of a scan.
+
+    Args:
+        coarse: (K', J', I') intensities at the multiples of `body_steps(scan.shape)`.
+    """
     whole = scan_extent(scan, grid)
-    step = [max(1, n // 96) for n in array.shape]
-    coarse = array[:: step[0], :: step[1], :: step[2]]
-    kji = np.argwhere(coarse > otsu_threshold(coarse)) * step
+    kji = np.argwhere(coarse > otsu_threshold(coarse)) * body_steps(scan.shape)
     if len(kji) == 0:
         return whole
     along = scan.to_ras(kji[:, ::-1]) @ whole.directions

@@ -10,36 +10,37 @@ interpolated linearly onto the scan's grid, where the likeliest label wins.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from . import intensity
 from .components import keep_largest_component
-from .devices import autocast, out_of_memory, resolve_device
+from .decision import Decision, decide
+from .devices import out_of_memory, resolve_device
 from .errors import Cancelled, DeviceError
-from .field_of_view import body_extent, covering_grid, scan_extent, window_starts
+from .field_of_view import (
+    body_steps,
+    covering_grid,
+    sampled_body_extent,
+    scan_extent,
+    window_starts,
+)
 from .geometry import Geometry, GridSpec, Volume
 from .intensity import IntensityRule
 from .modality import CT_BELOW, guess_modality
 from .models.bundle import ModelBundle
 from .network import UNet
-from .resampling import index_map, look_up, points, resample, smooth_mm
-from .source_matching import match_to_source
-
-PLAUSIBLE = 0.1
-"""Probability from which a voxel may be the label's; counted in `Segmentation.least_certain`."""
+from .resampling import index_map, points
+from .separable import sample_smoothed
+from .source_matching import matched_voxels
 
 BEYOND = 1e-3
 """Weight of network voxels whose middle lies beyond the scan; not 0, as a scan may have no other
 nearby."""
-
-SLAB = 8
-"""Slices of the scan decided at a time."""
 
 Triple = tuple[int, int, int]
 
@@ -87,7 +88,8 @@ def segment(
     """Segment a scan of any modality, spacing, orientation and size.
 
     A left-handed scan is looked at mirrored along K, as Slicer mirrors it on reading, so that a
-    file gets the same labels here as there, voxel for voxel.
+    file gets the same labels here as there, voxel for voxel. The network computes in fp32 whatever
+    the device, so that processors and GPUs agree.
 
     Args:
         volume: raw intensities.
@@ -136,16 +138,16 @@ def segment(
             target_rule = replace(bundle.description.rule, modality=modality)
         if source_matching:
             rule = bundle.description.rule
-            scaled = match_to_source(volume.array, target_rule, bundle.histogram)
+            array, convert = matched_voxels(volume.array, target_rule, bundle.histogram)
         else:
             rule = target_rule
-            scaled = intensity.scale(volume.array, rule)
-        image = torch.from_numpy(scaled.astype(np.float32))
-        del scaled
+            array, convert = intensity.scaled_voxels(volume.array, rule)
+        prepared = _prepare(array, convert, volume.geometry, bundle, overlap)
+        del array, convert
 
     attempt = partial(
         _run,
-        image,
+        prepared,
         volume.geometry,
         bundle,
         rule,
@@ -163,7 +165,7 @@ def segment(
             windows = "whole windows" if tile == whole else f"windows of {_times(tile)} voxels"
             messages.append(f"Memory ran out; went on with {windows} on {place}.")
         try:
-            labels, confidence, probabilities, least_certain = attempt(place, tile)
+            decision = attempt(place, tile)
             break
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -176,7 +178,7 @@ def segment(
         )
     if keep_largest:
         with _timed(seconds, "resample"):
-            counts = keep_largest_component(labels, confidence)
+            counts = keep_largest_component(decision.labels, decision.confidence)
         if counts.any():
             millilitres = volume.geometry.voxel_ml
             left_out = ", ".join(
@@ -187,10 +189,10 @@ def segment(
             messages.append(f"Smaller pieces apart from the largest were left out: {left_out}.")
     progress("resample", 1.0)
     found = Segmentation(
-        Volume(labels, volume.geometry),
-        confidence,
-        probabilities,
-        least_certain,
+        Volume(decision.labels, volume.geometry),
+        decision.confidence,
+        decision.probabilities,
+        decision.least_certain,
         messages,
         seconds,
     )
@@ -214,7 +216,7 @@ def _mirrored(found: Segmentation, stored: Geometry) -> Segmentation:
 
 @torch.inference_mode()
 def _run(
-    image: torch.Tensor,
+    prepared: "_Prepared",
     scan: Geometry,
     bundle: ModelBundle,
     rule: IntensityRule,
@@ -225,21 +227,16 @@ def _run(
     keep_probabilities: bool,
     step: Callable[[str, float], None],
     seconds: dict[str, float],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[int, list[tuple[int, float]]]]:
-    """All from smoothing on, on one device; `tile` is the part of a window seen at a time."""
+) -> Decision:
+    """Run the network and decide on one device; `tile` is the part of a window seen at a time."""
     grid = bundle.description.grid
-    with _timed(seconds, "prepare"):
-        smoothed = smooth_mm(image.to(device), scan.spacing, bundle.description.smoothing)
-        smoothed, seen = _thickened(smoothed, scan, grid)
-        outside = float(smoothed.min())
-        body = body_extent(smoothed.cpu().numpy(), seen, grid)
-        covering, starts = covering_grid(body, scan_extent(seen, grid), grid, overlap)
-        network = bundle.unet().to(device, memory_format=torch.channels_last_3d)
+    image = prepared.image.to(device)
+    network = bundle.unet().to(device, memory_format=torch.channels_last_3d)
+    starts = prepared.starts
 
     def predict(start: Triple) -> torch.Tensor:
-        matrix = _shifted(index_map(covering, seen), start)
-        window = resample(smoothed[None], matrix, grid.size, outside)
-        window = intensity.normalise(window[None], rule)
+        window = image[_part(start, grid.size)]
+        window = intensity.normalise(window[None, None], rule)
         if tile == grid.size:
             return _probabilities(network, window)
         return _blend(
@@ -252,38 +249,89 @@ def _run(
     with _timed(seconds, "network"):
         probabilities = _blend(
             predict,
-            covering.size,
+            prepared.grid.size,
             grid.size,
             starts,
             lambda done: step("network", 0.1 + 0.8 * done / len(starts)),
         )
     with _timed(seconds, "resample"):
         # What the network says of places beyond the scan, where it saw filling, hardly counts.
-        where = points(index_map(covering, seen), covering.size, device)
-        weight = torch.where(look_up(where, seen.shape).inside, 1.0, BEYOND)
-        return _onto_scan(probabilities, weight, covering, scan, keep_probabilities, step)
+        weight = torch.where(prepared.inside, 1.0, BEYOND).to(device)
+        return decide(
+            probabilities,
+            weight,
+            prepared.grid,
+            scan,
+            keep_probabilities,
+            lambda done: step("resample", 0.9 + 0.1 * done),
+        )
 
 
-def _thickened(
-    image: torch.Tensor, scan: Geometry, grid: GridSpec
-) -> tuple[torch.Tensor, Geometry]:
-    """Repeat the outer slices of a scan, such as a single slice, that is thinner than a voxel of
-    the network's grid and would slip through between the voxels' middles."""
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A scan on a grid of the network's spacing that covers it.
+
+    Attributes:
+        image: (K, J, I) float32, scaled, smoothed and resampled.
+        inside: (K, J, I) bool, whether a voxel's middle lies within the scan.
+        starts: first index (i, j, k) of each window.
+    """
+
+    image: torch.Tensor
+    inside: torch.Tensor
+    grid: Geometry
+    starts: list[Triple]
+
+
+def _prepare(
+    array: np.ndarray,
+    convert: Callable[[np.ndarray], np.ndarray],
+    scan: Geometry,
+    bundle: ModelBundle,
+    overlap: float,
+) -> _Prepared:
+    """Smooth a scan and sample it on the grid that the windows lie on, straight from its voxels.
+
+    Args:
+        array: (K, J, I) voxels on `scan`.
+        convert: makes scaled float32 of any block of them.
+    """
+    grid, sigma = bundle.description.grid, bundle.description.smoothing
+    seen = _thickened(scan, grid)
+    coarse = sample_smoothed(array, convert, scan, sigma, _strided(seen))
+    body = sampled_body_extent(coarse.numpy(), seen, grid)
+    covering, starts = covering_grid(body, scan_extent(seen, grid), grid, overlap)
+    image = sample_smoothed(array, convert, scan, sigma, covering)
+    where = points(index_map(covering, seen), covering.size)
+    last = torch.tensor(seen.size) - 0.5
+    inside = ((where > -0.5) & (where < last)).all(-1)
+    return _Prepared(image.masked_fill_(~inside, float(coarse.min())), inside, covering, starts)
+
+
+def _strided(scan: Geometry) -> Geometry:
+    """The grid of the voxels among which the body is looked for."""
+    steps = np.array(body_steps(scan.shape)[::-1])
+    affine = scan.affine.copy()
+    affine[:3, :3] *= steps
+    return Geometry(tuple(-(-np.array(scan.size) // steps)), affine)
+
+
+def _thickened(scan: Geometry, grid: GridSpec) -> Geometry:
+    """Extend a scan, such as a single slice, that is thinner than a voxel of the network's grid
+    and would slip through between the voxels' middles; its outer slices count beyond it."""
     # Voxels of the scan that a network voxel spans along each of the scan's axes.
     spanned = np.abs(scan.inverse[:3, :3] @ grid.directions_over(scan)) @ grid.spacing
     extra = np.ceil((1.01 * spanned - scan.size) / 2).clip(0).astype(int)
     if not extra.any():
-        return image, scan
-    image = F.pad(image[None, None], extra.repeat(2).tolist(), mode="replicate")[0, 0]
-    return image, Geometry(image.shape[::-1], _shifted(scan.affine, tuple(-extra)))
+        return scan
+    return Geometry(tuple(scan.size + 2 * extra), _shifted(scan.affine, tuple(-extra)))
 
 
 def _probabilities(network: UNet, window: torch.Tensor) -> torch.Tensor:
     """(1, 1, K, J, I) network input -> (classes, K, J, I) float32."""
-    # oneDNN's bfloat16 convolution of one channel of one slice is wrong (torch 2.15, AMX).
-    with autocast(window.device) if window.shape[2] > 1 else nullcontext():
-        logits = network(window)
-    return logits[0].float().softmax(0)
+    # In fp32 on every device: bfloat16 moves the outline of an organ by up to 1% of its voxels and
+    # may cut a bridge between two pieces, so that processors would disagree (BENCHMARKS.md).
+    return network(window)[0].softmax(0)
 
 
 def _blend(
@@ -323,62 +371,6 @@ def _gaussian(size: Triple) -> torch.Tensor:
     """(K, J, I) float32 around the middle, sigma an eighth of the window."""
     i, j, k = (torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n / 8)) ** 2) for n in size)
     return k[:, None, None] * j[:, None] * i
-
-
-def _onto_scan(
-    probabilities: torch.Tensor,
-    weight: torch.Tensor,
-    covering: Geometry,
-    scan: Geometry,
-    keep: bool,
-    step: Callable[[str, float], None],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[int, list[tuple[int, float]]]]:
-    """Interpolate (classes, K, J, I), each voxel with its weight (K, J, I), onto the scan's grid
-    and decide, slab by slab along K."""
-    classes, slices = len(probabilities), scan.size[2]
-    labels = np.empty(scan.shape, np.uint8)
-    confidence = np.empty(scan.shape, np.float16)
-    kept = np.empty((classes, *scan.shape), np.float16) if keep else None
-    wrong, expected = np.zeros((2, classes, slices))
-    matrix = index_map(scan, covering)
-    probabilities = probabilities * weight
-    for k in range(0, slices, SLAB):
-        step("resample", 0.9 + 0.1 * k / slices)
-        slab = slice(k, min(k + SLAB, slices))
-        size = (*scan.size[:2], slab.stop - k)
-        part = _shifted(matrix, (0, 0, k))
-        found = resample(probabilities, part, size)
-        found = found / resample(weight[None], part, size, outside=1.0)
-        best, winner = _largest(found)
-        labels[slab] = winner.cpu().numpy()
-        confidence[slab] = best.half().cpu().numpy()
-        if kept is not None:
-            kept[:, slab] = found.half().cpu().numpy()
-        plausible = found.where(found >= PLAUSIBLE, 0)
-        expected[:, slab] = plausible.sum((2, 3)).cpu().numpy()
-        wrong[:, slab] = plausible.minimum(1 - plausible).sum((2, 3)).cpu().numpy()
-    area = np.linalg.norm(np.cross(scan.affine[:3, 0], scan.affine[:3, 1]))
-    least_certain = {
-        label: _ranked(wrong[label] * area, expected[label] * area) for label in range(1, classes)
-    }
-    return labels, confidence, kept, least_certain
-
-
-def _largest(found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest of (classes, K, J, I) and its index as uint8, the lowest where some are equal."""
-    # A running maximum: reducing the leading axis is ten times slower on a CPU.
-    best, winner = found[0].clone(), torch.zeros_like(found[0], dtype=torch.uint8)
-    for label, probability in enumerate(found[1:], start=1):
-        winner.masked_fill_(probability > best, label)
-        torch.maximum(best, probability, out=best)
-    return best, winner
-
-
-def _ranked(wrong: np.ndarray, expected: np.ndarray) -> list[tuple[int, float]]:
-    there = np.flatnonzero(expected)
-    uncertainty = wrong[there] / np.sqrt(expected[there])
-    order = np.argsort(-uncertainty, kind="stable")
-    return [(int(there[n]), float(uncertainty[n])) for n in order]
 
 
 def _shifted(matrix: np.ndarray, start: Triple) -> np.ndarray:

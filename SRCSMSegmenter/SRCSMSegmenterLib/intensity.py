@@ -10,6 +10,9 @@ import torch
 
 from .errors import ConfigError, VolumeError
 
+TABLE = 1 << 20
+"""Longest lookup table; volumes that span more integers are worked on voxel by voxel."""
+
 INTEGER_RANGE = 2048
 """MR volumes are scaled so that their maximum is this integer (source_matching.py, 1)."""
 
@@ -56,9 +59,62 @@ def scale(array: np.ndarray, rule: IntensityRule) -> np.ndarray:
     return scaling(array, rule)(array)
 
 
+def scaled_voxels(
+    array: np.ndarray, rule: IntensityRule
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Prepare `scale` block by block, by one table if the voxels are integers.
+
+    Args:
+        array: (K, J, I) raw intensities of any real dtype; left as it is.
+
+    Returns:
+        The array, and a function from any block of it to float32 of the block's shape.
+
+    Raises:
+        VolumeError: as `scale`.
+    """
+    function = scaling(array, rule)
+    span = integer_span(array)
+    if span:
+        return array, tabulated(array.dtype, span, function(np.arange(span[0], span[1] + 1)))
+    return array, lambda block: function(block).astype(np.float32)
+
+
+def integer_span(array: np.ndarray) -> tuple[int, int] | None:
+    """Find the smallest and the largest of integer voxels, if a table can hold all between."""
+    if array.dtype.kind not in "iu":
+        return None
+    lo, hi = int(array.min()), int(array.max())
+    return (lo, hi) if hi - lo < TABLE else None
+
+
+def tabulated(
+    dtype: np.dtype, span: tuple[int, int], values: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Make a function that looks integer voxels up in a table.
+
+    Args:
+        dtype: of the voxels.
+        span: smallest and largest integer.
+        values: (span[1] - span[0] + 1,) what each integer becomes.
+
+    Returns:
+        A function from an array of `dtype` to float32 of the same shape.
+    """
+    values = values.astype(np.float32)
+    if dtype.itemsize > 2:
+        return lambda block: values.take(block.astype(np.intp) - span[0])
+    # The bit pattern of a short integer is its place in the table: no subtraction, no copy.
+    bits = np.dtype(f"u{dtype.itemsize}")
+    table = np.zeros(1 << (8 * dtype.itemsize), np.float32)
+    native = dtype.newbyteorder("=")
+    table[np.arange(span[0], span[1] + 1).astype(native).view(bits)] = values
+    return lambda block: table.take(block.astype(native, copy=False).view(bits), mode="clip")
+
+
 def scaling(array: np.ndarray, rule: IntensityRule) -> Callable[[np.ndarray], np.ndarray]:
     """The function that `scale` applies to every voxel of `array`, to run it block by block."""
-    if not np.isfinite(array).all():
+    if array.dtype.kind not in "iu" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         raise VolumeError(f"{bad} voxels are NaN or infinite; replace them and try again.")
     if rule.modality == "CT":

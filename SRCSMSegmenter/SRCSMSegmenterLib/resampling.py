@@ -169,17 +169,34 @@ def resample(
     Returns:
         (C, K', J', I') float32.
     """
-    linear, last = matrix[:3, :3], np.array(size) - 1
-    along = np.abs(linear).argmax(0)  # the source axis that each target axis follows
-    astray = np.abs(linear) @ last - np.abs(linear[along, range(3)] * last)[np.argsort(along)]
-    if sorted(along) != [0, 1, 2] or astray.max() > 1e-3:
+    along = parallel_axes(matrix, size)
+    if along is None:
         where = points(matrix, size, volume.device)
         return sample(volume, look_up(where, volume.shape[1:]), outside=outside)
     for target in (2, 1, 0):  # thin slabs along K get thin at once
         source = int(along[target])
-        positions = linear[source, target] * np.arange(size[target]) + matrix[source, 3]
+        positions = matrix[source, target] * np.arange(size[target]) + matrix[source, 3]
         volume = _interpolated(volume, 3 - source, positions, outside)
     return volume.permute(0, *(3 - along[::-1]).tolist())
+
+
+def parallel_axes(matrix: np.ndarray, size: tuple[int, int, int]) -> np.ndarray | None:
+    """Tell along which source axis each target axis runs, if all run along one.
+
+    Args:
+        matrix: `index_map(target, source)`.
+        size: of the target, (I, J, K).
+
+    Returns:
+        (3,) source axes (0 is I) for the target's I, J, K; None if a voxel of the target is off by
+        over a thousandth of a source voxel.
+    """
+    linear, last = matrix[:3, :3], np.array(size) - 1
+    along = np.abs(linear).argmax(0)
+    if sorted(along) != [0, 1, 2]:
+        return None
+    astray = np.abs(linear) @ last - np.abs(linear[along, range(3)] * last)[np.argsort(along)]
+    return along if astray.max() <= 1e-3 else None
 
 
 def _interpolated(

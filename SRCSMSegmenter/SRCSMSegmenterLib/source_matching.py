@@ -14,19 +14,16 @@ resampling. Five points, which are more exact than the paper, decide every integ
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import ConfigError, SourceMatchingError
-from .intensity import IntensityRule, scaling
+from .intensity import TABLE, IntensityRule, integer_span, scaling, tabulated
 
 BLOCK = 1 << 17
 """Voxels worked on at a time: their float64 and index copies (1 MiB each) stay in the cache."""
-
-TABLE = 1 << 20
-"""Longest lookup table; images that span more integers are sorted instead."""
 
 INT32 = np.iinfo(np.int32)
 
@@ -85,12 +82,18 @@ class SourceHistogram:
             ) from error
 
 
-def to_integers(array: np.ndarray, rule: IntensityRule) -> np.ndarray:
+def to_integers(
+    array: np.ndarray,
+    rule: IntensityRule,
+    scaled: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """Clip (CT) or scale (MR) a volume and round half to even: step 1 of source matching.
 
     Args:
         array: raw intensities, any shape and real dtype; left as it is.
         rule: of the volume's own modality.
+        scaled: the scaling of the volume that the intensities are a part of; by default they are
+            the whole volume.
 
     Returns:
         int32 array of the same shape.
@@ -99,7 +102,7 @@ def to_integers(array: np.ndarray, rule: IntensityRule) -> np.ndarray:
         VolumeError: NaN or infinite voxels, or an MR volume without a positive maximum.
         SourceMatchingError: scaled intensities that do not fit int32.
     """
-    scaled = scaling(array, rule)
+    scaled = scaled or scaling(array, rule)
     lo, hi = np.rint(scaled(np.array([array.min(), array.max()])))
     if lo < INT32.min or hi > INT32.max:
         raise SourceMatchingError(
@@ -149,12 +152,16 @@ def match(target: np.ndarray, source: SourceHistogram) -> np.ndarray:
         SourceMatchingError: fewer than two distinct interior values in the target.
     """
     values, counts = _distinct(target)
+    return _replace(target, values, _matched(values, counts, source))
+
+
+def _matched(values: np.ndarray, counts: np.ndarray, source: SourceHistogram) -> np.ndarray:
+    """Match the distinct values (n,) of an image, lo and hi among them, to (n,) source values."""
     _require_two(values.size - 2, "the volume")
     # Both sides are float64 quotients of integers below 2^53, so equal fractions compare equal.
     below = np.searchsorted(_cdf(source.counts), _cdf(counts[1:-1]), side="right")
     interior = np.append(np.int32(source.minimum), source.values)[below]
-    matched = np.concatenate([[source.minimum], interior, interior[-1:]]).astype(np.int32)
-    return _replace(target, values, matched)
+    return np.concatenate([[source.minimum], interior, interior[-1:]]).astype(np.int32)
 
 
 def match_to_source(array: np.ndarray, rule: IntensityRule, source: SourceHistogram) -> np.ndarray:
@@ -190,6 +197,51 @@ def wanted(choice: str, modality: str, rule: IntensityRule) -> bool:
     if choice not in choices:
         raise ConfigError(f'source matching is "on", "off" or "auto", not {choice!r}.')
     return choices[choice]
+
+
+def matched_voxels(
+    array: np.ndarray, rule: IntensityRule, source: SourceHistogram
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Prepare `match_to_source` block by block.
+
+    Of integer voxels the histogram is counted once, and all five points of the definition become
+    one table; others are matched here.
+
+    Args:
+        array: (K, J, I) raw intensities of any real dtype; left as it is.
+
+    Returns:
+        An array of that shape, and a function from any block of it to float32: the integers of
+        `match_to_source`.
+
+    Raises:
+        VolumeError, SourceMatchingError: as `to_integers` and `match`.
+    """
+    span = integer_span(array)
+    if span is None:
+        return match_to_source(array, rule, source), lambda block: block.astype(np.float32)
+    counts = _counted(array, span)
+    raw = np.flatnonzero(counts)
+    integers = to_integers(raw + span[0], rule, scaling(array, rule))
+    values, places = np.unique(integers, return_inverse=True)
+    merged = np.zeros(values.size, np.int64)
+    np.add.at(merged, places, counts[raw])
+    table = np.zeros(counts.size, np.float32)
+    table[raw] = _matched(values.astype(np.int64), merged, source)[places]
+    return array, tabulated(array.dtype, span, table)
+
+
+def _counted(array: np.ndarray, span: tuple[int, int]) -> np.ndarray:
+    """Count integer voxels by value: (span[1] - span[0] + 1,) int64."""
+    import torch  # whose bincount takes half the time; when needed, as Slicer loads this at start
+
+    counts = torch.zeros(span[1] - span[0] + 1, dtype=torch.int64)
+    flat = array.reshape(-1)
+    kind = np.int32 if max(-span[0], span[1]) < 2**31 else np.int64
+    for part in _blocks(array.size):
+        block = torch.from_numpy(flat[part].astype(kind)) - span[0]
+        counts += torch.bincount(block, minlength=len(counts))
+    return counts.numpy()
 
 
 def _cdf(counts: np.ndarray) -> np.ndarray:

@@ -99,18 +99,18 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
     def placeResult(self):
         """A result as the logic leaves it in the scene."""
         from SRCSMSegmenterLib.geometry import Volume
-        from SRCSMSegmenterLib.scene import nodes
+        from SRCSMSegmenterLib.scene import nodes, results
 
         geometry = nodes.node_geometry(self.volume)
         labels = np.zeros(geometry.shape, np.uint8)
         labels[4:9, 10:20, 10:20] = 1
         labels[4:9, 22:30, 10:20] = 2
         organs = (
-            nodes.Organ("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
-            nodes.Organ("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
+            results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
+            results.SegmentedOrgan("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
         )
-        result = nodes.Result(Volume(labels, geometry), organs)
-        return nodes.place(result, self.volume).segmentation
+        result = results.Result(Volume(labels, geometry), organs)
+        return results.place(result, self.volume).segmentation
 
     # Choices
 

@@ -22,7 +22,7 @@ from SAMRefineLib.scene.logic import boxes, refine
 from SAMRefineLib.scene.roi_views import ijk_to_world, show_block
 from SAMRefineLib.scene.session import RefineSession
 from SRCSMSegmenterLib.phantom.scans import make_case
-from SRCSMSegmenterLib.scene import logic, nodes
+from SRCSMSegmenterLib.scene import logic, nodes, worker_host
 from SRCSMSegmenterLib.scene.samples import PATIENT, load_phantom
 
 ORGAN, LABEL = "spleen", 4
@@ -38,7 +38,7 @@ def main(output: Path) -> None:
     try:
         pictures = steps()
     finally:
-        logic.stop_worker()
+        worker_host.stop_worker()
     save(np.hstack(pictures), output)
 
 

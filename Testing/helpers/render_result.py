@@ -15,7 +15,8 @@ import slicer
 from slicer_scene_fixture import start_scene
 from slicer_views import COLORS, View, save
 
-from SRCSMSegmenterLib.scene import logic, nodes
+from SRCSMSegmenterLib.scene import logic, nodes, worker_host
+from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.samples import load_phantom
 
 SIDE = 400
@@ -36,7 +37,7 @@ def main() -> None:
         volume = load_phantom(options.modality)
         segmentation = logic.segment(volume, model=options.model)
     finally:
-        logic.stop_worker()
+        worker_host.stop_worker()
     save(four_views(volume, segmentation), options.output)
 
 
@@ -58,7 +59,7 @@ def four_views(
     segmentation.CreateClosedSurfaceRepresentation()
     space = View(SIDE)
     space.show_3d()
-    for row, measure in enumerate(nodes.measures(segmentation)):
+    for row, measure in enumerate(measures(segmentation)):
         name = segments.GetSegment(organs[measure.name]).GetName()
         text = f"{name}  {measure.volume_ml:.0f} ml"
         space.write(text, 0.6, 0.19 - 0.05 * row, (0.1, 0.1, 0.2))

@@ -7,7 +7,7 @@ import weakref
 import literal_source_matching as literal
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -391,3 +391,41 @@ def test_auto_matches_scans_of_another_modality_than_the_networks(choice, modali
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ConfigError, match='"on", "off" or "auto", not \'maybe\''):
         sm.wanted("maybe", "CT", IntensityRule("CT"))
+
+
+# --- by table, block by block
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, ">i2"]
+)
+@pytest.mark.parametrize("rule", [CT, MR], ids=["CT", "MR"])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_table_gives_the_integers_of_the_definition(dtype, rule, seed):
+    random = np.random.default_rng(seed)
+    limits = np.iinfo(dtype)
+    low, high = max(limits.min, -1500), min(limits.max, 3000)
+    low = low if rule.modality == "CT" else max(low, -20)
+    array = random.integers(low, high + 1, (4, 5, 6)).astype(dtype)
+    source = sm.fit([random.integers(-900, 900, 500).astype(np.int32)])
+    expected = sm.match_to_source(array, rule, source)
+    voxels, convert = sm.matched_voxels(array, rule, source)
+    assert np.array_equal(convert(voxels), expected.astype(np.float32))
+    assert np.array_equal(convert(voxels[1:3, ::2]), expected[1:3, ::2].astype(np.float32))
+
+
+@pytest.mark.parametrize("spread", [2**21, 0.37])
+def test_floats_and_far_apart_integers_are_matched_too(spread):
+    random = np.random.default_rng(3)
+    array = random.integers(0, 900, (4, 5, 6)) * spread
+    array = array.astype(np.float32 if spread < 1 else np.int64)
+    source = sm.fit([random.integers(-900, 900, 500).astype(np.int32)])
+    voxels, convert = sm.matched_voxels(array, MR, source)
+    assert np.array_equal(convert(voxels), sm.match_to_source(array, MR, source))
+
+
+def test_too_few_intensities_are_refused_by_table_as_well():
+    source = sm.fit([np.arange(9, dtype=np.int32)])
+    with pytest.raises(SourceMatchingError, match="two distinct intensities"):
+        sm.matched_voxels(np.array([[[0, 5, 9]]], np.int16), MR, source)

@@ -65,9 +65,9 @@ def refine_table(
         surfaces: the segments are also shown as surfaces, which follow at the end.
         organ: label of the phantom's.
     """
-    from SRCSMSegmenterLib.scene import logic
+    from SRCSMSegmenterLib.scene import worker_host
 
-    logic.stop_worker()
+    worker_host.stop_worker()
     try:
         found = []
         for patient in (0, 1):
@@ -78,7 +78,7 @@ def refine_table(
                     found.append(tuple(map(statistics.median, zip(*warm, strict=True))))
                     shape, slices = session.grid.geometry.shape, session.organ(1).report.boxes
     finally:
-        logic.stop_worker()
+        worker_host.stop_worker()
     whats = "the slice that is looked at", f"the organ, {slices} slices"
     rows = tuple(map(Row, whats, zip(*found, strict=True)))
     return Table(f"SAM Refine, handle released, {times(shape)}{title}, {device}", COLUMNS, rows)
@@ -150,9 +150,9 @@ def dragged(session: "RefineSession", share: float) -> tuple[float, float]:
     import slicer
 
     from SAMRefineLib.scene.roi_views import show_block
-    from SRCSMSegmenterLib.scene import logic
+    from SRCSMSegmenterLib.scene import worker_host
 
-    worker, box = logic.worker(), session.slice_box(1)
+    worker, box = worker_host.worker(), session.slice_box(1)
     automatic = session.organ(1).frames.automatic[session.slice]
     wanted = replace(automatic, x1=automatic.x0 + share * automatic.width)
     redrawn = []

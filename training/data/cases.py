@@ -176,7 +176,7 @@ def _reordered(labels: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
 
 
 def _placed(
-    name: str, tensors: dict[str, torch.Tensor], grid: GridSpec, outputs: int
+    name: str, tensors: dict[str, torch.Tensor], grid: GridSpec, outputs: int = 255
 ) -> PreparedCase:
     image, labels = tensors["image"], tensors["labels"]
     geometry = Geometry(tuple(image.shape[::-1]), tensors["affine"].numpy())

@@ -10,12 +10,16 @@ import slicer
 
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.modality import guess_modality
-from SRCSMSegmenterLib.scene import logic, nodes
+from SRCSMSegmenterLib.scene import nodes, worker_host
+from SRCSMSegmenterLib.scene.input_warnings import dicom_modality
 
 from ..boxes.boxes import SliceGrid
 from ..boxes.key_frames import KeyFrames
 from ..refine.client import RefineClient, Request
 from ..refine.organ_state import Organ, Settings
+
+TASKS = "SAMRefineLib.refine.tasks"
+"""Module with the worker's tasks."""
 
 
 class Requests:
@@ -41,8 +45,9 @@ class Requests:
             frames: other boxes for some of the organs, by label.
         """
         if self._client is None:
+            worker_host.add_tasks(TASKS)
             volume = nodes.read_volume(self._volume)
-            self._client = RefineClient(logic.worker(), volume, self._opening(settings))
+            self._client = RefineClient(worker_host.worker(), volume, self._opening(settings))
         frames = frames or {}
         given = [organ.with_frames(frames.get(organ.value, organ.frames)) for organ in organs]
         by_value = {organ.value: organ for organ in organs}
@@ -82,7 +87,7 @@ class Requests:
 
     def _opening(self, settings: Settings) -> dict[str, Any]:
         """The same for every request: with names where the user left them open."""
-        modality = settings.modality or logic.dicom_modality(self._volume)
+        modality = settings.modality or dicom_modality(self._volume)
         if modality not in ("CT", "MR"):
             modality = guess_modality(np.array(self._volume.GetImageData().GetScalarRange()))
         sam = settings.sam or f"sam-small-{modality.lower()}"

@@ -9,8 +9,8 @@ import vtk
 
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
-from SRCSMSegmenterLib.scene import nodes
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
+from SRCSMSegmenterLib.scene.probabilities import probabilities
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
 
 from ..boxes.boxes import SliceGrid
@@ -94,7 +94,7 @@ def coarse_chances(
     They agree with the mask, which may have been edited since they were found: at least a half in
     it, less outside.
     """
-    chances = nodes.probabilities(node).get(organ_tag(node, id))
+    chances = probabilities(node).get(organ_tag(node, id))
     if chances is None or chances.shape != grid.geometry.shape:
         return mask
     inside = np.where(chances < SURELY_EDITED, np.float16(1), np.maximum(chances, np.float16(0.5)))

@@ -15,8 +15,8 @@ import slicer
 import vtk
 
 from SRCSMSegmenterLib.errors import PromptError, SRCSMError, VolumeError
-from SRCSMSegmenterLib.scene import logic
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
+from SRCSMSegmenterLib.scene import worker_host
+from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.worker.protocol import WorkerError, as_worker_error
 
@@ -95,7 +95,7 @@ class RefineRun:
             WorkerError: it failed or was cancelled.
         """
         while not self.finished:
-            logic.wait_for(logic.worker(), self._request)
+            worker_host.wait_for(self._request)
         if self.error is not None:
             raise self.error
         return self.session.segmentationNode
@@ -498,7 +498,7 @@ class RefineSession:
         found = {n for n, reason in kept.items() if reason != NO_BOX}
         tag = organ_tag(self.segmentationNode, organ.segment)
         if self.grid.axis == 2:
-            for measure in slicer_scene.measures(self.segmentationNode):
+            for measure in measures(self.segmentationNode):
                 if measure.name == tag:
                     found |= {k for k, _ in measure.least_certain}
         return sorted(found)

@@ -20,7 +20,7 @@ SAM_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Organ:
+class OrganCard:
     """A label: its name, such as "right_kidney", and its colour (RGB, 0-255)."""
 
     name: str
@@ -44,7 +44,7 @@ class ModelCard:
     expects: str
     licence: str
     modality: str
-    organs: tuple[Organ, ...]
+    organs: tuple[OrganCard, ...]
     spacing: tuple[float, float, float]
 
 
@@ -61,7 +61,7 @@ def read_card(folder: Path) -> ModelCard:
             *(str(ours[key]) for key in ("name", "task", "expects", "licence")),
             str(ours["rule"]["modality"]),
             tuple(
-                Organ(str(label["name"]), tuple(map(int, label["color"])))
+                OrganCard(str(label["name"]), tuple(map(int, label["color"])))
                 for label in ours["labels"]
             ),
             tuple(map(float, ours["grid"]["spacing"])),

@@ -19,7 +19,7 @@ SLICES_SHOWN = 5
 _NAME = qt.Qt.UserRole
 
 
-class OrganResult(NamedTuple):
+class ResultRow(NamedTuple):
     """A row of the result: slices are (k from 0, width of the uncertain rim in mm), worst first."""
 
     name: str
@@ -127,7 +127,7 @@ class Panel(CommonPanel):
     # The result
 
     def show_results(
-        self, name: str, organs: Sequence[OrganResult], jump: Callable[[int], None]
+        self, name: str, organs: Sequence[ResultRow], jump: Callable[[int], None]
     ) -> None:
         """The organs' volumes and least certain slices; none takes the section away.
 

@@ -1,149 +1,244 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of a module's panel, the same for both modules: coming, going, scenes, packages."""
-
-import sys
+"""The module's panel: connects what the user does with the logic, and the logic with `Panel`."""
 
 import qt
 import slicer
-import vtk
 from slicer.i18n import tr as _
-from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
-from slicer.util import VTKObservationMixin
 
-from . import packages
-from .common import CommonPanel, load_ui
+from ..errors import SRCSMError, VolumeError
+from ..scene import nodes
+from ..scene.input_warnings import input_warnings
+from ..scene.logic import SegmentationRun
+from ..scene.measures import measures
+from . import models
+from .module_widget import ModuleWidget, edit_segmentation
+from .panel import Panel, ResultRow
+from .parameters import FRAME_SHOWN
 
 
-class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """What a module's widget class is derived from.
+class SegmenterWidget(ModuleWidget):
+    """The panel of the module SRCSMSegmenter.
 
-    A module sets `logic` and `panel`, and has its own `update`, `onCancel` and `forget`.
+    The user's actions change the parameter node and call the logic; `panel` shows the results.
 
     Attributes:
-        logic: its `getParameterNode` gives the panel's state in the scene.
-        panel: how things are shown.
-        entered: the module is the one that is open.
-        requirements: file with packages that this module needs beside those of all.
+        run: the segmentation that is running, or None.
     """
 
-    requirements: str | None = None
-
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
-        VTKObservationMixin.__init__(self)
-        self.logic = None
-        self.panel: CommonPanel | None = None
-        self.entered = False
-        self._parameterNode = None
-        self._guiTag: int | None = None
-        self._missing: list[str] = []
-        ScriptedLoadableModuleWidget.__init__(self, parent)
+        self.run: SegmentationRun | None = None
+        self._lastRun: SegmentationRun | None = None
+        self._cards: dict[str, models.ModelCard] = {}
+        super().__init__(parent)
+
+    # Life cycle
 
     def setup(self) -> None:
-        """Load the .ui file; a module builds on this and then calls `begin`."""
+        """Build the panel, the first time the module is opened and after a reload."""
         super().setup()
-        uiWidget = load_ui(self.resourcePath(f"UI/{self.moduleName}.ui"))
-        self.layout.addWidget(uiWidget)
-        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        ui = self.ui
+        for selector in (ui.inputSelector, ui.outputSelector):
+            selector.setMRMLScene(slicer.mrmlScene)
+        self.panel = Panel(ui)
 
-    def begin(self) -> None:
-        """Watch the scene, and show the panel's state in it where the module is open already."""
-        scene = slicer.mrmlScene
-        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.ui.installButton.connect("clicked()", self.onInstall)
-        self.ui.cancelButton.connect("clicked()", self.onCancel)
-        if self.parent.isEntered:  # it was reloaded; else Slicer calls `enter`
-            self.enter()
+        ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChosen)
+        ui.organList.connect("itemChanged(QListWidgetItem*)", self.onOrganTicked)
+        ui.addModelButton.connect("clicked()", self.onAddModel)
+        ui.removeModelButton.connect("clicked()", self.onRemoveModel)
+        ui.segmentButton.connect("clicked()", self.onSegment)
+        ui.undoButton.connect("clicked()", self.onUndo)
+        ui.editButton.connect("clicked()", self.onEdit)
+        ui.refineButton.connect("clicked()", self.onRefine)
+        self.begin()
 
     def enter(self) -> None:
-        """Slicer calls this whenever the user comes to the module."""
-        self.entered = True
-        self._missing = packages.missing(self.requirements)
-        self.panel.show_missing(
-            packages.described(self._missing), packages.offline_help(self._missing)
-        )
-        self._observe(self.logic.getParameterNode())
+        """Show the panel's state; Slicer calls this whenever the user opens the module."""
+        self._cards = models.model_cards()
+        super().enter()
+        volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
+        if scalar and self._parameterNode.inputVolume is None:
+            self._parameterNode.inputVolume = scalar[0]
 
-    def exit(self) -> None:
-        """Slicer calls this whenever the user goes to another module; what runs goes on."""
-        self.entered = False
-        self._observe(None)
-
-    def cleanup(self) -> None:
-        """Slicer calls this before it unloads or reloads the module, and when it ends."""
-        self.onCancel()
-        self.forget()
-        self._observe(None)
-        self.removeObservers()
-        self.logic.stop()
-
-    def onReload(self) -> None:
-        """Slicer's developer button reloads the module's file alone; its library has to follow."""
-        for name in [name for name in sys.modules if name.startswith(f"{self.moduleName}Lib")]:
-            del sys.modules[name]
-        super().onReload()
-
-    def onSceneStartClose(self, caller: object = None, event: object = None) -> None:
-        """Let go of all that is about to be deleted."""
-        self.onCancel()
-        self.forget()
-        self._observe(None)
-
-    def onSceneEndClose(self, caller: object = None, event: object = None) -> None:
-        """Start afresh, where the module is open."""
-        if self.entered:
-            self.enter()
+    def forget(self) -> None:
+        """Release what belongs to this scene."""
+        self._lastRun = None
 
     def update(self, caller: object = None, event: object = None) -> None:
         """Show the state of the parameter node."""
+        parameters = self._parameterNode
+        if parameters is None:
+            return
+        panel, volume = self.panel, parameters.inputVolume
+        card = self._cards.get(parameters.model)
+        panel.show_models(self._cards, parameters.model, models.own_models())
+        panel.show_organs(card, parameters.skippedOrgans)
+        panel.show_frames(nodes.frame_count(volume) if volume else 0)
+        panel.show_warnings(self._warnings())
+        panel.show_state(self.run is not None, self._lacking())
+        self._showResult(parameters.result)
+
+    def _lacking(self) -> list[str]:
+        """List what has to be done before Segment can be pressed."""
+        parameters, reasons = self._parameterNode, self.lackingPackages()
+        if parameters.inputVolume is None:
+            reasons.append(_("Choose a volume."))
+        else:
+            try:
+                nodes.node_geometry(parameters.inputVolume)
+            except VolumeError as error:
+                reasons.append(str(error))
+        if parameters.model not in self._cards:
+            reasons.append(_("Choose a model."))
+        elif not self.panel.organs(ticked=True):
+            reasons.append(_("Tick an organ."))
+        return reasons
+
+    def _warnings(self) -> list[str]:
+        parameters = self._parameterNode
+        card = self._cards.get(parameters.model)
+        if card is None or parameters.inputVolume is None:
+            return []
+        try:
+            return input_warnings(
+                parameters.inputVolume, card, parameters.sourceMatching.value, frame=self._frame()
+            )
+        except VolumeError:
+            return []  # why it cannot be segmented is in the tooltip of Segment
+
+    def _frame(self) -> int | None:
+        """Return the frame that was picked; None for the one shown, or if there is no sequence."""
+        parameters = self._parameterNode
+        count = nodes.frame_count(parameters.inputVolume)
+        return parameters.frame if FRAME_SHOWN < parameters.frame < count else None
+
+    # What the user chooses
+
+    def onModelChosen(self, index: int) -> None:
+        """Take the chosen model."""
+        if index >= 0:
+            self._parameterNode.model = self.panel.chosen_model()
+
+    def onOrganTicked(self, item: "qt.QListWidgetItem") -> None:
+        """Remember which organs are not wanted."""
+        self._parameterNode.skippedOrgans = self.panel.organs(ticked=False)
+
+    def onAddModel(self) -> None:
+        """Let the user point at a model folder."""
+        folder = qt.QFileDialog.getExistingDirectory(
+            slicer.util.mainWindow(), _("Folder of a trained network, or of several")
+        )
+        if folder:
+            self.addModels(folder)
+
+    def addModels(self, folder: str) -> None:
+        """Add the model or models of a folder to the list and choose the first."""
+        try:
+            added = models.add_models(folder)
+        except SRCSMError as error:
+            self.panel.show_message(str(error))
+            return
+        self.panel.show_message("")
+        self._cards = models.model_cards()
+        self._parameterNode.model = added[0]
+        self.update()
+
+    def onRemoveModel(self) -> None:
+        """Take the chosen model off the list."""
+        models.remove_model(self._parameterNode.model)
+        self._cards = models.model_cards()
+        self._parameterNode.model = next(iter(self._cards), "")
+        self.update()
+
+    # The run
+
+    def onSegment(self) -> None:
+        """Start a segmentation; the result is put into the scene when it is complete."""
+        parameters = self._parameterNode
+        self.panel.show_message("")
+        wanted, skipped = self.panel.organs(ticked=True), self.panel.organs(ticked=False)
+        try:
+            self.run = self.logic.segment(
+                parameters.inputVolume,
+                model=parameters.model,
+                sourceMatching=parameters.sourceMatching.value,
+                organs=wanted if skipped else None,
+                device=parameters.device.value,
+                keepLargest=parameters.keepLargest,
+                outputSegmentation=parameters.outputSegmentation,
+                frame=self._frame(),
+                progress=self.panel.show_progress,
+                log=self.panel.log,
+                done=self.onDone,
+                wait=False,
+            )
+        except SRCSMError as error:
+            self.panel.show_message(str(error))
+        self.panel.show_progress("", 0.0, None)
+        self.update()
 
     def onCancel(self) -> None:
-        """Stop what is running, if anything is; the scene stays as it is."""
+        """Cancel the run, if there is one; the scene stays as it is."""
+        if self.run is not None:
+            self.run.cancel()
 
-    def forget(self) -> None:
-        """Let go of what belongs to this scene."""
+    def onDone(self, run: SegmentationRun) -> None:
+        """Show the result of a run, or why there is none."""
+        self.run = None
+        if run.error is None:
+            parameters = self.logic.getParameterNode()  # the panel may be closed meanwhile
+            parameters.result, self._lastRun = run.segmentationNode, run
+            if parameters.show3D:
+                run.segmentationNode.CreateClosedSurfaceRepresentation()
+        elif run.error.kind == "Cancelled":
+            self.panel.log(str(run.error))
+        else:
+            self.panel.show_message(f"{run.error} {run.error.remedy}")
+            self.panel.log(f"{run.error}\n{run.error.details}")
+        self.update()
 
-    def _observe(self, parameters: object) -> None:
-        """Show and change these parameters, and those before no more."""
-        if self._parameterNode is not None:
-            self._parameterNode.disconnectGui(self._guiTag)
-            self.removeObserver(
-                self._parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update
-            )
-        self._parameterNode = parameters
-        if parameters is not None:
-            # Unlike connectGui, this returns the tag in every version of Slicer.
-            bound = {w.property("SlicerParameterName"): w for w in vars(self.ui).values()}
-            bound.pop(None, None)
-            self._guiTag = parameters.connectParametersToGui(bound)
-            self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
-            self.update()
+    # The result
 
-    def onInstall(self) -> None:
-        """Install what is missing; the text above the button said what and how large."""
-        self.panel.show_message("")
-        self.panel.show_installing(True)
-        slicer.app.processEvents()
-        try:
-            packages.install(self._missing, self.requirements)
-        except Exception as error:  # of pip, light-the-torch, the network, the disk
-            self.panel.show_message(str(error))
-            self.panel.log(str(error))
-        self.panel.show_installing(False)
-        self.enter()
+    def _showResult(self, segmentation: "slicer.vtkMRMLSegmentationNode | None") -> None:
+        rows = measures(segmentation) if segmentation else []
+        colors = {organ.name: organ.color for card in self._cards.values() for organ in card.organs}
+        organs = [
+            ResultRow(m.name, colors.get(m.name, (128, 128, 128)), m.volume_ml, m.least_certain)
+            for m in rows
+        ]
+        name = segmentation.GetName() if segmentation else ""
+        self.panel.show_results(name, organs, self.onJump)
+        last = self._lastRun if segmentation and self._lastRun else None
+        self.panel.show_notes(last.messages if last else [], last is not None)
+        self.panel.show_refine("SAMRefine" in slicer.app.moduleManager().modulesNames())
 
-    def lackingPackages(self) -> list[str]:
-        """Why nothing can be computed, as a sentence; empty where all packages are there."""
-        if not self._missing:
-            return []
-        return [_("Install the missing packages first; see the top of the panel.")]
+    def onJump(self, k: int) -> None:
+        """Show slice `k` of the volume that was segmented in all slice views."""
+        volume = _segmentedVolume(self._parameterNode.result)
+        if volume is not None:
+            nodes.jump_to_slice(volume, k)
+
+    def onUndo(self) -> None:
+        """Undo the last result."""
+        self._lastRun.undo()
+        self._lastRun = None
+        self.update()
+
+    def onEdit(self) -> None:
+        """Open the result in Slicer's Segment Editor."""
+        result = self._parameterNode.result
+        edit_segmentation(result, _segmentedVolume(result))
+
+    def onRefine(self) -> None:
+        """Open the result in SAM Refine, with boxes around its organs."""
+        result = self._parameterNode.result
+        slicer.util.selectModule("SAMRefine")
+        refine = slicer.modules.samrefine.widgetRepresentation().self()
+        refine.startFrom(result, _segmentedVolume(result))
 
 
-def edit_segmentation(
-    segmentation: "slicer.vtkMRMLSegmentationNode", volume: "slicer.vtkMRMLScalarVolumeNode | None"
-) -> None:
-    """Open a segmentation in Slicer's Segment Editor."""
-    slicer.util.selectModule("SegmentEditor")
-    editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
-    editor.setSegmentationNode(segmentation)
-    editor.setSourceVolumeNode(volume)
+def _segmentedVolume(
+    segmentation: "slicer.vtkMRMLSegmentationNode",
+) -> "slicer.vtkMRMLScalarVolumeNode | None":
+    """Return the volume that a segmentation is of."""
+    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())

@@ -177,10 +177,10 @@ def test_reloading_goes_on_with_the_boxes_and_leaves_nothing_of_the_old(window):
 
 
 def test_ending_closes_the_session_and_leaves_no_observer_or_timer(window, monkeypatch):
-    from SRCSMSegmenterLib.scene import logic as slicer_logic
+    from SRCSMSegmenterLib.scene import worker_host
 
     stopped = []
-    monkeypatch.setattr(slicer_logic, "stop_worker", lambda: stopped.append(True))
+    monkeypatch.setattr(worker_host, "stop_worker", lambda: stopped.append(True))
     volume = addVolume()
     segmentation = addSegmentation(volume)
     nodes = [volume, segmentation, slicer.mrmlScene]

@@ -11,21 +11,21 @@ import numpy as np
 import picture_sam
 import pytest
 import slicer
+from scene_cases import add_transform, add_volume, draw, state, voxels
 from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.refine.organ_state import Settings, organs_from_json
+from SAMRefineLib.scene import requests
 from SAMRefineLib.scene import session as slicer_session
 from SAMRefineLib.scene.logic import boxes, open_boxes, refine, saved_boxes
 from SAMRefineLib.scene.roi_views import BOUND, align_views, read_block, show_block
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
-from SRCSMSegmenterLib.scene import logic
 from SRCSMSegmenterLib.scene import nodes as slicer_scene
-from SRCSMSegmenterLib.scene.nodes import Organ as SegmentedOrgan
-from SRCSMSegmenterLib.scene.nodes import Result, place
+from SRCSMSegmenterLib.scene import worker_host
+from SRCSMSegmenterLib.scene.results import Result, SegmentedOrgan, place
 from SRCSMSegmenterLib.worker.protocol import WorkerError
-from Testing.segmenter.scene.test_nodes import add_transform, add_volume, draw, state, voxels
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -73,14 +73,12 @@ def scene():
 @pytest.fixture(scope="module", autouse=True)
 def one_worker():
     """Started once for all tests, with a SAM that knows its way."""
-    tasks, logic.TASKS = (
-        logic.TASKS,
-        ("SRCSMSegmenterLib.worker.tasks", "picture_tasks"),
-    )
-    logic.stop_worker()
-    yield
-    logic.stop_worker()
-    logic.TASKS = tasks
+    with pytest.MonkeyPatch.context() as patch:
+        modules = ["SRCSMSegmenterLib.worker.tasks", requests.TASKS, "picture_tasks"]
+        patch.setattr(worker_host, "_task_modules", modules)
+        worker_host.stop_worker()
+        yield
+        worker_host.stop_worker()
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +119,7 @@ def configure(session, **changes):
 
 
 def wait_for(ready):
-    worker = logic.worker()
+    worker = worker_host.worker()
     for _ in range(600):
         if ready():
             return
@@ -819,7 +817,7 @@ def test_theta_2_waits_for_the_next_refinement_without_live(session):
 
 
 def passes():
-    return logic.worker().submit("looks").wait().values["passes"]
+    return worker_host.worker().submit("looks").wait().values["passes"]
 
 
 @pytest.mark.parametrize("mosaic", ["crops", "slices", "off"])
@@ -893,13 +891,13 @@ def test_cancelling_leaves_everything_as_it_is(session):
 
 
 def pid():
-    return logic.worker().submit("who").wait().values["pid"]
+    return worker_host.worker().submit("who").wait().values["pid"]
 
 
 def test_cancelling_is_instant_and_the_worker_keeps_what_it_knows(session, monkeypatch):
     refine(session)
     process, seen = pid(), passes()
-    sent, worker = [], logic.worker()
+    sent, worker = [], worker_host.worker()
     carry = worker._carry
 
     def written_down(job, connection):
@@ -937,7 +935,7 @@ def test_a_result_of_another_volume_or_sam_is_dropped(session, sam, what):
 
 def test_a_worker_that_died_is_told_of_the_volume_again(session):
     refine(session)
-    logic.worker().stop()
+    worker_host.worker().stop()
     session.edit_bound(1, widened(session))
     refine(session)
     assert dice(mask(session), LIVER) > 0.93

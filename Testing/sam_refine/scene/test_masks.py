@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scene_cases import add_volume, draw, voxels
 from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
@@ -16,8 +17,7 @@ from SAMRefineLib.scene import requests
 from SAMRefineLib.scene.logic import boxes, refine
 from SAMRefineLib.scene.masks import apply, joined, redrawn
 from SRCSMSegmenterLib.geometry import Geometry
-from SRCSMSegmenterLib.scene import logic
-from Testing.segmenter.scene.test_nodes import add_volume, draw, voxels
+from SRCSMSegmenterLib.scene import worker_host
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -119,7 +119,7 @@ def test_whatever_is_redrawn_live_undo_and_redo_find_every_states_own_voxels(
     rng = np.random.default_rng(seed)
     with empty_scene(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(requests, "RefineClient", RandomClient)
-        patch.setattr(logic, "worker", lambda: None)
+        patch.setattr(worker_host, "worker", lambda: None)
         volume, segmentation = a_segmentation()
         session = boxes(
             segmentation, volume, NAMES[:2], settings=Settings(sam="any", neighbours=neighbours)

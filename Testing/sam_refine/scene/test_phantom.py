@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import slicer
+from scene_cases import add_volume, draw, voxels
 from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box3D
@@ -14,8 +15,7 @@ from SAMRefineLib.scene.roi_views import show_block
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.phantom.scans import make_case
-from SRCSMSegmenterLib.scene import logic, nodes, samples
-from Testing.segmenter.scene.test_nodes import add_volume, draw, voxels
+from SRCSMSegmenterLib.scene import logic, nodes, samples, worker_host
 
 pytestmark = [
     pytest.mark.needs_slicer,
@@ -29,10 +29,10 @@ LABELS = {"liver": 1, "right_kidney": 2, "left_kidney": 3, "spleen": 4}
 
 @pytest.fixture
 def scene():
-    logic.stop_worker()
+    worker_host.stop_worker()
     with empty_scene() as scene:
         yield scene
-    logic.stop_worker()
+    worker_host.stop_worker()
 
 
 @pytest.fixture

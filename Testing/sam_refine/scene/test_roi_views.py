@@ -13,6 +13,7 @@ import vtk
 from geometries import geometries, oblique_left_handed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scene_cases import TURN, add_transform, add_volume
 from scipy.spatial.transform import Rotation
 from slicer_scene_fixture import empty_scene
 
@@ -32,7 +33,6 @@ from SAMRefineLib.scene.roi_views import (
 )
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
-from Testing.segmenter.scene.test_nodes import TURN, add_transform, add_volume
 
 pytestmark = pytest.mark.needs_slicer
 

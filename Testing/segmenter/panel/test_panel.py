@@ -135,9 +135,13 @@ def test_ending_stops_the_worker_and_observes_nothing(window):
 
 
 def test_the_logic_only_forwards(window):
-    module = sys.modules["SRCSMSegmenter"]
-    assert module.SRCSMSegmenterLogic().segment is module.logic.segment
-    assert module.SRCSMSegmenterLogic().segmentFolder is module.logic.segment_folder
+    from SRCSMSegmenterLib.scene import folder, logic, worker_host
+
+    made = sys.modules["SRCSMSegmenter"].SRCSMSegmenterLogic()
+    assert made.segment is logic.segment
+    assert made.segmentFolder is folder.segment_folder
+    assert made.useWorker is worker_host.use_worker
+    assert type(window.self().logic) is type(made)
 
 
 def wait_while(condition):

@@ -937,7 +937,8 @@ def a_scan(modality: str) -> Volume:
 
 
 def request(volume: Volume, model: Path, **parameters) -> tuple[str, dict, dict]:
-    options = {"model": str(model), "device": "cpu", **volume.geometry.to_json(), **parameters}
+    options = {"model": str(model), "device": "cpu", "keep_largest": False, **parameters}
+    options |= volume.geometry.to_json()
     return "segment", options, {"image": volume.array}
 
 
@@ -950,6 +951,7 @@ def test_the_worker_segments_as_the_library_does(torch_worker, model, matching):
         modality="MR",
         source_matching=matching,
         device="cpu",
+        keep_largest=False,
         keep_probabilities=True,
     )
     choice = "on" if matching else "off"

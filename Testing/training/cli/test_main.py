@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import requires
 from pathlib import Path
@@ -51,11 +50,6 @@ COMMANDS = (
     ["demo"],
     ["worker"],
 )
-
-
-@pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
-    monkeypatch.setattr(inference, "autocast", lambda device: nullcontext())
 
 
 @pytest.fixture(scope="session")

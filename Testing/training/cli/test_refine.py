@@ -2,7 +2,6 @@
 """srcsm boxes, srcsm refine, srcsm segment --refine, and SAMs among srcsm models."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from SAMRefineLib.sam.pixels import SRCSM
 from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.cli import main as cli
 from srcsm_training.cli.tables import ranges
-from SRCSMSegmenterLib import inference
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, save_bundle
@@ -40,11 +38,6 @@ SIZES = SmallSamConfig(
 )
 RULE = IntensityRule("CT", window=(-200.0, 300.0))
 SEGMENTS = (segment_for("liver", 1), segment_for("spleen", 2))
-
-
-@pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
-    monkeypatch.setattr(inference, "autocast", lambda device: nullcontext())
 
 
 @pytest.fixture

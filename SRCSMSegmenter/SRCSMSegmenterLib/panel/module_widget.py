@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Life cycle of a module's panel, the same for both modules: scenes, packages, reloading."""
+
+import sys
+
+import qt
+import slicer
+import vtk
+from slicer.i18n import tr as _
+from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
+from slicer.util import VTKObservationMixin
+
+from . import packages
+from .common import CommonPanel, load_ui
+
+
+class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Base class of the modules' widget classes.
+
+    A module sets `panel` in `setup`, and has its own `update`, `onCancel` and `forget`.
+
+    Attributes:
+        logicClass: class of `logic`; the module's file sets it.
+        logic: its `getParameterNode` gives the panel's state in the scene.
+        panel: how things are shown.
+        entered: True while the module is the one that is open.
+        requirements: file with packages that this module needs beside those of all.
+    """
+
+    logicClass: type | None = None
+    requirements: str | None = None
+
+    def __init__(self, parent: "qt.QWidget | None" = None) -> None:
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self.panel: CommonPanel | None = None
+        self.entered = False
+        self._parameterNode = None
+        self._guiTag: int | None = None
+        self._missing: list[str] = []
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+
+    def setup(self) -> None:
+        """Load the .ui file and make the logic; a module continues and then calls `begin`."""
+        super().setup()
+        uiWidget = load_ui(self.resourcePath(f"UI/{self.moduleName}.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        self.logic = self.logicClass() if self.logicClass else None
+
+    def begin(self) -> None:
+        """Observe the scene, and show the panel's state in it if the module is open already."""
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.ui.installButton.connect("clicked()", self.onInstall)
+        self.ui.cancelButton.connect("clicked()", self.onCancel)
+        if self.parent.isEntered:  # it was reloaded; else Slicer calls `enter`
+            self.enter()
+
+    def enter(self) -> None:
+        """Show the panel's state; Slicer calls this whenever the user opens the module."""
+        self.entered = True
+        self._missing = packages.missing(self.requirements)
+        self.panel.show_missing(
+            packages.described(self._missing), packages.offline_help(self._missing)
+        )
+        self._observe(self.logic.getParameterNode())
+
+    def exit(self) -> None:
+        """Hide; Slicer calls this whenever the user opens another module. What runs goes on."""
+        self.entered = False
+        self._observe(None)
+
+    def cleanup(self) -> None:
+        """End everything; Slicer calls this before it unloads or reloads the module."""
+        self.onCancel()
+        self.forget()
+        self._observe(None)
+        self.removeObservers()
+        self.logic.stop()
+
+    def onReload(self) -> None:
+        """Reload the module with its library; Slicer alone would reload only the module's file."""
+        for name in [name for name in sys.modules if name.startswith(f"{self.moduleName}Lib")]:
+            del sys.modules[name]
+        super().onReload()
+
+    def onSceneStartClose(self, caller: object = None, event: object = None) -> None:
+        """Release all that is about to be deleted."""
+        self.onCancel()
+        self.forget()
+        self._observe(None)
+
+    def onSceneEndClose(self, caller: object = None, event: object = None) -> None:
+        """Start afresh if the module is open."""
+        if self.entered:
+            self.enter()
+
+    def update(self, caller: object = None, event: object = None) -> None:
+        """Show the state of the parameter node."""
+
+    def onCancel(self) -> None:
+        """Cancel what is running, if anything is; the scene stays as it is."""
+
+    def forget(self) -> None:
+        """Release what belongs to this scene."""
+
+    def _observe(self, parameters: object) -> None:
+        """Bind the panel to other parameters; None binds it to none."""
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._guiTag)
+            self.removeObserver(
+                self._parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update
+            )
+        self._parameterNode = parameters
+        if parameters is not None:
+            # Unlike connectGui, this returns the tag in every version of Slicer.
+            bound = {w.property("SlicerParameterName"): w for w in vars(self.ui).values()}
+            bound.pop(None, None)
+            self._guiTag = parameters.connectParametersToGui(bound)
+            self.addObserver(parameters.parameterNode, vtk.vtkCommand.ModifiedEvent, self.update)
+            self.update()
+
+    def onInstall(self) -> None:
+        """Install what is missing; the text above the button said what and how large."""
+        self.panel.show_message("")
+        self.panel.show_installing(True)
+        slicer.app.processEvents()
+        try:
+            packages.install(self._missing, self.requirements)
+        except Exception as error:  # of pip, light-the-torch, the network, the disk
+            self.panel.show_message(str(error))
+            self.panel.log(str(error))
+        self.panel.show_installing(False)
+        self.enter()
+
+    def lackingPackages(self) -> list[str]:
+        """Explain in a sentence why nothing can be computed; empty if all packages are there."""
+        if not self._missing:
+            return []
+        return [_("Install the missing packages first; see the top of the panel.")]
+
+
+def edit_segmentation(
+    segmentation: "slicer.vtkMRMLSegmentationNode", volume: "slicer.vtkMRMLScalarVolumeNode | None"
+) -> None:
+    """Open a segmentation in Slicer's Segment Editor."""
+    slicer.util.selectModule("SegmentEditor")
+    editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
+    editor.setSegmentationNode(segmentation)
+    editor.setSourceVolumeNode(volume)

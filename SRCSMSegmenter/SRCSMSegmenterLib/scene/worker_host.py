@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker process that all of Slicer's modules share (worker/client.py). Main thread only."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import slicer
+
+from ..geometry import Volume
+from ..worker.client import Job, Worker
+
+PUMP_MS = 20
+
+_task_modules = ["SRCSMSegmenterLib.worker.tasks"]
+_worker: Worker | None = None
+_timer: object = None
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """Parameters of the task "segment" (worker/tasks.py), but for the scan's grid."""
+
+    model: str
+    source_matching: str
+    organs: tuple[str, ...] | None
+    modality: str | None
+    device: str
+    keep_largest: bool
+    probabilities: bool = True
+
+
+def worker() -> Worker:
+    """Return the worker, made when it is first asked for. If there is Qt, a timer pumps it."""
+    if _worker is None:
+        use_worker()
+    return _worker
+
+
+def use_worker(address: str | None = None, token: str = "") -> None:
+    """Compute in a process of this machine, or by ``srcsm worker --listen`` on another.
+
+    Args:
+        address: "host:port", such as the near end of an SSH tunnel; None for this machine.
+        token: which that worker printed.
+    """
+    global _worker, _timer
+    stop_worker()
+    environment = slicer.util.startupEnvironment() if hasattr(slicer, "app") else None
+    _worker = Worker(_task_modules, environment=environment, address=address, token=token)
+    _timer = _started_timer(_worker.pump)
+
+
+def add_tasks(module: str) -> None:
+    """Have the worker load a module with a table TASKS (worker/tasks.py).
+
+    Other modules of Slicer call this before they ask for the worker. A worker that was started
+    without the module is ended; the next job starts it again.
+    """
+    if module not in _task_modules:
+        _task_modules.append(module)
+        if _worker is not None:
+            _worker.stop()
+
+
+def stop_worker() -> None:
+    """End the worker and what it is doing; the next segmentation starts it again."""
+    global _worker, _timer
+    if _timer is not None:
+        _timer.stop()
+    if _worker is not None:
+        _worker.stop()
+    _worker = _timer = None
+
+
+def submit_segment(volume: Volume, settings: SegmentSettings, **callbacks: Callable) -> Job:
+    """Submit the task "segment".
+
+    Args:
+        volume: the scan, (K, J, I) raw intensities.
+        callbacks: progress, log, done of `Worker.submit`.
+    """
+    parameters = asdict(settings) | volume.geometry.to_json()
+    return worker().submit("segment", parameters, {"image": volume.array}, **callbacks)
+
+
+def wait_for(job: Job) -> None:
+    """Wait until a job is finished, while Slicer goes on drawing."""
+    try:
+        while not job.finished:
+            worker().pump(PUMP_MS / 1000)
+            if hasattr(slicer, "app"):
+                slicer.app.processEvents()
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+
+
+def _started_timer(call: Callable[[], None]) -> object:
+    try:
+        import qt
+    except ImportError:
+        return None
+    timer = qt.QTimer()
+    timer.setInterval(PUMP_MS)
+    timer.connect("timeout()", call)
+    timer.start()
+    return timer

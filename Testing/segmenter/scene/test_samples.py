@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phantom pair is offered by Slicer's Sample Data module."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scene_cases import GRID, an_image
+
+from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.phantom import scans
+from SRCSMSegmenterLib.scene import nodes, samples
+
+pytestmark = pytest.mark.needs_slicer
+
+
+@pytest.fixture
+def small_phantom(monkeypatch):
+    """In place of the real one, a few seconds less."""
+    geometry = Geometry((9, 8, 7), GRID.affine)
+    image = Volume(an_image(geometry), geometry)
+    assert geometry.left_handed
+    monkeypatch.setattr(scans, "make_case", lambda seed, modality: (image, None))
+    return image
+
+
+def test_the_phantom_pair_is_offered_by_sample_data(scene, small_phantom, monkeypatch):
+    offered = {}
+
+    def register(**source):
+        offered[source.pop("sampleName")] = source
+
+    logic = SimpleNamespace(registerCustomSampleDataSource=register)
+    monkeypatch.setitem(sys.modules, "SampleData", SimpleNamespace(SampleDataLogic=logic))
+    samples.register_sample_data()
+    assert offered.keys() == {"SRCSMPhantomCT", "SRCSMPhantomMR"}
+    for modality in ("CT", "MR"):
+        (node,) = offered[f"SRCSMPhantom{modality}"]["customDownloader"](None)
+        assert node.GetName() == f"Phantom {modality}"
+        volume = nodes.read_volume(node)
+        np.testing.assert_array_equal(volume.array, small_phantom.array[::-1])
+        assert volume.geometry.matches(small_phantom.geometry.mirrored())
+    assert samples.load_phantom("CT").GetName() == "Phantom CT_1"

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels decided within boxes, held against all labels everywhere."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from SRCSMSegmenterLib.decision import PLAUSIBLE, decide, label_boxes
+from SRCSMSegmenterLib.geometry import Geometry, GridSpec
+from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
+
+
+def blobs(seed, classes=4, turn=0.0):
+    """Probabilities of labels in blobs on a coarse grid, and a finer scan within or across it."""
+    random = np.random.default_rng(seed)
+    coarse = GridSpec((12, 11, 10), (4.0, 4.5, 5.0)).placed(np.zeros(3), np.eye(3))
+    k, j, i = np.indices(coarse.shape)
+    logits = [np.zeros(coarse.shape)]
+    for _ in range(classes - 1):
+        ck, cj, ci = random.uniform(-2, 12, 3)
+        distance = (k - ck) ** 2 + (j - cj) ** 2 + (i - ci) ** 2
+        logits.append(5 - distance / random.uniform(0.5, 4) + random.normal(0, 0.5, coarse.shape))
+    probabilities = torch.from_numpy(np.stack(logits)).float().softmax(0)
+    affine = np.eye(4)
+    axes = np.eye(3)[:, random.permutation(3)] * random.choice([-1, 1], 3)
+    c, s = np.cos(turn), np.sin(turn)
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ axes * random.uniform(1, 3, 3)
+    size = tuple(random.integers(8, 30, 3).tolist())
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(size) - 1) / 2 + random.normal(0, 6, 3)
+    weight = torch.where(torch.from_numpy(random.random(coarse.shape)) < 0.2, 1e-3, 1.0)
+    return probabilities, weight.float(), coarse, Geometry(size, affine)
+
+
+def literal(probabilities, weight, coarse, scan):
+    """(classes, K, J, I) on the scan; 0 beyond the coarse grid."""
+    lookup = look_up(points(index_map(scan, coarse), scan.size), coarse.shape)
+    shares = sample(weight[None], lookup, outside=1.0)
+    return sample(probabilities * weight, lookup) / shares
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.4])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), even=st.booleans())
+def test_labels_are_the_likeliest_everywhere(turn, seed, even):
+    probabilities, weight, coarse, scan = blobs(seed, turn=turn)
+    weight = torch.ones_like(weight) if even else weight
+    expected = literal(probabilities, weight, coarse, scan)
+    decision = decide(probabilities, weight, coarse, scan, keep=True)
+    best, second = expected.topk(2, dim=0).values
+    clear = (best - second > 1e-4).numpy() | (best == 0).numpy()
+    assert (decision.labels == expected.argmax(0).numpy())[clear].all()
+    np.testing.assert_allclose(decision.confidence, best.numpy(), atol=2e-3)
+    kept = torch.from_numpy(decision.probabilities).float()
+    likely = expected >= PLAUSIBLE
+    torch.testing.assert_close(kept[likely], expected[likely], atol=2e-3, rtol=0)
+    assert (kept <= expected + 2e-3).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_least_certain_slices_count_every_plausible_voxel(seed):
+    probabilities, weight, coarse, scan = blobs(seed)
+    expected = literal(probabilities, weight, coarse, scan)
+    decision = decide(probabilities, weight, coarse, scan)
+    area = np.prod(scan.spacing[:2])
+    for label in range(1, 4):
+        chance = expected[label].where(expected[label] >= PLAUSIBLE + 1e-4, 0).double()
+        sums, wrong = chance.sum((1, 2)), chance.minimum(1 - chance).sum((1, 2))
+        there = dict(decision.least_certain[label])
+        for k in torch.nonzero(sums)[:, 0].tolist():
+            assert there[k] == pytest.approx(
+                float(wrong[k] * np.sqrt(area) / sums[k].sqrt()), rel=0.05, abs=0.02
+            )
+
+
+def test_a_label_that_is_nowhere_plausible_has_no_box():
+    probabilities, weight, coarse, scan = blobs(0)
+    probabilities[2] = 0.05
+    boxes = label_boxes(probabilities, coarse, scan)
+    assert 2 not in boxes
+    decision = decide(probabilities, weight, coarse, scan)
+    assert decision.least_certain[2] == []
+    assert not (decision.labels == 2).any()
+
+
+def test_a_small_label_has_a_small_box():
+    coarse = GridSpec((12, 12, 12), (5.0, 5.0, 5.0)).placed(np.zeros(3), np.eye(3))
+    fine = GridSpec((60, 60, 60), (1.0, 1.0, 1.0)).placed(np.zeros(3), np.eye(3))
+    probabilities = torch.zeros(2, *coarse.shape)
+    probabilities[1, 4, 5, 6] = 0.9
+    (k, j, i) = label_boxes(probabilities, coarse, fine)[1]
+    # Voxel 6 of 5 mm has its middle at 2.5 mm, which is between 31 and 32 of 1 mm; ± 5 mm.
+    assert (i.start, i.stop) == (27, 38)
+    assert (j.start, j.stop) == (22, 33)
+    assert (k.start, k.stop) == (17, 28)
+
+
+def test_of_labels_that_tie_the_lowest_wins():
+    coarse = GridSpec((2, 2, 2), (1.0, 1.0, 1.0)).placed(np.zeros(3), np.eye(3))
+    probabilities = torch.full((4, 2, 2, 2), 0.25)
+    assert (decide(probabilities, torch.ones(2, 2, 2), coarse, coarse).labels == 0).all()
+    probabilities[0] = 0
+    assert (decide(probabilities, torch.ones(2, 2, 2), coarse, coarse).labels == 1).all()
