@@ -40,7 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from srcsm_training.data.phantom import write_dataset
-from srcsm_training.engine.config import TrainingConfig, read_yaml, with_overrides
+from srcsm_training.engine.config import read_yaml, with_overrides
+from srcsm_training.segmentation.config import TrainingConfig
 from srcsm_training.engine.timing import Row, Table, machine, markdown
 from srcsm_training.experiments.reports import REPOSITORY
 from srcsm_training.segmentation.pairs import PairNetwork, pair_loss

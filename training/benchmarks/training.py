@@ -19,7 +19,8 @@ from srcsm_training.augment.random_convolution import SLOPE, draw, random_convol
 from srcsm_training.data.cases import prepare_cases
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.data.phantom import write_dataset
-from srcsm_training.engine.config import TrainingConfig, with_overrides
+from srcsm_training.engine.config import with_overrides
+from srcsm_training.segmentation.config import TrainingConfig
 from srcsm_training.engine.fit import Progress, train
 from srcsm_training.engine.timing import (
     ORGANS,

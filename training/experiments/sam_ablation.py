@@ -35,7 +35,7 @@ from SAMRefineLib.sam.models import SamModel, load_sam
 from SAMRefineLib.sam.prediction import MosaicMode
 from srcsm_training.data.dataset import Case, Dataset, choose_cases, read_dataset
 from srcsm_training.experiments.reports import CT, DATA, MR, REPOSITORY, RESULTS, write_report
-from srcsm_training.sam.decoder import organ_boxes
+from srcsm_training.sam.layout import organ_boxes
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.components import keep_largest_component
 from SRCSMSegmenterLib.inference import segment

@@ -27,13 +27,8 @@ from srcsm_training.data.cases import PreparedCase, prepare_cases
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.engine import fit
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
-from srcsm_training.engine.config import (
-    DataConfig,
-    OptimisationConfig,
-    TrainingConfig,
-    to_dict,
-    with_overrides,
-)
+from srcsm_training.engine.config import to_dict, with_overrides
+from srcsm_training.segmentation.config import DataConfig, OptimisationConfig, TrainingConfig
 from srcsm_training.engine.losses import segmentation_loss
 from srcsm_training.engine.run_folder import RunResult, curve_row
 from srcsm_training.engine.source_domain import intensity_rule, open_source, split

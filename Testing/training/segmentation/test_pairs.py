@@ -21,7 +21,8 @@ from srcsm_training.cli.main import main
 from srcsm_training.data.cases import prepare_cases
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
-from srcsm_training.engine.config import OptimisationConfig, PairsConfig, TrainingConfig, to_dict
+from srcsm_training.engine.config import to_dict
+from srcsm_training.segmentation.config import OptimisationConfig, PairsConfig, TrainingConfig
 from srcsm_training.segmentation import pairs
 from srcsm_training.segmentation.run import run_training
 from srcsm_training.style.slices import read_manifest, write_manifest

@@ -15,7 +15,8 @@ import yaml
 
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
-from ...engine.config import TrainingConfig, configured, to_dict
+from ...engine.config import configured, to_dict
+from ...segmentation.config import TrainingConfig
 from ...engine.estimate import measure_training
 from ...engine.run_folder import RunResult
 from ...engine.source_domain import intensity_rule, open_source
