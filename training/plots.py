@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from SRCSMSegmenterLib.atomic import atomic_write
 
-
 COLOURS = ("#e06c5a", "#f2c14e", "#4ea5d9", "#8e6bbf", "#5cb85c", "#d977b8", "#8c8c8c")
 
 

@@ -27,6 +27,4 @@ class Limits:
     def start(self) -> Callable[[], bool]:
         """Start the clock, and return a function that tells whether to stop."""
         started = time.monotonic()
-        return lambda: (
-            time.monotonic() - started > 60 * self.max_minutes or self.stop_requested()
-        )
+        return lambda: time.monotonic() - started > 60 * self.max_minutes or self.stop_requested()

@@ -77,6 +77,7 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
 
     from srcsm_training.data.dataset import read_dataset
     from srcsm_training.engine.config import with_overrides
+    from srcsm_training.engine.limits import Limits
     from srcsm_training.evaluation.evaluate import evaluate
     from srcsm_training.segmentation.presets import preset
     from srcsm_training.segmentation.run import run_training
@@ -104,7 +105,9 @@ def execute(run: Run, data: Path, runs: Path, threads: int, steps: int) -> None:
         data / run.source,
         config,
         runs / run.name,
-        progress=lambda p: p.step % 100 or print(f"{run.name}: step {p.step}", flush=True),
+        limits=Limits(
+            report=lambda p: p.step % 100 or print(f"{run.name}: step {p.step}", flush=True)
+        ),
     )
     bundle = load_bundle(result.model)
     held_out = json.loads((runs / run.name / "environment.json").read_text())["validation_cases"]

@@ -108,9 +108,7 @@ def scan_of(
         )
         for value in range(1, len(found.probabilities))
     }
-    return laid_out(
-        case.name, volume, truth.array, boxes, model, layout.mosaic, layout.modality
-    )
+    return laid_out(case.name, volume, truth.array, boxes, model, layout.mosaic, layout.modality)
 
 
 def organ_boxes(

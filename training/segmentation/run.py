@@ -126,9 +126,7 @@ def run_training(
     return run.end(progress, run.folder / "model", save)
 
 
-def completed(
-    config: TrainingConfig, rule: IntensityRule, labels: Sequence[str]
-) -> TrainingConfig:
+def completed(config: TrainingConfig, rule: IntensityRule, labels: Sequence[str]) -> TrainingConfig:
     """Fill in what the source decides: the number of outputs, and the CT window."""
     config = replace(config, network=replace(config.network, classes=len(labels) + 1))
     if rule.modality == "CT":

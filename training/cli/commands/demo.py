@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pandas as pd
 
 from ...demo import run_demo
-from ...engine.fit import Progress
+from ...engine.progress import Progress
 from ...evaluation.evaluate import markdown_table
 from ...segmentation.presets import preset
 from ..console import making, progress_display, say, writing

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from SRCSMSegmenterLib.errors import DeviceError, SRCSMError
 
 from ...engine.config import configured, to_dict, write_yaml
+from ...engine.limits import Limits
 from ...style.config import StyleConfig
 from ...style.slices import StageResult
 from ..console import load_model, make_folder, progress_display, say, speaks
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     with stop_on_signal() as stop_requested, display as show, _memory():
         if speaks() and arguments.action not in ("prepare", "check"):
             write_yaml(out / "config.yaml", config)
-        limits = {"max_minutes": arguments.max_minutes, "stop_requested": stop_requested}
+        limits = Limits(arguments.max_minutes, stop_requested, say)
         result = STAGES[arguments.action](arguments, config, out, show, limits)
     if result.finished and speaks():
         print(out)
@@ -52,23 +52,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def prepare(
-    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: Limits
 ) -> StageResult:
     from ...style.prepare import prepare
 
-    return prepare(arguments.data, out, config, say=say, progress=show, **limits)
+    return prepare(arguments.data, out, config, progress=show, limits=limits)
 
 
 def phantom(
-    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: Limits
 ) -> StageResult:
     from ...style.phantom_slices import write_phantom_slices
 
-    return write_phantom_slices(out, config, progress=show, **limits)
+    return write_phantom_slices(out, config, progress=show, limits=limits)
 
 
 def base(
-    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: Limits
 ) -> StageResult:
     from ...style.small import train_base
 
@@ -79,14 +79,12 @@ def base(
         out,
         config,
         device=arguments.device,
-        say=say,
-        report=lambda p: show(p.step, total, f"loss {p.loss:.4f}"),
-        **limits,
+        limits=replace(limits, report=lambda p: show(p.step, total, f"loss {p.loss:.4f}")),
     )
 
 
 def tune(
-    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: Limits
 ) -> StageResult:
     from ...style.tune import tune
 
@@ -96,14 +94,16 @@ def tune(
         arguments.base,
         out,
         config,
-        report=lambda p: show(p.step, config.tune.steps, f"loss {p.loss:.4f}"),
-        **_on(arguments),
-        **limits,
+        device=arguments.device,
+        download=arguments.download,
+        limits=replace(
+            limits, report=lambda p: show(p.step, config.tune.steps, f"loss {p.loss:.4f}")
+        ),
     )
 
 
 def control(
-    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: Limits
 ) -> StageResult:
     from ...style.control import train_control
 
@@ -114,33 +114,33 @@ def control(
         out,
         config,
         tuned=arguments.tuned,
-        report=lambda p: show(p.step, config.control.steps, f"loss {p.loss:.4f}"),
-        **_on(arguments),
-        **limits,
+        device=arguments.device,
+        download=arguments.download,
+        limits=replace(
+            limits, report=lambda p: show(p.step, config.control.steps, f"loss {p.loss:.4f}")
+        ),
     )
 
 
 def swap(
-    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: Limits
 ) -> StageResult:
-    from ...style.swap import swap
+    from ...style.swap import SwapModels, swap
 
     _quiet()
     return swap(
         arguments.slices,
-        arguments.base,
-        arguments.control,
+        SwapModels(arguments.base, arguments.control, arguments.tuned, arguments.download),
         out,
         config,
-        tuned=arguments.tuned,
+        device=arguments.device,
         progress=lambda done, total: show(done, total, "pictures"),
-        **_on(arguments),
-        **limits,
+        limits=limits,
     )
 
 
 def check(
-    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: dict
+    arguments: argparse.Namespace, config: StyleConfig, out: Path, show: Callable, limits: Limits
 ) -> StageResult:
     from ...style.check import check
 
@@ -150,9 +150,8 @@ def check(
         out=out,
         network=load_model(arguments.model) if arguments.model else None,
         device=arguments.device,
-        say=say,
         progress=show,
-        **limits,
+        limits=limits,
     )
 
 
@@ -194,7 +193,7 @@ def _estimate(arguments: argparse.Namespace, config: StyleConfig) -> None:
                 totals.append(total)
                 done(step)
 
-            STAGES[arguments.action](arguments, config, out, show, {})
+            STAGES[arguments.action](arguments, config, out, show, Limits(say=say))
 
         with _memory():
             measured = measure(stage, warm_up)
@@ -212,10 +211,6 @@ def _estimate(arguments: argparse.Namespace, config: StyleConfig) -> None:
         estimate(short, "denoiser", second.steps, WARM_UP + 1)
     except SRCSMError as error:
         say(f"The time cannot be told: {error}")
-
-
-def _on(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"device": arguments.device, "download": arguments.download, "say": say}
 
 
 def _quiet() -> None:

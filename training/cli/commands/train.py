@@ -16,12 +16,13 @@ import yaml
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 from ...engine.config import configured, to_dict
-from ...segmentation.config import TrainingConfig
 from ...engine.estimate import measure_training
+from ...engine.limits import Limits
 from ...engine.run_folder import RunResult
 from ...engine.source_domain import intensity_rule, open_source
-from ...segmentation.pairs import open_restyled
+from ...segmentation.config import TrainingConfig
 from ...segmentation.presets import PRESETS, preset
+from ...segmentation.restyled import open_restyled
 from ...segmentation.run import run_training
 from ..console import (
     OutputError,
@@ -70,7 +71,7 @@ def run_to_end(
 
     Args:
         arguments: out, name, device and max_minutes.
-        training: called with the rest of what `run_training` takes.
+        training: called with name, device and limits.
         done: lines for the user, with the folder of the result for {model}.
     """
     make_folder(arguments.out)
@@ -78,10 +79,12 @@ def run_to_end(
         result = training(
             name=arguments.name,
             device=arguments.device,
-            max_minutes=arguments.max_minutes,
-            stop_requested=stop_requested,
-            say=say,
-            progress=lambda p: show(p.step, steps, f"loss {p.loss:.3f}"),
+            limits=Limits(
+                arguments.max_minutes,
+                stop_requested,
+                say,
+                report=lambda p: show(p.step, steps, f"loss {p.loss:.3f}"),
+            ),
         )
     if result.finished:
         if speaks():

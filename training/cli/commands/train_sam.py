@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from SAMRefineLib.sam.models import load_sam
 from SRCSMSegmenterLib.errors import ConfigError
 
 from ...engine.config import configured, to_dict
@@ -34,17 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     config = configured(config, arguments.config, arguments.set)
     if arguments.sam:
         coarse = load_model(arguments.coarse)
+        sam = load_sam(arguments.sam, arguments.sam_kind, "cpu")
 
         def training(config: DecoderConfig, out: Path, **settings: Any) -> RunResult:  # noqa: ANN401
-            return run_decoder_training(
-                arguments.data,
-                config,
-                arguments.sam,
-                coarse,
-                out,
-                kind=arguments.sam_kind,
-                **settings,
-            )
+            return run_decoder_training(arguments.data, config, sam, coarse, out, **settings)
     else:
 
         def training(config: SamConfig, out: Path, **settings: Any) -> RunResult:  # noqa: ANN401
