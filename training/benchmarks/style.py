@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 
 from srcsm_training.data.phantom import write_dataset
 from srcsm_training.engine.config import read_yaml, with_overrides
+from srcsm_training.engine.limits import Limits
 from srcsm_training.engine.timing import Row, Table, machine, markdown
 from srcsm_training.experiments.reports import REPOSITORY
 from srcsm_training.segmentation.presets import preset
@@ -38,7 +39,7 @@ from srcsm_training.style.phantom_slices import write_phantom_slices
 from srcsm_training.style.prepare import prepare
 from srcsm_training.style.slices import read_manifest
 from srcsm_training.style.small import train_base
-from srcsm_training.style.swap import swap
+from srcsm_training.style.swap import SwapModels, swap
 from srcsm_training.style.tune import tune
 from SRCSMSegmenterLib.devices import resolve_device
 
@@ -108,7 +109,7 @@ def measured(config: StyleConfig, base: str | None, device: str, folder: Path) -
 
 def prepare_seconds(place: Place) -> float:
     started = place.clock()
-    prepare(place.folder / "data", place.folder / "slices", place.config, say=_silent)
+    prepare(place.folder / "data", place.folder / "slices", place.config, limits=SILENT)
     made = read_manifest(place.folder / "slices").slices
     return (place.clock() - started) / len(made)
 
@@ -144,9 +145,7 @@ def _base_step(place: Place, counts: Callable, stops: Callable) -> float:
         Path(place.base),
         place.config,
         device=place.device,
-        say=_silent,
-        stop_requested=lambda: bool(stopping),
-        report=report,
+        limits=Limits(stop_requested=lambda: bool(stopping), say=_silent, report=report),
     )
     return _step(marks)
 
@@ -158,8 +157,8 @@ def tune_seconds(place: Place) -> float:
         place.base,
         place.folder / "tuned",
         place.config,
-        report=lambda p: marks.append(place.clock()),
-        **_on(place),
+        device=place.device,
+        limits=replace(SILENT, report=lambda p: marks.append(place.clock())),
     )
     return _step(marks)
 
@@ -172,8 +171,8 @@ def control_seconds(place: Place) -> float:
         place.folder / "control",
         place.config,
         tuned=place.folder / "tuned",
-        report=lambda p: marks.append(place.clock()),
-        **_on(place),
+        device=place.device,
+        limits=replace(SILENT, report=lambda p: marks.append(place.clock())),
     )
     return _step(marks)
 
@@ -182,12 +181,12 @@ def swap_seconds(place: Place) -> float:
     marks = []
     swap(
         place.folder / "slices",
-        place.base,
-        place.folder / "control",
+        SwapModels(place.base, place.folder / "control"),
         place.folder / "styled",
         place.config,
+        device=place.device,
         progress=lambda done, total: marks.append((place.clock(), done)),
-        **_on(place),
+        limits=SILENT,
     )
     (start, before), (end, after) = marks[0], marks[-1]
     return (end - start) / (after - before)
@@ -195,7 +194,7 @@ def swap_seconds(place: Place) -> float:
 
 def check_seconds(place: Place) -> float:
     started = place.clock()
-    check(place.folder / "styled", place.config, say=_silent)
+    check(place.folder / "styled", place.config, limits=SILENT)
     made = read_manifest(place.folder / "styled").slices
     return (place.clock() - started) / len(made)
 
@@ -210,8 +209,7 @@ def pairs_seconds(place: Place) -> float:
         place.folder / "pairs",
         device=place.device,
         cache=place.folder / "cache",
-        say=_silent,
-        progress=lambda p: marks.append(place.clock()),
+        limits=replace(SILENT, report=lambda p: marks.append(place.clock())),
     )
     return _step(marks)
 
@@ -236,12 +234,11 @@ def _with_memory(measure: Callable[[Place], float], place: Place) -> tuple[float
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GiB
 
 
-def _on(place: Place) -> dict:
-    return {"device": place.device, "say": _silent}
-
-
 def _silent(line: str) -> None:
     """Ignore a line for the user."""
+
+
+SILENT = Limits(say=_silent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

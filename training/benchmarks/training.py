@@ -19,8 +19,10 @@ from srcsm_training.augment.random_convolution import SLOPE, draw, random_convol
 from srcsm_training.data.cases import prepare_cases
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.data.phantom import write_dataset
-from srcsm_training.engine.config import TrainingConfig, with_overrides
-from srcsm_training.engine.fit import Progress, train
+from srcsm_training.engine.config import with_overrides
+from srcsm_training.engine.limits import Limits
+from srcsm_training.engine.progress import Progress
+from srcsm_training.engine.run_folder import case_identity, open_run
 from srcsm_training.engine.timing import (
     ORGANS,
     Row,
@@ -32,8 +34,10 @@ from srcsm_training.engine.timing import (
     times,
 )
 from srcsm_training.experiments.reports import REPOSITORY
+from srcsm_training.segmentation.config import TrainingConfig
 from srcsm_training.segmentation.presets import preset
 from srcsm_training.segmentation.run import make_accelerator
+from srcsm_training.segmentation.training import train
 from SRCSMSegmenterLib import source_matching
 from SRCSMSegmenterLib.intensity import IntensityRule
 
@@ -184,7 +188,6 @@ def training_step_table(
 ) -> Table:
     """Steps of the training loop with SRC and without; medians, the first `warm_up` left out."""
     computing = make_accelerator(str(device), config)
-    accelerator = computing.accelerator
 
     with tempfile.TemporaryDirectory() as folder:
         cases = [
@@ -205,8 +208,11 @@ def training_step_table(
                 ends.append(time.perf_counter())
 
             chosen = replace(config, random_convolution=mode)
-            run = Path(folder) / mode
-            train(chosen, rule, cases, [], run, accelerator=accelerator, report=report)
+            identity = case_identity(chosen, [case.name for case in cases], [])
+            run = open_run(
+                Path(folder) / mode, chosen, computing, identity=identity, tell=lambda line: None
+            )
+            train(run, rule, cases, [], limits=Limits(report=report))
             return statistics.median(np.diff(ends[warm_up:]))
 
         with_src, without = seconds("smoothed"), seconds("off")

@@ -11,7 +11,7 @@ from .console import progress_display, say
 from .outputs import report_os_errors, report_volume_errors
 
 if TYPE_CHECKING:
-    from ..engine.fit import Progress
+    from ..engine.progress import Progress
 
 
 def add(commands: options.Commands) -> None:

@@ -13,28 +13,37 @@ from .console import INTERRUPTED, is_first_process, progress_display, say
 from .outputs import make_folder
 
 if TYPE_CHECKING:
-    from ..engine.fit import Progress
+    from ..engine.limits import Limits
     from ..engine.run_folder import RunResult
 
-Training = Callable[[Callable[[], bool], Callable[["Progress"], None]], "RunResult"]
-"""A training, called as training(stop_requested, progress)."""
 
-
-def run_to_end(out: Path, steps: int, training: Training, done: str) -> int:
+def run_to_end(
+    training: Callable[["Limits"], "RunResult"],
+    out: Path,
+    steps: int,
+    max_minutes: float,
+    done: str,
+) -> int:
     """Run a training and return the exit code: 0 at its end and after --max-minutes.
 
     Args:
+        training: called with the limits of the run.
         out: folder of the run, created if it does not exist.
         steps: steps of the whole training.
         done: lines for the user, with {model} in place of the result's folder.
     """
+    from ..engine.limits import Limits
     from ..engine.stopping import stop_on_signal
 
     make_folder(out)
     with stop_on_signal() as stop_requested, progress_display("training") as show:
-        result = training(
-            stop_requested, lambda state: show(state.step, steps, f"loss {state.loss:.3f}")
+        limits = Limits(
+            max_minutes,
+            stop_requested,
+            say,
+            lambda state: show(state.step, steps, f"loss {state.loss:.3f}"),
         )
+        result = training(limits)
     if result.finished:
         if is_first_process():
             dice = result.best_dice
@@ -63,3 +72,13 @@ def report_memory_errors() -> Iterator[None]:
             "The device's memory is too small; lower batch (and raise accumulation), keep "
             "gradient_checkpointing on, choose precision fp16 or bf16, or tune with tune.lora=16."
         ) from error
+
+
+def silence_libraries() -> None:
+    """Turn off the bars and hints of diffusers and transformers, which would come between ours."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -5,16 +5,18 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from SRCSMSegmenterLib.errors import SRCSMError
 
 from . import arguments as options
 from .console import INTERRUPTED, is_first_process, progress_display, say
 from .outputs import make_folder
-from .runs import report_memory_errors
+from .runs import report_memory_errors, silence_libraries
 
 if TYPE_CHECKING:
+    from ..engine.limits import Limits
+    from ..engine.progress import Progress
     from ..style.config import StyleConfig
     from ..style.slices import StageResult
 
@@ -29,20 +31,21 @@ class Call:
         arguments: options of the command line.
         out: folder for the stage's results.
         show: called as show(done, total, note).
-        limits: max_minutes and stop_requested, or nothing for a call without limits.
     """
 
     arguments: argparse.Namespace
     config: "StyleConfig"
     out: Path
     show: Callable[[int, int, str], None]
-    limits: dict[str, Any]
+    limits: "Limits"
 
-    @property
-    def on_a_base(self) -> dict[str, Any]:
-        """Settings of the stages that work on a base."""
-        given = self.arguments
-        return {"device": given.device, "download": given.download, "say": say, **self.limits}
+    def reporting(self, steps: int) -> "Limits":
+        """Return the limits of a training of `steps` steps, which shows its progress."""
+
+        def report(state: "Progress") -> None:
+            self.show(state.step, steps, f"loss {state.loss:.4f}")
+
+        return replace(self.limits, report=report)
 
 
 def add(commands: options.Commands) -> None:
@@ -198,6 +201,7 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run or resume a stage; return 0 also after --max-minutes, 130 after Ctrl-C."""
     from ..engine.config import as_yaml, configured, write_yaml
+    from ..engine.limits import Limits
     from ..engine.stopping import stop_on_signal
     from ..style.config import StyleConfig
 
@@ -216,7 +220,7 @@ def run(arguments: argparse.Namespace) -> int:
     with stop_on_signal() as stop_requested, display as show, report_memory_errors():
         if is_first_process() and arguments.action not in ("prepare", "check"):
             write_yaml(out / "config.yaml", config)
-        limits = {"max_minutes": arguments.max_minutes, "stop_requested": stop_requested}
+        limits = Limits(arguments.max_minutes, stop_requested, say)
         result = STAGES[arguments.action](Call(arguments, config, out, show, limits))
     if result.finished and is_first_process():
         print(out)
@@ -235,7 +239,7 @@ def prepare(call: Call) -> "StageResult":
     from ..style.prepare import prepare
 
     return prepare(
-        call.arguments.data, call.out, call.config, say=say, progress=call.show, **call.limits
+        call.arguments.data, call.out, call.config, progress=call.show, limits=call.limits
     )
 
 
@@ -243,14 +247,14 @@ def phantom(call: Call) -> "StageResult":
     """Make slices of phantoms."""
     from ..style.phantom_slices import write_phantom_slices
 
-    return write_phantom_slices(call.out, call.config, progress=call.show, **call.limits)
+    return write_phantom_slices(call.out, call.config, progress=call.show, limits=call.limits)
 
 
 def base(call: Call) -> "StageResult":
     """Train a small base."""
     from ..style.small import train_base
 
-    _silence_libraries()
+    silence_libraries()
     recipe = call.config.base
     total = recipe.autoencoder.steps + recipe.denoiser.steps
     return train_base(
@@ -258,9 +262,7 @@ def base(call: Call) -> "StageResult":
         call.out,
         call.config,
         device=call.arguments.device,
-        say=say,
-        report=lambda state: call.show(state.step, total, f"loss {state.loss:.4f}"),
-        **call.limits,
+        limits=call.reporting(total),
     )
 
 
@@ -268,15 +270,15 @@ def tune(call: Call) -> "StageResult":
     """Tune a base's U-Net."""
     from ..style.tune import tune
 
-    _silence_libraries()
-    steps = call.config.tune.steps
+    silence_libraries()
     return tune(
         call.arguments.slices,
         call.arguments.base,
         call.out,
         call.config,
-        report=lambda state: call.show(state.step, steps, f"loss {state.loss:.4f}"),
-        **call.on_a_base,
+        device=call.arguments.device,
+        download=call.arguments.download,
+        limits=call.reporting(call.config.tune.steps),
     )
 
 
@@ -284,33 +286,33 @@ def control(call: Call) -> "StageResult":
     """Train a ControlNet."""
     from ..style.control import train_control
 
-    _silence_libraries()
-    steps = call.config.control.steps
+    silence_libraries()
     return train_control(
         call.arguments.slices,
         call.arguments.base,
         call.out,
         call.config,
         tuned=call.arguments.tuned,
-        report=lambda state: call.show(state.step, steps, f"loss {state.loss:.4f}"),
-        **call.on_a_base,
+        device=call.arguments.device,
+        download=call.arguments.download,
+        limits=call.reporting(call.config.control.steps),
     )
 
 
 def swap(call: Call) -> "StageResult":
     """Draw slices in other styles."""
-    from ..style.swap import swap
+    from ..style.swap import SwapModels, swap
 
-    _silence_libraries()
+    silence_libraries()
+    given = call.arguments
     return swap(
-        call.arguments.slices,
-        call.arguments.base,
-        call.arguments.control,
+        given.slices,
+        SwapModels(given.base, given.control, given.tuned, given.download),
         call.out,
         call.config,
-        tuned=call.arguments.tuned,
+        device=given.device,
         progress=lambda done, total: call.show(done, total, "pictures"),
-        **call.on_a_base,
+        limits=call.limits,
     )
 
 
@@ -328,9 +330,8 @@ def check(call: Call) -> "StageResult":
         out=call.out,
         network=load_bundle(find_model(model)) if model else None,
         device=call.arguments.device,
-        say=say,
         progress=call.show,
-        **call.limits,
+        limits=call.limits,
     )
 
 
@@ -363,6 +364,7 @@ MEASURED = ("base", "tune", "control", "swap")
 def _estimate(arguments: argparse.Namespace, config: "StyleConfig") -> None:
     """Measure some steps of a stage and print what it takes, or say why that is impossible."""
     from ..engine.estimate import WARM_UP, measure
+    from ..engine.limits import Limits
 
     def estimate(config: "StyleConfig", what: str, steps: int = 0, warm_up: int = WARM_UP) -> None:
         totals = [steps]
@@ -372,7 +374,7 @@ def _estimate(arguments: argparse.Namespace, config: "StyleConfig") -> None:
                 totals.append(total)
                 done(step)
 
-            STAGES[arguments.action](Call(arguments, config, out, show, {}))
+            STAGES[arguments.action](Call(arguments, config, out, show, Limits(say=say)))
 
         with report_memory_errors():
             measured = measure(stage, warm_up)
@@ -390,13 +392,3 @@ def _estimate(arguments: argparse.Namespace, config: "StyleConfig") -> None:
         estimate(short, "denoiser", second.steps, WARM_UP + 1)
     except SRCSMError as error:
         say(f"The time cannot be estimated: {error}")
-
-
-def _silence_libraries() -> None:
-    """Turn off the libraries' own bars and hints, which would come between our lines."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

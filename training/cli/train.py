@@ -2,7 +2,6 @@
 """``srcsm train``."""
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
@@ -13,9 +12,9 @@ from .outputs import OutputError
 from .runs import run_to_end
 
 if TYPE_CHECKING:
-    from ..engine.config import TrainingConfig
-    from ..engine.fit import Progress
+    from ..engine.limits import Limits
     from ..engine.run_folder import RunResult
+    from ..segmentation.config import TrainingConfig
 
 
 def add(commands: options.Commands) -> None:
@@ -73,9 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(dry_run(arguments, config))
         return 0
 
-    def training(
-        stop_requested: Callable[[], bool], progress: Callable[["Progress"], None]
-    ) -> "RunResult":
+    def training(limits: "Limits") -> "RunResult":
         try:
             return run_training(
                 arguments.data,
@@ -84,16 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
                 name=arguments.name,
                 device=arguments.device,
                 cache=arguments.cache,
-                max_minutes=arguments.max_minutes,
-                stop_requested=stop_requested,
-                say=say,
-                progress=progress,
+                limits=limits,
             )
         except BundleError as error:  # of the bundle that is written: none is read
             raise OutputError(str(error)) from error
 
     done = "Network: {model}\nNext: srcsm segment SCAN --model {model} -o labels.nii.gz"
-    return run_to_end(arguments.out, config.optimisation.steps, training, done)
+    steps = config.optimisation.steps
+    return run_to_end(training, arguments.out, steps, arguments.max_minutes, done)
 
 
 def dry_run(arguments: argparse.Namespace, config: "TrainingConfig") -> str:
@@ -107,7 +102,7 @@ def dry_run(arguments: argparse.Namespace, config: "TrainingConfig") -> str:
     from ..engine.config import as_yaml
     from ..engine.estimate import measure_training
     from ..engine.source_domain import intensity_rule, open_source
-    from ..segmentation.pairs import open_restyled
+    from ..segmentation.restyled import open_restyled
     from ..segmentation.run import run_training
 
     source = open_source(arguments.data, config.data, say)

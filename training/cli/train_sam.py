@@ -13,7 +13,7 @@ from .console import say
 from .runs import run_to_end
 
 if TYPE_CHECKING:
-    from ..engine.fit import Progress
+    from ..engine.limits import Limits
     from ..engine.run_folder import RunResult
     from ..sam.decoder import DecoderConfig
     from ..sam.from_scratch import SamConfig
@@ -77,22 +77,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(dry_run(arguments, config, start))
         return 0
 
-    def training(
-        stop_requested: Callable[[], bool], progress: Callable[["Progress"], None]
-    ) -> "RunResult":
+    def training(limits: "Limits") -> "RunResult":
         return start(
             config,
             arguments.out,
             name=arguments.name,
             device=arguments.device,
-            max_minutes=arguments.max_minutes,
-            stop_requested=stop_requested,
-            say=say,
-            progress=progress,
+            limits=limits,
         )
 
     done = "SAM: {model}\nNext: srcsm refine SCAN --boxes boxes.json --sam {model} -o organs.nii.gz"
-    return run_to_end(arguments.out, config.optimisation.steps, training, done)
+    steps = config.optimisation.steps
+    return run_to_end(training, arguments.out, steps, arguments.max_minutes, done)
 
 
 def dry_run(
@@ -118,23 +114,17 @@ def dry_run(
 
 def _fine_tuning(arguments: argparse.Namespace) -> Callable[..., "RunResult"]:
     """Return start(config, out, **settings of `run_decoder_training`)."""
+    from SAMRefineLib.sam.models import load_sam
     from SRCSMSegmenterLib.models.bundle import load_bundle
     from SRCSMSegmenterLib.models.catalogue import find_model
 
     from ..sam.decoder import run_decoder_training
 
     coarse = load_bundle(find_model(arguments.coarse))
+    sam = load_sam(arguments.sam, arguments.sam_kind, "cpu")
 
     def start(config: "DecoderConfig", out: Path, **settings: Any) -> "RunResult":  # noqa: ANN401
-        return run_decoder_training(
-            arguments.data,
-            config,
-            arguments.sam,
-            coarse,
-            out,
-            kind=arguments.sam_kind,
-            **settings,
-        )
+        return run_decoder_training(arguments.data, config, sam, coarse, out, **settings)
 
     return start
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from SAMRefineLib.sam.models import is_sam, load_sam, save_sam
-from srcsm_training.sam.from_scratch import sam_card
+from srcsm_training.sam.card import sam_card
 from srcsm_training.segmentation.run import model_card
 from SRCSMSegmenterLib.models.bundle import (
     ModelBundle,

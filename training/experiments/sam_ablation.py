@@ -47,7 +47,7 @@ from srcsm_training.experiments.reports import (
     show_report,
     write_results,
 )
-from srcsm_training.sam.decoder import organ_boxes
+from srcsm_training.sam.layout import organ_boxes
 from SRCSMSegmenterLib.components import dice, keep_largest_component
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle

@@ -21,7 +21,8 @@ from SAMRefineLib.sam.models import SamModel, load_sam
 from SAMRefineLib.sam.mosaic import Tile, mask_from_tile
 from srcsm_training.data.dataset import Case, choose_cases, read_dataset
 from srcsm_training.experiments.reports import DATA, MR
-from srcsm_training.sam.decoder import Scan, embed, laid_out, organ_boxes
+from srcsm_training.sam.decoder import embed
+from srcsm_training.sam.layout import Scan, laid_out, organ_boxes
 from SRCSMSegmenterLib.components import dice
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 

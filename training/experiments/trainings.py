@@ -17,7 +17,7 @@ from .reports import missing_runs, write_results
 
 if TYPE_CHECKING:
     from srcsm_training.data.dataset import Dataset
-    from srcsm_training.engine.config import TrainingConfig
+    from srcsm_training.segmentation.config import TrainingConfig
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.models.bundle import ModelBundle
 
@@ -95,6 +95,7 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
     import torch
 
     from srcsm_training.data.dataset import read_dataset
+    from srcsm_training.engine.limits import Limits
     from srcsm_training.segmentation.run import run_training
     from SRCSMSegmenterLib.models.bundle import load_bundle
 
@@ -104,8 +105,8 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
         data / run.source,
         _configuration(run, arguments.steps),
         folder,
-        progress=lambda state: (
-            state.step % 100 or print(f"{run.name}: step {state.step}", flush=True)
+        limits=Limits(
+            report=lambda state: state.step % 100 or print(f"{run.name}: {state.step}", flush=True)
         ),
     )
     bundle = load_bundle(result.model)

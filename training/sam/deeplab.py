@@ -15,10 +15,9 @@ weights of its backbone come from a file, torchvision's resnet50-*.pth, or it st
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,10 +31,13 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
 from srcsm_training.data.dataset import Case
-from srcsm_training.engine import fit
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.config import CasesConfig, Recipe, configured
-from srcsm_training.engine.run_folder import RunResult, open_run
+from srcsm_training.engine.fit import fit
+from srcsm_training.engine.limits import Limits
+from srcsm_training.engine.progress import Progress, mean_dice
+from srcsm_training.engine.run_folder import Run, RunResult, open_case_run
+from srcsm_training.engine.source_domain import open_source
 from srcsm_training.engine.stopping import stop_on_signal
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.devices import resolve_device
@@ -125,64 +127,54 @@ def run_training(
     backbone: Path | None = None,
     name: str | None = None,
     device: str = "auto",
-    say: Callable[[str], None] = print,
-    progress: Callable[[fit.Progress], None] = lambda progress: None,
-    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `fit.fit`
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> RunResult:
     """Train, or resume; the finished network is the run's ``model.safetensors``.
 
     Args:
         backbone: see `build`.
         name: of the file, without its ending.
-        others: see `run.run_training`.
+        run_folder, device: see `segmentation.run.run_training`.
 
     Raises:
         DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
         CheckpointError.
     """
     computing = accelerator_for(device, config.optimisation.precision, plane=config.size**2)
-    accelerator = computing.accelerator
-    run = open_run(dataset_folder, config.data, run_folder, computing, say)
-    source, labels = run.source, run.source.dataset.labels
-    fit.state_to_resume(run.folder, config, source.training, source.validation)
+    tell = computing.introduce(limits.say)
+    source = open_source(dataset_folder, config.data, tell, check=computing.main)
+    run = open_case_run(run_folder, config, computing, source, tell=tell)
     training, validation = (
         [read_slices(case, source.modality) for case in cases]
         for cases in (source.training, source.validation)
     )
-
-    run.begin(config)
     torch.manual_seed(config.seed)
-    network = build(len(labels), backbone).to(accelerator.device)
-    state, weights = train(
-        config,
-        network,
-        training,
-        validation,
-        run.folder,
-        accelerator=accelerator,
-        report=progress,
-        validated=lambda _, state: run.write_curve(state),
-        **limits,
-    )
+    network = build(len(run.labels), backbone).to(run.accelerator.device)
+    progress = train(run, network, training, validation, limits)
 
     def save_best(path: Path) -> None:
-        network.load_state_dict(weights)
-        save(path, Coarse(network, labels, config.size, source.modality))
+        save(path, Coarse(network, source.dataset.labels, config.size, source.modality))
 
-    return run.end(state, run.folder / f"{name or 'model'}.safetensors", save_best)
+    return run.end(progress, run.folder / f"{name or 'model'}.safetensors", save_best)
 
 
 def train(
-    config: DeepLabConfig,
+    run: Run,
     network: nn.Module,
     training: Sequence[Slices],
     validation: Sequence[Slices],
-    run_folder: Path,
-    *,
-    accelerator: Accelerator,
-    **arguments: Any,  # noqa: ANN401 - of `fit.fit`
-) -> tuple[fit.Progress, dict[str, torch.Tensor]]:
-    """Train until the last step; see `fit.fit` for what else it takes and gives."""
+    limits: Limits,
+) -> Progress:
+    """Train `network` until its last step or a limit.
+
+    Args:
+        run: of a `DeepLabConfig`.
+        training, validation: cases; validation may be empty.
+
+    Raises:
+        TrainingError, CheckpointError: see `fit`.
+    """
+    config, accelerator = run.config, run.accelerator
     recipe, device = config.optimisation, accelerator.device
     optimiser = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
@@ -203,20 +195,17 @@ def train(
             logits = model(images)["out"]
         return coarse_loss(logits, labels)
 
-    return fit.fit(
-        config,
+    def validate(network: nn.Module) -> dict[str, list[float]]:
+        return {"dice": validation_dice(network, validation, config, accelerator)}
+
+    return fit(
+        run,
         network,
         optimiser,
-        run_folder,
-        training,
-        validation,
         draw=draw,
         loss=loss,
-        validate=lambda average: {
-            "dice": validation_dice(average, validation, config, accelerator)
-        },
-        accelerator=accelerator,
-        **arguments,
+        validate=validate if validation else None,
+        limits=limits,
     )
 
 
@@ -246,7 +235,7 @@ def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def validation_dice(
     network: nn.Module, cases: Sequence[Slices], config: DeepLabConfig, accelerator: Accelerator
 ) -> list[float]:
-    """`fit.mean_dice` at the network's resolution."""
+    """`mean_dice` at the network's resolution."""
     device = accelerator.device
     channels = network.classifier[-1].out_channels
     sums = torch.zeros(len(cases), 2, channels, device=device)
@@ -259,7 +248,7 @@ def validation_dice(
             true = labels.to(device) == values[:, None, None]
             sums[index, 0] += (found & true).sum((1, 2))
             sums[index, 1] += found.sum((1, 2)) + true.sum((1, 2))
-    return fit.mean_dice(sums, accelerator)
+    return mean_dice(sums, accelerator)
 
 
 @torch.no_grad()
@@ -367,9 +356,11 @@ def _train(arguments: argparse.Namespace) -> int:
             backbone=arguments.backbone,
             name=arguments.name,
             device=arguments.device,
-            max_minutes=arguments.max_minutes,
-            stop_requested=stop_requested,
-            progress=lambda state: state.step % 100 or print(f"step {state.step}", flush=True),
+            limits=Limits(
+                arguments.max_minutes,
+                stop_requested,
+                report=lambda state: state.step % 100 or print(f"step {state.step}", flush=True),
+            ),
         )
     if not result.finished:
         print(f"Stopped at step {result.steps}; the same command resumes from the checkpoint.")

@@ -8,7 +8,8 @@ from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
 
 from ..augment.spatial import AugmentationConfig
-from ..engine.config import OptimisationConfig, PairsConfig, TrainingConfig, nearest
+from ..engine.config import nearest
+from .config import OptimisationConfig, PairsConfig, TrainingConfig
 
 PAPER_NETWORK = NetworkConfig(classes=2)
 # Slabs of a few slices, several a step: on a CPU they learn about twice as fast as one deep window

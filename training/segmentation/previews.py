@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a training: augmented windows, pairs of views, and validation windows."""
+"""Pictures of a training: augmented windows, views of pairs, validation slices."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,11 @@ from ..augment.degradation import degraded
 from ..augment.random_convolution import MODES, random_convolution
 from ..augment.regions import partition, region_looks
 from ..data.cases import PreparedCase
-from ..engine.config import TrainingConfig
-from ..engine.fit import case_windows, draw_batch
 from ..plots import draw_slice, save
-from .pairs import RestyledSet, convolved, draw_views
+from .config import TrainingConfig
+from .pairs import convolved, draw_views
+from .restyled import RestyledSet
+from .training import case_windows, draw_batch
 
 
 def augmentation_preview(
@@ -29,8 +30,7 @@ def augmentation_preview(
 ) -> None:
     """Draw the first windows of a training, under each mode of random convolution and by region.
 
-    With `regions.share`, each row also shows the regions of its window and six random looks of
-    them.
+    With `regions.share`, each row goes on with the regions of its window and six looks of them.
     """
     regions = 7 if config.regions.share and config.random_convolution != "off" else 0
     figure = Figure(figsize=(2.4 * (len(MODES) + regions), 2.2 * rows))
@@ -60,7 +60,7 @@ def pairs_preview(
     rule: IntensityRule,
     rows: int = 6,
 ) -> None:
-    """Draw all views of the first windows of a training on pairs."""
+    """All views of the first windows of a training on pairs."""
     generator = torch.Generator().manual_seed(config.seed)
     views = draw_views(cases, restyled, config, rule, generator, torch.device("cpu"))
     images = convolved(views, config, generator)
@@ -80,7 +80,7 @@ def pairs_preview(
 def validation_preview(
     path: Path, network: UNet, case: PreparedCase, config: TrainingConfig, rule: IntensityRule
 ) -> None:
-    """Draw truth and prediction in the window of a validation case with the most foreground."""
+    """The window of a validation case with the most foreground: truth beside prediction."""
     device = next(network.parameters()).device
     windows = case_windows(case, config.grid, device)
     image, labels = max(windows, key=lambda pair: int((pair[1] > 0).sum()))

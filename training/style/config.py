@@ -2,10 +2,11 @@
 """The configuration of all stages of a style intervention: one file, a section for each stage."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..engine.config import PRECISIONS, one_of
+from ..engine.config import PRECISIONS, StepsConfig, one_of
 
 
 @dataclass(frozen=True)
@@ -61,42 +62,37 @@ class PhantomConfig:
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """How a network is trained; what differs between the stages is in the classes below.
+class StageConfig(StepsConfig):
+    """The training of a stage's network; what differs between the stages is in the classes below.
 
     Attributes:
-        steps: optimiser steps.
-        batch: slices of a forward pass and process.
-        accumulation: forward passes of a step.
-        learning_rate: AdamW's.
-        schedule: "constant", or "cosine" down to 0 after a warm-up of 1 %.
         weight_decay: AdamW's.
         clip: longest gradient.
-        ema: decay of an average of the weights that is kept instead of the last ones; 0: none.
-        precision: "auto", the fastest of the device, "fp32", "bf16" or "fp16".
         gradient_checkpointing: compute activations twice to store fewer of them.
         preview_every: steps between two previews; 0 makes one at the end only.
     """
 
     steps: int = 30_000
-    batch: int = 1
-    accumulation: int = 1
     learning_rate: float = 1e-5
-    schedule: str = "constant"
+    ema: float = 0.0
     weight_decay: float = 1e-2
     clip: float = 1.0
-    ema: float = 0.0
-    precision: str = "auto"
     gradient_checkpointing: bool = True
     preview_every: int = 2000
 
-    def __post_init__(self) -> None:
-        one_of("schedule", self.schedule, ("constant", "cosine"))
-        one_of("precision", self.precision, PRECISIONS)
-        if min(self.steps, self.batch, self.accumulation) < 1:
-            raise ConfigError("steps, batch and accumulation of a stage are at least 1.")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema is at least 0 and under 1, not {self.ema}.")
+    # The losses of the stages have no random convolution to draw anew, and nothing validates them.
+    nan_redraws: ClassVar[int] = 0
+    patience: ClassVar[int] = 0
+    clip_rate: ClassVar[float] = 0.01
+
+    @property
+    def clip_start(self) -> float:
+        """Running mean of the clipped gradient norms at step 0."""
+        return self.clip
+
+    def gradient_limit(self, norm: float) -> float:
+        """Return the longest gradient, whatever the running mean of their norms is."""
+        return self.clip
 
 
 @dataclass(frozen=True)

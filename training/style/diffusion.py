@@ -1,22 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages share: the training loop, noise, latents, prompts, and the sampler.
+"""Latent diffusion as all stages use it: noise, latents, prompts and the sampler."""
 
-Every random draw of a step is a function of (seed, step, process), as in the engine's loop.
-"""
-
-import csv
-import io
-import math
-import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -26,179 +15,36 @@ from diffusers import (
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from SRCSMSegmenterLib.devices import DTYPES
 
-from ..engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
-from ..engine.fit import TrainingError, any_process, learning_rate, seeded
 from .base import BaseModel
-from .config import SamplingConfig, StageConfig
-from .slices import SliceSet, read_picture, write_bytes
+from .config import SamplingConfig
+from .slices import SliceSet, read_picture
 
 
-@dataclass
-class StageProgress:
-    """The state of a training, plain numbers.
+class Noisy(NamedTuple):
+    """Diffused latents and what a network has to predict of them.
 
     Attributes:
-        step: optimiser steps done.
-        loss: running mean of the loss.
-        curve: one row per 50 steps: step, loss, learning_rate, seconds.
+        latents: (N, C, h, w) with noise.
+        times: (N,) int64.
+        target: (N, C, h, w), the noise or the velocity.
     """
 
-    step: int = 0
-    loss: float = math.nan
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-
-def fit(
-    recipe: StageConfig,
-    model: nn.Module,
-    run_folder: Path,
-    *,
-    seed: int,
-    identity: dict[str, Any],
-    loss: Callable[[nn.Module, torch.Generator], torch.Tensor],
-    preview: Callable[[int], None],
-    accelerator: Accelerator,
-    checkpoint_minutes: float,
-    max_minutes: float = math.inf,
-    stop_requested: Callable[[], bool] = lambda: False,
-    report: Callable[[StageProgress], None] = lambda progress: None,
-) -> StageProgress:
-    """Train what requires gradients in `model`, resuming where a run stopped.
-
-    When it returns finished, the model's weights are those to keep: the averaged ones where the
-    recipe asks for an average.
-
-    Args:
-        model: on the accelerator's device.
-        run_folder: gets checkpoints/last.pt and curve.csv.
-        identity: what must be equal for a checkpoint to be resumed; plain values.
-        loss: called as loss(model, generator) with what stands for the model on many processes.
-        preview: called with the step on the main process, with the weights to keep in the model.
-        report: called after every step.
-
-    Raises:
-        TrainingError: the loss is not finite.
-        CheckpointError: the folder holds a checkpoint of another training, or cannot be written.
-    """
-    started = saved = time.monotonic()
-    checkpoint = run_folder / "checkpoints" / "last.pt"
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    parameters = list(trained.values())
-    optimiser = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    progress = StageProgress()
-    average = {name: p.detach().clone() for name, p in trained.items()} if recipe.ema else {}
-    state = _state_to_resume(checkpoint, identity)
-    if state:
-        with torch.no_grad():
-            for name, p in trained.items():
-                p.copy_(state["parameters"][name])
-            for name, p in average.items():
-                p.copy_(state["average"][name])
-        optimiser.load_state_dict(state["optimiser"])
-        progress = StageProgress(**state["progress"])
-    wrapped, optimiser = accelerator.prepare(model, optimiser)
-    if state and state["scaler"] and accelerator.scaler:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    del state
-
-    def save() -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(
-                checkpoint,
-                {
-                    "identity": identity,
-                    "parameters": {name: p.detach() for name, p in trained.items()},
-                    "average": average,
-                    "optimiser": optimiser.state_dict(),
-                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
-                    "progress": vars(progress),
-                },
-            )
-            _write_curve(run_folder / "curve.csv", progress.curve)
-
-    def show() -> None:
-        if accelerator.is_main_process:
-            with torch.no_grad(), _kept_weights(trained, average):
-                preview(progress.step)
-
-    wrapped.train()
-    while progress.step < recipe.steps:
-        step_started = time.monotonic()
-        generator = seeded(seed, progress.step, accelerator.process_index)
-        mean = 0.0
-        for part in range(recipe.accumulation):
-            last = part == recipe.accumulation - 1
-            together = nullcontext() if last else accelerator.no_sync(wrapped)
-            with together, _attention(accelerator.device):
-                value = loss(wrapped, generator) / recipe.accumulation
-                accelerator.backward(value)
-            mean += float(value.detach())
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"The loss is not finite at step {progress.step}; lower the learning rate or "
-                "choose precision bf16 or fp32, and the same command goes on from the last "
-                "checkpoint."
-            )
-        accelerator.clip_grad_norm_(parameters, recipe.clip)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, progress.step)
-        optimiser.step()
-        optimiser.zero_grad()
-        if average:
-            # The first averages forget faster, or they would remember the start.
-            decay = min(recipe.ema, (1 + progress.step) / (10 + progress.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.values()), parameters, 1 - decay)
-
-        progress.step += 1
-        start = math.isnan(progress.loss)
-        progress.loss = mean if start else 0.99 * progress.loss + 0.01 * mean
-        finished = progress.step == recipe.steps
-        if finished or progress.step % 50 == 0:
-            progress.curve.append(
-                {
-                    "step": progress.step,
-                    "loss": progress.loss,
-                    "learning_rate": learning_rate(recipe, progress.step - 1),
-                    "seconds": time.monotonic() - step_started,
-                }
-            )
-        report(progress)
-        late = time.monotonic() - started > max_minutes * 60
-        stopping = any_process(accelerator, late or stop_requested())
-        if finished or stopping or time.monotonic() - saved > checkpoint_minutes * 60:
-            save()
-            saved = time.monotonic()
-        if finished or (recipe.preview_every and progress.step % recipe.preview_every == 0):
-            show()
-        if stopping:
-            break
-    accelerator.wait_for_everyone()
-    if progress.step == recipe.steps:
-        with torch.no_grad():
-            for name, kept in average.items():
-                trained[name].copy_(kept)
-        model.eval()
-    return progress
+    latents: torch.Tensor
+    times: torch.Tensor
+    target: torch.Tensor
 
 
 def noisy_latents(
     latents: torch.Tensor, scheduler: DDPMScheduler, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Noisy:
     """Diffuse latents to random times.
 
     Args:
         latents: (N, C, h, w).
         generator: on the CPU, so that every device draws the same.
-
-    Returns:
-        Noisy latents, times (N,) int64, and what the network has to predict of them.
     """
     device = latents.device
     noise = torch.randn(latents.shape, generator=generator).to(device)
@@ -208,8 +54,8 @@ def noisy_latents(
     times = times.to(device)
     noisy = scheduler.add_noise(latents, noise, times)
     if scheduler.config.prediction_type == "v_prediction":
-        return noisy, times, scheduler.get_velocity(latents, noise, times)
-    return noisy, times, noise
+        return Noisy(noisy, times, scheduler.get_velocity(latents, noise, times))
+    return Noisy(noisy, times, noise)
 
 
 class Latents:
@@ -377,47 +223,3 @@ def sheet(columns: int, pictures: Sequence[np.ndarray]) -> np.ndarray:
     colour = [p if p.ndim == 3 else np.repeat(p[..., None], 3, axis=2) for p in pictures]
     rows = [np.hstack(colour[n : n + columns]) for n in range(0, len(colour), columns)]
     return np.vstack(rows)
-
-
-def _attention(device: torch.device) -> AbstractContextManager:
-    """The kernel of a training's attention. PyTorch chooses, but on a processor: there the backward
-    pass of its choice takes a third of a small U-Net's step."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-@contextmanager
-def _kept_weights(trained: dict[str, nn.Parameter], average: dict[str, torch.Tensor]):  # noqa: ANN202
-    """The average in place of the trained weights, for a while."""
-
-    def exchange() -> None:
-        for name, kept in average.items():
-            trained[name].data, average[name] = kept, trained[name].data
-
-    exchange()
-    try:
-        yield
-    finally:
-        exchange()
-
-
-def _state_to_resume(checkpoint: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    if not checkpoint.exists():
-        return None
-    state = load_checkpoint(checkpoint)
-    old, identity = (without_precision(i) for i in (state.get("identity", {}), identity))
-    if old != identity:
-        changed = sorted(k for k in {*identity, *old} if identity.get(k) != old.get(k))
-        raise CheckpointError(
-            f"{checkpoint} belongs to a training with another {' and '.join(changed)}; choose "
-            "another run folder, or give the same options to resume."
-        )
-    return state
-
-
-def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
-    if curve:
-        text = io.StringIO()
-        table = csv.DictWriter(text, fieldnames=list(curve[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(curve)
-        write_bytes(path, text.getvalue().encode())

@@ -6,29 +6,26 @@ another sequence than the phantom's own MR (T2-SPIR): that one is the target of 
 base must not have seen it.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.phantom.anatomy import LABELS, TISSUES, Patient, draw_patient
 from SRCSMSegmenterLib.phantom.scans import INDEX, LABEL_OF, paint
 
-from ..engine.config import one_of
+from ..engine.config import one_of, to_dict
+from ..engine.limits import Limits
 from .config import StyleConfig
 from .slices import (
-    MANIFEST,
     Slice,
     SliceSet,
     StageResult,
-    read_manifest,
-    read_slices,
+    begin_set,
     write_manifest,
     write_picture,
 )
@@ -75,9 +72,8 @@ def write_phantom_slices(
     folder: Path,
     config: StyleConfig,
     *,
-    max_minutes: float = float("inf"),
-    stop_requested: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> StageResult:
     """Write a slice set of `config.phantom`, or what an earlier call did not come to.
 
@@ -86,22 +82,18 @@ def write_phantom_slices(
         DatasetError: `folder` holds other slices.
         StyleError: the slices cannot be written.
     """
-    started = time.monotonic()
+    time_is_up = limits.start()
     wanted = config.phantom
     for style in wanted.styles:
         one_of("phantom.styles", style, tuple(LOOKS))
-    settings = {"stage": "phantom", "size": config.size, **asdict(wanted)}
-    settings["styles"] = list(wanted.styles)
-    slices = SliceSet(Path(folder), "phantom", "CT", _labels(), config.size, settings)
-    if (slices.folder / MANIFEST).exists():
-        if read_manifest(folder).settings != settings:
-            raise DatasetError(f"{folder} holds other slices; choose another folder.")
-        slices = read_slices(folder, incomplete=True)
+    settings = {"stage": "phantom", "size": config.size, **to_dict(wanted)}
+    new = SliceSet(Path(folder), "phantom", "CT", _labels(), config.size, settings)
+    slices = begin_set(new)
     seeds = range(wanted.seed, wanted.seed + wanted.patients)
     there = {s.case for s in slices.slices}
     made, done = list(slices.slices), 0
     for seed in seeds:
-        if time.monotonic() - started > max_minutes * 60 or stop_requested():
+        if time_is_up():
             break
         if f"phantom_{seed}" not in there:
             made += _slices_of(seed, slices, config)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """nnU-Net raw datasets as slices with masks."""
 
-import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,15 @@ from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 from ..data.dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
+from ..engine.config import to_dict
+from ..engine.limits import Limits
 from .config import PrepareConfig, StyleConfig
 from .slices import (
-    MANIFEST,
     Slice,
     SliceSet,
     StageResult,
+    begin_set,
     file_sha256,
-    read_manifest,
-    read_slices,
     write_manifest,
     write_picture,
 )
@@ -39,17 +38,14 @@ def prepare(
     folder: Path,
     config: StyleConfig,
     *,
-    max_minutes: float = float("inf"),
-    stop_requested: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = print,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> StageResult:
     """Slice every case of a dataset, or those that an earlier call did not come to.
 
     Args:
         dataset_folder: an nnU-Net raw dataset.
         folder: of the slice set.
-        say: called with a line for the user.
         progress: called as progress(done, total, case name) after every case.
 
     Raises:
@@ -57,16 +53,16 @@ def prepare(
             slices.
         StyleError: the slices cannot be written.
     """
-    started = time.monotonic()
+    time_is_up, say = limits.start(), limits.say
     dataset = choose_cases(read_dataset(dataset_folder), config.prepare.cases)
     if max(dataset.labels.values()) > 255:
         raise DatasetError(f"{dataset.name} has labels over 255, which no 8-bit mask holds.")
-    slices = _begun(Path(folder), dataset, config)
+    slices = begin_set(_new_set(Path(folder), dataset, config))
     say(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
     for warning in check_dataset(dataset):
         say(f"Warning: {warning}")
     for done, case in enumerate(dataset.cases):
-        if time.monotonic() - started > max_minutes * 60 or stop_requested():
+        if time_is_up():
             return StageResult(done, len(dataset.cases), None)
         sums = [file_sha256(case.image), file_sha256(case.labels)]
         if slices.cases.get(case.name) != sums:
@@ -173,19 +169,9 @@ def _display(
     return columns, rows
 
 
-def _begun(folder: Path, dataset: Dataset, config: StyleConfig) -> SliceSet:
-    """The set that an earlier call began, or a new one."""
-    settings = {"stage": "prepare", "size": config.size, **_plain(asdict(config.prepare))}
-    new = SliceSet(folder, dataset.name, dataset.modality, dataset.labels, config.size, settings)
-    if not (folder / MANIFEST).exists():
-        return new
-    old = read_manifest(folder)
-    if (old.settings, old.name, old.labels) != (settings, dataset.name, dataset.labels):
-        raise DatasetError(
-            f"{folder} holds slices of {old.name} that were made with other settings; choose "
-            "another folder, or give the same dataset and options to go on."
-        )
-    return replace(read_slices(folder, incomplete=True), complete=False)
+def _new_set(folder: Path, dataset: Dataset, config: StyleConfig) -> SliceSet:
+    settings = {"stage": "prepare", "size": config.size, **to_dict(config.prepare)}
+    return SliceSet(folder, dataset.name, dataset.modality, dataset.labels, config.size, settings)
 
 
 def _slices_of(
@@ -230,8 +216,3 @@ def _slices_of(
             pixels={names[v]: int(counts[v]) for v in names if counts[v]},
             affine=grid.affine.ravel().tolist(),
         )
-
-
-def _plain(settings: dict) -> dict:
-    """As JSON gives it back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}

@@ -39,6 +39,8 @@ from PIL import Image
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
 
+from ..engine.checkpoint import without_precision
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -181,6 +183,25 @@ def read_manifest(folder: Path | str) -> SliceSet:
     return found
 
 
+def begin_set(new: SliceSet) -> SliceSet:
+    """Open the set that an earlier call began in the folder of a new one, or begin the new one.
+
+    Raises:
+        DatasetError: the folder holds a set that was made of something else or otherwise,
+            precisions left out, or one whose files changed.
+    """
+    if not (new.folder / MANIFEST).exists():
+        return new
+    old = read_manifest(new.folder)
+    if _made_of(old) != _made_of(new):
+        raise DatasetError(
+            f"{new.folder} holds slices that were made of other slices or scans, by other models "
+            "or with other settings; choose another folder, or give the same input and options to "
+            "go on."
+        )
+    return replace(read_slices(new.folder, incomplete=True), complete=False)
+
+
 def write_manifest(slices: SliceSet) -> None:
     """Write the manifest into the set's folder.
 
@@ -250,6 +271,12 @@ def file_sha256(path: Path) -> str:
 def manifest_sha256(slices: SliceSet) -> str:
     """What names a set's exact content."""
     return file_sha256(slices.folder / MANIFEST)
+
+
+def _made_of(slices: SliceSet) -> list[Any]:
+    """Return everything that decides a set's pictures, as JSON gives it back."""
+    made = [without_precision(slices.settings), slices.name, slices.labels, slices.models]
+    return json.loads(json.dumps(made))
 
 
 def _faults(folder: Path, s: Slice) -> list[str]:

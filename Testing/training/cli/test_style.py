@@ -135,7 +135,7 @@ def test_a_signal_stops_cleanly_with_an_exit_code_of_its_own(
 ):
     def stage(call):
         signal.raise_signal(signal.SIGINT)
-        assert call.limits["stop_requested"]()
+        assert call.limits.stop_requested()
         return StageResult(3, 8, None)
 
     monkeypatch.setitem(style_command.STAGES, "phantom", stage)

@@ -24,19 +24,17 @@ from srcsm_training.augment.regions import RegionsConfig
 from srcsm_training.augment.spatial import AugmentationConfig
 from srcsm_training.data.cases import PreparedCase, prepare_cases
 from srcsm_training.data.dataset import read_dataset
-from srcsm_training.engine import fit
+from srcsm_training.engine import fit, run_folder
+from srcsm_training.engine.accelerator import Computing
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
-from srcsm_training.engine.config import (
-    DataConfig,
-    OptimisationConfig,
-    TrainingConfig,
-    to_dict,
-    with_overrides,
-)
+from srcsm_training.engine.config import to_dict, with_overrides
+from srcsm_training.engine.limits import Limits
 from srcsm_training.engine.losses import segmentation_loss
-from srcsm_training.engine.run_folder import RunResult, curve_row
+from srcsm_training.engine.progress import mean_score
+from srcsm_training.engine.run_folder import RunResult, case_identity, curve_row, open_run
 from srcsm_training.engine.source_domain import intensity_rule, open_source, split
-from srcsm_training.segmentation import run
+from srcsm_training.segmentation import run, training
+from srcsm_training.segmentation.config import DataConfig, OptimisationConfig, TrainingConfig
 from srcsm_training.segmentation.run import make_accelerator, run_training
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, DeviceError
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -45,6 +43,7 @@ from SRCSMSegmenterLib.models.bundle import load_bundle, verify_bundle
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 
 RULE = IntensityRule("CT", window=(-125, 275))
+SILENT = Limits(say=lambda line: None)
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -67,11 +66,23 @@ def cases(folder, cache):
     return others, [first]
 
 
-def train(config, cases, folder, *, mixed_precision="no", cpu=True, scaler=None, **arguments):
+def train(
+    config, cases, folder, *, mixed_precision="no", cpu=True, scaler=None, preview=None, **limits
+):
     tiny.forget_accelerator()
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision)
     accelerator.scaler = scaler or accelerator.scaler
-    return fit.train(config, RULE, *cases, folder, accelerator=accelerator, **arguments)
+    names = [[case.name for case in group] for group in cases]
+    opened = open_run(
+        folder,
+        config,
+        Computing(accelerator, "asked for"),
+        identity=case_identity(config, *names),
+        tell=lambda line: None,
+        labels=list(tiny.LABELS)[1:],
+    )
+    preview = preview or (lambda network, progress: None)
+    return training.train(opened, RULE, *cases, preview=preview, limits=Limits(**limits))
 
 
 def stop_after(*steps):
@@ -212,7 +223,7 @@ def test_a_finished_training_is_not_trained_on(tmp_path, cases):
 def test_checkpoints_are_written_in_time(monkeypatch, tmp_path, cases):
     saved = []
     monkeypatch.setattr(
-        fit, "save_checkpoint", lambda path, state: saved.append(state["progress"]["step"])
+        run_folder, "save_checkpoint", lambda path, state: saved.append(state["progress"]["step"])
     )
     config = replace(tiny.config(), checkpoint_minutes=1000.0)
     train(config, cases, tmp_path)
@@ -242,9 +253,9 @@ def test_another_configuration_does_not_resume(tmp_path, cases, override):
 def test_other_cases_do_not_resume(tmp_path, cases):
     train(tiny.config(), cases, tmp_path, stop_requested=stop_after(1))
     before = last(tmp_path)
-    training, validation = cases
-    for others in ((training[:1], validation), (validation, training[:1]), (training, [])):
-        with pytest.raises(CheckpointError, match="other cases"):
+    learnt, validation = cases
+    for others in ((learnt[:1], validation), (validation, learnt[:1]), (learnt, [])):
+        with pytest.raises(CheckpointError, match="another set of cases"):
             train(tiny.config(), others, tmp_path)
     assert_same(before, last(tmp_path))
 
@@ -265,6 +276,7 @@ import torch
 sys.path.insert(0, {testing!r})
 import tiny
 from dataclasses import replace
+from srcsm_training.engine.limits import Limits
 from srcsm_training.segmentation.run import run_training
 torch.set_num_threads(1)
 run_training(
@@ -273,8 +285,9 @@ run_training(
     Path({output!r}),
     device="cpu",
     cache=Path({cache!r}),
-    say=lambda line: None,
-    progress=lambda state: print(state.step, flush=True),
+    limits=Limits(
+        say=lambda line: None, report=lambda state: print(state.step, flush=True)
+    ),
 )
 """
 
@@ -332,8 +345,8 @@ def test_a_nan_loss_draws_src_anew_for_the_same_windows(monkeypatch, tmp_path, c
         losses.append(segmentation_loss(logits, *rest))
         return losses[-1] * (math.nan if len(losses) in (1, 2, 5) else 1)
 
-    monkeypatch.setattr(fit, "random_looks", recorded)
-    monkeypatch.setattr(fit, "segmentation_loss", nan_at_first)
+    monkeypatch.setattr(training, "random_looks", recorded)
+    monkeypatch.setattr(training, "segmentation_loss", nan_at_first)
     progress, weights = train(tiny.config(steps=3, nan_redraws=2), cases, tmp_path)
     assert progress.step == 3
     assert len(looks) == 3 + 3
@@ -347,7 +360,7 @@ def test_a_nan_loss_draws_src_anew_for_the_same_windows(monkeypatch, tmp_path, c
 
 def test_redraws_are_fresh_draws(monkeypatch, tmp_path, cases):
     drawn = []
-    original = fit.random_looks
+    original = training.random_looks
 
     def recorded(*arguments):
         drawn.append(original(*arguments))
@@ -356,8 +369,8 @@ def test_redraws_are_fresh_draws(monkeypatch, tmp_path, cases):
     def nan_at_first(logits, *rest):
         return segmentation_loss(logits, *rest) * (math.nan if len(drawn) == 1 else 1)
 
-    monkeypatch.setattr(fit, "random_looks", recorded)
-    monkeypatch.setattr(fit, "segmentation_loss", nan_at_first)
+    monkeypatch.setattr(training, "random_looks", recorded)
+    monkeypatch.setattr(training, "segmentation_loss", nan_at_first)
     train(tiny.config(steps=1), cases, tmp_path)
     assert len(drawn) == 2
     assert not torch.allclose(*drawn, atol=1e-3)
@@ -372,9 +385,9 @@ def test_a_loss_that_stays_nan_ends_the_training_with_the_checkpoint_before(
         calls.append(1)
         return segmentation_loss(logits, *rest) * (math.nan if len(calls) > 3 else 1)
 
-    monkeypatch.setattr(fit, "segmentation_loss", nan_after_three)
+    monkeypatch.setattr(training, "segmentation_loss", nan_after_three)
     config = replace(tiny.config(nan_redraws=7), checkpoint_minutes=0.0)
-    with pytest.raises(fit.TrainingError, match="NaN at step 3 after 7 redraws"):
+    with pytest.raises(fit.TrainingError, match="not finite at step 3 after 7 redraws"):
         train(config, cases, tmp_path)
     assert len(calls) == 3 + 1 + 7
     assert last(tmp_path)["progress"]["step"] == 3
@@ -391,11 +404,12 @@ class _Poison(torch.autograd.Function):
 
 
 def test_gradients_that_are_never_finite_end_the_training(monkeypatch, tmp_path, cases):
+    monkeypatch.setattr(fit, "MOST_SKIPPED", 3)
     monkeypatch.setattr(
-        fit, "segmentation_loss", lambda x, *rest: segmentation_loss(_Poison.apply(x), *rest)
+        training, "segmentation_loss", lambda x, *rest: segmentation_loss(_Poison.apply(x), *rest)
     )
     with pytest.raises(fit.TrainingError, match="not finite in the 4 steps up to step 3:"):
-        train(tiny.config(steps=20, nan_redraws=3), cases, tmp_path)
+        train(tiny.config(steps=20), cases, tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_spoils_no_weights(monkeypatch, tmp_path, cases):
@@ -405,7 +419,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(monkeypatch, tmp_path, 
         calls.append(1)
         return segmentation_loss(_Poison.apply(logits) if len(calls) == 2 else logits, *rest)
 
-    monkeypatch.setattr(fit, "segmentation_loss", poisoned_at_second)
+    monkeypatch.setattr(training, "segmentation_loss", poisoned_at_second)
     norms = []
     train(
         tiny.config(steps=4),
@@ -449,7 +463,7 @@ def test_gradients_are_clipped_at_a_multiple_of_their_running_mean(
 def test_weight_decay_of_adamw_acts_on_all_parameters():
     network = UNet(tiny.config().network)
     recipe = tiny.config(optimiser="adamw", l2=0.25, learning_rate=2e-3).optimisation
-    optimiser = fit.make_optimiser(recipe, network, network.kernels())
+    optimiser = training.make_optimiser(recipe, network, network.kernels())
     (group,) = optimiser.param_groups
     assert type(optimiser) is torch.optim.AdamW
     assert (group["weight_decay"], group["lr"]) == (0.25, 2e-3)
@@ -610,15 +624,15 @@ def test_settings_that_show_beside_the_weights(tmp_path, cases, two_steps, overr
 def test_the_best_weights_are_those_of_the_best_validation(monkeypatch, tmp_path, cases):
     """Also where the training was stopped between the best and the last."""
     scores = iter([[0.2, 0.4], [0.9, math.nan], [0.5, 0.5], [0.8, 0.9], [0.1, 0.1]])
-    monkeypatch.setattr(fit, "validation_dice", lambda *_: next(scores))
+    monkeypatch.setattr(training, "validation_dice", lambda *_: next(scores))
     averages = {}
 
     def keep(average, progress):
         averages[progress.step] = {k: v.clone() for k, v in average.state_dict().items()}
 
     config = tiny.config(steps=10)
-    train(config, cases, tmp_path, validated=keep, stop_requested=stop_after(7))
-    progress, weights = train(config, cases, tmp_path, validated=keep)
+    train(config, cases, tmp_path, preview=keep, stop_requested=stop_after(7))
+    progress, weights = train(config, cases, tmp_path, preview=keep)
     assert sorted(averages) == [2, 4, 6, 8, 10]
     assert progress.best_dice == pytest.approx(0.9)  # the mean of the labels there are
     assert_same(weights, averages[4])
@@ -629,7 +643,7 @@ def test_the_best_weights_are_those_of_the_best_validation(monkeypatch, tmp_path
 def test_a_training_ends_when_its_patience_does(monkeypatch, tmp_path, cases):
     """Two validations without a better, that is a higher, Dice; stopped and resumed meanwhile."""
     scores = iter([[0.5, 0.3], [0.4, 0.2], [0.6, 0.4], [0.5, 0.4], [0.1, 0.1], [0.9, 0.9]])
-    monkeypatch.setattr(fit, "validation_dice", lambda *_: next(scores))
+    monkeypatch.setattr(training, "validation_dice", lambda *_: next(scores))
     config = tiny.config(steps=100, patience=2)
     progress, _ = train(config, cases, tmp_path, stop_requested=stop_after(9))
     assert (progress.step, progress.finished, progress.waited) == (9, False, 1)
@@ -649,7 +663,7 @@ def test_without_validation_cases_the_last_average_counts(tmp_path, cases):
 
 @pytest.mark.parametrize(("every", "steps"), [(0, [6]), (4, [4, 6]), (3, [3, 6])])
 def test_validation_comes_when_due_and_at_the_end(monkeypatch, tmp_path, cases, every, steps):
-    monkeypatch.setattr(fit, "validation_dice", lambda *_: [0.5, 0.5])
+    monkeypatch.setattr(training, "validation_dice", lambda *_: [0.5, 0.5])
     progress, _ = train(replace(tiny.config(), validate_every=every), cases, tmp_path)
     assert [row["step"] for row in progress.curve if "dice" in row] == steps
 
@@ -660,7 +674,7 @@ def test_the_running_loss_in_the_curve(monkeypatch, tmp_path, cases):
     def loss(logits, *_):
         return logits.sum() * 0 + next(values)
 
-    monkeypatch.setattr(fit, "segmentation_loss", loss)
+    monkeypatch.setattr(training, "segmentation_loss", loss)
     progress, _ = train(tiny.config(steps=3), cases, tmp_path)
     second = 0.99 * 0.9 + 0.01 * 0.5
     assert [row["loss"] for row in progress.curve] == pytest.approx(
@@ -681,21 +695,21 @@ def test_validation_dice_by_hand(cases):
     """Over all windows of a case together; then the mean over cases; nan for an absent label."""
     config, accelerator = tiny.config(), Accelerator(cpu=True)
     case = cases[1][0]
-    windows = list(fit.case_windows(case, config.grid, "cpu"))
+    windows = list(training.case_windows(case, config.grid, "cpu"))
     assert len(windows) == 2  # 72 mm in windows of 48 mm
     thin = replace(config.grid, size=(16, 16, 4))
-    assert len(list(fit.case_windows(case, thin, "cpu"))) == 3  # side by side
+    assert len(list(training.case_windows(case, thin, "cpu"))) == 3  # side by side
     labels = torch.stack([labels for _, labels in windows])
     liver = int((labels == 1).sum())
     expected = 2 * liver / (liver + labels.numel())
-    dice = fit.validation_dice(constant_network(1), [case], config, RULE, accelerator)
+    dice = training.validation_dice(constant_network(1), [case], config, RULE, accelerator)
     assert dice == pytest.approx([expected, 0])
     assert expected > 0.02
     half = replace(case, labels=case.labels.where(case.labels != 1, 0))
-    dice = fit.validation_dice(constant_network(0), [half], config, RULE, accelerator)
+    dice = training.validation_dice(constant_network(0), [half], config, RULE, accelerator)
     assert math.isnan(dice[0])
     assert dice[1] == 0
-    both = fit.validation_dice(constant_network(1), [case, half], config, RULE, accelerator)
+    both = training.validation_dice(constant_network(1), [case, half], config, RULE, accelerator)
     assert both[0] == pytest.approx(expected / 2)
 
 
@@ -703,7 +717,7 @@ def test_case_windows_show_the_case(cases):
     """A window as large as the case holds its labels' volumes, each with its intensities."""
     case = cases[1][0]
     grid = GridSpec((50, 44, 24), (1.0, 1.0, 3.0))
-    for image, labels in fit.case_windows(case, grid, "cpu"):
+    for image, labels in training.case_windows(case, grid, "cpu"):
         assert image.shape == (1, 24, 44, 50)
         assert labels.shape == (24, 44, 50)
         assert labels.dtype == torch.int64
@@ -719,7 +733,7 @@ def test_draw_batch_is_seeded_normalised_and_labelled(cases):
 
     def batch():
         generator = torch.Generator().manual_seed(4)
-        return fit.draw_batch(cases[0], config, RULE, generator, torch.device("cpu"))
+        return training.draw_batch(cases[0], config, RULE, generator, torch.device("cpu"))
 
     images, labels = batch()
     assert images.shape == (3, 1, 8, 16, 16)
@@ -777,17 +791,17 @@ def test_a_trivial_phantom_is_learnt_in_seconds(tmp_path):
 # --- a run
 
 
-def a_run(folder, cache, output, config=None, **arguments):
+def a_run(folder, cache, output, config=None, name=None, **limits):
     tiny.forget_accelerator()
     lines = []
     result = run_training(
         folder,
         config or tiny.config(),
         output,
+        name=name,
         device="cpu",
         cache=cache,
-        say=lines.append,
-        **arguments,
+        limits=Limits(say=lines.append, **limits),
     )
     return result, lines
 
@@ -874,7 +888,7 @@ def test_the_exported_network_is_the_validated_one(finished, folder, cache):
     prepared = prepare_cases(
         read_dataset(folder).cases[:1], description.rule, 1.0, description.grid, cache
     )
-    dice = fit.validation_dice(
+    dice = training.validation_dice(
         bundle.unet(), prepared, tiny.config(), description.rule, Accelerator(cpu=True)
     )
     assert dice == pytest.approx(best, abs=2e-3)  # its weights are float16
@@ -945,12 +959,12 @@ def test_a_label_that_no_validation_case_has_is_exported_without_a_number(tmp_pa
         return [0.25, math.nan]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "validation_dice", blind)
+        patch.setattr(training, "validation_dice", blind)
         result, lines = a_run(data, cache, tmp_path / "run")
     assert any("no spleen" in line for line in lines)
     assert result.best_dice == 0.25
-    training = load_bundle(result.model).description.training
-    assert training["validation_dice"] == {"liver": 0.25}
+    told = load_bundle(result.model).description.training
+    assert told["validation_dice"] == {"liver": 0.25}
     rows = list(csv.DictReader((tmp_path / "run" / "curve.csv").open()))
     assert rows[0]["dice"] == "0.25"
 
@@ -1084,7 +1098,7 @@ sys.path.insert(0, {testing!r})
 import tiny
 from dataclasses import replace
 from srcsm_training.engine import fit
-from srcsm_training.segmentation import run
+from srcsm_training.segmentation import run, training
 torch.set_num_threads(1)
 original = fit.train
 def recorded(*arguments, **named):
@@ -1098,8 +1112,11 @@ steps = iter(range(1, 99))
 for name, stop in (("whole", 99), ("parts", 9), ("parts", 99)):
     run.run_training(
         Path({data!r}), tiny.config(), Path({output!r}) / name, device="cpu",
-        cache=Path({cache!r}), say=lambda line: None,
-        stop_requested=lambda: next(steps) == stop and torch.distributed.get_rank() == 1,
+        cache=Path({cache!r}),
+        limits=Limits(
+            say=lambda line: None,
+            stop_requested=lambda: next(steps) == stop and torch.distributed.get_rank() == 1,
+        ),
     )
 """
 
@@ -1150,9 +1167,9 @@ def test_a_stopped_training_with_regions_goes_on_to_the_same_bits(tmp_path, case
 def test_with_regions_the_best_weights_hold_under_random_looks_too(tmp_path, cases):
     state, _ = train(replace(tiny.config(), regions=REGIONS), cases, tmp_path)
     assert all(len(row["dice"]) == len(row["randomised"]) == 2 for row in state.curve)
-    assert state.best_dice == max(map(fit.mean_score, state.curve))
+    assert state.best_dice == max(map(mean_score, state.curve))
     row = {"dice": [0.8, math.nan], "randomised": [0.4, 0.6], "loss": 9.0}
-    assert fit.mean_score(row) == pytest.approx(0.65)
+    assert mean_score(row) == pytest.approx(0.65)
     plain, _ = train(tiny.config(), cases, tmp_path / "plain")
     assert all("randomised" not in row for row in plain.curve)
 
@@ -1164,7 +1181,7 @@ def test_randomised_dice_is_the_same_at_every_validation(cases):
     torch.manual_seed(0)
     network = UNet(config.network).eval()
     first, again = (
-        fit.validation_scores(network, cases[1], config, RULE, accelerator) for _ in range(2)
+        training.validation_scores(network, cases[1], config, RULE, accelerator) for _ in range(2)
     )
     assert first == again
     assert first["randomised"] != first["dice"]
@@ -1198,14 +1215,14 @@ def test_other_labels_are_background_to_the_network_and_no_windows_are_drawn_aro
     assert len(ordered.foreground) == 1
     i, j, k = ordered.foreground[0][0]
     assert plain.labels[0, k, j, i] == 2
-    targets = fit.output_labels(ordered.labels, 2)
+    targets = training.output_labels(ordered.labels, 2)
     assert torch.equal(targets == 1, plain.labels == 2)
     assert targets.max() == 1
 
 
 def test_a_network_of_a_part_of_the_labels_names_them_alone(tmp_path, folder, cache):
     config = replace(tiny.config(steps=2), data=DataConfig(folds=3, outputs=("spleen",)))
-    result = run_training(folder, config, tmp_path / "run", cache=cache, say=lambda line: None)
+    result = run_training(folder, config, tmp_path / "run", cache=cache, limits=SILENT)
     bundle = load_bundle(result.model)
     assert [(label.name, label.value) for label in bundle.description.labels] == [("spleen", 1)]
     assert bundle.network.classes == 2
@@ -1217,7 +1234,7 @@ def test_a_start_gives_known_labels_their_outputs_and_new_ones_random_weights(
     tmp_path, folder, cache
 ):
     config = tiny.config(steps=2)
-    first = run_training(folder, config, tmp_path / "a", cache=cache, say=lambda line: None)
+    first = run_training(folder, config, tmp_path / "a", cache=cache, limits=SILENT)
     trained = load_bundle(first.model).weights
     going_on = replace(config, start=str(first.model))
     same = run.start_weights(going_on, ["liver", "spleen"])
@@ -1228,7 +1245,7 @@ def test_a_start_gives_known_labels_their_outputs_and_new_ones_random_weights(
         assert torch.equal(other["head.weight"][row], trained["head.weight"][old])
     assert not torch.equal(other["head.weight"][2], trained["head.weight"][2])
     one_step = replace(going_on, optimisation=tiny.config(steps=1).optimisation)
-    result = run_training(folder, one_step, tmp_path / "b", cache=cache, say=lambda line: None)
+    result = run_training(folder, one_step, tmp_path / "b", cache=cache, limits=SILENT)
     moved = load_bundle(result.model).weights
     steps = max(float((moved[name] - value).abs().max()) for name, value in trained.items())
     assert 0 < steps < 0.01
@@ -1236,7 +1253,7 @@ def test_a_start_gives_known_labels_their_outputs_and_new_ones_random_weights(
 
 def test_a_start_of_another_shape_is_refused(tmp_path, folder, cache):
     config = tiny.config(steps=1)
-    first = run_training(folder, config, tmp_path / "a", cache=cache, say=lambda line: None)
+    first = run_training(folder, config, tmp_path / "a", cache=cache, limits=SILENT)
     wider = replace(
         config, start=str(first.model), network=replace(config.network, channels=(4, 8))
     )
