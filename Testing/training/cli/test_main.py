@@ -20,7 +20,7 @@ import yaml
 from srcsm_training.cli import main as cli
 from srcsm_training.data.dataset import check_dataset, read_dataset
 from srcsm_training.engine import config
-from srcsm_training.engine.fit import Progress
+from srcsm_training.engine.progress import Progress
 from srcsm_training.engine.run_folder import RunResult
 from srcsm_training.segmentation import presets
 from SRCSMSegmenterLib import inference
@@ -602,7 +602,13 @@ def test_all_faults_of_a_dataset_are_listed(train_arguments, tmp_path, capsys):
     description["labels"] = {"background": 0, "liver": 1}
     (folder / "dataset.json").write_text(json.dumps(description))
     (folder / "labelsTr" / "c.nii.gz").write_bytes(b"")
-    message = refused(capsys, 3, *train_arguments, "--data", folder)
+    assert run(*train_arguments, "--data", folder) == 3
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    device, _, message = printed.err.partition("\n")
+    assert device.startswith("Computing on cpu")
+    assert message.startswith("srcsm: error: ")
+    assert "Traceback" not in message
     assert message.count("[2], which dataset.json does not name") == 2
     assert "c: imagesTr/c_0000.nii.gz is missing" in message
 
