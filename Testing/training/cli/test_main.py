@@ -23,7 +23,7 @@ from srcsm_training.cli.commands import ENDINGS
 from srcsm_training.cli.commands import train as train_command
 from srcsm_training.data.dataset import check_dataset, read_dataset
 from srcsm_training.engine import config
-from srcsm_training.engine.fit import Progress
+from srcsm_training.engine.progress import Progress
 from srcsm_training.engine.run_folder import RunResult
 from srcsm_training.segmentation import presets
 from SRCSMSegmenterLib import inference
@@ -512,10 +512,10 @@ def test_train_stops_resumes_and_ends_with_a_network(train_arguments, datasets, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_asks_for_a_clean_stop(train_arguments, capsys, monkeypatch, number):
-    def stopped(*arguments, stop_requested, **options):
-        assert not stop_requested()
+    def stopped(*arguments, limits, **options):
+        assert not limits.stop_requested()
         signal.raise_signal(number)
-        assert stop_requested()
+        assert limits.stop_requested()
         return RunResult(4, False, 0.5, None)
 
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -551,7 +551,7 @@ def test_train_hands_its_options_on(train_arguments, monkeypatch, tmp_path, data
     assert given["data"] == datasets["CT"]
     assert given["out"] == tmp_path / "run"
     assert given["cache"] == tmp_path / "cache"
-    assert (given["name"], given["device"], given["max_minutes"]) == ("mine", "cpu", 7)
+    assert (given["name"], given["device"], given["limits"].max_minutes) == ("mine", "cpu", 7)
     expected = tiny.config(batch=3)
     expected = replace(expected, seed=5, data=replace(expected.data, folds=2))
     assert given["settings"] == expected

@@ -135,7 +135,7 @@ def test_a_signal_stops_cleanly_with_an_exit_code_of_its_own(
 ):
     def stage(arguments, config, out, show, limits):
         signal.raise_signal(signal.SIGINT)
-        assert limits["stop_requested"]()
+        assert limits.stop_requested()
         return StageResult(3, 8, None)
 
     monkeypatch.setitem(style_command.STAGES, "phantom", stage)
