@@ -8,7 +8,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -93,13 +93,18 @@ class StepsConfig:
     ema: float = 0.999
     precision: str = "auto"
 
+    section: ClassVar[str] = ""
+    """Section of the configuration, with a dot behind it, for messages."""
+
     def __post_init__(self) -> None:
-        one_of("schedule", self.schedule, tuple(SCHEDULES))
-        one_of("precision", self.precision, PRECISIONS)
-        if min(self.steps, self.batch, self.accumulation) < 1:
-            raise ConfigError("steps, batch and accumulation must be at least 1.")
+        section = self.section
+        one_of(f"{section}schedule", self.schedule, tuple(SCHEDULES))
+        one_of(f"{section}precision", self.precision, PRECISIONS)
+        for name in ("steps", "batch", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{section}{name} must be at least 1.")
         if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema is at least 0 and under 1, not {self.ema}.")
+            raise ConfigError(f"{section}ema is at least 0 and under 1, not {self.ema}.")
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class Recipe(StepsConfig):
     clip_rate: float = 0.01
     nan_redraws: int = 100
     patience: int = 0
+
+    section: ClassVar[str] = "optimisation."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,6 +70,7 @@ CHANGED = {
     "augmentation.strong": 0.5,
     "optimisation.steps": 17,
     "optimisation.batch": 3,
+    "optimisation.accumulation": 2,
     "optimisation.learning_rate": 2e-4,
     "optimisation.schedule": "constant",
     "optimisation.l2": 1e-5,

@@ -569,6 +569,7 @@ CHANGES = [
     "augmentation.contrast=0.0",
     "augmentation.strong=1.0",
     "optimisation.batch=1",
+    "optimisation.accumulation=2",
     "optimisation.learning_rate=2e-3",
     "optimisation.l2=0.1",
     "optimisation.dice=mean",
