@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from srcsm_training.benchmarks.timing import Row, Table, markdown
 from srcsm_training.data.phantom import write_dataset
 from srcsm_training.engine.config import read_yaml, with_overrides
 from srcsm_training.engine.limits import Limits
-from srcsm_training.engine.timing import Row, Table, machine, markdown
+from srcsm_training.engine.machine import machine
 from srcsm_training.experiments.reports import REPOSITORY
 from srcsm_training.segmentation.presets import preset
 from srcsm_training.segmentation.run import run_training

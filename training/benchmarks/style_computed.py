@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from srcsm_training.benchmarks.timing import Row, Table
 from srcsm_training.engine.config import with_overrides
-from srcsm_training.engine.timing import Row, Table
 from srcsm_training.segmentation.config import TrainingConfig
 from srcsm_training.segmentation.pairs import PairNetwork, pair_loss
 from srcsm_training.segmentation.presets import preset

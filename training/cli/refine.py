@@ -15,7 +15,7 @@ from .outputs import make_folder, output_files, report_volume_errors
 from .tables import refinement_rows, refinement_text
 
 if TYPE_CHECKING:
-    from SAMRefineLib.refine.refiner import OrganPrompt
+    from SAMRefineLib.refine.refiner import OrganPrompt, Refinement
     from SRCSMSegmenterLib.geometry import Geometry
 
 
@@ -84,15 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         make_folder(arguments.pictures)
 
-    import numpy as np
-
     from SAMRefineLib.refine.refiner import refine
     from SAMRefineLib.sam.catalogue import default_for, find_sam
     from SAMRefineLib.sam.models import load_sam
-    from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.modality import guess_modality
-    from SRCSMSegmenterLib.terminology import segment_for
-    from SRCSMSegmenterLib.volume_io import read_volume, write_labels, write_volume
+    from SRCSMSegmenterLib.volume_io import read_volume
 
     scan = read_volume(arguments.scan, arguments.series)
     organs = _organs(arguments, scan.geometry)
@@ -111,12 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=show,
         )
     seconds = time.perf_counter() - started
-    segments = [segment_for(organ.frames.name, organ.frames.value) for organ in organs]
-    with report_volume_errors():
-        write_labels(output, refinement.labels, segments)
-        if confidence:
-            probability = refinement.confidence().astype(np.float32)
-            write_volume(confidence, Volume(probability, scan.geometry))
+    _write(output, confidence, organs, refinement)
     pictures = []
     if arguments.pictures:
         from ..evaluation.overlays import refinement_pictures
@@ -169,3 +160,21 @@ def _organs(arguments: argparse.Namespace, geometry: "Geometry") -> list["OrganP
         OrganPrompt(frames, masks.get(frames.value), mask_prompt=arguments.mask_prompt)
         for frames in (*boxed, *others)
     ]
+
+
+def _write(
+    output: Path, confidence: Path | None, organs: list["OrganPrompt"], refinement: "Refinement"
+) -> None:
+    """Write the labels and, if `confidence` is given, their probability."""
+    import numpy as np
+
+    from SRCSMSegmenterLib.geometry import Volume
+    from SRCSMSegmenterLib.terminology import segment_for
+    from SRCSMSegmenterLib.volume_io import write_labels, write_volume
+
+    segments = [segment_for(organ.frames.name, organ.frames.value) for organ in organs]
+    with report_volume_errors():
+        write_labels(output, refinement.labels, segments)
+        if confidence:
+            probability = refinement.confidence().astype(np.float32)
+            write_volume(confidence, Volume(probability, refinement.labels.geometry))

@@ -21,7 +21,7 @@ import torch
 from ..data.dataset import Case
 from .config import CasesConfig
 from .limits import Limits
-from .timing import machine
+from .machine import machine
 
 WARM_UP = 3
 STEPS = 10

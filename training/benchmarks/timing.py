@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds of work, and tables of them: what the sections of the benchmark share."""
+"""Seconds of work, and tables of them."""
 
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +16,12 @@ ORGANS = ("liver", "right_kidney", "left_kidney", "spleen")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a value for each column, None where there is none."""
+    """A row of a table.
+
+    Attributes:
+        what: its title.
+        values: a value for each column, None for an empty cell.
+    """
 
     what: str
     values: tuple[float | None, ...]
@@ -27,7 +29,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A section of the benchmark; `columns` names the values of its rows, with their units."""
+    """A section of the benchmark.
+
+    Attributes:
+        columns: names of the rows' values, with units.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -35,17 +41,17 @@ class Table:
 
 
 def compared(first: str, second: str) -> tuple[str, str, str]:
-    """Columns for the seconds of two ways to do the same (see `comparison`)."""
+    """Return the columns of a table of `comparison` rows."""
     return f"{first}, s", f"{second}, s", "ratio"
 
 
 def comparison(what: str, first: float | None, second: float | None) -> Row:
-    """Seconds of two ways, None where one has no such part, and how many times the first takes."""
+    """Make a row of the seconds of two ways, None if one lacks the part, and their ratio."""
     return Row(what, (first, second, first / second if first and second else None))
 
 
 def elapsed(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """Seconds of one call, the GPU's part included."""
+    """Measure the seconds of one call, including the GPU's work."""
     synchronise(device)
     started = time.perf_counter()
     work()
@@ -53,39 +59,24 @@ def elapsed(work: Callable[[], object], device: torch.device | None = None) -> f
     return time.perf_counter() - started
 
 
-def median_elapsed(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds of some calls after one to warm up."""
-    return statistics.median([elapsed(work) for _ in range(repeats + 1)][1:])
+def median_elapsed(work: Callable[[], object]) -> float:
+    """Measure the median seconds of three calls after one to warm up."""
+    return statistics.median([elapsed(work) for _ in range(4)][1:])
 
 
 def synchronise(device: torch.device | None) -> None:
-    """Wait until a GPU has done its work."""
+    """Wait for the work of a GPU."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def times(shape: Sequence[int]) -> str:
-    """A shape (K, J, I) as people write sizes, I first."""
+    """Format a shape (K, J, I) as a size, I first."""
     return " × ".join(map(str, reversed(shape)))
 
 
-def machine(device: torch.device) -> str:
-    """What the numbers were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        re.findall(r"model name\s*: (.*)", cpuinfo.read_text("utf-8")) if cpuinfo.exists() else []
-    )
-    processor = names[0] if names else platform.processor()
-    if device.type == "cuda":
-        processor += f", {torch.cuda.get_device_name(device)}"
-    return (
-        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, device {device}"
-    )
-
-
 def a_scan(data: Path, folder: Path) -> Path:
-    """A real MR of `data`, or a phantom's where there is none."""
+    """Return the path of a real MR of `data`, or of a phantom's if there is none."""
     real = sorted((data / "Dataset102_AbdomenMR" / "imagesTr").glob("*.nii.gz"))
     if real:
         return real[0]
@@ -94,7 +85,7 @@ def a_scan(data: Path, folder: Path) -> Path:
 
 
 def markdown(table: Table) -> str:
-    """A section for BENCHMARKS.md."""
+    """Format a section as Markdown."""
     lines = [f"**{table.title}**", "", f"| | {' | '.join(table.columns)} |"]
     lines.append("| --- |" + " --- |" * len(table.columns))
     for row in table.rows:
@@ -104,7 +95,7 @@ def markdown(table: Table) -> str:
 
 
 def plain(table: Table) -> dict:
-    """A section for JSON."""
+    """Return a section as plain JSON values."""
     rows = [
         {"what": row.what, **dict(zip(table.columns, row.values, strict=True))}
         for row in table.rows
