@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seconds of work, and tables of them: what the sections of the benchmark share."""
+"""Timers of work, and tables of seconds for the benchmark."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ ORGANS = ("liver", "right_kidney", "left_kidney", "spleen")
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: a value for each column, None where there is none."""
+    """A row of a table: a value for each column, or None."""
 
     what: str
     values: tuple[float | None, ...]
@@ -35,17 +35,21 @@ class Table:
 
 
 def compared(first: str, second: str) -> tuple[str, str, str]:
-    """Columns for the seconds of two ways to do the same (see `comparison`)."""
+    """Name the columns of a `comparison`."""
     return f"{first}, s", f"{second}, s", "ratio"
 
 
 def comparison(what: str, first: float | None, second: float | None) -> Row:
-    """Seconds of two ways, None where one has no such part, and how many times the first takes."""
+    """Make a row of the seconds of two ways to do the same, and of their ratio.
+
+    Args:
+        first, second: None if that way has no such part.
+    """
     return Row(what, (first, second, first / second if first and second else None))
 
 
 def elapsed(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """Seconds of one call, the GPU's part included."""
+    """Measure the seconds of one call, the GPU's part included."""
     synchronise(device)
     started = time.perf_counter()
     work()
@@ -54,7 +58,7 @@ def elapsed(work: Callable[[], object], device: torch.device | None = None) -> f
 
 
 def median_elapsed(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds of some calls after one to warm up."""
+    """Measure the median seconds of some calls after one to warm up."""
     return statistics.median([elapsed(work) for _ in range(repeats + 1)][1:])
 
 
@@ -65,12 +69,12 @@ def synchronise(device: torch.device | None) -> None:
 
 
 def times(shape: Sequence[int]) -> str:
-    """A shape (K, J, I) as people write sizes, I first."""
+    """Format a shape (K, J, I) as a size, I first."""
     return " × ".join(map(str, reversed(shape)))
 
 
 def machine(device: torch.device) -> str:
-    """What the numbers were measured on."""
+    """Describe the machine: processor, cores, threads, torch and device."""
     cpuinfo = Path("/proc/cpuinfo")
     names = (
         re.findall(r"model name\s*: (.*)", cpuinfo.read_text("utf-8")) if cpuinfo.exists() else []
@@ -85,7 +89,7 @@ def machine(device: torch.device) -> str:
 
 
 def a_scan(data: Path, folder: Path) -> Path:
-    """A real MR of `data`, or a phantom's where there is none."""
+    """Return a real MR of `data`, or a phantom's if there is none."""
     real = sorted((data / "Dataset102_AbdomenMR" / "imagesTr").glob("*.nii.gz"))
     if real:
         return real[0]
@@ -94,7 +98,7 @@ def a_scan(data: Path, folder: Path) -> Path:
 
 
 def markdown(table: Table) -> str:
-    """A section for BENCHMARKS.md."""
+    """Format a table as a section of BENCHMARKS.md."""
     lines = [f"**{table.title}**", "", f"| | {' | '.join(table.columns)} |"]
     lines.append("| --- |" + " --- |" * len(table.columns))
     for row in table.rows:
@@ -104,7 +108,7 @@ def markdown(table: Table) -> str:
 
 
 def plain(table: Table) -> dict:
-    """A section for JSON."""
+    """Convert a table to plain values for JSON."""
     rows = [
         {"what": row.what, **dict(zip(table.columns, row.values, strict=True))}
         for row in table.rows
