@@ -130,9 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
             }
         )
     else:
-        passes = refinement.encoder_passes
-        print(f"{output} ({model.name}, {passes} encoder passes, {seconds:.1f} s)")
-        print(refinement_text(rows))
+        work = f"{refinement.encoder_passes} encoder passes, {seconds:.1f} s"
+        print(f"{output} ({model.name}, {work})\n{refinement_text(rows)}")
     return 0
 
 

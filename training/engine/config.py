@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a training: typed dataclasses, presets, YAML files and overrides."""
+"""Configurations of trainings: typed dataclasses, YAML files and overrides."""
 
 import dataclasses
 import difflib
@@ -25,7 +25,7 @@ None: constant."""
 
 @dataclass(frozen=True)
 class CasesConfig:
-    """Which cases are trained on.
+    """The choice of the cases to train on.
 
     Attributes:
         cases: shell patterns of the case names to use; all by default.
@@ -50,11 +50,11 @@ class CasesConfig:
 
 @dataclass(frozen=True)
 class ScansConfig(CasesConfig):
-    """The cases, and how their intensities are read.
+    """The choice of the cases, and the intensity rule of their images.
 
     Attributes:
         window: CT only, HU; () takes the range that every training image is clipped to, or the
-            full range where they are not clipped.
+            full range if they are not clipped.
         maximum_percentile: MR only; see `IntensityRule`.
         smoothing: sigma in mm of the Gaussian on the image's own grid.
     """
@@ -142,12 +142,12 @@ class Recipe(StepsConfig):
 
 
 def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any configuration dataclass
-    """Plain dictionaries, lists, numbers and strings, ready for YAML or JSON."""
+    """Convert to plain dictionaries, lists, numbers and strings, ready for YAML or JSON."""
     return _plain(dataclasses.asdict(config))
 
 
 def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noqa: ANN401
-    """`base` (a configuration dataclass) with `values` put in, nested dictionaries likewise.
+    """Put values, nested like the configuration dataclass `base`, into it.
 
     Raises:
         ConfigError: an unknown key (with the nearest right one), or a value of the wrong type.
@@ -170,7 +170,7 @@ def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noq
 
 
 def read_yaml(path: Path, base: Any) -> Any:  # noqa: ANN401
-    """A configuration file on top of `base`."""
+    """Put a configuration file into `base`."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -200,7 +200,7 @@ def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
 
 
 def configured(config: Any, file: Path | None, overrides: list[str]) -> Any:  # noqa: ANN401
-    """`config` with what a file says, where one is given, and then the overrides."""
+    """Put a file, if one is given, and then the overrides into a configuration."""
     return with_overrides(read_yaml(file, config) if file else config, overrides)
 
 
@@ -224,7 +224,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
-    """`value` as the annotated type: numbers, strings, booleans, tuples of them, or None."""
+    """Convert to the annotated type: numbers, strings, booleans, tuples of them, or None."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -254,12 +254,12 @@ def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """' (did you mean ...?)', or nothing where no known name is near."""
+    """Word a suggestion, ' (did you mean ...?)'; "" if no known name is near."""
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise a ConfigError where `value` is none of those allowed."""
+    """Raise a ConfigError if `value` is none of those allowed."""
     if value not in allowed:
         raise ConfigError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")

@@ -36,12 +36,12 @@ BYTES_PER_VOXEL = 3
 
 
 class _Enough(Exception):
-    """All is measured."""
+    """The end of a measurement."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training takes.
+    """Time and memory that a training takes.
 
     Attributes:
         seconds: of a step.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop of every network: `fit`, to be read from top to bottom.
+"""The training loop of all networks: `fit`, to be read from top to bottom.
 
 Every random draw of a step is a function of (seed, step, process), so a stopped training needs
 nothing but its step and its state to go on exactly as if it had not been stopped.
@@ -35,7 +35,7 @@ MOST_SKIPPED = 100
 
 
 class TrainingError(SRCSMError):
-    """The training cannot go on."""
+    """A training that cannot go on."""
 
 
 def fit(
@@ -118,7 +118,7 @@ def fit(
 
 @dataclass(eq=False)
 class State:
-    """Everything that a training goes on from.
+    """The state of a training: everything that a checkpoint holds.
 
     Attributes:
         average: running average of the trained parameters by name; empty without an average.

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run stops and who is told; no part of what decides its result.
+    """The time limit of a run and the functions it calls; no part of what decides its result.
 
     Attributes:
         max_minutes: time after which the run stops, with all that it made saved.

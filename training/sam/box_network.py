@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SAM as it is trained from nothing: one network of images and prompts, its loss, its Dice."""
+"""A SAM as one network of images and prompts, with its loss and its validation."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ VALIDATION_SLICES = 8
 
 
 class BoxSam(nn.Module):
-    """A SAM as one function of images and prompts, which is what a training on many devices needs.
+    """A SAM as one function of images and prompts, as a training on many devices needs it.
 
     Attributes:
         model: whose `sam` this module trains.
@@ -42,7 +42,7 @@ class BoxSam(nn.Module):
     def forward(
         self, images: torch.Tensor, owner: torch.Tensor, prompts: Prompts
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (P, 4h, 4w), 4 x 4 per patch, and estimated IoU (P,).
+        """Compute logits (P, 4h, 4w), 4 x 4 per patch, and estimated IoU (P,).
 
         Args:
             images: (N, 1, side, side) pixels.
@@ -52,7 +52,7 @@ class BoxSam(nn.Module):
 
 
 def prompted_loss(logits: torch.Tensor, iou: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """`mask_loss` on the tile's pixels, and the squared error of the estimated IoU.
+    """Compute `mask_loss` on the tile's pixels plus the squared error of the estimated IoU.
 
     Args:
         logits: (P, rows, columns) of any resolution.
@@ -70,7 +70,11 @@ def prompted_loss(logits: torch.Tensor, iou: torch.Tensor, masks: torch.Tensor) 
 
 
 def validation_tiles(case: PreparedCase, side: int) -> Tiles:
-    """Tiles of a case's objects without any augmentation, with their true boxes."""
+    """Cut tiles of a case's objects, with their true boxes and without augmentation.
+
+    Args:
+        side: pixels of a tile.
+    """
     grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
     images, masks, values = [], [], []
     for voxels in case.foreground:
@@ -98,7 +102,7 @@ def validation_tiles(case: PreparedCase, side: int) -> Tiles:
 def true_box_dice(
     network: BoxSam, cases: Sequence[Tiles], classes: int, accelerator: Accelerator
 ) -> list[float]:
-    """`mean_dice` of the foreground, boxes and nothing else given."""
+    """Compute `mean_dice` of the foreground, given the true boxes and nothing else."""
     device = accelerator.device
     sums = torch.zeros(len(cases), 2, classes, device=device)
     for index in range(accelerator.process_index, len(cases), accelerator.num_processes):

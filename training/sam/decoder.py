@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning a SAM's mask decoder on one domain (Wang et al.).
+"""Fine-tuning of a SAM's mask decoder on one domain (Wang et al.).
 
 Encoder and prompt encoder stay as they are. Boxes come from a coarse network's predictions on the
-source, are filtered as they will be, and moved outwards a little. Slices are laid out on canvases
-as `SAMRefineLib.sam.prediction` does. Embeddings are computed once and reused, or anew at every
-step from slices with random looks. The best weights are chosen on validation cases of the source.
+source, filtered as the refinement filters them, and are moved outwards a little. Embeddings are
+computed once and reused, or anew at every step from slices with random convolution. The best
+weights are chosen on validation cases of the source.
 """
 
 import math
@@ -40,10 +40,10 @@ from .layout import BOX_KINDS, Example, Layout, Scan, scan_of
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that decides the result, beside the dataset, the SAM and the coarse network.
+    """The configuration of a fine-tuning.
 
     Attributes:
-        boxes: one of `BOX_KINDS`; each kind wants a decoder of its own.
+        boxes: one of `BOX_KINDS`; each kind needs a decoder of its own.
         theta1: the coarse network's confidence from which a voxel counts.
         jitter: pixels of a slice of 512; each edge of a box moves outwards by up to that.
         mosaic: "crops" around the organs, or whole "slices".
@@ -81,7 +81,7 @@ Batch = list[tuple[Scan, Example, Box]]
 
 
 class BoxDecoder(nn.Module):
-    """A SAM's mask decoder; the rest of the SAM is at hand, but no part of this module."""
+    """A SAM's mask decoder; the rest of the SAM is no part of this module."""
 
     def __init__(self, model: SamModel) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class BoxDecoder(nn.Module):
     def forward(
         self, embeddings: torch.Tensor, prompts: Prompts, corners: torch.Tensor
     ) -> torch.Tensor:
-        """Logits; see `decoding.decode`."""
+        """Compute logits; see `decoding.decode`."""
         return decode(self.model, embeddings, prompts, corners)[0]
 
 
@@ -236,7 +236,7 @@ Embeddings = dict[tuple[int, int, int], torch.Tensor]
 
 
 def embed(scans: Sequence[Scan], model: SamModel) -> Embeddings:
-    """The embeddings of all canvases, float16 on the CPU."""
+    """Compute the embeddings of all canvases, float16 on the CPU."""
     cache, found = EmbeddingCache(limit_bytes=0), {}
     for scan in scans:
         for number, mosaic in enumerate(scan.mosaics):
@@ -249,7 +249,7 @@ def embed(scans: Sequence[Scan], model: SamModel) -> Embeddings:
 def embed_with_looks(
     batch: Batch, model: SamModel, mode: str, generator: torch.Generator
 ) -> Embeddings:
-    """The embeddings that a batch needs, each slice after random convolution."""
+    """Compute the embeddings that a batch needs, from slices with random convolution."""
     needed = {
         (id(scan), example.mosaic, scan.tile(example).canvas): scan.mosaics[example.mosaic]
         for scan, example, _ in batch
@@ -271,7 +271,7 @@ def embed_with_looks(
 def same_canvas(
     examples: Sequence[tuple[Scan, Example]], count: int, generator: torch.Generator
 ) -> list[tuple[Scan, Example]]:
-    """At least one example and at most `count`, all of one random canvas."""
+    """Draw at least one example and at most `count`, all of one canvas."""
     scan, example = examples[int(torch.randint(len(examples), (), generator=generator))]
     canvas = scan.tile(example).canvas
     alike = [
@@ -290,7 +290,11 @@ def decoded(
     embeddings: Embeddings,
     accelerator: Accelerator,
 ) -> list[tuple[tuple[Scan, Example, Box], torch.Tensor]]:
-    """Each item of a batch with its logits on the rectangle that its tile shows."""
+    """Decode every item of a batch.
+
+    Returns:
+        Each item with its logits (rows, columns) on the rectangle that its tile shows.
+    """
     alike: dict[torch.Size, list] = {}
     for item in batch:
         scan, example, box = item
@@ -324,7 +328,7 @@ def boxed_dice(
     classes: int,
     accelerator: Accelerator,
 ) -> list[float]:
-    """`mean_dice` of the foreground, in the slices that have a box."""
+    """Compute `mean_dice` of the foreground, in the slices that have a box."""
     sums = torch.zeros(len(scans), 2, classes, device=accelerator.device)
     for index in range(accelerator.process_index, len(scans), accelerator.num_processes):
         scan = scans[index]

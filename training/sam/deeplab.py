@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The coarse network of the SAM paper, DeepLabV3-ResNet-50 (Wang et al.).
 
-Our own coarse network is the engine's; this one makes the paper's pipeline whole. It sees slices
+Our own coarse network is the U-Net; this one completes the paper's pipeline. It sees slices
 at 512 pixels, has a sigmoid for each label, and is trained with Dice + CE + BCE. The ImageNet
 weights of its backbone come from a file, torchvision's resnet50-*.pth, or it starts from nothing.
 
@@ -48,7 +48,7 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_volume
 
 @dataclass(frozen=True)
 class DeepLabConfig:
-    """The recipe; defaults are the paper's, but for the number of steps (its 100 epochs).
+    """The configuration; defaults are the paper's except the number of steps (its 100 epochs).
 
     Attributes:
         size: pixels of the square that a slice is scaled to.
@@ -71,7 +71,12 @@ class DeepLabConfig:
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """A case: pixels (n, rows, columns) float16 from 0 to 1, and labels of that shape, uint8."""
+    """The slices of a case.
+
+    Attributes:
+        pixels: (slices, rows, columns) float16 from 0 to 1.
+        labels: (slices, rows, columns) uint8.
+    """
 
     name: str
     pixels: torch.Tensor
@@ -95,7 +100,7 @@ class Coarse:
 
 
 def build(labels: int, backbone: Path | None = None) -> nn.Module:
-    """The network with a channel for each of the foreground `labels`.
+    """Build the network with a channel for each of the foreground `labels`.
 
     Args:
         backbone: torchvision's file of ImageNet weights; None starts from nothing.
@@ -210,7 +215,7 @@ def train(
 
 
 def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Dice over the labels present, plus CE (background's logit is 0), plus BCE of the sigmoids.
+    """Sum Dice of the labels present, CE (background's logit is 0) and BCE of the sigmoids.
 
     Args:
         logits: (N, labels, rows, columns).
@@ -235,7 +240,7 @@ def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def validation_dice(
     network: nn.Module, cases: Sequence[Slices], config: DeepLabConfig, accelerator: Accelerator
 ) -> list[float]:
-    """`mean_dice` at the network's resolution."""
+    """Compute `mean_dice` at the network's resolution."""
     device = accelerator.device
     channels = network.classifier[-1].out_channels
     sums = torch.zeros(len(cases), 2, channels, device=device)
@@ -253,11 +258,11 @@ def validation_dice(
 
 @torch.no_grad()
 def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.ndarray:
-    """The probability of each label, (labels, K, J, I) float16.
+    """Predict the probability of each label, (labels, K, J, I) float16.
 
     Args:
         volume: raw intensities.
-        modality: "CT" or "MR"; None guesses.
+        modality: "CT" or "MR"; None: guessed from the intensities.
     """
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = torch.from_numpy(to_pixels(grid.stack(volume.array), EQUALISED, modality))
@@ -273,7 +278,7 @@ def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.n
 
 
 def read_slices(case: Case, modality: str) -> Slices:
-    """A case's slices as the network sees them."""
+    """Read a case's slices as the network sees them."""
     volume, labels = read_volume(case.image), read_labels(case.labels)
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = to_pixels(grid.stack(volume.array), EQUALISED, modality)
@@ -282,7 +287,7 @@ def read_slices(case: Case, modality: str) -> Slices:
 
 
 def scaled(case: Slices, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slice n at the network's resolution: (3, size, size) float32 and (size, size) int64."""
+    """Scale slice n to the network's resolution: (3, size, size) float32, (size, size) int64."""
     image = _resized(case.pixels[n][None, None].float(), size)[0]
     labels = F.interpolate(case.labels[n][None, None].float(), (size, size), mode="nearest-exact")
     return image.expand(3, -1, -1), labels[0, 0].long()

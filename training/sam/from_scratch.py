@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training our small SAM from nothing on one domain.
+"""Training of the small SAM from nothing on one domain.
 
-All of it is trained: encoder, prompt encoder and decoder, with random convolution as the
-augmentation that makes it useful on another modality. Prompts are boxes with a coarse network's
-errors, at times with points or a first guess of the mask beside them. Its estimate of the mask's
-IoU is trained too. The best weights are chosen by true boxes on validation cases of the source.
+Encoder, prompt encoder and decoder are trained, with random convolution as the augmentation that
+makes the SAM useful on another modality. Prompts are boxes with a coarse network's errors, at times
+with points or a mask prompt beside them. The estimate of the mask's IoU is trained too. The best
+weights are chosen by true boxes on validation cases of the source.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ SLICES = GridSpec((1, 1, 1), (1.0, 1.0, 1.0), axes="slices")
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Everything that decides the result of a training from nothing, beside the dataset.
+    """The configuration of a training from nothing.
 
     Attributes:
         random_convolution: "off", "global", "hard" or "smoothed".
@@ -172,13 +172,13 @@ def train(
 
 
 def new_network(config: SamConfig) -> BoxSam:
-    """A small SAM with random weights."""
+    """Build a small SAM with random weights."""
     sam = build_small_sam(config.network)
     return BoxSam(SamModel(sam, "", SMALL, SRCSM, config.network))
 
 
 def with_pixels(case: PreparedCase, rule: PixelRule, modality: str) -> PreparedCase:
-    """The case with a SAM's pixels for intensities, float16."""
+    """Replace the intensities of a case by a SAM's pixels, float16."""
     grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
     pixels = to_pixels(grid.stack(case.image[0].numpy()), rule, modality)
     volume = np.moveaxis(pixels, 0, 2 - grid.axis)

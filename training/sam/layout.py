@@ -65,7 +65,7 @@ class Scan:
     Attributes:
         mosaics: of whole slices, or one of crops for each organ.
         labels: (rows, columns) of each mosaic's slices.
-        examples: what is to be found in them.
+        examples: the objects in them.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Scan:
     examples: tuple[Example, ...]
 
     def tile(self, example: Example) -> Tile:
-        """Where the example's slice lies."""
+        """Return the tile of the example's slice."""
         return self.mosaics[example.mosaic].tiles[example.member]
 
     def truth(self, example: Example) -> torch.Tensor:
-        """(rows, columns) bool on the rectangle that the example's tile shows."""
+        """Return the object's mask, (rows, columns) bool, on the rectangle that its tile shows."""
         x0, y0, x1, y1 = self.tile(example).source
         labels = self.labels[example.mosaic][example.member][y0:y1, x0:x1]
         return torch.from_numpy(labels == example.value)
@@ -115,7 +115,7 @@ def scan_of(
 def organ_boxes(
     kind: str, probability: np.ndarray, truth: np.ndarray, grid: SliceGrid, theta1: float
 ) -> dict[int, Box]:
-    """Boxes of one organ by slice number, of one of `BOX_KINDS`.
+    """Find the boxes of one organ by slice index, of one of `BOX_KINDS`.
 
     Args:
         probability: (K, J, I), the coarse network's.
@@ -142,7 +142,7 @@ def laid_out(
 
     Args:
         truth: labels (K, J, I).
-        boxes: by label and slice number; those where the slice does not show the label are no
+        boxes: by label and slice index; boxes in slices that do not show the label are no
             examples.
     """
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts beside the box, to train a SAM with: points and coarse masks."""
+"""Prompts beside the box that a SAM is trained with: points and mask prompts."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from SRCSMSegmenterLib.resampling import smooth_voxels
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """What is given beside the box; one kind for all prompts of a batch.
+    """Frequency of the prompts beside the box; all prompts of a batch are of one kind.
 
     Attributes:
         points: share of the batches with a point in the object and one outside it, either of them
-            left out at half of the prompts.
-        mask: share of the batches with a first guess of the mask.
+            left out of half of the prompts.
+        mask: share of the batches with a mask prompt.
     """
 
     points: float = 0.15
@@ -31,25 +31,30 @@ def draw_prompts(
     pixel: int,
     generator: torch.Generator,
 ) -> Prompts:
-    """Boxes, at times with points or a first guess of the mask.
+    """Draw what is given beside the boxes: points, a mask prompt or nothing.
 
     Args:
         boxes: (P, 4).
         masks: (P, side, side) bool.
+        pixel: side in pixels of a mask prompt's pixel.
     """
     kind = float(torch.rand((), generator=generator))
     if kind < config.points:
         where, which = drawn_points(boxes, masks, generator)
         return Prompts(boxes, where, which)
     if kind < config.points + config.mask:
-        return Prompts(boxes, masks=guessed_masks(masks, pixel, generator))
+        return Prompts(boxes, masks=mask_prompts(masks, pixel, generator))
     return Prompts(boxes)
 
 
 def drawn_points(
     boxes: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A point in each object and one in its box outside it, either left out at half of them.
+    """Draw a point in each object and one in its box outside it, half of each kind left out.
+
+    Args:
+        boxes: (P, 4) edges x0, y0, x1, y1 in pixels.
+        masks: (P, rows, columns) bool.
 
     Returns:
         (P, 2, 2) x and y of the middles of pixels; (P, 2) labels 1, 0 or, left out, -1.
@@ -72,10 +77,15 @@ def drawn_points(
     return torch.stack(where, 1).to(device), torch.stack(which, 1).float().to(device)
 
 
-def guessed_masks(masks: torch.Tensor, pixel: int, generator: torch.Generator) -> torch.Tensor:
-    """Logits (P, 1, rows, columns) of a coarse guess, one for `pixel` x `pixel` pixels.
+def mask_prompts(masks: torch.Tensor, pixel: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw mask prompts: the masks blurred, their outlines moved by a smooth random field.
 
-    The mask is blurred, and its outline moved by a smooth random field.
+    Args:
+        masks: (P, rows, columns) bool.
+        pixel: side in pixels of a mask prompt's pixel.
+
+    Returns:
+        Logits (P, 1, rows / pixel, columns / pixel).
     """
     small = F.avg_pool2d(masks[:, None].float(), pixel)
     side = small.shape[-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a segmentation training: everything that decides its result."""
+"""Configuration of a segmentation training."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from ..engine.losses import DICE
 
 @dataclass(frozen=True)
 class DataConfig(ScansConfig):
-    """The scans, and where in them the windows lie.
+    """The scans, the place of the windows in them, and the labels to tell apart.
 
     Attributes:
         foreground: share of the windows drawn around a labelled voxel, the others anywhere.
@@ -31,7 +31,7 @@ class DataConfig(ScansConfig):
 
 @dataclass(frozen=True)
 class OptimisationConfig(Recipe):
-    """The recipe and the loss of the engine's network; defaults are the paper's.
+    """The recipe and the loss of the U-Net; defaults are those of Thaler et al. 2026.
 
     Attributes:
         dice: "generalised" (the paper), "mean" over the classes present in a window, or "batch"
@@ -52,10 +52,10 @@ class OptimisationConfig(Recipe):
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """Training on several views of every window (Chen et al. 2025; pairs.py).
+    """A training on several views of every window (Chen et al. 2025; pairs.py).
 
     Attributes:
-        use: train on pairs; without, the rest has no effect.
+        use: train on pairs; if false, the other settings have no effect.
         styled: folders of restyled slices (`srcsm style swap`) of the dataset.
         contrast: weight of NT-Xent; 0 trains without.
         temperature: of NT-Xent.

@@ -38,7 +38,7 @@ from .training import Weights, make_optimiser, output_labels, validation_scores
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """A batch.
+    """A batch of views.
 
     Attributes:
         images: (V, N, 1, K, J, I) normalised, before random convolution.
@@ -52,7 +52,7 @@ class Views:
 
 
 class PairNetwork(nn.Module):
-    """A U-Net and, where there is contrast, the projection of its bottleneck."""
+    """A U-Net and, if there is contrast, the projection of its bottleneck."""
 
     def __init__(self, config: TrainingConfig) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class PairNetwork(nn.Module):
             self.projection = Projection(config.network.channels[-1], config.pairs.projection)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, 1, K, J, I) -> logits (N, classes, K, J, I) and projected (N, D, K', J', I')."""
+        """Map (N, 1, K, J, I) to logits (N, classes, K, J, I) and projected (N, D, K', J', I')."""
         features = self.unet.encode(x)
         projected = self.projection(features[-1]) if self.projection else None
         return self.unet.decode(features), projected
@@ -132,7 +132,7 @@ def pair_loss(
     recipe: OptimisationConfig,
     pairs: PairsConfig,
 ) -> torch.Tensor:
-    """Mean of the views' segmentation losses, plus the weighted contrast (Chen et al. 2025).
+    """Compute the mean of the views' segmentation losses, plus the weighted contrast.
 
     Args:
         logits: (V * N, classes, K, J, I), view after view.
@@ -156,7 +156,7 @@ def draw_views(
     generator: torch.Generator,
     device: torch.device,
 ) -> Views:
-    """Augmented, normalised views of random windows, before random convolution."""
+    """Draw augmented, normalised views of random windows, before random convolution."""
     windows, styled, labels = [], [], []
     for _ in range(config.optimisation.batch):
         case = cases[int(torch.randint(len(cases), (), generator=generator))]
@@ -192,9 +192,9 @@ def draw_views(
 
 
 def convolved(views: Views, config: TrainingConfig, generator: torch.Generator) -> torch.Tensor:
-    """(V, N, 1, K, J, I): the views with random convolution where it is due.
+    """Apply random convolution to the views that are due for it; return all (V, N, 1, K, J, I).
 
-    Its mode is the configuration's; "smoothed", the method, where that is "off".
+    Its mode is the configuration's; if that is "off", "smoothed" (the method).
     """
     where = views.convolved
     if not where.any():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets: a region of the body and a size of network, ready to train."""
+"""Presets: configurations for a region of the body and a size of network."""
 
 from dataclasses import replace
 
@@ -121,10 +121,10 @@ PRESETS: dict[str, TrainingConfig] = {
 
 
 def preset(name: str) -> TrainingConfig:
-    """The preset of that name.
+    """Return the preset of a name.
 
     Raises:
-        ConfigError: there is none; names the nearest one.
+        ConfigError: no preset has that name; the message names the nearest one.
     """
     if name not in PRESETS:
         raise ConfigError(

@@ -60,7 +60,7 @@ def pairs_preview(
     rule: IntensityRule,
     rows: int = 6,
 ) -> None:
-    """All views of the first windows of a training on pairs."""
+    """Draw all views of the first windows of a training on pairs."""
     generator = torch.Generator().manual_seed(config.seed)
     views = draw_views(cases, restyled, config, rule, generator, torch.device("cpu"))
     images = convolved(views, config, generator)
@@ -80,7 +80,7 @@ def pairs_preview(
 def validation_preview(
     path: Path, network: UNet, case: PreparedCase, config: TrainingConfig, rule: IntensityRule
 ) -> None:
-    """The window of a validation case with the most foreground: truth beside prediction."""
+    """Draw truth and prediction in the window of a validation case with the most foreground."""
     device = next(network.parameters()).device
     windows = case_windows(case, config.grid, device)
     image, labels = max(windows, key=lambda pair: int((pair[1] > 0).sum()))

@@ -79,7 +79,7 @@ def open_restyled(
     Raises:
         ConfigError: settings that do not go together.
         DatasetError: a folder without restyled slices of these cases, or one whose files changed,
-            or that was made of other scans or other labels.
+            or one that was made of other scans or has other labels.
     """
     pairs = config.pairs
     if pairs.styled and not pairs.use:
@@ -100,9 +100,9 @@ def open_restyled(
 def nearest_slice(
     case: str, window: Geometry, restyled: Sequence[RestyledSet], generator: torch.Generator
 ) -> RestyledSlice | None:
-    """A slice of the case no further from the window's middle than a slice is thick, or None.
+    """Find a slice of the case at most its thickness away from the window's centre, or None.
 
-    The thickness is the larger one of the window's and the slice's. Of several sets one is drawn.
+    The thickness is the larger one of the window's and the slice's. One of several sets is drawn.
     """
     near = []
     for scan in (one.scans[case] for one in restyled if case in one.scans):
@@ -114,7 +114,7 @@ def nearest_slice(
 
 
 def into_plane(window: Geometry, plane: Geometry, grid: GridSpec) -> Geometry:
-    """The window moved and turned the shortest way into a picture's plane.
+    """Move and turn a window the shortest way into a picture's plane.
 
     Raises:
         DatasetError: the plane crosses the window's at more than 45 degrees.
@@ -134,7 +134,7 @@ def into_plane(window: Geometry, plane: Geometry, grid: GridSpec) -> Geometry:
 
 
 def in_plane(draw: SpatialDraw) -> SpatialDraw:
-    """The part of a spatial transform that does not leave the window's slice."""
+    """Return the part of a spatial transform that does not leave the window's slice."""
     matrix = np.eye(3)
     matrix[:2, :2] = draw.matrix[:2, :2]
     control = draw.control.clone()
@@ -149,7 +149,11 @@ def styled_window(
     generator: torch.Generator,
     device: torch.device,
 ) -> torch.Tensor:
-    """(1, 1, J, I) one of the styles, drawn, on a transformed window in its plane."""
+    """Draw one of the styles and resample it on a transformed window in its plane.
+
+    Returns:
+        (1, 1, J, I) float32 in the scan's intensities.
+    """
     style = int(torch.randint(len(restyled.pictures), (), generator=generator))
     lower, upper = restyled.values
     picture = restyled.pictures[style, None, None].float() * ((upper - lower) / 255) + lower
@@ -159,7 +163,7 @@ def styled_window(
 
 
 def _normal(plane: Geometry) -> np.ndarray:
-    """Unit normal (RAS) of a picture's plane."""
+    """Compute the unit normal (RAS) of a picture's plane."""
     normal = np.cross(plane.direction[:, 0], plane.direction[:, 1])
     return normal / np.linalg.norm(normal)
 

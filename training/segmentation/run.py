@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run from a dataset to a model bundle, and everything its folder keeps.
+"""A training run from a dataset to a model bundle, and the folder that it writes.
 
 config.yaml               the full configuration
 environment.json          versions, git state, command, device, precision, dataset, cases
@@ -269,7 +269,7 @@ def make_accelerator(device: str, config: TrainingConfig) -> Computing:
 
 
 def model_card(bundle: ModelBundle) -> str:
-    """The model card of a freshly trained network, Markdown."""
+    """Write the model card of a newly trained network, Markdown."""
     description, training = bundle.description, bundle.description.training
     return f"""# {description.name}
 
@@ -297,7 +297,7 @@ Dice on the network's grid, averaged weights, the best of all validations:
 
 
 def _pairs(training: dict) -> str:
-    """A line of the model card for a training on pairs."""
+    """Write the line of the model card for a training on pairs; "" for others."""
     chosen = training["config"]["pairs"]
     if not chosen["use"]:
         return ""
@@ -346,7 +346,7 @@ def _input_of(rule: IntensityRule) -> str:
 
 
 def _resident(case: PreparedCase, accelerator: Accelerator, cases: int) -> PreparedCase:
-    """The case in GPU memory where all cases together take under a quarter of what is free."""
+    """Move the case to GPU memory if all cases together take under a quarter of what is free."""
     if accelerator.device.type != "cuda":
         return case
     free, _ = torch.cuda.mem_get_info(accelerator.device)

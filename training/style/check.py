@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Did the styles move, and did the anatomy stay? (Chen et al. 2025)
+"""Check of restyled slices: that the style moved and the anatomy stayed (Chen et al. 2025).
 
-A restyled slice fails where it still looks like its source (the intervention failed) or where its
-picture no longer follows its mask (the ControlNet failed). Both are measured on every slice;
+A restyled slice fails if it still looks like its source (the intervention failed) or if its picture
+no longer follows its mask (the ControlNet failed). Both are measured on every slice;
 those below a threshold are set aside: they stay on disk and in the manifest, with the reason, and
 nobody trains on them.
 
@@ -122,7 +122,7 @@ def _check_labels(network: ModelBundle, found: SliceSet) -> None:
 
 
 def _read_partial(out: Path, network: ModelBundle | None, found: SliceSet) -> dict[str, Numbers]:
-    """The numbers of a check of the same set that was stopped."""
+    """Read the numbers of a check of the same set that was stopped."""
     try:
         content = json.loads((out / PARTIAL).read_text(encoding="utf-8"))
         if content["of"] != _identity(network, found):
@@ -140,6 +140,6 @@ def _write_partial(
 
 
 def _identity(network: ModelBundle | None, found: SliceSet) -> list[str]:
-    """What the numbers depend on: the network, the pictures and the masks."""
+    """List what the numbers depend on: SHA-256 of the network, the pictures and the masks."""
     sums = [digest for s in found.slices for digest in (s.image_sha256, s.mask_sha256)]
     return [network.identity if network else "", *sums]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of all stages of a style intervention: one file, a section for each stage."""
+"""Configuration of all stages of a style intervention: one file, a section for each stage."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,7 +11,7 @@ from ..engine.config import PRECISIONS, StepsConfig, one_of
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How scans become slices.
+    """The slicing of scans into pictures.
 
     Attributes:
         cases: shell patterns of the case names to use.
@@ -22,7 +22,7 @@ class PrepareConfig:
         percentiles: MR only; these percentiles of the scan become 0 and 255.
         foreground: smallest share of labelled pixels of a slice that is kept.
         empty: share of the slices without any labelled pixel that are kept as well.
-        style: what the slices look like, a key of the prompts file; "auto" is "ct" or "mr".
+        style: style of the slices, a key of the prompts file; "auto" is "ct" or "mr".
     """
 
     cases: tuple[str, ...] = ("*",)
@@ -52,7 +52,7 @@ class PhantomConfig:
     Attributes:
         patients: how many; patient n has the seed `seed + n`.
         slices: of each patient, each in every style.
-        styles: looks of phantom_slices.py.
+        styles: of phantom_slices.py.
     """
 
     patients: int = 300
@@ -63,7 +63,7 @@ class PhantomConfig:
 
 @dataclass(frozen=True)
 class StageConfig(StepsConfig):
-    """The training of a stage's network; what differs between the stages is in the classes below.
+    """The training of a stage's network; the classes below add what differs between stages.
 
     Attributes:
         weight_decay: AdamW's.
@@ -128,7 +128,7 @@ class ControlConfig(StageConfig):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How pictures are drawn.
+    """The sampler.
 
     Attributes:
         steps: of DPM-Solver++ (second order).
@@ -150,7 +150,7 @@ class SwapConfig:
     """Style swap (DGInStyle, ECCV 2024; Chen et al. 2025).
 
     Attributes:
-        styles: of the prompts file; all but the source's own where none is named.
+        styles: of the prompts file; all but the source's own if none is named.
         per_slice: how many different ones each slice gets, drawn for it; 0: all.
         every: restyle every n-th slice.
         batch: pictures drawn together.
@@ -173,13 +173,13 @@ class SwapConfig:
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Below which a restyled slice is set aside (check.py measures them).
+    """Thresholds below which a restyled slice is set aside (measures.py).
 
     Attributes:
         moved: distance of the organs' histograms to the source slice's, a share of the grey range;
             one organ in two source slices of different patients is 0.03 to 0.06 apart.
         edges: agreement of the picture's edges with the mask; 0.5 is chance.
-        dice: mean Dice of the source-trained network, where one is given; 0 only reports it, as a
+        dice: mean Dice of the source-trained network, if one is given; 0 only reports it, as a
             network that does not generalise fails on good slices too.
     """
 
@@ -217,7 +217,7 @@ class DenoiserConfig(StageConfig):
 
     Attributes:
         channels: of the U-Net's levels.
-        attention: the deepest so many levels look at the prompt.
+        attention: number of the deepest levels that attend to the prompt.
         heads: of each attention layer, of both networks.
         text_width, text_layers, text_length: the text encoder's, in channels, layers and tokens.
         vocabulary: largest number of tokens; 514 spell any text, the others are words and parts
@@ -244,7 +244,7 @@ class DenoiserConfig(StageConfig):
 
 @dataclass(frozen=True)
 class SmallBaseConfig:
-    """A base model of our own."""
+    """A small base model, trained here."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -256,7 +256,7 @@ class SmallBaseConfig:
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """Everything that decides the result of the stages, beside their inputs.
+    """The configuration of all stages.
 
     Attributes:
         size: pixels of a slice's side.

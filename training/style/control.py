@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ControlNet that lays pictures out as masks say (Chen et al. 2025).
+"""The ControlNet that makes pictures follow masks (Chen et al. 2025).
 
 It starts as a copy of the tuned U-Net's encoder and learns with that U-Net frozen: as the U-Net
 already draws the source's style, what is left to learn is the layout. Masks are shown to it in
 colours, one per label.
 
-What it makes, in the folder of the run:
+The folder of the run:
 
-model.json     what it is: base, tuning, slices, labels and their colours, SHA-256 of the weights
+model.json     the record: base, tuning, slices, labels and their colours, SHA-256 of the weights
 controlnet/    the ControlNet in diffusers format
 previews/      a column per slice: its mask, the slice, a picture drawn from the mask
 """
@@ -133,7 +133,7 @@ def train_control(
 
 
 class Shown(NamedTuple):
-    """A batch: noisy latents, and what the ControlNet sees beside them.
+    """A batch: noisy latents, prompts and masks.
 
     Attributes:
         prompts: (N, tokens, channels).
@@ -235,7 +235,7 @@ def _copy_of_encoder(
 
 
 def load_control(run_folder: Path, base: BaseModel) -> tuple[ControlNetModel, dict[str, Any]]:
-    """A trained ControlNet, on the CPU in full precision, and its record.
+    """Load a trained ControlNet, on the CPU in full precision, and its record.
 
     Raises:
         BundleError: no finished training, of another base, or its weights changed.
@@ -250,7 +250,7 @@ def load_control(run_folder: Path, base: BaseModel) -> tuple[ControlNetModel, di
 
 
 def palette(labels: Mapping[str, int]) -> dict[str, list[int]]:
-    """Label name -> RGB: hues a golden angle apart, every other one darker; background is black."""
+    """Choose an RGB for every label name: hues a golden angle apart, every other one darker."""
     colours = {}
     for number, name in enumerate(labels):
         hue, value = number * 0.381966 % 1, 1.0 if number % 2 == 0 else 0.7
@@ -261,7 +261,7 @@ def palette(labels: Mapping[str, int]) -> dict[str, list[int]]:
 def conditions(
     masks: np.ndarray, labels: Mapping[str, int], colours: Mapping[str, Sequence[int]]
 ) -> torch.Tensor:
-    """Masks in colours.
+    """Show masks in colours; background is black.
 
     Args:
         masks: (N, rows, columns) uint8 label values.
@@ -290,11 +290,11 @@ def conditions(
 
 
 def slice_weights(slices: Sequence[Slice], temperature: float) -> torch.Tensor:
-    """The chance of each slice to be drawn, float64, sums to 1.
+    """Compute the chance of each slice to be drawn, (slices,) float64, which sums to 1.
 
     A label is drawn with a weight of exp((1 - f) / temperature), f being its share of all labelled
     pixels, then a slice that shows it, evenly (rare-class sampling, Hoyer et al., DAFormer, CVPR
-    2022). At temperature 0, and where no slice shows a label, all slices are equal.
+    2022). At temperature 0, or if no slice shows a label, all slices are equal.
     """
     counts: dict[str, int] = {}
     for s in slices:

@@ -24,7 +24,7 @@ from .slices import SliceSet, read_picture
 
 
 class Noisy(NamedTuple):
-    """Diffused latents and what a network has to predict of them.
+    """Diffused latents and the target of their denoising.
 
     Attributes:
         latents: (N, C, h, w) with noise.
@@ -59,9 +59,10 @@ def noisy_latents(
 
 
 class Latents:
-    """The images of slices as latents, encoded when first asked for and kept in memory.
+    """The latents of slices, encoded at their first use and kept in memory.
 
-    One at a time, so that neither batches nor stops change them. 512 pixels take 64 KiB a slice.
+    Each slice is encoded alone, so that neither batches nor stops change it. A slice of 512 pixels
+    takes 64 KiB.
     """
 
     def __init__(self, slices: SliceSet, paths: Sequence[str], base: BaseModel) -> None:
@@ -69,7 +70,11 @@ class Latents:
         self._known: dict[int, torch.Tensor] = {}
 
     def draw(self, chosen: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-        """(N, C, h, w) float32, drawn from the autoencoder's distribution, scaled as diffused."""
+        """Draw latents (N, C, h, w) float32 from the autoencoder's distribution, scaled.
+
+        Args:
+            chosen: N numbers of slices.
+        """
         moments = torch.stack([self._moments(n) for n in chosen]).float()
         mean, deviation = moments.chunk(2, dim=1)
         noise = torch.randn(mean.shape, generator=generator)
@@ -86,24 +91,24 @@ class Latents:
 
 
 def encode_pictures(vae: AutoencoderKL, pictures: np.ndarray) -> DiagonalGaussianDistribution:
-    """(N, rows, columns) uint8 -> the distribution of their latents, not scaled."""
+    """Encode (N, rows, columns) uint8; return the distribution of the latents, not scaled."""
     return vae.encode(as_input(pictures).to(vae.device, vae.dtype)).latent_dist
 
 
 def as_input(pictures: np.ndarray) -> torch.Tensor:
-    """(N, rows, columns) uint8 -> (N, 3, rows, columns) float32 in [-1, 1]."""
+    """Convert (N, rows, columns) uint8 to (N, 3, rows, columns) float32 in [-1, 1]."""
     grey = torch.from_numpy(pictures).float() / 127.5 - 1
     return grey[:, None].expand(-1, 3, -1, -1)
 
 
 def as_pictures(output: torch.Tensor) -> np.ndarray:
-    """(N, 3, rows, columns) of an autoencoder -> (N, rows, columns) uint8: the mean as grey."""
+    """Convert (N, 3, rows, columns) in [-1, 1] to (N, rows, columns) uint8, the mean as grey."""
     grey = output.float().mean(dim=1)
     return ((grey + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
 
 
 def token_ids(base: BaseModel, prompts: Sequence[str]) -> torch.Tensor:
-    """(N, tokens) int64; what is too long is cut."""
+    """Tokenise prompts: (N, tokens) int64; longer ones are cut."""
     return base.tokenizer(
         list(prompts),
         padding="max_length",
@@ -115,7 +120,7 @@ def token_ids(base: BaseModel, prompts: Sequence[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_prompts(base: BaseModel, prompts: Sequence[str]) -> torch.Tensor:
-    """(N, tokens, channels): what the U-Net attends to; each distinct prompt is encoded once."""
+    """Encode prompts for the U-Net, (N, tokens, channels); each distinct one is encoded once."""
     distinct = list(dict.fromkeys(prompts))
     encoded = base.text_encoder(token_ids(base, distinct).to(base.text_encoder.device))[0]
     return encoded[[distinct.index(prompt) for prompt in prompts]]
@@ -179,9 +184,19 @@ def steered(
     conditions: torch.Tensor,
     scale: float = 1.0,
 ) -> torch.Tensor:
-    """What a U-Net predicts with a ControlNet's residuals added, float32.
+    """Predict with a U-Net and a ControlNet's residuals, float32.
 
-    The two may be of different precision: one is trained, or none.
+    The precisions of the two may differ, as only the ControlNet is trained.
+
+    Args:
+        noisy: (N, C, h, w).
+        times: (N,), or one for all.
+        text: (N, tokens, channels).
+        conditions: (N, 3, rows, columns) in [0, 1].
+        scale: factor on the residuals.
+
+    Returns:
+        (N, C, h, w).
     """
     dtype = next(control.parameters()).dtype
     down, middle = control(
@@ -202,9 +217,10 @@ def steered(
 
 
 def place_frozen(base: BaseModel, device: torch.device, precision: str) -> None:
-    """Put what is not trained on the device: on a GPU the autoencoder at half size but for fp32.
+    """Move the autoencoder and the text encoder to the device.
 
-    In bfloat16 an autoencoder loses what the eye sees; text is encoded rarely, so in full.
+    bfloat16 visibly degrades the autoencoder, so on a GPU it runs in fp16, or in fp32 if asked for;
+    the text encoder is used rarely and stays in fp32.
     """
     half = device.type == "cuda" and precision != "fp32"
     base.vae.to(device, torch.float16 if half else torch.float32)
@@ -212,14 +228,14 @@ def place_frozen(base: BaseModel, device: torch.device, precision: str) -> None:
 
 
 def frozen_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Of weights that are read and not trained."""
+    """Choose the data type of weights that are not trained."""
     if device.type == "cpu":
         return torch.float32
     return DTYPES[precision]
 
 
 def sheet(columns: int, pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one size, (rows, columns) or (rows, columns, 3) uint8, in a grid, as RGB."""
+    """Lay pictures of one size, (rows, columns[, 3]) uint8, into a grid; return it as RGB."""
     colour = [p if p.ndim == 3 else np.repeat(p[..., None], 3, axis=2) for p in pictures]
     rows = [np.hstack(colour[n : n + columns]) for n in range(0, len(colour), columns)]
     return np.vstack(rows)

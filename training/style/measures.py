@@ -25,7 +25,7 @@ SMALLEST = 20
 
 @dataclass(frozen=True)
 class Numbers:
-    """What is measured on a restyled slice.
+    """The measures of a restyled slice.
 
     Attributes:
         name, source, style: of the slice.
@@ -49,11 +49,11 @@ class Numbers:
 
     @property
     def moved(self) -> float:
-        """How far the style moved: the mean over the organs, nan without any."""
+        """The distance by which the style moved: the mean over the organs, NaN without any."""
         return mean(self.organs.values())
 
     def reason(self, config: CheckConfig) -> str:
-        """Why the slice is set aside, or nothing."""
+        """Say why the slice is set aside; "" if it is kept."""
         if not self.organs or math.isnan(self.edges):
             return "no organ to judge it by"
         if self.moved < config.moved:
@@ -68,7 +68,7 @@ class Numbers:
 def measure(
     source: SliceSet, original: Slice, found: SliceSet, styles: Sequence[Slice]
 ) -> list[Numbers]:
-    """The numbers of all restyled slices of one source slice, but for the network's Dice.
+    """Measure all restyled slices of one source slice, without the network's Dice.
 
     Raises:
         DatasetError: the mask holds labels that the manifest does not name.
@@ -108,7 +108,11 @@ def measure(
 
 
 def histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Earth mover's distance of two sets of grey values 0 to 255, as a share of that range."""
+    """Compute the earth mover's distance of two sets of grey values, a share of their range.
+
+    Args:
+        first, second: uint8 of any shape.
+    """
     cumulative = [
         np.bincount(values.ravel(), minlength=256).cumsum() / values.size
         for values in (first, second)
@@ -117,18 +121,19 @@ def histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def boundary_agreement(picture: np.ndarray, mask: np.ndarray) -> float:
-    """How well the mask's outlines lie where the picture has edges.
+    """Measure how well the mask's outlines lie on edges of the picture.
 
-    The chance that the picture's gradient is larger at a pixel of an outline than at one of the
-    band around the outlines: 1 is perfect, 0.5 chance. Blur and band go by the picture's size; in
-    one of 96 pixels the gradient has a sigma of 0.7 pixels, and the band reaches from 1.5 to 5.
+    The measure is the chance that the picture's gradient is larger at a pixel of an outline than at
+    one of the band around the outlines: 1 is perfect, 0.5 chance. Blur and band scale with the
+    picture: in one of 96 pixels the gradient has a sigma of 0.7 pixels, and the band reaches from
+    1.5 to 5 pixels.
 
     Args:
         picture: (rows, columns) uint8.
         mask: (rows, columns) labels.
 
     Returns:
-        nan where there is too little outline to tell.
+        NaN if there is too little outline to tell.
     """
     unit = len(picture) / 96
     outline = np.zeros(mask.shape, bool)
@@ -148,7 +153,7 @@ def boundary_agreement(picture: np.ndarray, mask: np.ndarray) -> float:
 
 
 def within_source(source: SliceSet, pairs: int = 50) -> float:
-    """Median distance of one organ in two source slices of different cases: what is no style."""
+    """Measure the median distance of one organ in two source slices of different cases."""
     slices = source.kept()
     rng = np.random.default_rng(0)
     found = []
@@ -169,7 +174,7 @@ def within_source(source: SliceSet, pairs: int = 50) -> float:
 
 
 def network_dice(found: SliceSet, s: Slice, network: ModelBundle, device: str) -> float:
-    """Mean Dice over the organs of the network on a picture, as if all of a scan looked so.
+    """Measure the network's mean Dice over the organs on a scan made of one picture.
 
     The picture is repeated to fill the network's window, without its tilt, and its grey values
     are what `style prepare` made them from.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nnU-Net raw datasets as slices with masks."""
+"""Slices with masks, cut from an nnU-Net raw dataset."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -86,7 +86,7 @@ def prepare(
 
 
 def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) -> list[Geometry]:
-    """The grids of all pictures of a scan, in the order of its slices.
+    """Lay the grids of all pictures of a scan, in the order of its slices.
 
     Args:
         axis: "auto", "I", "J" or "K", see `PrepareConfig`.
@@ -117,10 +117,16 @@ def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) ->
 def picture(
     volume: Volume, grid: Geometry, *, labels: bool = False, outside: float = 0
 ) -> np.ndarray:
-    """(rows, columns) of the volume on a grid of `picture_grids`.
+    """Resample a volume on a grid of `picture_grids`.
 
-    Images are interpolated linearly, after a Gaussian where the pixels are larger than the
-    voxels; labels are looked up.
+    Images are interpolated linearly, after a Gaussian if the pixels are larger than the voxels;
+    labels are looked up.
+
+    Args:
+        outside: intensity beyond the scan.
+
+    Returns:
+        (rows, columns).
     """
     # One corner and two edges of the picture in voxels of (I, J, K) tell where all pixels lie.
     corner, right, down = volume.geometry.to_ijk(
@@ -142,7 +148,7 @@ def picture(
 
 
 def windowed(volume: Volume, modality: str, config: PrepareConfig) -> Volume:
-    """The scan with its window (CT) or percentiles (MR) at 0 and 255, not rounded: float32.
+    """Map a scan's window (CT) or percentiles (MR) to 0 and 255, float32, not rounded.
 
     Raises:
         DatasetError: it has no contrast.
@@ -157,8 +163,16 @@ def windowed(volume: Volume, modality: str, config: PrepareConfig) -> Volume:
 def _display(
     direction: np.ndarray, normal: int, across: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RAS unit vectors of a picture's columns and rows: the two voxel axes, exchanged and
-    flipped so that they run as nearly as possible where a radiologist expects them."""
+    """Orient a picture as nearly as the voxel axes allow to what radiologists expect.
+
+    Args:
+        direction: (3, 3) RAS unit vectors of the voxel axes as columns.
+        normal: voxel axis across the slices.
+        across: the two others.
+
+    Returns:
+        (3,) RAS unit vectors of the picture's columns and rows.
+    """
     facing = int(np.argmax(np.abs(direction[:, normal])))
     wanted = np.array([COLUMNS[facing], ROWS[facing]])
     agreement = wanted @ direction[:, across]  # (column or row, voxel axis)

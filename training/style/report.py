@@ -27,7 +27,7 @@ ROWS = 5
 def summarise(
     judged: SliceSet, numbers: Sequence[Numbers], config: CheckConfig, floor: float
 ) -> dict[str, Any]:
-    """The report: settings, medians of every style, and the set's faults in words."""
+    """Summarise a check: settings, medians of every style, and the set's faults in words."""
     styles, faults = {}, []
     by_style: dict[str, list[Numbers]] = defaultdict(list)
     for n in numbers:
@@ -84,7 +84,7 @@ def summarise(
 def contact_sheet(
     path: Path, source: SliceSet, judged: SliceSet, numbers: dict[str, Numbers]
 ) -> None:
-    """Source slices and their styles: some evenly spread, then those of the worst edges."""
+    """Draw source slices and their styles: some evenly spread, then those of the worst edges."""
     styles = list(dict.fromkeys(s.style for s in judged.slices))
     groups: dict[str, dict[str, Slice]] = defaultdict(dict)
     for s in judged.slices:
@@ -146,7 +146,7 @@ def write_report(
 
 
 def _json_numbers(content: Any) -> Any:  # noqa: ANN401 - plain JSON values
-    """Rounded, and null in place of nan."""
+    """Round the numbers of a report, and replace NaN by null."""
     if isinstance(content, dict):
         return {key: _json_numbers(value) for key, value in content.items()}
     if isinstance(content, float):

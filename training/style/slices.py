@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of slices on disk: what every stage reads and writes.
+"""Sets of slices on disk, which all stages read and write.
 
 A set is a folder with one manifest. `style prepare` makes the source set; `style swap` makes a set
 of restyled slices beside it, `style phantom` one to train a small base on. All have one format:
@@ -46,7 +46,7 @@ MANIFEST = "manifest.json"
 
 
 class StyleError(SRCSMError):
-    """A stage cannot go on, or its results cannot be written."""
+    """A stage that cannot go on, or whose results cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Slice:
         affine: 16 numbers, row by row: (column, row, 0, 1) -> RAS mm.
         prompt, seed: what a restyled slice was made with.
         source: name of the slice that it restyles.
-        rejected: why it was set aside; "" where it was not.
+        rejected: why it was set aside; "" if it was not.
     """
 
     name: str
@@ -112,17 +112,17 @@ class SliceSet:
     complete: bool = False
 
     def kept(self) -> tuple[Slice, ...]:
-        """The slices that were not set aside."""
+        """Return the slices that were not set aside."""
         return tuple(s for s in self.slices if not s.rejected)
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended.
+    """The result of a stage.
 
     Attributes:
         done, total: steps, cases or pictures.
-        output: what it made, once finished; the same call resumes one that was stopped.
+        output: folder of the result; None if the stage was stopped, which the same call resumes.
     """
 
     done: int
@@ -131,7 +131,7 @@ class StageResult:
 
     @property
     def finished(self) -> bool:
-        """False where it was stopped."""
+        """Whether the stage came to its end."""
         return self.done == self.total
 
 
@@ -214,7 +214,7 @@ def write_manifest(slices: SliceSet) -> None:
 
 
 def read_picture(slices: SliceSet, path: str) -> np.ndarray:
-    """(size, size) uint8 of an image or mask of the set.
+    """Read an image or mask of the set, (size, size) uint8.
 
     Raises:
         DatasetError: unreadable, or of another size.
@@ -263,13 +263,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Compute the hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_sha256(slices: SliceSet) -> str:
-    """What names a set's exact content."""
+    """Compute the hex digest of a manifest, which identifies the set's content."""
     return file_sha256(slices.folder / MANIFEST)
 
 

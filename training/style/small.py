@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A base model of our own, small enough to be trained on a processor, on slices in several styles.
+"""Training of a small base model, on a processor and on slices in several styles.
 
-The same kinds of parts as Stable Diffusion 1.x, smaller, in the same folder layout, so everything
-else reads it like any other base: an autoencoder, a U-Net that looks at the prompt, a CLIP text
-encoder with a vocabulary made from the prompts files. Text encoder and U-Net learn together. The
-noise has no signal left at its last step, and the U-Net predicts velocity (Lin et al., "Common
-diffusion noise schedules and sample steps are flawed", WACV 2024): else all pictures would be
-equally bright on average, and brightness is half of a style.
+The base has the parts and the folder layout of Stable Diffusion 1.x, so that the other stages read
+it like any other base: an autoencoder, a U-Net that attends to the prompt, and a CLIP text encoder
+with a vocabulary made from the prompts file. Text encoder and U-Net are trained together. The noise
+leaves no signal at its last step, and the U-Net predicts velocity (Lin et al., "Common diffusion
+noise schedules and sample steps are flawed", WACV 2024): otherwise all pictures would be equally
+bright on average, and brightness is half of a style.
 
-Its folder keeps, beside the parts, training/: checkpoints, curves and previews.
+Beside the parts, the folder keeps training/autoencoder and training/denoiser: checkpoints, curves,
+environments and previews.
 """
 
 import time
@@ -229,7 +230,7 @@ def _set_scale(base: BaseModel, slices: SliceSet) -> None:
 
 
 def _together(sets: Sequence[SliceSet]) -> SliceSet:
-    """All kept slices of all sets, by absolute paths.
+    """Join all kept slices of all sets, by absolute paths.
 
     Raises:
         DatasetError: the sets are of different sizes.
@@ -244,7 +245,7 @@ def _together(sets: Sequence[SliceSet]) -> SliceSet:
 
 
 def _by_style(slices: SliceSet) -> dict[str, list[int]]:
-    """Style -> numbers of the slices that have it."""
+    """Group the numbers of the slices by style."""
     numbers: dict[str, list[int]] = {}
     for n, s in enumerate(slices.slices):
         numbers.setdefault(s.style, []).append(n)
@@ -252,7 +253,7 @@ def _by_style(slices: SliceSet) -> dict[str, list[int]]:
 
 
 def _drawn(by_style: dict[str, list[int]], count: int, generator: torch.Generator) -> list[int]:
-    """Numbers of slices, each style as likely as another."""
+    """Draw numbers of slices, each style as likely as another."""
     styles = list(by_style.values())
     draws = torch.rand((count, 2), generator=generator, dtype=torch.float64).tolist()
     chosen = [(styles[int(a * len(styles))], b) for a, b in draws]

@@ -34,7 +34,7 @@ NOISE = {
 
 
 class Autoencoding(nn.Module):
-    """An autoencoder as it is trained: pictures and noise in, pictures and divergence out."""
+    """An autoencoder with the noise of its latents as an input, for training."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Autoencoding(nn.Module):
     def forward(
         self, pictures: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3, h, w) and noise of the latents' shape -> (N, 3, h, w), and nats per sample."""
+        """Map pictures (N, 3, h, w) and noise for the latents to (N, 3, h, w) and nats (N,)."""
         found = self.vae.encode(pictures).latent_dist
         return self.vae.decode(found.mean + found.std * noise).sample, found.kl()
 
@@ -56,12 +56,12 @@ class Prompted(nn.Module):
         self.text_encoder, self.unet = text_encoder, unet
 
     def forward(self, noisy: torch.Tensor, times: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Noisy latents (N, C, h, w), times (N,) and tokens (N, n) -> velocity (N, C, h, w)."""
+        """Map noisy latents (N, C, h, w), times (N,) and tokens (N, n) to velocity (N, C, h, w)."""
         return self.unet(noisy, times, self.text_encoder(ids)[0]).sample
 
 
 def build_base(config: SmallBaseConfig, prompts: Prompts, size: int) -> BaseModel:
-    """The networks with random weights, drawn from torch's generator, on the CPU."""
+    """Build the networks with random weights, drawn from torch's generator, on the CPU."""
     first, second = config.autoencoder, config.denoiser
     levels, deep = len(first.channels), len(second.channels)
     vae = AutoencoderKL(
@@ -103,8 +103,7 @@ def build_base(config: SmallBaseConfig, prompts: Prompts, size: int) -> BaseMode
 
 
 def save_base(base: BaseModel, folder: Path, sets: Sequence[SliceSet], prompts: Prompts) -> None:
-    """Write the folder of a diffusers pipeline; without model_index.json it is none, so that is
-    written last.
+    """Write the folder of a diffusers pipeline; model_index.json, which makes it one, is last.
 
     Raises:
         StyleError: it cannot be written.

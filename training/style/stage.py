@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stage's training: the run that it opens, and `engine.fit` with the optimiser of all stages."""
+"""Training of a stage: its run, and `engine.fit` with the optimiser that all stages share."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +21,7 @@ from .config import StageConfig, StyleConfig
 
 @dataclass(frozen=True)
 class StageFit:
-    """What `fit` reads of a stage; see `run_folder.FitConfig`."""
+    """The settings that `fit` reads; see `run_folder.FitConfig`."""
 
     optimisation: StageConfig
     seed: int

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Style swap: the ControlNet steers the *original* U-Net (DGInStyle, ECCV 2024).
 
-What the picture shows comes from the slice's mask, how it looks from the prompt. The result is a
-set of slices (slices.py) whose files are the record of what is done: each appears whole or not at
-all, its seed follows from its name, and whatever is not there yet is made by the next call.
-Process p of P makes every P-th picture of the plan.
+A picture's anatomy comes from the slice's mask, its style from the prompt. The result is a set of
+slices (slices.py). Each picture is written atomically and its seed follows from its name, so the
+next call makes only those that are missing. Process p of P makes every P-th picture of the plan.
 """
 
 import hashlib
@@ -47,7 +46,7 @@ from .tune import load_tuned
 
 @dataclass(frozen=True)
 class PlannedPicture:
-    """A picture to make: in which style a slice, asked for how, from which seed."""
+    """A picture to draw: the slice, its style, the prompt and the seed."""
 
     slice: Slice
     style: str
@@ -56,12 +55,12 @@ class PlannedPicture:
 
     @property
     def name(self) -> str:
-        """Of the restyled slice."""
+        """The name of the restyled slice."""
         return f"{self.slice.name}_{self.style}"
 
     @property
     def image(self) -> str:
-        """Its path in the set."""
+        """The path in the set."""
         return f"images/{self.name}.png"
 
 
@@ -160,7 +159,7 @@ def swap(
 
 
 def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[PlannedPicture]:
-    """Every picture to make; the same for the same slices, prompts, styles and seed.
+    """Plan every picture to draw; the same for the same slices, prompts, styles and seed.
 
     Raises:
         ConfigError: no prompts for a style.
@@ -266,7 +265,7 @@ def _new_set(
 
 
 def _restyled(planned: PlannedPicture, source: SliceSet, folder: Path) -> Slice:
-    """The manifest's entry of a picture that is there."""
+    """Make the manifest's entry of a picture that was drawn."""
     return replace(
         planned.slice,
         name=planned.name,
@@ -285,7 +284,7 @@ def _relative(path: Path, start: Path) -> str:
 
 
 def _number(*what: object) -> int:
-    """A number that follows from what it is for, up to 2**48, which JSON keeps exactly."""
+    """Derive a number from what it is for, up to 2**48, which JSON keeps exactly."""
     return int(_digest(list(map(str, what)))[:12], 16)
 
 

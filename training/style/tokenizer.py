@@ -13,10 +13,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_tokenizer(prompts: Prompts, vocabulary: int, length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the words of the prompts and spells all others.
+    """Make a CLIP tokenizer that knows the words of the prompts and spells all others.
 
-    Byte-pair encoding, learnt here: the library's own trainer breaks ties by chance, and a training
-    that is resumed needs the same tokens again.
+    The byte-pair encoding is learnt here: the library's own trainer breaks ties by chance, and a
+    training that is resumed needs the same tokens again.
 
     Args:
         vocabulary: largest number of tokens; 514 are there before any is learnt.
@@ -48,7 +48,7 @@ def make_tokenizer(prompts: Prompts, vocabulary: int, length: int) -> CLIPTokeni
 
 
 def _merged(word: tuple[str, ...], first: str, second: str) -> tuple[str, ...]:
-    """A word's symbols with every `first` followed by `second` as one symbol."""
+    """Merge every `first` followed by `second` in a word's symbols."""
     found, rest = [], list(word)
     while rest:
         symbol = rest.pop(0)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instance tuning: the base's U-Net learns to draw the source's slices (Chen et al. 2025).
 
-What it makes, in the folder of the run:
+The folder of the run:
 
-model.json     what it is: base, slices, prompt, SHA-256 of the weights
+model.json     the record: base, slices, prompt, SHA-256 of the weights
 unet/          the tuned U-Net in diffusers format, or
 lora/          low-rank updates, pytorch_lora_weights.safetensors
 previews/      above slices of the source, below pictures drawn for the instance prompt
@@ -152,7 +152,7 @@ class _Tuning:
 def _trainable(
     base: BaseModel, recipe: TuneConfig, computing: Computing, seed: int
 ) -> UNet2DConditionModel:
-    """Put the base's U-Net on the device, with gradients where it is trained."""
+    """Move the base's U-Net to the device, and turn on the gradients of what is trained."""
     device = computing.accelerator.device
     unet = base.unet.to(device)
     if recipe.lora:
@@ -166,7 +166,7 @@ def _trainable(
 
 
 def load_tuned(run_folder: Path, base: BaseModel) -> tuple[UNet2DConditionModel, dict[str, Any]]:
-    """The U-Net that a tuning made, on the CPU in full precision, and its record.
+    """Load the U-Net of a tuning, on the CPU in full precision, and its record.
 
     Args:
         base: the same that was tuned; stays as it is.
@@ -193,7 +193,7 @@ def load_tuned(run_folder: Path, base: BaseModel) -> tuple[UNet2DConditionModel,
 
 
 def _add_lora(unet: UNet2DConditionModel, rank: int, seed: int) -> None:
-    """Updates of rank `rank`, in full precision, start at zero."""
+    """Add updates of rank `rank`, in full precision, which start at zero."""
     torch.manual_seed(seed)
     unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION)

@@ -26,7 +26,7 @@ from srcsm_training.sam.box_network import prompted_loss, true_box_dice
 from srcsm_training.sam.decoder import DecoderConfig, run_decoder_training
 from srcsm_training.sam.from_scratch import SamConfig, run_sam_training, with_pixels
 from srcsm_training.sam.layout import organ_boxes
-from srcsm_training.sam.prompts import PromptConfig, drawn_points, guessed_masks
+from srcsm_training.sam.prompts import PromptConfig, drawn_points, mask_prompts
 from srcsm_training.sam.tiles import TileConfig, Tiles, tight_boxes
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -236,10 +236,10 @@ def test_points_lie_in_the_object_and_in_its_box_beside_it():
             assert label != 0 or (2 < x < 12 and 3 < y < 9)
 
 
-def test_guessed_masks_are_like_the_object_but_not_it():
+def test_mask_prompts_are_like_the_object_but_not_it():
     masks = torch.zeros(20, 64, 64, dtype=torch.bool)
     masks[:, 16:48, 8:40] = True
-    guesses = guessed_masks(masks, 2, torch.Generator().manual_seed(0))
+    guesses = mask_prompts(masks, 2, torch.Generator().manual_seed(0))
     assert guesses.shape == (20, 1, 32, 32)
     found, true = guesses[:, 0] > 0, masks[:, ::2, ::2]
     both = (found & true).sum((1, 2))
