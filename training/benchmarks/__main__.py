@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.json:
             print(f"{machine(device)}\n")
         for name in arguments.only:
-            found = SECTIONS[name](Path(folder), arguments.data, device)
-            tables += found
+            measured = SECTIONS[name](Path(folder), arguments.data, device)
+            tables += measured
             if not arguments.json:
-                print("\n".join(map(markdown, found)), flush=True)
+                print("\n".join(map(markdown, measured)), flush=True)
     if arguments.json:
         print(json.dumps({"machine": machine(device), "tables": [*map(plain, tables)]}, indent=1))
     return 0

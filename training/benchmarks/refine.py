@@ -69,18 +69,18 @@ def refine_table(
 
     worker_host.stop_worker()
     try:
-        found = []
+        measured = []
         for patient in (0, 1):
             with opened(patient, device, finer, surfaces, organ) as session:
-                found.append(dragged(session, 0.8))
+                measured.append(dragged(session, 0.8))
                 if patient == 1:
                     warm = [dragged(session, share) for share in (1.0, 0.8) * (WARM // 2)]
-                    found.append(tuple(map(statistics.median, zip(*warm, strict=True))))
+                    measured.append(tuple(map(statistics.median, zip(*warm, strict=True))))
                     shape, slices = session.grid.geometry.shape, session.organ(1).report.boxes
     finally:
         worker_host.stop_worker()
     whats = "the shown slice", f"the organ, {slices} slices"
-    rows = tuple(map(Row, whats, zip(*found, strict=True)))
+    rows = tuple(map(Row, whats, zip(*measured, strict=True)))
     return Table(f"SAM Refine, handle released, {times(shape)}{title}, {device}", COLUMNS, rows)
 
 

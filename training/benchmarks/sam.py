@@ -80,9 +80,9 @@ def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
 
     rows = []
     for mosaic, title in LAYOUTS.items():
-        found = refined(small, mosaic)
+        refinement = refined(small, mosaic)
         seconds = elapsed(lambda mosaic=mosaic: refined(small, mosaic))  # warm by now
-        passes = found.encoder_passes, refined(official, mosaic).encoder_passes
+        passes = refinement.encoder_passes, refined(official, mosaic).encoder_passes
         rows.append(Row(title, (passes[0], seconds, seconds / slices, passes[1])))
     columns = (f"passes, {small.name}", "s", "s a slice", f"passes, {official.name}")
     place = f"{scan.parents[1].name}/{scan.name}, {small.device}"
@@ -178,12 +178,12 @@ def cache_table(official: SamModel, side: int = 512) -> Table:
         for _ in range(2):
             # Another refiner knows no answers, so it needs every embedding.
             refiner = Refiner(volume, grid, official, modality="MR", mosaic="slices", cache=cache)
-            found = refiner.refine(
+            refinement = refiner.refine(
                 [organ],
                 trust=ANYTHING,
                 progress=lambda *_, cache=cache, held=held: held.append(cache.bytes),
             )
-            passes.append(found.encoder_passes)
+            passes.append(refinement.encoder_passes)
         rows.append(Row(f"limit of {limit // MIB} MiB", (max(held) / MIB, *passes)))
     title = f"Embedding cache, {SLICES} slices of {side} px in a mosaic, {official.name}"
     columns = ("held at most, MiB", "encoder passes", "passes of the same once more")

@@ -157,12 +157,12 @@ def looped_random_convolution(
     masks = smoothed_by_convolution(F.one_hot(labels, classes).movedim(-1, 1).float())
     result = torch.zeros_like(image)
     for label in range(classes):
-        look = image
+        response = image
         for weights in networks.weights:
             kernel = narrowest(weights[label]).to(image.device)
-            look = F.leaky_relu(F.conv3d(look, kernel, padding="same"), SLOPE)
+            response = F.leaky_relu(F.conv3d(response, kernel, padding="same"), SLOPE)
         share = networks.blend[label].to(image.device)
-        blended = share * look.float() + (1 - share) * image
+        blended = share * response.float() + (1 - share) * image
         result += blended * (image.norm() / blended.norm()) * masks[:, label]
     return result
 

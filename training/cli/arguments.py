@@ -28,7 +28,7 @@ def add_command(
         epilog=f"examples:\n{examples}\n\nExit codes: see srcsm --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(**dict(zip(("command", "action"), name.split(), strict=False)))
     return parser
 

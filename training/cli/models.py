@@ -97,8 +97,8 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(faults)
     else:
-        for folder, found in faults.items():
-            print(f"{folder}: {'; '.join(found) or 'whole'}")
+        for folder, wrong in faults.items():
+            print(f"{folder}: {'; '.join(wrong) or 'whole'}")
         if not faults:
             print(f"No models in {shipped_models_folder()}.")
     return 4 if any(faults.values()) else 0

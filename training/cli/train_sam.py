@@ -33,7 +33,7 @@ def add(commands: options.Commands) -> None:
         "  srcsm train-sam --data Dataset101_AbdomenCT --sam sam_vit_b_01ec64.pth \\\n"
         "      --coarse abdomen-ct --out runs/vit-b-ct --device cuda\n"
         "  srcsm train-sam --data Dataset101_AbdomenCT --sam sam-small-ct --coarse abdomen-ct \\\n"
-        "      --set embed_once=false random_convolution=smoothed --out runs/sam-ct-looks\n"
+        "      --set embed_once=false random_convolution=smoothed --out runs/sam-ct-src\n"
         "  srcsm train-sam --data Dataset101_AbdomenCT --dry-run",
     )
     options.add_dataset(parser)

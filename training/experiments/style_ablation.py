@@ -46,13 +46,13 @@ def runs_of(domain: str, runs: Path) -> list[Run]:
     """Return all trainings of a domain."""
     source, target = DATASETS[domain]
     styled = runs / domain / "slices" / "styled" / "abdomen"
-    found = []
+    domain_runs = []
     for name, (_, views, mode, settings) in METHODS.items():
         batch = f"optimisation.batch={round(PICTURES / views)}"
         pairs = (
             ("pairs.use=true", f"pairs.styled=['{styled}']") if views > 1 else ("pairs.use=false",)
         )
-        found.append(
+        domain_runs.append(
             Run(
                 f"{domain}_{name}",
                 "icm-fast",
@@ -62,7 +62,7 @@ def runs_of(domain: str, runs: Path) -> list[Run]:
                 settings=(batch, *pairs, *settings),
             )
         )
-    return found
+    return domain_runs
 
 
 def write_phantoms(data: Path) -> None:
