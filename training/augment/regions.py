@@ -22,7 +22,7 @@ AIR = 0.02
 """Normalised intensity above a window's minimum up to which unlabelled voxels are air."""
 
 SAMPLE = 2000
-"""Voxels that the clusters of intensity are found from."""
+"""Voxels from which the clusters of intensity are computed."""
 
 LLOYD_STEPS = 4
 """Steps of k-means; one dimension needs no more for clusters that differ from draw to draw."""

@@ -63,9 +63,9 @@ def prompted_loss(logits: torch.Tensor, iou: torch.Tensor, masks: torch.Tensor) 
         logits[:, None].float(), masks.shape[-2:], mode="bilinear", align_corners=False
     )[:, 0]
     with torch.no_grad():
-        found = logits > 0
-        both = (found & masks).sum((1, 2))
-        true_iou = both / (found | masks).sum((1, 2))
+        predicted = logits > 0
+        both = (predicted & masks).sum((1, 2))
+        true_iou = both / (predicted | masks).sum((1, 2))
     return mask_loss(logits, masks) + F.mse_loss(iou.float(), true_iou)
 
 
@@ -115,12 +115,15 @@ def true_box_dice(
                 logits, _ = network(
                     tiles.images[owner].to(device), torch.arange(len(part), device=device), prompts
                 )
-            found = F.interpolate(
+            logits = F.interpolate(
                 logits[:, None].float(), masks.shape[-2:], mode="bilinear", align_corners=False
             )[:, 0]
-            found = found > 0
+            predicted = logits > 0
             value = tiles.value[part].to(device)
-            both, either = (found & masks).sum((1, 2)), found.sum((1, 2)) + masks.sum((1, 2))
+            both, either = (
+                (predicted & masks).sum((1, 2)),
+                predicted.sum((1, 2)) + masks.sum((1, 2)),
+            )
             sums[index, 0].index_add_(0, value, both.float())
             sums[index, 1].index_add_(0, value, either.float())
     return mean_dice(sums, accelerator)[1:]

@@ -237,13 +237,13 @@ Embeddings = dict[tuple[int, int, int], torch.Tensor]
 
 def embed(scans: Sequence[Scan], model: SamModel) -> Embeddings:
     """Compute the embeddings of all canvases, float16 on the CPU."""
-    cache, found = EmbeddingCache(limit_bytes=0), {}
+    cache, embeddings = EmbeddingCache(limit_bytes=0), {}
     for scan in scans:
         for number, mosaic in enumerate(scan.mosaics):
             for canvas in range(len(mosaic.members)):
                 drawn = mosaic.canvas(canvas)[None]
-                (found[id(scan), number, canvas],) = cache.embed(model, drawn)
-    return found
+                (embeddings[id(scan), number, canvas],) = cache.embed(model, drawn)
+    return embeddings
 
 
 def embed_with_looks(
@@ -255,7 +255,7 @@ def embed_with_looks(
         for scan, example, _ in batch
     }
     labels = {id(scan): scan.labels for scan, _, _ in batch}
-    found = {}
+    embeddings: Embeddings = {}
     for (scan, number, canvas), mosaic in needed.items():
         slices = list(mosaic.slices)
         for member in mosaic.members[canvas]:
@@ -264,8 +264,8 @@ def embed_with_looks(
             look = random_convolution(image, label, mode, generator)
             slices[member] = look[0, 0].numpy()
         drawn = torch.from_numpy(replace(mosaic, slices=slices).canvas(canvas)[None])
-        found[scan, number, canvas] = encode(model, drawn.to(model.device))[0]
-    return found
+        embeddings[scan, number, canvas] = encode(model, drawn.to(model.device))[0]
+    return embeddings
 
 
 def same_canvas(
@@ -335,7 +335,7 @@ def boxed_dice(
         for first in range(0, len(scan.examples), 16):
             batch = [(scan, e, e.box) for e in scan.examples[first : first + 16]]
             for (_, example, _), logits in decoded(network, model, batch, embeddings, accelerator):
-                found, truth = (logits > 0).cpu(), scan.truth(example)
-                sums[index, 0, example.value] += (found & truth).sum()
-                sums[index, 1, example.value] += found.sum() + truth.sum()
+                mask, truth = (logits > 0).cpu(), scan.truth(example)
+                sums[index, 0, example.value] += (mask & truth).sum()
+                sums[index, 1, example.value] += mask.sum() + truth.sum()
     return mean_dice(sums, accelerator)[1:]

@@ -248,11 +248,11 @@ def validation_dice(
         for n in range(len(cases[index].pixels)):
             image, labels = scaled(cases[index], n, config.size)
             with accelerator.autocast():
-                found = network(image[None].to(device))["out"][0] > 0
+                mask = network(image[None].to(device))["out"][0] > 0
             values = torch.arange(1, channels + 1, device=device)
             true = labels.to(device) == values[:, None, None]
-            sums[index, 0] += (found & true).sum((1, 2))
-            sums[index, 1] += found.sum((1, 2)) + true.sum((1, 2))
+            sums[index, 0] += (mask & true).sum((1, 2))
+            sums[index, 1] += mask.sum((1, 2)) + true.sum((1, 2))
     return mean_dice(sums, accelerator)
 
 
@@ -267,14 +267,14 @@ def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.n
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = torch.from_numpy(to_pixels(grid.stack(volume.array), EQUALISED, modality))
     device = next(coarse.network.parameters()).device
-    found = np.zeros((len(coarse.labels), *volume.array.shape), np.float16)
+    probabilities = np.zeros((len(coarse.labels), *volume.array.shape), np.float16)
     for n, image in enumerate(pixels):
         shown = _resized(image[None, None], coarse.size).expand(-1, 3, -1, -1)
         sure = coarse.network(shown.to(device))["out"].float().sigmoid()
         sure = F.interpolate(sure, grid.shape, mode="bilinear", align_corners=False)[0]
-        for stack, probability in zip(found, sure.cpu().numpy(), strict=True):
+        for stack, probability in zip(probabilities, sure.cpu().numpy(), strict=True):
             grid.stack(stack)[n] = probability
-    return found
+    return probabilities
 
 
 def read_slices(case: Case, modality: str) -> Slices:
@@ -380,11 +380,13 @@ def _train(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     volume = read_volume(arguments.scan)
     coarse = load(arguments.model, arguments.device)
-    found = predict(volume, coarse, arguments.modality)
-    labels = (found.argmax(0) + 1) * (found.max(0) >= 0.5)
+    probabilities = predict(volume, coarse, arguments.modality)
+    labels = (probabilities.argmax(0) + 1) * (probabilities.max(0) >= 0.5)
     write_volume(arguments.output, Volume(labels.astype(np.uint8), volume.geometry))
     if arguments.confidence:
-        sure = np.where(labels > 0, found.max(0), 1 - found.max(0)).astype(np.float32)
+        sure = np.where(labels > 0, probabilities.max(0), 1 - probabilities.max(0)).astype(
+            np.float32
+        )
         write_volume(arguments.confidence, Volume(sure, volume.geometry))
     return 0
 

@@ -93,7 +93,7 @@ def scan_of(
 ) -> Scan:
     """Predict a case with the coarse network, box its organs, and lay it out."""
     volume, truth = read_volume(case.image), read_labels(case.labels)
-    found = segment(
+    coarse_result = segment(
         volume,
         coarse,
         modality=layout.modality,
@@ -105,9 +105,13 @@ def scan_of(
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     boxes = {
         value: organ_boxes(
-            layout.boxes, found.probabilities[value], truth.array == value, grid, layout.theta1
+            layout.boxes,
+            coarse_result.probabilities[value],
+            truth.array == value,
+            grid,
+            layout.theta1,
         )
-        for value in range(1, len(found.probabilities))
+        for value in range(1, len(coarse_result.probabilities))
     }
     return laid_out(case.name, volume, truth.array, boxes, model, layout.mosaic, layout.modality)
 

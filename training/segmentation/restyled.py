@@ -169,17 +169,17 @@ def _normal(plane: Geometry) -> np.ndarray:
 
 
 def _read_set(folder: Path, dataset: Dataset, training: Sequence[Case]) -> RestyledSet:
-    found = read_slices(folder)
-    if not found.source:
+    restyled = read_slices(folder)
+    if not restyled.source:
         raise DatasetError(
             f"{folder} holds no restyled slices; pairs.styled takes folders of srcsm style swap."
         )
-    if found.labels != dataset.labels:
+    if restyled.labels != dataset.labels:
         raise DatasetError(
-            f"The slices of {folder} have the labels {found.labels}, {dataset.name} has "
+            f"The slices of {folder} have the labels {restyled.labels}, {dataset.name} has "
             f"{dataset.labels}; restyle slices of this dataset."
         )
-    source = read_manifest(folder / found.source)
+    source = read_manifest(folder / restyled.source)
     for case in training:
         if case.name in source.cases and source.cases[case.name] != [
             file_sha256(case.image),
@@ -191,7 +191,7 @@ def _read_set(folder: Path, dataset: Dataset, training: Sequence[Case]) -> Resty
             )
     wanted = {case.name for case in training} & source.cases.keys()
     by_slice: dict[tuple[str, str], list] = {}
-    for s in found.kept():
+    for s in restyled.kept():
         if s.case in wanted:
             by_slice.setdefault((s.case, s.source), []).append(s)
     if not by_slice:
@@ -200,8 +200,8 @@ def _read_set(folder: Path, dataset: Dataset, training: Sequence[Case]) -> Resty
         )
     slices: dict[str, list[RestyledSlice]] = {}
     for (case, _), styles in by_slice.items():
-        slices.setdefault(case, []).append(_restyled_slice(found, styles, source))
-    name = f"{folder.name} {manifest_sha256(found)}"
+        slices.setdefault(case, []).append(_restyled_slice(restyled, styles, source))
+    name = f"{folder.name} {manifest_sha256(restyled)}"
     return RestyledSet(name, {case: _scan(tuple(parts)) for case, parts in slices.items()})
 
 
@@ -210,10 +210,12 @@ def _scan(slices: tuple[RestyledSlice, ...]) -> RestyledScan:
     return RestyledScan(normal, np.array([normal @ s.geometry.centre for s in slices]), slices)
 
 
-def _restyled_slice(found: SliceSet, styles: list, source: SliceSet) -> RestyledSlice:
+def _restyled_slice(restyled: SliceSet, styles: list, source: SliceSet) -> RestyledSlice:
     affine = np.array(styles[0].affine).reshape(4, 4)
-    pictures = np.stack([read_picture(found, s.image) for s in styles])
+    pictures = np.stack([read_picture(restyled, s.image) for s in styles])
     window = source.settings["window"] if source.modality == "CT" else (0.0, 255.0)
     return RestyledSlice(
-        Geometry((found.size, found.size, 1), affine), torch.from_numpy(pictures), tuple(window)
+        Geometry((restyled.size, restyled.size, 1), affine),
+        torch.from_numpy(pictures),
+        tuple(window),
     )

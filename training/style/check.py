@@ -65,40 +65,40 @@ def check(
         StyleError: the report cannot be written.
     """
     time_is_up = limits.start()
-    found = read_slices(folder)
-    if not found.source:
+    restyled = read_slices(folder)
+    if not restyled.source:
         raise DatasetError(
             f"{folder} holds no restyled slices; give the folder that srcsm style swap wrote."
         )
-    source = read_slices(found.folder / found.source)
+    source = read_slices(restyled.folder / restyled.source)
     if network:
-        _check_labels(network, found)
-    out = out or found.folder
+        _check_labels(network, restyled)
+    out = out or restyled.folder
     groups: dict[str, list[Slice]] = defaultdict(list)
-    for s in found.slices:
+    for s in restyled.slices:
         groups[s.source].append(s)
     sources = {s.name: s for s in source.slices if s.name in groups}
     if strange := sorted(groups.keys() - sources.keys()):
         raise DatasetError(
             f"{folder} restyles {strange[0]}, which {source.folder} does not have; swap anew."
         )
-    made = _read_partial(out, network, found)
+    made = _read_partial(out, network, restyled)
     for done, (name, styles) in enumerate(groups.items()):
         if time_is_up():
-            _write_partial(out, network, found, made)
+            _write_partial(out, network, restyled, made)
             return StageResult(done, len(groups), None)
         if any(s.name not in made for s in styles):
-            measured = measure(source, sources[name], found, styles)
+            measured = measure(source, sources[name], restyled, styles)
             if network:
                 measured = [
-                    replace(n, dice=network_dice(found, s, network, device))
+                    replace(n, dice=network_dice(restyled, s, network, device))
                     for n, s in zip(measured, styles, strict=True)
                 ]
             made |= {n.name: n for n in measured}
         progress(done + 1, len(groups), name)
     reasons = {name: numbers.reason(config.check) for name, numbers in made.items()}
     judged = replace(
-        found, slices=tuple(replace(s, rejected=reasons[s.name]) for s in found.slices)
+        restyled, slices=tuple(replace(s, rejected=reasons[s.name]) for s in restyled.slices)
     )
     report = summarise(judged, list(made.values()), config.check, within_source(source))
     write_report(out, report, list(made.values()), reasons)
@@ -111,21 +111,21 @@ def check(
     return StageResult(len(groups), len(groups), out)
 
 
-def _check_labels(network: ModelBundle, found: SliceSet) -> None:
-    described = tuple(segment_for(name, value) for name, value in found.labels.items())
+def _check_labels(network: ModelBundle, restyled: SliceSet) -> None:
+    described = tuple(segment_for(name, value) for name, value in restyled.labels.items())
     if network.description.labels != described:
         names = ", ".join(label.name for label in network.description.labels)
         raise BundleError(
             f"The network {network.description.name} finds {names}, the slices show "
-            f"{', '.join(found.labels)}; give one that was trained on their dataset."
+            f"{', '.join(restyled.labels)}; give one that was trained on their dataset."
         )
 
 
-def _read_partial(out: Path, network: ModelBundle | None, found: SliceSet) -> dict[str, Numbers]:
+def _read_partial(out: Path, network: ModelBundle | None, restyled: SliceSet) -> dict[str, Numbers]:
     """Read the numbers of a check of the same set that was stopped."""
     try:
         content = json.loads((out / PARTIAL).read_text(encoding="utf-8"))
-        if content["of"] != _identity(network, found):
+        if content["of"] != _identity(network, restyled):
             return {}
         return {n["name"]: Numbers(**n) for n in content["numbers"]}
     except (OSError, ValueError, KeyError, TypeError):
@@ -133,13 +133,13 @@ def _read_partial(out: Path, network: ModelBundle | None, found: SliceSet) -> di
 
 
 def _write_partial(
-    out: Path, network: ModelBundle | None, found: SliceSet, made: dict[str, Numbers]
+    out: Path, network: ModelBundle | None, restyled: SliceSet, made: dict[str, Numbers]
 ) -> None:
-    content = {"of": _identity(network, found), "numbers": [asdict(n) for n in made.values()]}
+    content = {"of": _identity(network, restyled), "numbers": [asdict(n) for n in made.values()]}
     write_bytes(out / PARTIAL, json.dumps(content).encode())
 
 
-def _identity(network: ModelBundle | None, found: SliceSet) -> list[str]:
+def _identity(network: ModelBundle | None, restyled: SliceSet) -> list[str]:
     """List what the numbers depend on: SHA-256 of the network, the pictures and the masks."""
-    sums = [digest for s in found.slices for digest in (s.image_sha256, s.mask_sha256)]
+    sums = [digest for s in restyled.slices for digest in (s.image_sha256, s.mask_sha256)]
     return [network.identity if network else "", *sums]

@@ -85,8 +85,8 @@ class Latents:
     def _moments(self, n: int) -> torch.Tensor:
         if n not in self._known:
             picture = read_picture(self._slices, self._paths[n])
-            found = encode_pictures(self._vae, picture[None])
-            self._known[n] = torch.cat([found.mean, found.std], dim=1)[0].half().cpu()
+            moments = encode_pictures(self._vae, picture[None])
+            self._known[n] = torch.cat([moments.mean, moments.std], dim=1)[0].half().cpu()
         return self._known[n]
 
 

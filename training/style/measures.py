@@ -66,7 +66,7 @@ class Numbers:
 
 
 def measure(
-    source: SliceSet, original: Slice, found: SliceSet, styles: Sequence[Slice]
+    source: SliceSet, original: Slice, restyled: SliceSet, styles: Sequence[Slice]
 ) -> list[Numbers]:
     """Measure all restyled slices of one source slice, without the network's Dice.
 
@@ -80,7 +80,7 @@ def measure(
             "not name; prepare the slices anew."
         )
     before = read_picture(source, original.image)
-    pictures = {s.name: read_picture(found, s.image) for s in styles}
+    pictures = {s.name: read_picture(restyled, s.image) for s in styles}
     organs = {name: mask == value for name, value in source.labels.items()}
     organs = {name: where for name, where in organs.items() if where.sum() >= SMALLEST}
     source_edges = boundary_agreement(before, mask)
@@ -156,7 +156,7 @@ def within_source(source: SliceSet, pairs: int = 50) -> float:
     """Measure the median distance of one organ in two source slices of different cases."""
     slices = source.kept()
     rng = np.random.default_rng(0)
-    found = []
+    distances = []
     for n in rng.permutation(len(slices))[:pairs]:
         others = [
             s for s in slices if s.case != slices[n].case and s.pixels.keys() & slices[n].pixels
@@ -169,18 +169,18 @@ def within_source(source: SliceSet, pairs: int = 50) -> float:
         for value in source.labels.values():
             parts = [p[m == value] for p, m in zip(pictures, masks, strict=True)]
             if min(map(len, parts)) >= SMALLEST:
-                found.append(histogram_distance(*parts))
-    return median(found)
+                distances.append(histogram_distance(*parts))
+    return median(distances)
 
 
-def network_dice(found: SliceSet, s: Slice, network: ModelBundle, device: str) -> float:
+def network_dice(restyled: SliceSet, s: Slice, network: ModelBundle, device: str) -> float:
     """Measure the network's mean Dice over the organs on a scan made of one picture.
 
     The picture is repeated to fill the network's window, without its tilt, and its grey values
     are what `style prepare` made them from.
     """
-    picture, mask = read_picture(found, s.image), read_picture(found, s.mask)
-    source = read_manifest(found.folder / found.source)
+    picture, mask = read_picture(restyled, s.image), read_picture(restyled, s.mask)
+    source = read_manifest(restyled.folder / restyled.source)
     lower, upper = source.settings["window"] if source.modality == "CT" else (0.0, 255.0)
     affine = np.array(s.affine).reshape(4, 4)
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -199,7 +199,7 @@ def network_dice(found: SliceSet, s: Slice, network: ModelBundle, device: str) -
         keep_largest=False,
     ).labels.array[depth // 2]
     scores = []
-    for value in found.labels.values():
+    for value in restyled.labels.values():
         true, predicted = mask == value, labels == value
         if true.sum() >= SMALLEST:
             scores.append(dice(true, predicted, empty=np.nan))

@@ -144,19 +144,19 @@ def read_slices(folder: Path | str, *, incomplete: bool = False) -> SliceSet:
     Raises:
         DatasetError: no manifest, an unreadable one, one whose files changed, an incomplete one.
     """
-    found = read_manifest(folder)
-    if not found.complete and not incomplete:
+    slices = read_manifest(folder)
+    if not slices.complete and not incomplete:
         raise DatasetError(
-            f"{found.folder} is incomplete: its making was stopped; run the command that began it "
+            f"{slices.folder} is incomplete: its making was stopped; run the command that began it "
             "again."
         )
-    faults = [fault for s in found.slices for fault in _faults(found.folder, s)]
+    faults = [fault for s in slices.slices for fault in _faults(slices.folder, s)]
     if faults:
         raise DatasetError(
-            f"{len(faults)} files of {found.folder} are not what its manifest says, the first is "
+            f"{len(faults)} files of {slices.folder} are not what its manifest says, the first is "
             f"{faults[0]}; put them back, or make the set anew in another folder."
         )
-    return found
+    return slices
 
 
 def read_manifest(folder: Path | str) -> SliceSet:
@@ -171,7 +171,7 @@ def read_manifest(folder: Path | str) -> SliceSet:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format_version")
         slices = tuple(Slice(**entry) for entry in content.pop("slices"))
-        found = SliceSet(folder=folder, slices=slices, **content)
+        manifest = SliceSet(folder=folder, slices=slices, **content)
     except FileNotFoundError:
         raise DatasetError(
             f"{folder} has no {MANIFEST}; make a set of slices with srcsm style prepare."
@@ -180,7 +180,7 @@ def read_manifest(folder: Path | str) -> SliceSet:
         raise DatasetError(f"{path} cannot be read as a manifest of slices: {error}.") from error
     if version != FORMAT_VERSION:
         raise DatasetError(f"{path} is of format {version}, this program reads {FORMAT_VERSION}.")
-    return found
+    return manifest
 
 
 def begin_set(new: SliceSet) -> SliceSet:

@@ -224,8 +224,8 @@ def _train_denoiser(
 def _set_scale(base: BaseModel, slices: SliceSet) -> None:
     """Scale latents to a standard deviation of 1, as noise has."""
     shown = slices.slices[:: max(1, len(slices.slices) // 64)]
-    found = [encode_pictures(base.vae, read_picture(slices, s.image)[None]).mean for s in shown]
-    deviation = torch.cat(found).std()
+    means = [encode_pictures(base.vae, read_picture(slices, s.image)[None]).mean for s in shown]
+    deviation = torch.cat(means).std()
     base.vae.register_to_config(scaling_factor=1 / float(deviation))
 
 

@@ -44,8 +44,8 @@ class Autoencoding(nn.Module):
         self, pictures: torch.Tensor, noise: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Map pictures (N, 3, h, w) and noise for the latents to (N, 3, h, w) and nats (N,)."""
-        found = self.vae.encode(pictures).latent_dist
-        return self.vae.decode(found.mean + found.std * noise).sample, found.kl()
+        latents = self.vae.encode(pictures).latent_dist
+        return self.vae.decode(latents.mean + latents.std * noise).sample, latents.kl()
 
 
 class Prompted(nn.Module):

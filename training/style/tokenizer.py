@@ -49,10 +49,10 @@ def make_tokenizer(prompts: Prompts, vocabulary: int, length: int) -> CLIPTokeni
 
 def _merged(word: tuple[str, ...], first: str, second: str) -> tuple[str, ...]:
     """Merge every `first` followed by `second` in a word's symbols."""
-    found, rest = [], list(word)
+    symbols, rest = [], list(word)
     while rest:
         symbol = rest.pop(0)
         if symbol == first and rest and rest[0] == second:
             symbol += rest.pop(0)
-        found.append(symbol)
-    return tuple(found)
+        symbols.append(symbol)
+    return tuple(symbols)

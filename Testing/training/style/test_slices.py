@@ -17,7 +17,7 @@ from srcsm_training.engine.limits import Limits
 from srcsm_training.style import phantom_slices
 from srcsm_training.style.config import PrepareConfig
 from srcsm_training.style.phantom_slices import (
-    LOOKS,
+    STYLES,
     render,
     slice_of_patient,
     write_phantom_slices,
@@ -295,10 +295,10 @@ def test_phantom_slices_show_one_anatomy_in_every_look(tmp_path):
     config = style_tiny.config("size=64")
     assert write_phantom_slices(tmp_path, config).finished
     found = read_slices(tmp_path)
-    assert len(found.slices) == 2 * 2 * len(LOOKS)
+    assert len(found.slices) == 2 * 2 * len(STYLES)
     first = [s for s in found.slices if s.mask == found.slices[0].mask]
     assert [s.style for s in first] == list(config.phantom.styles)
-    assert len({s.image_sha256 for s in first}) == len(LOOKS)
+    assert len({s.image_sha256 for s in first}) == len(STYLES)
 
 
 def test_phantom_slices_are_seeded_and_go_on(tmp_path):
@@ -349,7 +349,7 @@ def test_looks_contrast_tissues_as_their_modality_does():
             for name in ("liver", "spleen", "subcutaneous_fat", "muscle", "air")
             if (seen == phantom_slices.INDEX[name]).any()
         }
-        for style in LOOKS
+        for style in STYLES
     }
     assert means["ct"]["liver"] > means["ct"]["subcutaneous_fat"]
     assert means["t1"]["liver"] < means["t1"]["subcutaneous_fat"]
@@ -375,7 +375,7 @@ def test_the_prompts_of_every_anatomy_can_be_read():
         assert len(prompts.styles) >= 4
         assert all(prompts.of(style) for style in prompts.styles)
         assert "CT" not in prompts.instance
-    assert set(LOOKS) <= set(read_prompts("abdomen").styles)
+    assert set(STYLES) <= set(read_prompts("abdomen").styles)
 
 
 def test_prompts_that_cannot_be_used_are_named(tmp_path):
