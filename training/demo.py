@@ -25,8 +25,10 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
 from .data.dataset import Case, Dataset, read_dataset
 from .data.phantom import write_dataset
 from .engine.checkpoint import CheckpointError
-from .engine.fit import Progress
-from .evaluation.evaluate import evaluate, summarise
+from .engine.limits import Limits
+from .engine.progress import Progress
+from .evaluation.evaluate import evaluate
+from .evaluation.scores import summarise
 from .plots import COLOURS, draw_slice, save
 from .segmentation.presets import preset
 from .segmentation.run import run_training
@@ -91,8 +93,10 @@ def run_demo(
                 replace(config, random_convolution=mode),
                 output / "runs" / title.lower(),
                 cache=output / "cache",
-                say=lambda line: None,
-                progress=lambda progress, title=title: bar(title, progress),
+                limits=Limits(
+                    say=lambda line: None,
+                    report=lambda progress, title=title: bar(title, progress),
+                ),
             )
         except CheckpointError as error:  # such as one of another version's demonstration
             raise CheckpointError(f"{error} To begin anew, delete {output}.") from error

@@ -36,3 +36,8 @@ def assert_same(first: Any, second: Any, where: str = "checkpoint") -> None:
             assert_same(*pair, f"{where}[{n}]")
     else:
         assert first == second or (first != first and second != second), where
+
+
+def differs(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Tell whether any of the first's tensors is another one in the second."""
+    return any(not torch.equal(first[name], second[name]) for name in first)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from srcsm_training.engine.limits import Limits
 from srcsm_training.style.config import PrepareConfig, StyleConfig
 from srcsm_training.style.phantom_slices import FINE, render, slice_of_patient
 from srcsm_training.style.prepare import prepare
@@ -26,7 +27,9 @@ from SRCSMSegmenterLib.phantom.scans import LABEL_OF
 def prepared(data: Path, folder: Path, size: int = 32, **options: object) -> SliceSet:
     """The source set of `tiny`'s dataset, a picture of 60 mm per slice with foreground."""
     chosen = PrepareConfig(**{"field_of_view": 60.0, "foreground": 0.001, **options})
-    prepare(data, folder, StyleConfig(size=size, prepare=chosen), say=lambda line: None)
+    prepare(
+        data, folder, StyleConfig(size=size, prepare=chosen), limits=Limits(say=lambda line: None)
+    )
     return read_slices(folder)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import tiny
 
 from srcsm_training.engine.config import from_dict, with_overrides
+from srcsm_training.engine.limits import Limits
 from srcsm_training.style.config import StyleConfig
 from srcsm_training.style.control import train_control
 from srcsm_training.style.phantom_slices import write_phantom_slices
@@ -54,6 +55,9 @@ def silent(line: str) -> None:
     """Takes a line for the user."""
 
 
+SILENT = Limits(say=silent)
+
+
 @dataclass(frozen=True)
 class Chain:
     """Folders of what the stages made of `tiny`'s dataset."""
@@ -71,9 +75,9 @@ def run_chain(folder: Path) -> Chain:
     chain = Chain(
         *(folder / n for n in ("Dataset001_Tiny", "ct", "phantom", "base", "tuned", "control"))
     )
-    on = {"device": "cpu", "say": silent}
+    on = {"device": "cpu", "limits": SILENT}
     tiny.write_dataset(chain.data)
-    prepare(chain.data, chain.slices, config(), say=silent)
+    prepare(chain.data, chain.slices, config(), limits=SILENT)
     write_phantom_slices(chain.phantom, config())
     train_base([chain.phantom, chain.slices], chain.base, config(), **on)
     tune(chain.slices, str(chain.base), chain.tuned, config(), **on)

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from accelerate.state import AcceleratorState
 
 from srcsm_training.augment.spatial import AugmentationConfig
-from srcsm_training.engine.config import DataConfig, OptimisationConfig, TrainingConfig
+from srcsm_training.segmentation.config import DataConfig, OptimisationConfig, TrainingConfig
 from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
 

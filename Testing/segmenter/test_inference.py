@@ -18,7 +18,7 @@ from threshold_network import SHARPNESS, THRESHOLDS, a_bundle
 from torch import nn
 
 from srcsm_training.data import cases
-from srcsm_training.engine import fit as loop
+from srcsm_training.segmentation import training as loop
 from SRCSMSegmenterLib import inference
 from SRCSMSegmenterLib.devices import available_devices, resolve_device
 from SRCSMSegmenterLib.errors import Cancelled, DeviceError, SourceMatchingError, VolumeError

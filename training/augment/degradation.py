@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Degradation: bias fields, coarse sampling and noise, after an image got its random look."""
+"""Degradation after random convolution: bias fields, coarse sampling and noise."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ CONTROL_POINTS = 5
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    """How often and how strongly images are degraded.
+    """Frequency and strength of the degradations.
 
     Attributes:
         chance: of each kind of degradation, per sample; 0: none.

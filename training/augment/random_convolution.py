@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Semantic-aware random convolution (Thaler et al. 2026), in 2-D and 3-D.
 
+What a random convolution network makes of a region is called its random look.
+
 Networks are drawn first and applied second, so that a draw can be replayed and tested. All
 labels of all samples go through one grouped convolution per layer, on the image's device.
 """
@@ -75,7 +77,7 @@ def apply(networks: RandomNetworks, images: torch.Tensor) -> torch.Tensor:
 
 
 def _convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(1, count * in, *spatial) by (count, out, in, ...): every network's layer at once."""
+    """Convolve x (1, count * in, *spatial) by weights (count, out, in, ...), one layer of each."""
     convolve = F.conv3d if x.dim() == 5 else F.conv2d
     count = len(weight)
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -86,7 +88,7 @@ def _convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def drawn_and_applied(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """`apply` on fresh networks, once more where a result sums to 0 and its image does not."""
+    """Apply fresh networks to images (count, *spatial), others if a result sums to 0."""
     dimensions = images.dim() - 1
     result = apply(draw(len(images), dimensions, generator, images.device), images)
     for _ in range(100):
@@ -140,7 +142,7 @@ def convolved_regions(
     mode: str,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Sum, over regions, of a fresh network's output times the region's mask.
+    """Sum the random looks of regions, each one times the region's mask.
 
     Args:
         images: (N, 1, *spatial) float32.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regions: random partitions of unlabelled tissue, each part with a look of its own.
+"""Random partitions of unlabelled tissue into regions, each with a random look of its own.
 
-SRC as published gives all unlabelled tissue one look a step, so that fat never looks like an organ
-while muscle does not. Here unlabelled tissue is partitioned by intensity and again in space, and
-every region and label gets a random convolution network or a signed affine of its own voxels,
-whose texture stays (PALETTE; class-wise location and scale after SLAug, arXiv 2211.10805).
+SRC as published gives all unlabelled tissue one random look a step, so that fat never looks like an
+organ while muscle does not. Here unlabelled tissue is partitioned by intensity and again in space,
+and every region and label gets a random convolution network or a signed affine of its own voxels,
+which keeps their texture (after PALETTE; class-wise location and scale after SLAug, arXiv
+2211.10805).
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ AIR = 0.02
 """Normalised intensity above a window's minimum up to which unlabelled voxels are air."""
 
 SAMPLE = 2000
-"""Voxels that the clusters of intensity are found from."""
+"""Voxels from which the clusters of intensity are computed."""
 
 LLOYD_STEPS = 4
 """Steps of k-means; one dimension needs no more for clusters that differ from draw to draw."""
@@ -29,7 +30,7 @@ LLOYD_STEPS = 4
 
 @dataclass(frozen=True)
 class RegionsConfig:
-    """How often unlabelled tissue is partitioned, how finely, and what looks its regions get.
+    """Frequency and fineness of the partitions, and the random looks of their regions.
 
     Attributes:
         share: of the samples that get regions; 0 is SRC as published.
@@ -78,7 +79,7 @@ def random_looks(
     config: RegionsConfig,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Draw for every sample looks by region, looks by label alone (SRC), or none.
+    """Give every sample random looks by region, by label alone (SRC), or none.
 
     Args:
         images: (N, 1, *spatial) float32, two or three spatial axes; of three, a K of one slice is

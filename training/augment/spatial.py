@@ -26,7 +26,7 @@ class AugmentationConfig:
         control_points: control points of the B-spline per axis, four or more.
         shift: added to the normalised intensities.
         contrast: factor on the normalised intensities around 1; 0.2 for CT, 0.4 for MR.
-        crop: share of the windows of which a random box alone is within the scan, as in thin slabs
+        crop: share of the windows of which only a random box is within the scan, as in thin slabs
             and in scans that are cut at the skin.
         strong: strength of further changes of intensity (`strong_changes`), 0 to 1 or so.
     """
@@ -82,7 +82,14 @@ def draw_spatial(config: AugmentationConfig, generator: torch.Generator) -> Spat
 def transformed_points(
     window: Geometry, source: Geometry, draw: SpatialDraw, device: torch.device | str
 ) -> torch.Tensor:
-    """(K, J, I, 3) continuous indices into `source` of a window's voxels under a transform."""
+    """Compute where the voxels of a transformed window lie in a scan.
+
+    Args:
+        source: grid of the scan.
+
+    Returns:
+        (K, J, I, 3) continuous indices (i, j, k) into the scan.
+    """
     around = np.eye(4)
     around[:3, :3] = draw.matrix @ np.diag(window.spacing)
     around[:3, 3] = draw.translation - around[:3, :3] @ ((np.array(window.size) - 1) / 2)
@@ -106,8 +113,8 @@ def cropped(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cut a window (1, K, J, I) and its labels (K, J, I) to a random box, with `config.crop`.
 
-    Along each axis, with a chance of one half, up to 30 % of the window are lost at either end;
-    lost voxels become `outside` and background.
+    Along each axis, with a chance of one half, up to 30 % of the window are cut off at either end;
+    those voxels become `outside` and background.
     """
     if torch.rand((), generator=generator) >= config.crop:
         return image, labels
@@ -123,7 +130,11 @@ def cropped(
 
 
 def elastic_field(control: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
-    """(K, J, I, 3) displacements of a uniform cubic B-spline over its control points."""
+    """Evaluate a uniform cubic B-spline over its control points (D, n, n, n) at (K, J, I).
+
+    Returns:
+        (K, J, I, D), in the unit of the control points.
+    """
     basis = [_bspline_basis(n, control.shape[1], control.device) for n in shape]
     return torch.einsum("dkji,Kk,Jj,Ii->KJId", control, *basis)
 
@@ -221,7 +232,7 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
 
 
 def _bspline_basis(length: int, controls: int, device: torch.device) -> torch.Tensor:
-    """(length, controls) weights of the uniform cubic B-spline at `length` voxel centres."""
+    """Compute the weights (length, controls) of the uniform cubic B-spline at voxel centres."""
     spans = controls - 3
     u = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) / length * spans
     first = u.floor().clamp(max=spans - 1)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast it is, all of it measured in one run (`make bench`).
+"""Benchmarks of speed, measured in one run (`make bench`).
 
     python -m srcsm_training.benchmarks                 every section, as Markdown tables
     python -m srcsm_training.benchmarks --only sm src   some of them
     python -m srcsm_training.benchmarks --json          the same for a program
 
-sm        source matching against the literal definition
-src       one call of semantic-aware random convolution against networks and labels one by one
-step      a training step with random convolution against one without
-segment   `srcsm segment` from process start against the same in a warm process
-sam       SAM's encoder passes for an organ, from an edit to its masks, and what its cache holds
-refine    SAM Refine in a Slicer scene: from letting go of a handle to the segment
+sm        source matching, compared with the literal definition
+src       one call of semantic-aware random convolution, compared with loops over labels
+step      a training step with random convolution, compared with a step without
+segment   `srcsm segment` from process start, compared with a warm process
+sam       SAM: encoder passes for an organ, time from an edit to its masks, size of the cache
+refine    SAM Refine in a Slicer scene: from releasing a handle to the new segment
 """
 
 import argparse
@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from srcsm_training.benchmarks import refine, sam, segment, training
-from srcsm_training.engine.timing import Table, machine, markdown, plain
+from srcsm_training.benchmarks.timing import Table, markdown, plain
+from srcsm_training.engine.machine import machine
 from srcsm_training.experiments.reports import DATA
 from SRCSMSegmenterLib.devices import resolve_device
 
@@ -35,7 +36,7 @@ SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
     "sam": sam.tables,
     "refine": refine.tables,
 }
-"""At full size, from a folder for temporary files, the development data, and a device."""
+"""Sections at full size, called with a folder for temporary files, the data, and a device."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.json:
             print(f"{machine(device)}\n")
         for name in arguments.only:
-            found = SECTIONS[name](Path(folder), arguments.data, device)
-            tables += found
+            measured = SECTIONS[name](Path(folder), arguments.data, device)
+            tables += measured
             if not arguments.json:
-                print("\n".join(map(markdown, found)), flush=True)
+                print("\n".join(map(markdown, measured)), flush=True)
     if arguments.json:
         print(json.dumps({"machine": machine(device), "tables": [*map(plain, tables)]}, indent=1))
     return 0

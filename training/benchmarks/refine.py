@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM Refine in a Slicer scene, through its worker: from letting go of a handle to the segment.
+"""SAM Refine in a Slicer scene, through its worker: from releasing a handle to the new segment.
 
-The scene is slicer-core's, so that what Slicer's windows cost to draw is not in it.
+The scene is slicer-core's, so the time that Slicer's windows need to draw is not included.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from srcsm_training.engine.timing import Row, Table, times
+from srcsm_training.benchmarks.timing import Row, Table, times
 from srcsm_training.experiments.reports import REPOSITORY
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 SAM = "sam-small-mr"
 WARM = 4
-"""Drags of which the median is given."""
+"""Number of drags whose median is given."""
 
 COLUMNS = ("no worker yet, s", "a new scan, s", "warm, s")
 
 
 def tables(folder: Path, data: Path, device: torch.device) -> tuple[Table, ...]:
-    """A phantom's MR as it is, and much finer with the organ's surface shown."""
+    """Measure on a phantom's MR, and on a much finer one with the organ's surface shown."""
     if reason := missing():
         print(f"SAM Refine in Slicer is left out: {reason}.", file=sys.stderr)
         return ()
@@ -45,7 +45,7 @@ def tables(folder: Path, data: Path, device: torch.device) -> tuple[Table, ...]:
 
 
 def missing() -> str:
-    """Why there is nothing to measure; "" where there is."""
+    """Return why nothing can be measured, or ""."""
     if importlib.util.find_spec("slicer") is None:
         return "slicer-core is not installed"
     return "" if (shipped_models_folder() / SAM).is_dir() else f"{SAM} is not shipped"
@@ -58,29 +58,29 @@ def refine_table(
     surfaces: bool = False,
     organ: int = 1,
 ) -> Table:
-    """Seconds until the slice that is looked at is redrawn, and until the whole organ is.
+    """Measure seconds until the shown slice is redrawn, and until the whole organ is.
 
     Args:
-        finer: voxels in place of each, along K, J, I.
-        surfaces: the segments are also shown as surfaces, which follow at the end.
-        organ: label of the phantom's.
+        finer: number of voxels that replace one, along K, J, I.
+        surfaces: show the segments also as surfaces, which are updated at the end.
+        organ: label of the phantom's organ.
     """
     from SRCSMSegmenterLib.scene import worker_host
 
     worker_host.stop_worker()
     try:
-        found = []
+        measured = []
         for patient in (0, 1):
             with opened(patient, device, finer, surfaces, organ) as session:
-                found.append(dragged(session, 0.8))
+                measured.append(dragged(session, 0.8))
                 if patient == 1:
                     warm = [dragged(session, share) for share in (1.0, 0.8) * (WARM // 2)]
-                    found.append(tuple(map(statistics.median, zip(*warm, strict=True))))
+                    measured.append(tuple(map(statistics.median, zip(*warm, strict=True))))
                     shape, slices = session.grid.geometry.shape, session.organ(1).report.boxes
     finally:
         worker_host.stop_worker()
-    whats = "the slice that is looked at", f"the organ, {slices} slices"
-    rows = tuple(map(Row, whats, zip(*found, strict=True)))
+    whats = "the shown slice", f"the organ, {slices} slices"
+    rows = tuple(map(Row, whats, zip(*measured, strict=True)))
     return Table(f"SAM Refine, handle released, {times(shape)}{title}, {device}", COLUMNS, rows)
 
 
@@ -92,7 +92,7 @@ def opened(
     surfaces: bool,
     organ: int,
 ) -> "Iterator[RefineSession]":
-    """Boxes around an organ of a phantom, in the middle of which a slice view looks."""
+    """Yield a session with boxes around an organ of a phantom; a view shows its middle slice."""
     sys.path.insert(0, str(REPOSITORY / "Testing" / "helpers"))
     from slicer_scene_fixture import empty_scene
 
@@ -123,12 +123,12 @@ def opened(
 
 
 def fail(text: str) -> None:
-    """What the user would read ends the benchmark."""
+    """End the benchmark with a message that is meant for the user."""
     raise RuntimeError(text)
 
 
 def case(patient: int, finer: tuple[int, int, int], organ: int) -> tuple[Volume, np.ndarray]:
-    """A phantom's MR as Slicer has it, and an organ of it, uint8."""
+    """Make a phantom's MR as Slicer has it, and the mask of an organ, (K, J, I) uint8."""
     image, labels = make_case(patient, "MR")
     mask = (labels.array == organ).astype(np.uint8)
     if image.geometry.left_handed:
@@ -142,10 +142,10 @@ def case(patient: int, finer: tuple[int, int, int], organ: int) -> tuple[Volume,
 
 
 def dragged(session: "RefineSession", share: float) -> tuple[float, float]:
-    """Seconds from letting go of a slice box until its slice and until the organ is redrawn.
+    """Measure seconds from releasing a slice box until its slice and until the organ is redrawn.
 
     Args:
-        share: of the automatic box's width that the box is dragged to.
+        share: new width of the box over that of the automatic box.
     """
     import slicer
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM's encoder passes for an organ, from an edit to its masks, and what its cache holds.
+"""SAM: encoder passes for an organ, time from an edit to its masks, and size of the cache.
 
-What an official SAM's decoder costs is measured with random weights, and with noise in place of its
+The decoder of an official SAM is measured with random weights, and with noise in place of its
 encoder, which would take minutes.
 """
 
@@ -25,8 +25,7 @@ from SAMRefineLib.sam.models import CHECKPOINTS, SMALL, SamModel, build_sam, is_
 from SAMRefineLib.sam.pixels import SRCSM
 from SAMRefineLib.sam.prediction import BOXES_AT_ONCE, MosaicMode
 from SAMRefineLib.sam.small_sam import SmallSamConfig
-from srcsm_training.data.dataset import read_dataset
-from srcsm_training.engine.timing import (
+from srcsm_training.benchmarks.timing import (
     Row,
     Table,
     a_scan,
@@ -36,12 +35,13 @@ from srcsm_training.engine.timing import (
     median_elapsed,
     synchronise,
 )
+from srcsm_training.data.dataset import read_dataset
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 SLICES = 25
-"""Of the organ that is edited."""
+"""Number of slices of the organ that is edited."""
 
 MIB = 2**20
 
@@ -53,7 +53,7 @@ LAYOUTS: dict[MosaicMode, str] = {
 
 
 def tables(folder: Path, data: Path, device: torch.device) -> tuple[Table, ...]:
-    """All of this module's, at full size."""
+    """Measure all tables of this module at full size."""
     official, small = an_official_sam(device), a_small_sam(device)
     scan = a_scan(data, folder / "phantom-mr")
     return (
@@ -65,7 +65,7 @@ def tables(folder: Path, data: Path, device: torch.device) -> tuple[Table, ...]:
 
 
 def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
-    """Canvases and seconds for the first organ of a dataset's scan, within its true boxes."""
+    """Measure canvases and seconds for the first organ of a dataset's scan, in its true boxes."""
     dataset = read_dataset(scan.parents[1])
     (case,) = (case for case in dataset.cases if case.image == scan)
     name, value = next(iter(dataset.labels.items()))
@@ -80,9 +80,9 @@ def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
 
     rows = []
     for mosaic, title in LAYOUTS.items():
-        found = refined(small, mosaic)
+        refinement = refined(small, mosaic)
         seconds = elapsed(lambda mosaic=mosaic: refined(small, mosaic))  # warm by now
-        passes = found.encoder_passes, refined(official, mosaic).encoder_passes
+        passes = refinement.encoder_passes, refined(official, mosaic).encoder_passes
         rows.append(Row(title, (passes[0], seconds, seconds / slices, passes[1])))
     columns = (f"passes, {small.name}", "s", "s a slice", f"passes, {official.name}")
     place = f"{scan.parents[1].name}/{scan.name}, {small.device}"
@@ -90,7 +90,7 @@ def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
 
 
 def edit_table(official: SamModel, small: SamModel, sides: tuple[int, int] = (512, 256)) -> Table:
-    """From a moved box to the mask, embeddings known; slices of `sides` squared pixels."""
+    """Measure from a moved box to the mask, embeddings known, in slices of `sides` squared."""
     large, medium = sides
     wanted: tuple[tuple[str, int, MosaicMode, int, float | None], ...] = (
         (f"one slice of {large} px", large, "slices", 1, 0.2),
@@ -109,7 +109,7 @@ def edit_table(official: SamModel, small: SamModel, sides: tuple[int, int] = (51
 
 
 def edit_seconds(model: SamModel, side: int, mosaic: MosaicMode, moved: int) -> float:
-    """Median over some edits that move the boxes of the first `moved` slices of an organ."""
+    """Return the median of some edits that move the boxes of an organ's first `moved` slices."""
     volume, boxes = noise(side)
     grid = SliceGrid(volume.geometry, 2)
     frames = KeyFrames("organ", 1, grid, boxes)
@@ -131,7 +131,7 @@ def edit_seconds(model: SamModel, side: int, mosaic: MosaicMode, moved: int) -> 
 
 
 def decoder_table(official: SamModel, sides: tuple[int, int] = (512, 256)) -> Table:
-    """The decoder on the whole canvas's embedding against a tile's part of it."""
+    """Compare the decoder on the whole canvas's embedding with that on a tile's part of it."""
     whole = official.canvas // official.patch
     embedding = torch.randn(official.sam.prompt_encoder.embed_dim, whole, whole)
     rows = []
@@ -152,7 +152,12 @@ def decoder_table(official: SamModel, sides: tuple[int, int] = (512, 256)) -> Ta
 
 @torch.inference_mode()
 def decoded(model: SamModel, part: torch.Tensor, boxes: torch.Tensor, count: int) -> None:
-    """The same box so many times, in batches as a refinement has them."""
+    """Decode the same box `count` times, in batches as a refinement does.
+
+    Args:
+        part: (channels, rows, columns) of an embedding.
+        boxes: (1, 4) x0, y0, x1, y1 in pixels.
+    """
     for first in range(0, count, BOXES_AT_ONCE):
         batch = min(BOXES_AT_ONCE, count - first)
         corners = torch.zeros(batch, 2)
@@ -162,7 +167,7 @@ def decoded(model: SamModel, part: torch.Tensor, boxes: torch.Tensor, count: int
 
 
 def cache_table(official: SamModel, side: int = 512) -> Table:
-    """What the cache holds over an organ, and what it costs to have too little of it."""
+    """Measure the cache's size over an organ, and the cost of a cache that is too small."""
     volume, boxes = noise(side)
     grid = SliceGrid(volume.geometry, 2)
     organ = OrganPrompt(KeyFrames("organ", 1, grid, boxes))
@@ -173,12 +178,12 @@ def cache_table(official: SamModel, side: int = 512) -> Table:
         for _ in range(2):
             # Another refiner knows no answers, so it needs every embedding.
             refiner = Refiner(volume, grid, official, modality="MR", mosaic="slices", cache=cache)
-            found = refiner.refine(
+            refinement = refiner.refine(
                 [organ],
                 trust=ANYTHING,
                 progress=lambda *_, cache=cache, held=held: held.append(cache.bytes),
             )
-            passes.append(found.encoder_passes)
+            passes.append(refinement.encoder_passes)
         rows.append(Row(f"limit of {limit // MIB} MiB", (max(held) / MIB, *passes)))
     title = f"Embedding cache, {SLICES} slices of {side} px in a mosaic, {official.name}"
     columns = ("held at most, MiB", "encoder passes", "passes of the same once more")
@@ -186,7 +191,7 @@ def cache_table(official: SamModel, side: int = 512) -> Table:
 
 
 def noise(side: int) -> tuple[Volume, Mapping[int, Box]]:
-    """40 slices, and boxes in `SLICES` of them, each a little elsewhere."""
+    """Make a volume of 40 slices, and boxes at different places in `SLICES` of them."""
     millimetres = 400 / side
     geometry = Geometry((side, side, 40), np.diag([millimetres, millimetres, 5.0, 1.0]))
     array = np.random.default_rng(0).normal(size=geometry.shape).astype(np.float32)
@@ -196,7 +201,7 @@ def noise(side: int) -> tuple[Volume, Mapping[int, Box]]:
 
 
 class Noise(nn.Module):
-    """In place of an encoder: the size of its embeddings, and no time."""
+    """A stand-in for an encoder: embeddings of the same size, in no time."""
 
     def __init__(self, canvas: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -204,12 +209,12 @@ class Noise(nn.Module):
         self.patch_embed = SimpleNamespace(proj=SimpleNamespace(in_channels=3))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, C, h, w) for n canvases."""
+        """Return embeddings (n, C, h, w) for n canvases."""
         return torch.randn(len(images), *self.shape, device=images.device)
 
 
 def an_official_sam(device: torch.device) -> SamModel:
-    """ViT-B with random weights and no encoder."""
+    """Build ViT-B with random weights and no encoder."""
     sam = build_sam("vit_b").requires_grad_(False)
     size = sam.prompt_encoder.image_embedding_size
     sam.image_encoder = Noise(sam.image_encoder.img_size, (sam.prompt_encoder.embed_dim, *size))
@@ -217,7 +222,7 @@ def an_official_sam(device: torch.device) -> SamModel:
 
 
 def a_small_sam(device: torch.device) -> SamModel:
-    """The shipped one, or one of its size with random weights."""
+    """Load the shipped small SAM, or build one of its size with random weights."""
     if is_sam(shipped_models_folder() / "sam-small-ct"):
         return load_sam("sam-small-ct", device=str(device))
     config = SmallSamConfig()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`srcsm segment` from process start against the same in a warm process."""
+"""`srcsm segment` from process start, compared with a warm process."""
 
 import contextlib
 import io
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from srcsm_training.benchmarks.timing import ORGANS, Table, a_scan, compared, comparison
 from srcsm_training.cli.main import main as srcsm
 from srcsm_training.engine.config import with_overrides
-from srcsm_training.engine.timing import ORGANS, Table, a_scan, compared, comparison
 from srcsm_training.segmentation.presets import preset
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import (
@@ -33,13 +33,13 @@ SOFT_TISSUE = IntensityRule("CT", window=(-125, 275))
 
 
 def tables(folder: Path, data: Path, device: torch.device) -> tuple[Table, ...]:
-    """`segmentation_table` of a real MR and the shipped network, as far as they are there."""
+    """Measure on a real MR with the shipped network, or on stand-ins if these are absent."""
     scan, model = a_scan(data, folder / "phantom-mr"), a_model(folder / "random-weights")
     return (segmentation_table(scan, model, device),)
 
 
 def segmentation_table(scan: Path, model: Path, device: torch.device) -> Table:
-    """`srcsm segment` as its own process, and once more where it has run before."""
+    """Measure `srcsm segment` as a process of its own, and in a process that has run it before."""
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "labels.seg.nrrd")
         arguments = ["segment", str(scan), "-o", output, "--model", str(model)]
@@ -67,14 +67,14 @@ def segmentation_table(scan: Path, model: Path, device: torch.device) -> Table:
 
 
 def parts(printed: str | bytes, whole: float) -> dict[str, float]:
-    """Where the time of a segmentation went, from what it printed as JSON."""
+    """Return the seconds of each part of a segmentation, from its JSON output."""
     (scan,) = json.loads(printed)["scans"]
     stages = scan["seconds"]
     return {"all": whole, "start, imports, model": whole - sum(stages.values()), **stages}
 
 
 def a_model(folder: Path) -> Path:
-    """The shipped network, or one of its size with random weights."""
+    """Return the folder of the shipped network, or write one of its size with random weights."""
     shipped = shipped_models_folder() / "abdomen-ct"
     if is_bundle(shipped):
         return shipped

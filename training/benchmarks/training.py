@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training and source matching cost, against the same done plainly or left out."""
+"""Time of source matching, random convolution and a training step, compared with plain versions."""
 
 import importlib.util
 import statistics
@@ -16,12 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from srcsm_training.augment.random_convolution import SLOPE, draw, random_convolution
-from srcsm_training.data.cases import prepare_cases
-from srcsm_training.data.dataset import read_dataset
-from srcsm_training.data.phantom import write_dataset
-from srcsm_training.engine.config import TrainingConfig, with_overrides
-from srcsm_training.engine.fit import Progress, train
-from srcsm_training.engine.timing import (
+from srcsm_training.benchmarks.timing import (
     ORGANS,
     Row,
     Table,
@@ -31,9 +26,18 @@ from srcsm_training.engine.timing import (
     median_elapsed,
     times,
 )
+from srcsm_training.data.cases import prepare_cases
+from srcsm_training.data.dataset import read_dataset
+from srcsm_training.data.phantom import write_dataset
+from srcsm_training.engine.config import with_overrides
+from srcsm_training.engine.limits import Limits
+from srcsm_training.engine.progress import Progress
+from srcsm_training.engine.run_folder import case_identity, open_run
 from srcsm_training.experiments.reports import REPOSITORY
+from srcsm_training.segmentation.config import TrainingConfig
 from srcsm_training.segmentation.presets import preset
 from srcsm_training.segmentation.run import make_accelerator
+from srcsm_training.segmentation.training import train
 from SRCSMSegmenterLib import source_matching
 from SRCSMSegmenterLib.intensity import IntensityRule
 
@@ -45,9 +49,12 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def source_matching_table(size: int = 160, large: tuple[int, int, int] = (200, 512, 512)) -> Table:
-    """CT source and MR target of `size` cubed against the definition; `large` (K, J, I) alone.
+    """Compare source matching with its literal definition, from MR to CT of `size` cubed voxels.
 
-    The images are noise: no cache helps the lookups.
+    The images are noise, so that no cache helps the lookups.
+
+    Args:
+        large: shape (K, J, I) of a larger image, on which only ours is measured.
     """
     literal = literal_source_matching()
     rng = np.random.default_rng(0)
@@ -85,7 +92,7 @@ def source_matching_table(size: int = 160, large: tuple[int, int, int] = (200, 5
 
 
 def literal_source_matching() -> ModuleType:
-    """The definition as it reads; it lives with the tests."""
+    """Import the literal definition from the tests."""
     path = REPOSITORY / "Testing" / "helpers" / "literal_source_matching.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -102,7 +109,11 @@ def random_convolution_table(
     classes: int = 5,
     draws: int = 3,
 ) -> Table:
-    """One call on one image (K, J, I) against `looped_random_convolution`; medians over draws."""
+    """Compare one call with `looped_random_convolution`, by medians over draws.
+
+    Args:
+        shape: (K, J, I) of the image.
+    """
     image = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     labels = torch.arange(shape[1], device=device) * classes // shape[1]
     labels = labels[:, None].expand(1, *shape).contiguous()
@@ -133,37 +144,37 @@ def random_convolution_table(
 def looped_random_convolution(
     image: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """`random_convolution`, smoothed, as it reads in the paper: one label after the other.
+    """Compute `random_convolution`, smoothed, as in the paper: one label after the other.
 
-    The same networks are drawn; a 1-wide kernel costs here what a 1-wide kernel costs.
+    The same networks are drawn, and kernels of width 1 are computed as such.
 
     Args:
         image: (1, 1, K, J, I).
-        labels: (1, K, J, I), all of 0 ... n - 1 in it.
+        labels: (1, K, J, I), with every label from 0 to n - 1.
     """
     classes = int(labels.max()) + 1
     networks = draw(classes, 3, generator, "cpu")
     masks = smoothed_by_convolution(F.one_hot(labels, classes).movedim(-1, 1).float())
     result = torch.zeros_like(image)
     for label in range(classes):
-        look = image
+        response = image
         for weights in networks.weights:
             kernel = narrowest(weights[label]).to(image.device)
-            look = F.leaky_relu(F.conv3d(look, kernel, padding="same"), SLOPE)
+            response = F.leaky_relu(F.conv3d(response, kernel, padding="same"), SLOPE)
         share = networks.blend[label].to(image.device)
-        blended = share * look.float() + (1 - share) * image
+        blended = share * response.float() + (1 - share) * image
         result += blended * (image.norm() / blended.norm()) * masks[:, label]
     return result
 
 
 def narrowest(kernel: torch.Tensor) -> torch.Tensor:
-    """A kernel (out, in, 3, 3, 3), or its middle (out, in, 1, 1, 1) where the rest is 0."""
+    """Return a kernel (out, in, 3, 3, 3), or its middle (out, in, 1, 1, 1) if the rest is 0."""
     middle = kernel[..., 1:2, 1:2, 1:2]
     return middle if kernel.count_nonzero() == middle.count_nonzero() else kernel
 
 
 def smoothed_by_convolution(masks: torch.Tensor) -> torch.Tensor:
-    """(1, C, K, J, I) smoothed by a depthwise convolution: 5 taps an axis, sigma 1, replicated."""
+    """Smooth masks (1, C, K, J, I) by a depthwise convolution: 5 taps per axis, sigma 1."""
     channels = masks.shape[1]
     taps = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=masks.device) ** 2)
     taps = taps / taps.sum()
@@ -182,9 +193,8 @@ def training_step_table(
     device: torch.device,
     warm_up: int = 3,
 ) -> Table:
-    """Steps of the training loop with SRC and without; medians, the first `warm_up` left out."""
+    """Compare training steps with SRC and without, by medians after `warm_up` steps."""
     computing = make_accelerator(str(device), config)
-    accelerator = computing.accelerator
 
     with tempfile.TemporaryDirectory() as folder:
         cases = [
@@ -205,8 +215,11 @@ def training_step_table(
                 ends.append(time.perf_counter())
 
             chosen = replace(config, random_convolution=mode)
-            run = Path(folder) / mode
-            train(chosen, rule, cases, [], run, accelerator=accelerator, report=report)
+            identity = case_identity(chosen, [case.name for case in cases], [])
+            run = open_run(
+                Path(folder) / mode, chosen, computing, identity=identity, tell=lambda line: None
+            )
+            train(run, rule, cases, [], limits=Limits(report=report))
             return statistics.median(np.diff(ends[warm_up:]))
 
         with_src, without = seconds("smoothed"), seconds("off")
@@ -217,7 +230,7 @@ def training_step_table(
 
 
 def phantom_step_table(folder: Path, device: torch.device) -> Table:
-    """`training_step_table` at full size: the paper's preset on a GPU, the fast one on a CPU."""
+    """Measure steps at full size: of the paper's preset on a GPU, of the fast one on a CPU."""
     name, steps = ("abdomen-paper", 40) if device.type == "cuda" else ("abdomen-fast", 14)
     overrides = [f"network.classes={len(ORGANS) + 1}", f"optimisation.steps={steps}"]
     config = with_overrides(preset(name), [*overrides, "validate_every=0"])

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands share: how a command explains itself, and options under one name."""
+"""Building blocks of the commands' options: help texts, and options that several commands share."""
 
 import argparse
 from pathlib import Path
 
+from SRCSMSegmenterLib.errors import ConfigError
+
 DEFAULT_MODEL = "abdomen-ct"
 SCAN_HELP = ".nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, or a folder with a DICOM series"
-SAM_HELP = "a shipped SAM, a folder, or SAM's or MedSAM's own file"
+SAM_HELP = "a shipped SAM, a folder, or the checkpoint file of SAM or MedSAM"
 
 Commands = argparse._SubParsersAction
 
@@ -14,10 +16,10 @@ Commands = argparse._SubParsersAction
 def add_command(
     commands: Commands, name: str, summary: str, details: str = "", examples: str = ""
 ) -> argparse.ArgumentParser:
-    """A command, with details and examples in its help.
+    """Add a command whose help has details and examples.
 
     Args:
-        name: of the module that runs it, and of the action there if it has several.
+        name: name of the module that runs the command, followed by the action if it has several.
     """
     parser = commands.add_parser(
         name.split()[-1],
@@ -26,41 +28,47 @@ def add_command(
         epilog=f"examples:\n{examples}\n\nExit codes: see srcsm --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.set_defaults(**dict(zip(("command", "action"), name.split(), strict=False)))
     return parser
 
 
 def add_actions(commands: Commands, name: str, summary: str, kind: str = "command") -> Commands:
-    """A command of several actions, which are added to what is returned."""
+    """Add a command with several actions; the actions are then added to the returned object."""
     parser = commands.add_parser(name, help=summary, description=f"{summary}.")
     return parser.add_subparsers(title=f"{kind}s", metavar=kind.upper(), required=True)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on; argparse tells the user what is wrong with any other."""
+    """Convert to a whole number of at least 1; argparse reports anything else to the user."""
     if (number := int(text)) < 1:
         raise ValueError
     return number
 
 
 def add_scan(parser: argparse.ArgumentParser) -> None:
+    """Add the scan to read."""
     parser.add_argument("scan", type=Path, metavar="SCAN", help=SCAN_HELP)
 
 
 def add_modality(parser: argparse.ArgumentParser, default: str = "guessed") -> None:
+    """Add --modality."""
     parser.add_argument(
-        "--modality", choices=("CT", "MR"), help=f"of the scan (default: {default})"
+        "--modality", choices=("CT", "MR"), help=f"modality of the scan (default: {default})"
     )
 
 
 def add_series(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--series", metavar="UID", help="of a DICOM folder that holds several")
+    """Add --series."""
+    parser.add_argument(
+        "--series", metavar="UID", help="series to read if a DICOM folder holds several"
+    )
 
 
 def add_coarse(parser: argparse.ArgumentParser) -> None:
+    """Add --coarse and --coarse-confidence."""
     parser.add_argument(
-        "--coarse", type=Path, metavar="FILE", help="label map to begin with, on the scan's grid"
+        "--coarse", type=Path, metavar="FILE", help="label map to start from, on the scan's grid"
     )
     parser.add_argument(
         "--coarse-confidence",
@@ -70,76 +78,31 @@ def add_coarse(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def require_coarse(arguments: argparse.Namespace) -> None:
+    """Check that --coarse-confidence comes with --coarse, which tells the organs apart.
+
+    Raises:
+        ConfigError: --coarse is missing.
+    """
+    if arguments.coarse_confidence and not arguments.coarse:
+        raise ConfigError("--coarse-confidence needs the label map it belongs to: --coarse.")
+
+
 def add_pictures(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --pictures."""
     parser.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help=f"also draw pictures {what}, one per organ"
     )
 
 
 def add_model(parser: argparse._ActionsContainer, default: str | None) -> None:
+    """Add --model."""
     shown = f" (default: {default})" if default else ""
     parser.add_argument(
         "--model",
         default=default,
         metavar="NAME_OR_FOLDER",
         help=f"a shipped network or a model folder{shown}",
-    )
-
-
-def add_sam(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--sam", metavar="NAME_OR_PATH", help=what)
-    parser.add_argument(
-        "--sam-kind",
-        choices=("vit_b", "vit_l", "vit_h", "medsam"),
-        help="of a checkpoint file (default: known by the file's SHA-256; MedSAM's is not)",
-    )
-
-
-def add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    parser.add_argument(
-        "--data", type=Path, required=required, metavar="FOLDER", help="the dataset"
-    )
-
-
-def add_configuration(parser: argparse.ArgumentParser, file: str, values: str) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help=file)
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=values
-    )
-
-
-def add_run(
-    parser: argparse.ArgumentParser,
-    *,
-    config: str = "of the configuration",
-    result: str = "of the result",
-    required: bool = True,
-) -> None:
-    """What every training has: configuration, run folder and time."""
-    add_configuration(parser, config, "single values, such as optimisation.steps=2000")
-    parser.add_argument(
-        "--out", type=Path, required=required, metavar="RUN", help="folder of the run"
-    )
-    parser.add_argument("--name", help=f"{result} (default: the folder's)")
-    add_max_minutes(parser)
-
-
-def add_max_minutes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-minutes",
-        type=float,
-        default=float("inf"),
-        metavar="M",
-        help="stop cleanly after that time (exit code 0)",
-    )
-
-
-def add_cache(parser: argparse.ArgumentParser, note: str = "") -> None:
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="FOLDER",
-        help=f"of the preprocessed cases ({note}default: $SRCSM_CACHE or ~/.cache/srcsm)",
     )
 
 
@@ -160,9 +123,73 @@ def add_keep_largest(
     )
 
 
+def add_sam(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --sam and --sam-kind."""
+    parser.add_argument("--sam", metavar="NAME_OR_PATH", help=what)
+    parser.add_argument(
+        "--sam-kind",
+        choices=("vit_b", "vit_l", "vit_h", "medsam"),
+        help="kind of a checkpoint file (default: recognised by its SHA-256; MedSAM's is not)",
+    )
+
+
+def add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add --data for one dataset."""
+    parser.add_argument(
+        "--data", type=Path, required=required, metavar="FOLDER", help="the nnU-Net raw dataset"
+    )
+
+
+def add_configuration(parser: argparse.ArgumentParser, file: str, values: str) -> None:
+    """Add --config and --set."""
+    parser.add_argument("--config", type=Path, metavar="FILE.yaml", help=file)
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=values
+    )
+
+
+def add_run(
+    parser: argparse.ArgumentParser,
+    *,
+    config: str = "the configuration",
+    result: str = "the result",
+    required: bool = True,
+) -> None:
+    """Add the options of a training: configuration, run folder, name and time limit."""
+    add_configuration(parser, config, "single values, such as optimisation.steps=2000")
+    parser.add_argument(
+        "--out", type=Path, required=required, metavar="RUN", help="folder of the run"
+    )
+    parser.add_argument("--name", help=f"name of {result} (default: that of the run's folder)")
+    add_max_minutes(parser)
+
+
+def add_max_minutes(parser: argparse.ArgumentParser) -> None:
+    """Add --max-minutes."""
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        default=float("inf"),
+        metavar="M",
+        help="stop cleanly after that time (exit code 0)",
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """Add --cache."""
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder of the preprocessed cases ({note}default: $SRCSM_CACHE or ~/.cache/srcsm)",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
     parser.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, ``srcsm``: its commands, what they exit with, and what an error says.
 
-The options of a command are in `options`, the command itself in `commands`, both under its name;
-the latter is imported only when it is run, so that help is instant.
+Each command is a module: `add` adds its options, `run` runs it. Modules import what they need in
+`run`, so that help is instant.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from SRCSMSegmenterLib.errors import (
     VolumeError,
 )
 
-from .commands import INTERRUPTED
+from .console import INTERRUPTED
 
 COMMANDS = (
     "segment", "boxes", "refine", "train", "train-sam", "evaluate", "match", "models", "phantom",
     "demo", "style", "worker",
 )  # fmt: skip
-"""As help lists them."""
+"""The commands, in the order of the help."""
 
 EXIT_CODES = (
     (ConfigError, 2),
@@ -41,14 +41,14 @@ EXIT_CODES = (
     (Cancelled, INTERRUPTED),
     ((SRCSMError, OSError), 6),
 )
-"""For each kind of error, the first that fits; any other is unexpected and exits with 1."""
+"""Exit code of each kind of error, the first that matches; any other error exits with 1."""
 
 EXTRAS = {
     "training": ("accelerate", "matplotlib", "monai", "pandas", "tensorboard", "yaml"),
     "refine": ("segment_anything", "torchvision"),
     "style": ("PIL", "diffusers", "peft", "transformers"),
 }
-"""What each extra of the package brings, by the names in import statements."""
+"""Packages of each extra, by the names in import statements."""
 
 HELP = """\
 Train a segmentation network on one modality, use it on another.
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (`HELP` lists them)."""
     arguments = make_parser().parse_args(argv)
     try:
-        return module("commands", arguments.command).run(arguments)
+        return command_module(arguments.command).run(arguments)
     except KeyboardInterrupt:
         print("srcsm: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sentence(error: Exception) -> str:
-    """What an error tells the user."""
+    """Return what the user is told of an error."""
     if isinstance(error, SRCSMError):
         return str(error)
     if isinstance(error, OSError) and error.filename:
@@ -104,17 +104,17 @@ def sentence(error: Exception) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """Make the parser of all commands and their options."""
     parser = argparse.ArgumentParser(
         prog="srcsm", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"srcsm {version('srcsm')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module("options", name).add(commands)
+        command_module(name).add(commands)
     return parser
 
 
-def module(package: str, command: str) -> ModuleType:
-    """The module of a command in `options` or `commands`."""
-    return import_module(f".{package}.{command.replace('-', '_')}", __package__)
+def command_module(command: str) -> ModuleType:
+    """Import the module of a command."""
+    return import_module(f".{command.replace('-', '_')}", __package__)

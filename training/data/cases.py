@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,14 +31,16 @@ FOREGROUND_VOXELS = 500
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """A case ready for window drawing.
+    """A case that windows can be drawn from.
 
     Attributes:
         image: (1, K, J, I) float16, scaled by the intensity rule and smoothed on its own grid.
         labels: (1, K, J, I) uint8.
-        centres: low and high end of a window's centre along the grid's axes, mm.
-        directions: 3x3, the grid's axes in RAS.
-        foreground: per label present, (n, 3) indices (i, j, k) of a sample of its voxels.
+        geometry: grid of both.
+        body: extent of the patient along the window grid's axes.
+        centres: low and high end of a window's centre along the window grid's axes, mm.
+        directions: 3x3, columns are the window grid's axes in RAS.
+        foreground: per label present, (n, 3) voxel indices (i, j, k) of a sample of its voxels.
     """
 
     name: str
@@ -52,12 +54,12 @@ class PreparedCase:
 
     @cached_property
     def outside(self) -> float:
-        """Intensity beyond the scan: its minimum."""
+        """The intensity beyond the scan, its minimum."""
         return float(self.image.min())
 
 
 def default_cache() -> Path:
-    """``$SRCSM_CACHE``, or ``~/.cache/srcsm``."""
+    """Return ``$SRCSM_CACHE``, or ``~/.cache/srcsm``."""
     return Path(os.environ.get("SRCSM_CACHE", Path.home() / ".cache" / "srcsm"))
 
 
@@ -67,28 +69,26 @@ def prepare_cases(
     smoothing: float,
     grid: GridSpec,
     cache: Path,
-    progress: Callable[[int, int], None] = lambda done, total: None,
     order: Sequence[int] = (),
     outputs: int = 255,
 ) -> list[PreparedCase]:
     """Read, scale and smooth every case, or take it from the cache.
 
-    An entry is keyed by the content of both files, the rule and the smoothing; one that is
-    missing, cut short or altered is built anew.
+    An entry is keyed by the content of both files, the rule and the smoothing; it is rebuilt if it
+    is missing, truncated or altered.
 
     Args:
         smoothing: sigma in mm.
-        cache: folder, made where it does not exist.
-        order: the files' label values in the order of those that training uses, 0 first; () leaves
-            them as they are.
-        outputs: the first so many labels have windows drawn around them.
+        grid: grid of the windows.
+        cache: folder, created if it does not exist.
+        order: the files' label for each label that training uses, 0 first; () keeps the labels.
+        outputs: number of labels, from 1 on, that windows are drawn around.
 
     Raises:
-        VolumeError: a case cannot be read, or the cache not be written.
+        VolumeError: a case cannot be read, or the cache cannot be written.
     """
     prepared = []
-    for done, case in enumerate(cases):
-        progress(done, len(cases))
+    for case in cases:
         path = cache / f"{_key(case, rule, smoothing)}.safetensors"
         tensors = _load(path)
         if tensors is None:
@@ -97,17 +97,16 @@ def prepare_cases(
         if len(order):
             tensors["labels"] = _reordered(tensors["labels"], order)
         prepared.append(_placed(case.name, tensors, grid, outputs))
-    progress(len(cases), len(cases))
     return prepared
 
 
 def draw_window(
     case: PreparedCase, grid: GridSpec, foreground: float, generator: torch.Generator
 ) -> Geometry:
-    """Place the window at random: around a labelled voxel with chance `foreground`, else anywhere.
+    """Place a window at random: around a labelled voxel with chance `foreground`, else anywhere.
 
-    Its centre stays where inference would put windows: on the body's centre along the axes where
-    the body fits into the field of view, within the scan along the others.
+    Its centre stays within the range of inference: on the body's centre along the axes along which
+    the body fits into the field of view, within the scan along the other axes.
     """
     low, high = case.centres
     chance, label, voxel, *place = torch.rand(6, generator=generator, dtype=torch.float64).tolist()

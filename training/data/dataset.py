@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nnU-Net raw datasets as they are: what lies in the folder, and whether it can be trained on."""
+"""nnU-Net raw datasets: their cases, and faults that would spoil a training."""
 
 import fnmatch
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and, where there is one, its label map."""
+    """One scan and its label map, None if it has none."""
 
     name: str
     image: Path
@@ -31,10 +31,10 @@ class Dataset:
     """The cases of one split of an nnU-Net raw dataset.
 
     Attributes:
-        folder: where `dataset.json` lies.
+        folder: folder of `dataset.json`.
         name: the folder's name, e.g. "Dataset101_AbdomenCT".
-        modality: "CT" where the channel is named so, else "MR".
-        labels: name -> value in the order of the values, 1 to n; background (0) is not in it.
+        modality: "CT" if the channel is named so, else "MR".
+        labels: name -> label, 1 to n in this order; background (0) is not included.
         cases: in the order of their names; take a subset with `dataclasses.replace`.
     """
 
@@ -46,15 +46,15 @@ class Dataset:
 
 
 def read_dataset(folder: Path | str, split: str = "Tr") -> Dataset:
-    """Read `dataset.json` and list the cases; no volume is opened as long as all is well.
+    """Read `dataset.json` and list the cases; volumes are opened only if there are faults.
 
     Args:
         folder: an nnU-Net raw dataset with `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`.
-        split: "Tr", or "Ts" for `imagesTs` and, where there is one, `labelsTs`.
+        split: "Tr", or "Ts" for `imagesTs` and, if it exists, `labelsTs`.
 
     Raises:
-        DatasetError: no readable `dataset.json`, or one that lacks keys, or missing or extra
-            files; the message lists these faults together with those inside the volumes.
+        DatasetError: `dataset.json` is unreadable or lacks keys, or files are missing or
+            superfluous; the message lists these faults together with those inside the volumes.
     """
     dataset, faults = _scan(Path(folder), split)
     if faults:
@@ -63,10 +63,10 @@ def read_dataset(folder: Path | str, split: str = "Tr") -> Dataset:
 
 
 def choose_cases(dataset: Dataset, patterns: Sequence[str]) -> Dataset:
-    """The dataset with the cases whose names match one of the shell patterns.
+    """Return the dataset with the cases whose names match one of the shell patterns.
 
     Raises:
-        DatasetError: none does.
+        DatasetError: no case matches.
     """
     cases = tuple(c for c in dataset.cases if any(fnmatch.fnmatchcase(c.name, p) for p in patterns))
     if not cases:
@@ -74,14 +74,8 @@ def choose_cases(dataset: Dataset, patterns: Sequence[str]) -> Dataset:
     return replace(dataset, cases=cases)
 
 
-def check_dataset(
-    dataset: Dataset, progress: Callable[[int, int, str], None] | None = None
-) -> list[str]:
-    """Open every volume once and look for what would spoil a training.
-
-    Args:
-        dataset: from `read_dataset`.
-        progress: called as progress(done, total, case name) after every case.
+def check_dataset(dataset: Dataset) -> list[str]:
+    """Open every volume once and check it for faults that would spoil a training.
 
     Returns:
         Warnings: label maps that lack one of the labels.
@@ -91,7 +85,7 @@ def check_dataset(
             finite, image and label map on different grids (tolerance 1e-3 voxel), labels that
             `dataset.json` does not name, label maps without any foreground.
     """
-    faults, warnings = _check_volumes(dataset, progress)
+    faults, warnings = _check_volumes(dataset)
     if faults:
         raise _error(dataset, faults)
     return warnings
@@ -105,7 +99,7 @@ def _error(dataset: Dataset, faults: list[str]) -> DatasetError:
 
 
 def _scan(folder: Path, split: str) -> tuple[Dataset, list[str]]:
-    """What `dataset.json` and the file names tell, and all that is wrong with them."""
+    """Read `dataset.json` and the file names; return the dataset and their faults."""
     description = _read_json(folder / "dataset.json")
     faults = [f'dataset.json lacks "{key}".' for key in REQUIRED_KEYS if key not in description]
     channels = description.get("channel_names") or {"0": "MR"}
@@ -138,7 +132,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _read_label_names(entries: dict) -> tuple[dict[str, int], list[str]]:
-    """The foreground labels by value, and what is wrong with them."""
+    """Return the foreground labels, name -> label, and their faults."""
     if not isinstance(entries, dict) or not all(type(v) is int for v in entries.values()):
         return {}, ['dataset.json: labels must be {"name": integer}, without regions.']
     labels = dict(sorted(entries.items(), key=lambda entry: entry[1]))
@@ -153,7 +147,7 @@ def _read_label_names(entries: dict) -> tuple[dict[str, int], list[str]]:
 
 
 def _list_cases(folder: Path, split: str, ending: str) -> tuple[list[Case], list[str]]:
-    """The cases that are complete, and the files that are missing or too many."""
+    """Return the complete cases, and faults: files that are missing or superfluous."""
     images, faults = _list_files(folder / f"images{split}", f"_0000{ending}")
     labels, label_faults = _list_files(folder / f"labels{split}", ending)
     faults += label_faults
@@ -168,7 +162,7 @@ def _list_cases(folder: Path, split: str, ending: str) -> tuple[list[Case], list
 
 
 def _list_files(folder: Path, ending: str) -> tuple[dict[str, Path], list[str]]:
-    """Case name -> file, and the files whose names do not fit."""
+    """Return the files by case name, and faults: files whose names do not fit."""
     if not folder.is_dir():
         return {}, [f"The folder {folder.name} is missing."] if folder.name != "labelsTs" else []
     files, faults = {}, []
@@ -182,18 +176,14 @@ def _list_files(folder: Path, ending: str) -> tuple[dict[str, Path], list[str]]:
     return files, faults
 
 
-def _check_volumes(
-    dataset: Dataset, progress: Callable[[int, int, str], None] | None = None
-) -> tuple[list[str], list[str]]:
-    """Faults and warnings of all cases, in their order."""
+def _check_volumes(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """Return faults and warnings of all cases, in their order."""
     faults, warnings = [], []
     with ThreadPoolExecutor(max_workers=4) as pool:
         results = pool.map(lambda case: _check_case(case, dataset.labels), dataset.cases)
-        for done, (case, (errors, remarks)) in enumerate(zip(dataset.cases, results, strict=True)):
+        for case, (errors, remarks) in zip(dataset.cases, results, strict=True):
             faults += [f"{case.name}: {error}" for error in errors]
             warnings += [f"{case.name}: {remark}" for remark in remarks]
-            if progress is not None:
-                progress(done + 1, len(dataset.cases), case.name)
     return faults, warnings
 
 

@@ -2,9 +2,8 @@
 """Datasets of phantom scans."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import DatasetError
@@ -13,8 +12,18 @@ from SRCSMSegmenterLib.phantom.scans import make_case
 from SRCSMSegmenterLib.volume_io import write_volume
 
 
-def write_dataset(folder: Path, modality: str, cases: int, seed: int) -> None:
+def write_dataset(
+    folder: Path,
+    modality: str,
+    cases: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Write an nnU-Net raw dataset of `cases` patients, with the seeds `seed`, `seed + 1`, ...
+
+    Args:
+        modality: "CT" or "MR".
+        progress: called as progress(done, total) after every case.
 
     Raises:
         DatasetError: the folder already holds other cases.
@@ -29,10 +38,11 @@ def write_dataset(folder: Path, modality: str, cases: int, seed: int) -> None:
         )
     for subfolder in ("imagesTr", "labelsTr"):
         (folder / subfolder).mkdir(parents=True, exist_ok=True)
-    for name, number in tqdm(names.items(), desc=f"{modality} phantoms", unit="case"):
+    for done, (name, number) in enumerate(names.items(), start=1):
         image, labels = make_case(number, modality)
         write_volume(folder / "imagesTr" / f"{name}_0000.nii.gz", image)
         write_volume(folder / "labelsTr" / f"{name}.nii.gz", labels)
+        progress(done, cases)
     description = {
         "channel_names": {"0": modality},
         "labels": LABELS,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training computes on, and in what precision."""
+"""Device and precision of a training."""
 
 import os
 from collections.abc import Callable
@@ -24,9 +24,10 @@ alone)."""
 
 @dataclass(frozen=True, eq=False)
 class Computing:
-    """What a training computes on.
+    """The device and the precision of a training.
 
     Attributes:
+        accelerator: of all the processes of the training.
         reason: for the precision, a clause for the user.
         warning: a sentence for the user, or "".
     """
@@ -37,12 +38,22 @@ class Computing:
 
     @property
     def precision(self) -> str:
-        """The precision that was chosen: "fp32", "bf16" or "fp16"."""
+        """The precision in use: "fp32", "bf16" or "fp16"."""
         mixed = self.accelerator.mixed_precision
         return "fp32" if mixed == "no" else mixed
 
-    def introduce(self, tell: Callable[[str], None]) -> None:
-        """Tell the user the device, the precision and the reason for it."""
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and tells the user."""
+        return self.accelerator.is_main_process
+
+    def introduce(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """Tell the user the device, the precision and the reason for it.
+
+        Returns:
+            `say` on the main process, a function that does nothing on the others.
+        """
+        tell = say if self.main else _silent
         processes = self.accelerator.num_processes
         tell(
             f"Computing on {self.accelerator.device} ({processes} process"
@@ -50,9 +61,10 @@ class Computing:
         )
         if self.warning:
             tell(f"Warning: {self.warning}")
+        return tell
 
     def record(self) -> dict[str, Any]:
-        """The device and the precision as plain values, for environment.json."""
+        """Return the device and the precision as plain values, for environment.json."""
         return {
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
@@ -64,7 +76,7 @@ class Computing:
 def accelerator_for(
     device: str, precision: str, section: str = "optimisation", plane: float = 0
 ) -> Computing:
-    """Make an accelerator on the device asked for, or as `accelerate launch` or `torchrun` set up.
+    """Make an accelerator on the device asked for, or as `accelerate launch` or `torchrun` asks.
 
     Args:
         precision: one of `config.PRECISIONS`.
@@ -89,7 +101,7 @@ def accelerator_for(
 def _precision_on(
     device: torch.device, asked: str, section: str, plane: float
 ) -> tuple[str, str, str]:
-    """The precision, the reason for it, and a warning or ""."""
+    """Choose the precision; return it, the reason for it, and a warning or ""."""
     on_cpu, too_large = device.type == "cpu", plane > LARGEST_BF16_PLANE
     if asked == "auto":
         precision, reason = preferred_precision(device)
@@ -114,3 +126,7 @@ def _precision_on(
             f"{EMULATION_FACTOR} times as long as in fp32; choose {section}.precision=auto."
         )
     return asked, "the configuration asks for it", warning
+
+
+def _silent(line: str) -> None:
+    """Drop a line for the user."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints of a training: atomic writes, and reads that run no code."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from SRCSMSegmenterLib.errors import SRCSMError
 
 
 class CheckpointError(SRCSMError):
-    """A checkpoint cannot be written, read, or does not belong to this training."""
+    """A checkpoint that cannot be written or read, or that belongs to another training."""
 
 
 def without_precision(settings: Any) -> Any:  # noqa: ANN401 - plain values

@@ -1,35 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a training: typed dataclasses, presets, YAML files and overrides."""
+"""Configurations of trainings: typed dataclasses, YAML files and overrides."""
 
 import dataclasses
 import difflib
 import math
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import ConfigError
-from SRCSMSegmenterLib.geometry import GridSpec
-from SRCSMSegmenterLib.network import NetworkConfig
-
-from ..augment.degradation import DegradationConfig
-from ..augment.random_convolution import MODES
-from ..augment.regions import RegionsConfig
-from ..augment.spatial import AugmentationConfig
-from .losses import DICE
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """What may be asked for; "auto" is the fastest that the device trains in (accelerator.py)."""
 
+SCHEDULES = {"constant": None, "cosine": (100, 0.0), "icm": (10, 1e-6)}
+"""Schedule of the learning rate -> how many times as long as its warm-up it is, and the last rate;
+None: constant."""
+
 
 @dataclass(frozen=True)
 class CasesConfig:
-    """Which cases are trained on.
+    """The choice of the cases to train on.
 
     Attributes:
         cases: shell patterns of the case names to use; all by default.
@@ -54,11 +50,11 @@ class CasesConfig:
 
 @dataclass(frozen=True)
 class ScansConfig(CasesConfig):
-    """The cases, and how their intensities are read.
+    """The choice of the cases, and the intensity rule of their images.
 
     Attributes:
         window: CT only, HU; () takes the range that every training image is clipped to, or the
-            full range where they are not clipped.
+            full range if they are not clipped.
         maximum_percentile: MR only; see `IntensityRule`.
         smoothing: sigma in mm of the Gaussian on the image's own grid.
     """
@@ -74,155 +70,84 @@ class ScansConfig(CasesConfig):
 
 
 @dataclass(frozen=True)
-class DataConfig(ScansConfig):
-    """The scans, and where in them the windows lie.
-
-    Attributes:
-        foreground: share of the windows drawn around a labelled voxel, the others anywhere.
-        outputs: names of the labels that the network tells apart; () takes all. The dataset's other
-            labels are background to it, but regions of their own to random convolution.
-    """
-
-    foreground: float = 0.5
-    outputs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is optimised; defaults are those of Thaler et al. 2026.
+class StepsConfig:
+    """The steps of a training, whatever is trained.
 
     Attributes:
         steps: optimiser steps.
-        batch: windows per step and process.
+        batch: samples of a forward pass and process.
+        accumulation: forward passes of a step, whose gradients are averaged.
         learning_rate: Adam's.
         schedule: "constant", "cosine" down to 0 at the last step after a warm-up of 1 %, or "icm":
             down to 1e-6 after a warm-up of 10 % (Chen et al. 2025).
-        l2: weight of the L2 term on the U-Net's convolution kernels, its head's left out, or on all
-            parameters of another network.
-        clip_factor: gradients are clipped at this multiple of their norm's running mean.
-        clip_start: running mean at step 0.
-        clip_rate: update rate of the running mean, which is fed with the clipped norm.
-        ema: decay of the weight average used for validation and export.
-        nan_redraws: how often SRC is drawn anew for a sample whose loss is NaN before giving up.
+        ema: decay of the average of the weights that is validated and kept instead of the last
+            weights; 0: no average.
         precision: "auto", the fastest that the device trains in, "fp32", "bf16" or "fp16".
-        patience: validations without a better Dice after which the training ends; 0: it goes on.
     """
 
     steps: int = 50_000
     batch: int = 1
+    accumulation: int = 1
     learning_rate: float = 5e-5
     schedule: str = "constant"
+    ema: float = 0.999
+    precision: str = "auto"
+
+    section: ClassVar[str] = ""
+    """Section of the configuration, with a dot behind it, for messages."""
+
+    def __post_init__(self) -> None:
+        section = self.section
+        one_of(f"{section}schedule", self.schedule, tuple(SCHEDULES))
+        one_of(f"{section}precision", self.precision, PRECISIONS)
+        for name in ("steps", "batch", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{section}{name} must be at least 1.")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"{section}ema is at least 0 and under 1, not {self.ema}.")
+
+
+@dataclass(frozen=True)
+class Recipe(StepsConfig):
+    """The optimisation of a network with random convolution (Thaler et al. 2026).
+
+    Attributes:
+        l2: weight of the L2 term on the U-Net's convolution kernels without its head's, or on all
+            parameters of another network.
+        clip_factor: gradients are clipped at this multiple of their norm's running mean.
+        clip_start: running mean at step 0.
+        clip_rate: update rate of the running mean, which is fed with the clipped norm.
+        nan_redraws: how often random convolution is drawn anew for a batch whose loss is not finite
+            before the training gives up.
+        patience: validations without a better Dice after which the training ends; 0: it goes on.
+    """
+
     l2: float = 1e-6
     clip_factor: float = 5.0
     clip_start: float = 10.0
     clip_rate: float = 0.01
-    ema: float = 0.999
     nan_redraws: int = 100
-    precision: str = "auto"
     patience: int = 0
 
-    def __post_init__(self) -> None:
-        one_of("optimisation.schedule", self.schedule, ("constant", "cosine", "icm"))
-        one_of("optimisation.precision", self.precision, PRECISIONS)
-        if self.steps < 1 or self.batch < 1:
-            raise ConfigError("optimisation.steps and optimisation.batch must be at least 1.")
-        if self.patience < 0:
-            raise ConfigError("optimisation.patience is 0 or more.")
-
-
-@dataclass(frozen=True)
-class OptimisationConfig(Recipe):
-    """The recipe and the loss of the engine's network; defaults are the paper's.
-
-    Attributes:
-        dice: "generalised" (the paper), "mean" over the classes present in a window, or "batch"
-            (Chen et al. 2025).
-        cross_entropy: weight of a cross-entropy term beside the Dice loss; 0 in the paper.
-        optimiser: "adam", or "adamw", whose `l2` is decoupled and acts on all parameters.
-    """
-
-    dice: str = "generalised"
-    cross_entropy: float = 0.0
-    optimiser: str = "adam"
+    section: ClassVar[str] = "optimisation."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("optimisation.dice", self.dice, tuple(DICE))
-        one_of("optimisation.optimiser", self.optimiser, ("adam", "adamw"))
+        if self.patience < 0:
+            raise ConfigError("optimisation.patience is 0 or more.")
 
-
-@dataclass(frozen=True)
-class PairsConfig:
-    """Training on several views of every window (Chen et al. 2025; pairs.py).
-
-    Attributes:
-        use: train on pairs; without, the rest has no effect.
-        styled: folders of restyled slices (`srcsm style swap`) of the dataset.
-        contrast: weight of NT-Xent; 0 trains without.
-        temperature: of NT-Xent.
-        projection: channels of the features that NT-Xent compares.
-    """
-
-    use: bool = False
-    styled: tuple[str, ...] = ()
-    contrast: float = 1.0
-    temperature: float = 0.2
-    projection: int = 128
-
-    def __post_init__(self) -> None:
-        if self.contrast < 0 or self.temperature <= 0 or self.projection < 1:
-            raise ConfigError(
-                "pairs.contrast is 0 or more, pairs.temperature more than 0, and pairs.projection "
-                "at least 1."
-            )
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Everything that decides the result of a training, beside the dataset.
-
-    Attributes:
-        random_convolution: "off", "global", "hard" or "smoothed" (the method).
-        start: name or folder of a trained network whose weights the training starts from, outputs
-            matched by the names of their labels; "" starts from random ones.
-        seed: every random draw of step s on process r is a function of (seed, s, r).
-        checkpoint_minutes: time between two checkpoints.
-        validate_every: steps between two validations; 0 validates at the end only.
-    """
-
-    grid: GridSpec
-    network: NetworkConfig
-    data: DataConfig = field(default_factory=DataConfig)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    regions: RegionsConfig = field(default_factory=RegionsConfig)
-    degradation: DegradationConfig = field(default_factory=DegradationConfig)
-    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
-    pairs: PairsConfig = field(default_factory=PairsConfig)
-    random_convolution: str = "smoothed"
-    start: str = ""
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    validate_every: int = 1000
-
-    def __post_init__(self) -> None:
-        one_of("random_convolution", self.random_convolution, MODES)
-        for axis, (size, divisor) in enumerate(
-            zip(self.grid.size, self.network.divisor, strict=True)
-        ):
-            if size % divisor:
-                raise ConfigError(
-                    f"grid.size {self.grid.size} along {'IJK'[axis]} is not a multiple of "
-                    f"{divisor}, which the network's stem and pooling need."
-                )
+    def gradient_limit(self, norm: float) -> float:
+        """Return the longest gradient, given the running mean of the clipped norms."""
+        return self.clip_factor * norm
 
 
 def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any configuration dataclass
-    """Plain dictionaries, lists, numbers and strings, ready for YAML or JSON."""
+    """Convert to plain dictionaries, lists, numbers and strings, ready for YAML or JSON."""
     return _plain(dataclasses.asdict(config))
 
 
 def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noqa: ANN401
-    """`base` (a configuration dataclass) with `values` put in, nested dictionaries likewise.
+    """Put values, nested like the configuration dataclass `base`, into it.
 
     Raises:
         ConfigError: an unknown key (with the nearest right one), or a value of the wrong type.
@@ -245,7 +170,7 @@ def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noq
 
 
 def read_yaml(path: Path, base: Any) -> Any:  # noqa: ANN401
-    """A configuration file on top of `base`."""
+    """Put a configuration file into `base`."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -275,7 +200,7 @@ def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
 
 
 def configured(config: Any, file: Path | None, overrides: list[str]) -> Any:  # noqa: ANN401
-    """`config` with what a file says, where one is given, and then the overrides."""
+    """Put a file, if one is given, and then the overrides into a configuration."""
     return with_overrides(read_yaml(file, config) if file else config, overrides)
 
 
@@ -283,6 +208,11 @@ def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
     """Write the full configuration; the file appears complete or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def as_yaml(config: Any) -> str:  # noqa: ANN401
+    """Format a configuration as YAML for people, short lists on one line."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip()
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
@@ -294,7 +224,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
-    """`value` as the annotated type: numbers, strings, booleans, tuples of them, or None."""
+    """Convert to the annotated type: numbers, strings, booleans, tuples of them, or None."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -324,12 +254,12 @@ def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """' (did you mean ...?)', or nothing where no known name is near."""
+    """Word a suggestion, ' (did you mean ...?)'; "" if no known name is near."""
     match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise a ConfigError where `value` is none of those allowed."""
+    """Raise a ConfigError if `value` is none of those allowed."""
     if value not in allowed:
         raise ConfigError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")

@@ -20,7 +20,8 @@ import torch
 
 from ..data.dataset import Case
 from .config import CasesConfig
-from .timing import machine
+from .limits import Limits
+from .machine import machine
 
 WARM_UP = 3
 STEPS = 10
@@ -35,12 +36,12 @@ BYTES_PER_VOXEL = 3
 
 
 class _Enough(Exception):
-    """All is measured."""
+    """The end of a measurement."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training takes.
+    """Time and memory that a training takes.
 
     Attributes:
         seconds: of a step.
@@ -116,7 +117,7 @@ def measure_training(
     """Measure a training on some of its cases; the memory of the others is added.
 
     Args:
-        training: called as training(config, run_folder, device=, say=, progress=).
+        training: called as training(config, run_folder, device=, limits=).
         cases: all training cases.
 
     Raises:
@@ -132,8 +133,7 @@ def measure_training(
             replace(config, data=few),
             folder,
             device=device,
-            say=lambda line: None,
-            progress=lambda progress: done(progress.step),
+            limits=Limits(say=lambda line: None, report=lambda progress: done(progress.step)),
         )
 
     estimate = measure(run)

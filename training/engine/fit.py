@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop, `fit`: read it top to bottom. `train` puts the engine's network into it.
+"""The training loop of all networks: `fit`, to be read from top to bottom.
 
-Every random draw of a step is a function of (seed, step, process), so nothing but the step has to
-be remembered to go on after a stop exactly as if there had been none.
+Every random draw of a step is a function of (seed, step, process), so a stopped training needs
+nothing but its step and its state to go on exactly as if it had not been stopped.
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,446 +18,273 @@ from accelerate import Accelerator
 from torch import nn
 
 from SRCSMSegmenterLib.errors import SRCSMError
-from SRCSMSegmenterLib.field_of_view import covering_centres, scan_extent
-from SRCSMSegmenterLib.geometry import GridSpec
-from SRCSMSegmenterLib.intensity import IntensityRule, normalise
-from SRCSMSegmenterLib.network import UNet
-from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 
-from ..augment.degradation import degraded
-from ..augment.regions import random_looks
-from ..augment.spatial import augmented_intensities, augmented_window, cropped, draw_spatial
-from ..data.cases import PreparedCase, draw_window
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
-from .config import OptimisationConfig, Recipe, TrainingConfig, to_dict
-from .losses import segmentation_loss
-
-SCORES = ("dice", "randomised")
-"""Dice of the validation cases as they are, and under random looks."""
+from .config import SCHEDULES, StepsConfig
+from .limits import Limits
+from .progress import Progress, mean_score
+from .run_folder import Run
 
 Batch = Any
-"""Whatever `draw` gives and `loss` takes."""
+"""Whatever `draw` returns and `loss` takes."""
 
+LOG_EVERY = 50
+"""Steps between two rows of the curve without a validation."""
 
-COSINES = {"cosine": (100, 0.0), "icm": (10, 1e-6)}
-"""Schedule -> how many times as long as its warm-up it is, and its last learning rate."""
+MOST_SKIPPED = 100
+"""Steps in a row that a training may skip because their gradient is not finite."""
 
 
 class TrainingError(SRCSMError):
-    """The training cannot go on."""
-
-
-class FitConfig(Protocol):
-    """What `fit` reads of a configuration; a checkpoint is known by all of it."""
-
-    optimisation: Recipe
-    seed: int
-    checkpoint_minutes: float
-    validate_every: int
-
-
-class Named(Protocol):
-    """A case."""
-
-    name: str
-
-
-@dataclass
-class Progress:
-    """The state of a training, all of it plain numbers.
-
-    Attributes:
-        step: optimiser steps done.
-        gradient_norm: running mean of the clipped gradient norm.
-        best_dice: best mean of the validation scores so far, or -1.
-        loss: running mean of the loss, for the display.
-        curve: one row per log entry: step, loss, learning rate, gradient norm, seconds per step,
-            and the validation's scores per label.
-        waited: validations since the best one.
-        finished: at the last step, or out of patience.
-    """
-
-    step: int
-    gradient_norm: float
-    best_dice: float = -1.0
-    loss: float = math.nan
-    curve: list[dict] | None = None
-    waited: int = 0
-    finished: bool = False
-
-
-def train(
-    config: TrainingConfig,
-    rule: IntensityRule,
-    training: Sequence[PreparedCase],
-    validation: Sequence[PreparedCase],
-    run_folder: Path,
-    *,
-    accelerator: Accelerator,
-    start: dict[str, torch.Tensor] | None = None,
-    **arguments: Any,  # noqa: ANN401 - of `fit`
-) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Train the engine's network until its last step; see `fit` for what else it takes and gives.
-
-    Args:
-        config: with the grid, the network (its classes set) and the recipe.
-        rule: the source's intensity rule.
-        training, validation: cases from `prepare_cases`; validation may be empty.
-        run_folder: checkpoints go to its ``checkpoints`` folder.
-        start: weights of the network at the first step; None: random ones.
-
-    Raises:
-        TrainingError: the loss stays NaN however often SRC is redrawn.
-        CheckpointError: the run folder holds a checkpoint of another training.
-    """
-    recipe, device = config.optimisation, accelerator.device
-    torch.manual_seed(config.seed)
-    network = UNet(config.network).to(device)
-    if start:
-        network.load_state_dict(start)
-    optimiser = make_optimiser(recipe, network, network.kernels())
-
-    def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        images, labels = batch
-        with accelerator.autocast():
-            looks = random_looks(
-                images, labels, config.random_convolution, config.regions, generator
-            )
-            looks = degraded(looks, config.degradation, generator)
-        targets = output_labels(labels, config.network.classes)
-        return segmentation_loss(model(looks), targets, recipe.dice, recipe.cross_entropy)
-
-    return fit(
-        config,
-        network,
-        optimiser,
-        run_folder,
-        training,
-        validation,
-        draw=lambda generator: draw_batch(training, config, rule, generator, device),
-        loss=loss,
-        validate=lambda average: validation_scores(average, validation, config, rule, accelerator),
-        accelerator=accelerator,
-        **arguments,
-    )
-
-
-def mean_score(row: dict) -> float:
-    """Average the scores of a validation, a row of `Progress.curve`, over labels and kinds."""
-    return float(np.mean([np.nanmean(row[kind]) for kind in SCORES if kind in row]))
-
-
-def output_labels(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Call labels that are regions only, from `classes` on, background."""
-    return labels.masked_fill(labels >= classes, 0)
-
-
-def make_optimiser(
-    recipe: OptimisationConfig, network: nn.Module, kernels: Sequence[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """Adam with L2 on the kernels, or AdamW with weight decay on all parameters."""
-    if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(
-            network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
-        )
-    others = [p for p in network.parameters() if not any(p is kernel for kernel in kernels)]
-    return torch.optim.Adam(
-        [{"params": kernels, "weight_decay": recipe.l2}, {"params": others}],
-        lr=recipe.learning_rate,
-    )
+    """A training that cannot go on."""
 
 
 def fit(
-    config: FitConfig,
+    run: Run,
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
-    run_folder: Path,
-    training: Sequence[Named],
-    validation: Sequence[Named],
     *,
     draw: Callable[[torch.Generator], Batch],
     loss: Callable[[nn.Module, Batch, torch.Generator], torch.Tensor],
-    validate: Callable[[nn.Module], dict[str, list[float]]],
-    accelerator: Accelerator,
-    max_minutes: float = math.inf,
-    stop_requested: Callable[[], bool] = lambda: False,
-    report: Callable[[Progress], None] = lambda progress: None,
-    validated: Callable[[nn.Module, Progress], None] = lambda average, progress: None,
-) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Train until the last step, `max_minutes` or `stop_requested`, resuming where a run stopped.
+    validate: Callable[[nn.Module], dict[str, list[float]]] | None = None,
+    preview: Callable[[nn.Module, Progress], None] = lambda network, progress: None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+) -> Progress:
+    """Train until the last step or a limit, resuming from the checkpoint of the run.
+
+    When it returns, the network holds the weights to keep, in evaluation mode: those of the best
+    validation if there are validations, else the averaged ones, or the last ones if the recipe has
+    no average.
 
     Args:
-        config: recipe, seed, and when to validate and to save.
-        network: on the accelerator's device; what is trained, averaged and saved.
-        optimiser: of its parameters.
-        run_folder: checkpoints go to its ``checkpoints`` folder.
-        training, validation: cases, whose names a checkpoint is known by.
-        draw: what a step sees, before random convolution, from the step's generator.
-        loss: of a batch, random convolution included; drawn again where it is not finite.
-        validate: one or all of `SCORES`, Dice per label of the averaged network; the best weights
-            are those with the best `mean_score`. Not asked without validation cases.
-        report: called after every step on every process.
-        validated: called after every validation with the averaged network, on every process.
-
-    Returns:
-        The progress, and the averaged weights: of the best validation when there are validations,
-        else of the last step.
+        network: on the accelerator's device; its parameters that require gradients are trained,
+            averaged and saved.
+        optimiser: of those parameters.
+        draw: returns the batch of a forward pass, from the step's generator.
+        loss: called as loss(model, batch, generator), random convolution included; called again if
+            the loss is not finite, at most `nan_redraws` times.
+        validate: returns one or all of `SCORES`, Dice per label of the averaged network; the best
+            weights are those with the highest `mean_score`.
+        preview: called after every validation, or when one would be due, with the averaged network,
+            on every process.
 
     Raises:
-        TrainingError: the loss stays NaN however often random convolution is redrawn.
-        CheckpointError: the run folder holds a checkpoint of another training.
+        TrainingError: the loss or the gradient stays not finite.
+        CheckpointError: the checkpoint cannot be written.
     """
-    recipe = config.optimisation
-    device, started = accelerator.device, time.monotonic()
-    average = copy.deepcopy(network).eval().requires_grad_(False)
-    progress = Progress(step=0, gradient_norm=recipe.clip_start, curve=[])
-    best_weights = average.state_dict()
-
-    state = state_to_resume(run_folder, config, training, validation)
-    if state:
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        best_weights = {name: value.to(device) for name, value in state["best"].items()}
-        progress = Progress(**state["progress"])
-
+    config, recipe, accelerator = run.config, run.config.optimisation, run.accelerator
     model, optimiser = accelerator.prepare(network, optimiser)
-    if state and state["scaler"] and accelerator.scaler:
-        accelerator.scaler.load_state_dict(state["scaler"])
-
-    def save() -> None:
-        if accelerator.is_main_process:
-            save_checkpoint(
-                _checkpoint(run_folder),
-                {
-                    "config": _identity(config),
-                    "cases": _names(training, validation),
-                    "network": network.state_dict(),
-                    "average": average.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
-                    "best": best_weights,
-                    "progress": vars(progress),
-                },
-            )
-
-    saved = time.monotonic()
-    unusable = 0
-    parameters = list(network.parameters())
+    state = State.of(network, optimiser, accelerator.scaler, recipe)
+    if checkpoint := run.take_checkpoint():
+        state.load(checkpoint)
+    progress = state.progress
+    time_is_up, saved = limits.start(), time.monotonic()
     model.train()
     while not progress.finished:
-        step_started = time.monotonic()
+        started = time.monotonic()
         generator = seeded(config.seed, progress.step, accelerator.process_index)
-        batch = draw(generator)
-        for _ in range(recipe.nan_redraws + 1):
-            value = loss(model, batch, generator)
-            # All processes together, as some losses need all of them.
-            if not any_process(accelerator, not torch.isfinite(value)):
-                break
-        else:
-            raise TrainingError(
-                f"The loss is NaN at step {progress.step} after {recipe.nan_redraws} redraws of "
-                "the random convolution; lower optimisation.learning_rate."
-            )
-
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, progress.step)
-        accelerator.backward(value)
-        accelerator.unscale_gradients()
-        limit = recipe.clip_factor * progress.gradient_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        unusable = 0 if math.isfinite(norm) else unusable + 1
-        if unusable > recipe.nan_redraws:
-            raise TrainingError(
-                f"The gradient was not finite in the {unusable} steps up to step {progress.step}: "
-                "nothing is learnt; try optimisation.precision=fp32."
-            )
-        if math.isfinite(norm):
-            progress.gradient_norm += recipe.clip_rate * (min(norm, limit) - progress.gradient_norm)
-        # Other steps would spoil the weights; the scaler of fp16 skips them itself, and learns.
-        if math.isfinite(norm) or accelerator.scaler:
-            optimiser.step()
-        optimiser.zero_grad()
-        _update_average(average, network, recipe.ema, progress.step)
+        value = add_gradients(run, model, draw, loss, generator, progress.step)
+        take_step(state, recipe, accelerator)
+        state.update_average(recipe.ema)
+        progress.count_step(value, recipe.steps)
 
-        progress.step += 1
-        value = float(value.detach())
-        progress.loss = value if math.isnan(progress.loss) else 0.99 * progress.loss + 0.01 * value
-        progress.finished = progress.step == recipe.steps
-        due = progress.finished or _due(progress.step, config.validate_every)
-        if due or progress.step % 50 == 0:
-            row = {
-                "step": progress.step,
-                "loss": progress.loss,
-                "learning_rate": learning_rate(recipe, progress.step - 1),
-                "gradient_norm": progress.gradient_norm,
-                "seconds": time.monotonic() - step_started,
-            }
-            if validation and due:
-                row |= validate(average)
-                mean = mean_score(row)
-                progress.waited += 1
-                if mean > progress.best_dice:
-                    progress.best_dice, progress.waited = mean, 0
-                    best_weights = copy.deepcopy(average.state_dict())
-                progress.finished |= progress.waited == recipe.patience > 0
+        due = progress.finished or is_due(progress.step, config.validate_every)
+        if due or is_due(progress.step, LOG_EVERY):
+            row = log_row(progress, recipe, time.monotonic() - started)
+            if due and validate:
+                with state.averaged():
+                    row |= validate(network)
+                    if progress.count_validation(mean_score(row), recipe.patience):
+                        state.best = copied(trained_state(network))
             progress.curve.append(row)
-            if "dice" in row:
-                validated(average, progress)
-        report(progress)
+        limits.report(progress)
 
-        late = time.monotonic() - started > max_minutes * 60
-        stopping = any_process(accelerator, late or stop_requested())
+        stopping = any_process(accelerator, time_is_up())
         unsaved = time.monotonic() - saved
-        if progress.finished or stopping or unsaved > config.checkpoint_minutes * 60:
-            save()
+        if progress.finished or stopping or unsaved > 60 * config.checkpoint_minutes:
+            run.save(state.to_checkpoint())
             saved = time.monotonic()
+        if due:
+            run.write_curve(progress)
+            with state.averaged():
+                preview(network, progress)
         if stopping:
             break
     accelerator.wait_for_everyone()
-    return progress, best_weights if validation else average.state_dict()
+    state.keep_best()
+    return progress
 
 
-def state_to_resume(
-    run_folder: Path,
-    config: FitConfig,
-    training: Sequence[Named],
-    validation: Sequence[Named],
-) -> dict | None:
-    """The last checkpoint of a run folder, or None where there is none.
+@dataclass(eq=False)
+class State:
+    """The state of a training: everything that a checkpoint holds.
+
+    Attributes:
+        average: running average of the trained parameters by name; empty without an average.
+        best: weights of the best validation by name; empty before the first one.
+        skipped: steps in a row up to now whose gradient was not finite.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    average: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]
+    progress: Progress
+    skipped: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        recipe: StepsConfig,
+    ) -> "State":
+        """Make the state before the first step."""
+        average = copied(trained_parameters(network)) if recipe.ema else {}
+        progress = Progress(step=0, gradient_norm=recipe.clip_start)
+        return cls(network, optimiser, scaler, average, {}, progress)
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Return tensors and plain values, ready for `save_checkpoint`."""
+        return {
+            "network": trained_state(self.network),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "best": self.best,
+            "progress": vars(self.progress),
+        }
+
+    @torch.no_grad()
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from what `to_checkpoint` returned."""
+        self.network.load_state_dict(checkpoint["network"], strict=False)
+        for name, average in self.average.items():
+            average.copy_(checkpoint["average"][name])
+        self.optimiser.load_state_dict(checkpoint["optimiser"])
+        if checkpoint["scaler"] and self.scaler:
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        self.best = checkpoint["best"]
+        self.progress = Progress(**checkpoint["progress"])
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average towards the weights of the step that was just taken."""
+        if self.average:
+            # The first averages forget faster, or they would remember the random start.
+            decay = min(decay, (1 + self.progress.step) / (10 + self.progress.step))
+            weights = list(trained_parameters(self.network).values())
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the network its averaged weights for a while, in evaluation mode, no gradients."""
+        self._exchange()
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.network.train()
+            self._exchange()
+
+    def keep_best(self) -> None:
+        """Give the network the weights to keep: the best, the averaged or the last ones."""
+        if self.best:
+            self.network.load_state_dict(self.best, strict=False)
+        else:
+            self._exchange()
+        self.network.eval()
+
+    def _exchange(self) -> None:
+        parameters = trained_parameters(self.network)
+        for name, average in self.average.items():
+            parameters[name].data, self.average[name] = average, parameters[name].data
+
+
+def add_gradients(
+    run: Run,
+    model: nn.Module,
+    draw: Callable[[torch.Generator], Batch],
+    loss: Callable[[nn.Module, Batch, torch.Generator], torch.Tensor],
+    generator: torch.Generator,
+    step: int,
+) -> float:
+    """Add up the gradients of a step's forward passes, and return the mean of their losses.
 
     Raises:
-        CheckpointError: it cannot be read, or is of another configuration or of other cases.
+        TrainingError: a loss stays not finite.
     """
-    path = _checkpoint(run_folder)
-    if not path.exists():
-        return None
-    state = load_checkpoint(path)
-    for what, key, wanted in (
-        ("another configuration", "config", _identity(config)),
-        ("other cases", "cases", _names(training, validation)),
-    ):
-        if without_precision(state.get(key, wanted)) != without_precision(wanted):
-            raise CheckpointError(
-                f"{path} belongs to a training with {what}; choose another run folder, or give "
-                "the same dataset and options to resume."
-            )
-    return state
+    recipe, accelerator, mean = run.config.optimisation, run.accelerator, 0.0
+    for part in range(1, recipe.accumulation + 1):
+        batch = draw(generator)
+        # Processes exchange the gradients of all passes in the last one.
+        last = part == recipe.accumulation
+        with nullcontext() if last else accelerator.no_sync(model):
+            for _ in range(recipe.nan_redraws + 1):
+                value = loss(model, batch, generator) / recipe.accumulation
+                # All processes together, as some losses need all of them.
+                if not any_process(accelerator, not torch.isfinite(value)):
+                    break
+            else:
+                redraws = recipe.nan_redraws
+                after = f" after {redraws} redraws of the random convolution" if redraws else ""
+                raise TrainingError(
+                    f"The loss is not finite at step {step}{after}; lower the learning rate or "
+                    "choose precision fp32, and the same command goes on from the last checkpoint."
+                )
+            accelerator.backward(value)
+        mean += float(value.detach())
+    return mean
 
 
-def draw_batch(
-    cases: Sequence[PreparedCase],
-    config: TrainingConfig,
-    rule: IntensityRule,
-    generator: torch.Generator,
-    device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Augmented, normalised windows, before random convolution.
+def take_step(state: State, recipe: StepsConfig, accelerator: Accelerator) -> None:
+    """Clip the gradients, take an optimiser step with them, and forget them.
 
-    Returns:
-        Images (batch, 1, K, J, I) float32 and labels (batch, K, J, I) int64 on `device`.
+    A step whose gradient is not finite would spoil the weights and is skipped.
+
+    Raises:
+        TrainingError: too many steps in a row were skipped.
     """
-    images, labels = [], []
-    for _ in range(config.optimisation.batch):
-        case = cases[int(torch.randint(len(cases), (), generator=generator))]
-        window = draw_window(case, config.grid, config.data.foreground, generator)
-        draw = draw_spatial(config.augmentation, generator)
-        image, label = augmented_window(
-            case.image,
-            case.labels,
-            case.geometry,
-            window,
-            draw,
-            case.outside,
-            device,
+    progress = state.progress
+    accelerator.unscale_gradients(state.optimiser)
+    limit = recipe.gradient_limit(progress.gradient_norm)
+    parameters = list(trained_parameters(state.network).values())
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    finite = math.isfinite(norm)
+    if finite:
+        progress.gradient_norm += recipe.clip_rate * (min(norm, limit) - progress.gradient_norm)
+    # The scaler of fp16 skips such steps itself, and learns from them.
+    if finite or state.scaler:
+        state.optimiser.step()
+    state.optimiser.zero_grad()
+    state.skipped = 0 if finite else state.skipped + 1
+    if state.skipped > MOST_SKIPPED:
+        raise TrainingError(
+            f"The gradient was not finite in the {state.skipped} steps up to step {progress.step}: "
+            "nothing is learnt; try precision fp32."
         )
-        image, label = cropped(image, label, case.outside, config.augmentation, generator)
-        images.append(image)
-        labels.append(label)
-    windows = torch.stack(images)
-    return augmented_intensities(windows, rule, config.augmentation, generator), torch.stack(labels)
 
 
-def validation_scores(
-    network: UNet,
-    cases: Sequence[PreparedCase],
-    config: TrainingConfig,
-    rule: IntensityRule,
-    accelerator: Accelerator,
-) -> dict[str, list[float]]:
-    """Compute `validation_dice` and, if the training draws regions, "randomised" Dice as well.
-
-    The weights that hold under random looks of the source hold on other domains, which the source
-    as it is does not tell (PALETTE).
-    """
-    scores = {"dice": validation_dice(network, cases, config, rule, accelerator)}
-    if config.regions.share and config.random_convolution != "off":
-        scores["randomised"] = validation_dice(network, cases, config, rule, accelerator, True)
-    return scores
+def log_row(progress: Progress, recipe: StepsConfig, seconds: float) -> dict[str, Any]:
+    """Return the row of the curve for the step that was just counted."""
+    return {
+        "step": progress.step,
+        "loss": progress.loss,
+        "learning_rate": learning_rate(recipe, progress.step - 1),
+        "gradient_norm": progress.gradient_norm,
+        "seconds": seconds,
+    }
 
 
-@torch.no_grad()
-def validation_dice(
-    network: UNet,
-    cases: Sequence[PreparedCase],
-    config: TrainingConfig,
-    rule: IntensityRule,
-    accelerator: Accelerator,
-    randomised: bool = False,
-) -> list[float]:
-    """Compute `mean_dice` of the foreground on the network's grid, without augmentation.
-
-    Args:
-        randomised: every window gets random regions and looks, the same at every validation.
-    """
-    classes = config.network.classes
-    everywhere = replace(config.regions, share=1.0)
-    sums = torch.zeros(len(cases), 2, classes, device=accelerator.device)
-    for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
-        generator = torch.Generator().manual_seed(index)
-        for image, labels in case_windows(cases[index], config.grid, accelerator.device):
-            image = normalise(image[None], rule)
-            if randomised:
-                mode = config.random_convolution
-                image = random_looks(image, labels[None], mode, everywhere, generator)
-            labels = output_labels(labels, classes)
-            with accelerator.autocast():
-                prediction = network(image)[0].argmax(0)
-            for row, chosen in ((0, labels[prediction == labels]), (1, prediction), (1, labels)):
-                sums[index, row] += torch.bincount(chosen.flatten(), minlength=classes)
-    return mean_dice(sums, accelerator)[1:]
-
-
-def mean_dice(sums: torch.Tensor, accelerator: Accelerator) -> list[float]:
-    """Mean Dice per label over cases that were dealt out to the processes.
-
-    Args:
-        sums: (cases, 2, labels), 0 where another process has the case: size of the overlap, and of
-            prediction and truth together.
-
-    Returns:
-        NaN where no case has the label.
-    """
-    overlap, total = accelerator.reduce(sums).unbind(1)
-    return torch.where(total > 0, 2 * overlap / total, torch.nan).nanmean(0).tolist()
-
-
-def case_windows(case: PreparedCase, grid: GridSpec, device: torch.device):  # noqa: ANN201
-    """Yield (image (1, K, J, I), labels (K, J, I)) of the windows that cover a case."""
-    scan = scan_extent(case.geometry, grid)
-    for centre in covering_centres(case.body, scan, grid, overlap=0.0):
-        window = grid.placed(centre, case.directions)
-        where = points(index_map(window, case.geometry), window.size, device)
-        lookup = look_up(where, case.geometry.shape)
-        image = sample(case.image, lookup, outside=case.outside)
-        yield image, sample(case.labels, lookup, mode="nearest").long()[0]
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step."""
-    if recipe.schedule == "constant":
+def learning_rate(recipe: StepsConfig, step: int) -> float:
+    """Return the learning rate of a step."""
+    if (cosine := SCHEDULES[recipe.schedule]) is None:
         return recipe.learning_rate
-    part, lowest = COSINES[recipe.schedule]
+    part, lowest = cosine
     warm_up = max(1, recipe.steps // part)
     if step < warm_up:
         return recipe.learning_rate * (step + 1) / warm_up
@@ -466,42 +292,36 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return lowest + (recipe.learning_rate - lowest) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-@torch.no_grad()
-def _update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    # The first averages forget faster, or they would remember the random start.
-    decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(current)
+def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require gradients, by name."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def trained_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters that require gradients and all buffers, by name."""
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in network.state_dict().items() if name not in frozen}
+
+
+def copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy tensors by name, without their gradients."""
+    return {name: value.detach().clone() for name, value in tensors.items()}
 
 
 def seeded(seed: int, step: int, process: int) -> torch.Generator:
-    """The CPU generator of a step; also seeds torch's own, which dropout uses."""
+    """Make the CPU generator of a step; also seed torch's own, which dropout uses."""
     state = np.random.SeedSequence((seed, step, process)).generate_state(2, np.uint64)
     torch.manual_seed(int(state[0] >> 1))
     return torch.Generator().manual_seed(int(state[1] >> 1))
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Tell whether the flag is set on any process."""
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
 
 
-def _due(step: int, every: int) -> bool:
+def is_due(step: int, every: int) -> bool:
+    """Tell whether what happens every so many steps happens after this one; never if 0."""
     return every > 0 and step % every == 0
-
-
-def _checkpoint(run_folder: Path) -> Path:
-    return Path(run_folder) / "checkpoints" / "last.pt"
-
-
-def _names(*groups: Sequence[Named]) -> list[list[str]]:
-    return [[case.name for case in group] for group in groups]
-
-
-def _identity(config: FitConfig) -> dict:
-    """What must be equal for a checkpoint to be resumed."""
-    identity = to_dict(config)
-    del identity["checkpoint_minutes"]
-    return identity

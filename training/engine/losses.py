@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The losses (Thaler et al. 2026, Chen et al. 2025, Wang et al.); NT-Xent is in contrast.py."""
+"""Segmentation losses (Thaler et al. 2026, Chen et al. 2025, Wang et al.)."""
 
 import torch
 from torch.nn import functional as F
@@ -8,13 +8,12 @@ from torch.nn import functional as F
 def segmentation_loss(
     logits: torch.Tensor, labels: torch.Tensor, dice: str, cross_entropy: float
 ) -> torch.Tensor:
-    """A Dice loss, plus cross-entropy weighted by `cross_entropy` (0 in the papers).
+    """Compute a Dice loss plus cross-entropy weighted by `cross_entropy` (0 in the papers).
 
     Args:
         logits: (N, classes, K, J, I).
         labels: (N, K, J, I) int64.
-        dice: a key of `DICE`: "generalised" (the paper's of section A), "mean" or "batch" (that of
-            section B).
+        dice: a key of `DICE`: "generalised" (Thaler et al.), "mean" or "batch" (Chen et al.).
     """
     log_probabilities = logits.float().log_softmax(1)
     loss = DICE[dice](log_probabilities.exp(), labels)
@@ -24,7 +23,7 @@ def segmentation_loss(
 
 
 def generalised_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Generalised Dice over the classes present in each sample, background included.
+    """Compute the generalised Dice loss of the classes present, background included.
 
     Args:
         probabilities: (N, classes, K, J, I).
@@ -41,10 +40,14 @@ def generalised_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> 
 
 
 def mean_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice, averaged over the classes present in each sample.
+    """Compute one minus the soft Dice, averaged over the classes present in each sample.
 
-    For windows that cut organs: there the generalised Dice weighs a sliver of a hundred voxels
-    ten thousand times as much as an organ of ten thousand, and learns little else.
+    For windows that cut organs: the generalised Dice weighs a sliver of a hundred voxels ten
+    thousand times as much as an organ of ten thousand, and teaches little else.
+
+    Args:
+        probabilities: (N, classes, K, J, I).
+        labels: (N, K, J, I) int64.
     """
     volume, overlap = _sums(probabilities, labels)
     total = volume + probabilities.flatten(2).square().sum(2)
@@ -54,7 +57,11 @@ def mean_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.T
 
 
 def batch_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice of every class, background included, summed over the batch.
+    """Compute one minus the soft Dice of every class, summed over the batch.
+
+    Args:
+        probabilities: (N, classes, K, J, I).
+        labels: (N, K, J, I) int64, 0 being background, which counts too.
 
     Returns:
         Mean over classes of ``1 - (2 sum(g p) + 1e-5) / (sum(g) + sum(p) + 1e-5)``, sums over all
@@ -70,7 +77,7 @@ DICE = {"generalised": generalised_dice_loss, "mean": mean_dice_loss, "batch": b
 
 
 def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """One minus the soft Dice, plus cross-entropy, of single objects (Wang et al.).
+    """Compute one minus the soft Dice, plus cross-entropy, of single objects (Wang et al.).
 
     Args:
         logits: (P, rows, columns).
@@ -84,7 +91,7 @@ def mask_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def _sums(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per sample and class: sum(g) and sum(g p), each (N, classes)."""
+    """Compute sum(g) and sum(g p) of each sample and class, each (N, classes)."""
     classes = probabilities.shape[1]
     labels = labels.flatten(1)
     chosen = probabilities.flatten(2).gather(1, labels[:, None])[:, 0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every training run begins and ends with, whatever it trains.
+"""The folder of a training run, whatever it trains.
 
-Its folder keeps config.yaml, environment.json (versions, git state, command, device, precision and
-the reason for it, dataset, cases), curve.csv and curve.png.
+It keeps environment.json (versions, git state, command, device, precision and the reason for it),
+checkpoints/last.pt and curve.csv; that of a training on cases also config.yaml and curve.png.
 """
 
 import csv
@@ -14,9 +14,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from accelerate import Accelerator
@@ -25,20 +26,21 @@ from SRCSMSegmenterLib.atomic import atomic_write
 
 from ..plots import curve_picture
 from .accelerator import Computing
-from .config import CasesConfig, write_yaml
-from .fit import Progress, mean_score
-from .source_domain import Source, open_source
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
+from .config import StepsConfig, to_dict, write_yaml
+from .progress import Progress, mean_score
+from .source_domain import Source
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         steps: optimiser steps done.
-        finished: False where it was stopped; the same call resumes it.
-        best_dice: best mean Dice on the validation cases, nan before the first validation.
-        model: what was trained, once finished.
+        finished: False if the run was stopped; the same call resumes it.
+        best_dice: best mean Dice on the validation cases, NaN before the first validation.
+        model: file or folder of the trained model; None until the run is finished.
     """
 
     steps: int
@@ -47,43 +49,66 @@ class RunResult:
     model: Path | None
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A run that is open.
+class FitConfig(Protocol):
+    """Part of a configuration that `fit` reads.
 
     Attributes:
-        main: True in the process that writes and speaks.
-        tell: takes a line for the user.
-        labels: names of those that are trained.
+        validate_every: steps between two validations or previews; 0: at the end only.
+    """
+
+    optimisation: StepsConfig
+    seed: int
+    checkpoint_minutes: float
+    validate_every: int
+
+
+@dataclass(eq=False)
+class Run:
+    """An open run.
+
+    Attributes:
+        config: decides the result; of it, `fit` reads what `FitConfig` names.
+        identity: plain values that must be equal for a checkpoint to be resumed, by what they are.
+        labels: names of the labels that validations score.
+        tell: called with a line for the user; silent on all but the main process.
+        checkpoint: state to resume until `fit` takes it; None for a new run.
     """
 
     folder: Path
-    source: Source
+    config: Any
     computing: Computing
-    main: bool
+    identity: dict[str, Any]
+    labels: Sequence[str]
     tell: Callable[[str], None]
-    labels: list[str]
+    checkpoint: dict[str, Any] | None
 
     @property
     def accelerator(self) -> Accelerator:
-        """What trains."""
+        """The accelerator that trains."""
         return self.computing.accelerator
 
-    def begin(self, config: Any) -> None:  # noqa: ANN401 - any configuration dataclass
-        """Write what decides the result, and say if a stopped run goes on in another precision."""
-        if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_yaml(self.folder / "config.yaml", config)
-            about = {
-                "dataset": self.source.dataset.name,
-                "training_cases": [case.name for case in self.source.training],
-                "validation_cases": [case.name for case in self.source.validation],
-            }
-            write_environment(self.folder, self.computing, self.tell, about)
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.computing.main
 
-    def write_curve(self, state: Progress) -> None:
-        """curve.csv and curve.png, of all that was logged so far."""
-        rows = [curve_row(row, self.labels) for row in state.curve]
+    def take_checkpoint(self) -> dict[str, Any] | None:
+        """Hand the state to resume over, so that its memory is freed once it is no longer used."""
+        checkpoint, self.checkpoint = self.checkpoint, None
+        return checkpoint
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state to resume.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self.main:
+            save_checkpoint(_checkpoint(self.folder), {"identity": self.identity, **state})
+
+    def write_curve(self, progress: Progress) -> None:
+        """Write curve.csv and, of a training with labels, curve.png."""
+        rows = [curve_row(row, self.labels) for row in progress.curve]
         if not self.main or not rows:
             return
         text = io.StringIO()
@@ -92,75 +117,148 @@ class Run:
         table.writeheader()
         table.writerows(rows)
         write_text(self.folder / "curve.csv", text.getvalue())
-        curve_picture(self.folder / "curve.png", rows, self.labels)
+        if self.labels:
+            curve_picture(self.folder / "curve.png", rows, self.labels)
 
-    def end(self, state: Progress, model: Path, save: Callable[[Path], None]) -> RunResult:
+    def end(self, progress: Progress, model: Path, save: Callable[[Path], None]) -> RunResult:
         """Write the curve and, once the training is finished, the model.
 
         Args:
-            save: called with `model`, in the main process.
+            save: called with `model`, on the main process.
         """
-        self.write_curve(state)
-        if self.main and state.finished:
+        self.write_curve(progress)
+        if self.main and progress.finished:
             save(model)
         self.accelerator.wait_for_everyone()
-        best = state.best_dice if state.best_dice >= 0 else math.nan
-        return RunResult(state.step, state.finished, best, model if state.finished else None)
+        best = progress.best_dice if progress.best_dice >= 0 else math.nan
+        finished = progress.finished
+        return RunResult(progress.step, finished, best, model if finished else None)
 
 
 def open_run(
-    dataset_folder: Path,
-    data: CasesConfig,
-    run_folder: Path,
+    folder: Path,
+    config: FitConfig,
     computing: Computing,
-    say: Callable[[str], None],
+    *,
+    identity: dict[str, Any],
+    tell: Callable[[str], None],
+    labels: Sequence[str] = (),
+    about: dict[str, Any] | None = None,
 ) -> Run:
-    """Say what is computed on, then open and check the source of a run.
+    """Open the folder of a run: read its checkpoint, and write environment.json.
 
     Args:
-        run_folder: written to by `Run.begin` only.
-        say: called on the main process with a line for the user.
+        folder: made if it does not exist.
+        about: further content of environment.json.
 
     Raises:
-        DatasetError, ConfigError, VolumeError.
+        CheckpointError: the checkpoint cannot be read or is of another training; nothing was
+            written then.
     """
-    main = computing.accelerator.is_main_process
-    tell = say if main else (lambda line: None)
-    computing.introduce(tell)
-    source = open_source(dataset_folder, data, tell, check=main)
-    return Run(Path(run_folder), source, computing, main, tell, list(source.dataset.labels))
+    folder = Path(folder)
+    checkpoint = state_to_resume(folder, identity)
+    if computing.main:
+        write_environment(folder, computing, tell, about)
+    return Run(folder, config, computing, identity, labels, tell, checkpoint)
+
+
+def open_case_run(
+    folder: Path,
+    config: FitConfig,
+    computing: Computing,
+    source: Source,
+    *,
+    tell: Callable[[str], None],
+    labels: Sequence[str] | None = None,
+    also: Sequence[str] = (),
+) -> Run:
+    """Open the run of a training on the cases of a dataset, and write its config.yaml.
+
+    Args:
+        config: a configuration dataclass.
+        labels: names of the labels that are trained; those of the dataset by default.
+        also: names of other inputs of the training, which a checkpoint must agree with.
+
+    Raises:
+        CheckpointError: see `open_run`.
+    """
+    training, validation = (
+        [case.name for case in cases] for cases in (source.training, source.validation)
+    )
+    about = {
+        "dataset": source.dataset.name,
+        "training_cases": training,
+        "validation_cases": validation,
+    }
+    identity = case_identity(config, [*training, *also], validation)
+    chosen = list(source.dataset.labels) if labels is None else labels
+    run = open_run(
+        folder, config, computing, identity=identity, tell=tell, labels=chosen, about=about
+    )
+    if run.main:
+        write_yaml(run.folder / "config.yaml", config)
+    return run
+
+
+def case_identity(
+    config: FitConfig, training: Sequence[str], validation: Sequence[str]
+) -> dict[str, Any]:
+    """Return what must be equal for a training on cases, given by name, to be resumed."""
+    settings = to_dict(config)
+    del settings["checkpoint_minutes"]
+    return {"configuration": settings, "set of cases": [list(training), list(validation)]}
+
+
+def state_to_resume(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the last checkpoint of a run folder; None if there is none.
+
+    Raises:
+        CheckpointError: it cannot be read or has another identity, precisions left out.
+    """
+    path = _checkpoint(folder)
+    if not path.exists():
+        return None
+    checkpoint = load_checkpoint(path)
+    old, new = (without_precision(i) for i in (checkpoint.get("identity", {}), identity))
+    if old != new:
+        changed = sorted(key for key in {*new, *old} if new.get(key) != old.get(key))
+        raise CheckpointError(
+            f"{path} belongs to a training with another {' and another '.join(changed)}; choose "
+            "another run folder, or give the same dataset and options to resume."
+        )
+    return checkpoint
 
 
 def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
-    """One row of curve.csv; Dice is empty between validations."""
+    """Return a row of curve.csv; its Dice is empty between validations."""
     dice = row.get("dice")
-    values = [""] * len(labels) if dice is None else dice
-    mean = "" if dice is None else float(np.nanmean(dice))
+    scores: dict[str, float | str] = {}
+    if labels:
+        values = [""] * len(labels) if dice is None else dice
+        scores["dice"] = "" if dice is None else float(np.nanmean(dice))
+        scores |= {f"dice_{label}": v for label, v in zip(labels, values, strict=True)}
+    if "randomised" in row:
+        scores["randomised"] = float(np.nanmean(row["randomised"]))
     keys = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
-    return {
-        **{key: row[key] for key in keys},
-        "dice": mean,
-        **{f"dice_{label}": value for label, value in zip(labels, values, strict=True)},
-        **({"randomised": float(np.nanmean(row["randomised"]))} if "randomised" in row else {}),
-    }
+    return {key: row[key] for key in keys} | scores
 
 
-def best_validation(state: Progress, labels: Sequence[str]) -> dict[str, float]:
-    """Dice per label at the best validation; no number for a label that no case has."""
-    validations = [row for row in state.curve if row.get("dice")]
+def best_validation(progress: Progress, labels: Sequence[str]) -> dict[str, float]:
+    """Return the Dice per label at the best validation, without labels that no case has."""
+    validations = [row for row in progress.curve if row.get("dice")]
     best = max(validations, key=mean_score)["dice"] if validations else [math.nan] * len(labels)
     scores = zip(labels, best, strict=True)
     return {label: dice for label, dice in scores if not math.isnan(dice)}
 
 
 def dice_table(dice: dict[str, float]) -> str:
-    """Dice per label for a model card, Markdown."""
+    """Format the Dice per label for a model card, Markdown."""
     lines = [f"| {label} | {value:.3f} |" for label, value in dice.items()]
     return "\n".join(["| label | Dice |", "| --- | --- |", *lines])
 
 
 def command_line() -> str:
-    """What this process was started with."""
+    """Return the command line that started this process."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
@@ -176,10 +274,10 @@ def write_environment(
     tell: Callable[[str], None],
     about: dict[str, Any] | None = None,
 ) -> None:
-    """Write environment.json, and tell if an earlier one names another precision.
+    """Write environment.json, and tell the user if an earlier one names another precision.
 
     Args:
-        about: what else it shall hold.
+        about: further content.
     """
     path = folder / "environment.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -190,6 +288,11 @@ def write_environment(
     write_text(path, json.dumps(environment, indent=2) + "\n")
 
 
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.pt"
+
+
+@cache
 def _environment() -> dict[str, Any]:
     packages = ("torch", "numpy", "scipy", "SimpleITK", "monai", "accelerate", "safetensors")
     return {
@@ -202,6 +305,8 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, str | bool]:
+    """Return the commit of the code and whether files differ from it; nothing outside git."""
+
     def git(*arguments: str) -> str:
         folder = Path(__file__).parent
         return subprocess.run(

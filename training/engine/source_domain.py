@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The domain that is trained on: its cases, which of them validate, and its intensities."""
+"""The source domain: its training and validation cases, and its intensity rule."""
 
 import fnmatch
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ FULL_RANGE = (-1023.0, 1024.0)
 
 @dataclass(frozen=True)
 class Source:
-    """The domain that is trained on.
+    """The source domain.
 
     Attributes:
-        dataset: its chosen cases, training and validation.
-        modality: what the configuration or else the dataset says, "CT" or "MR".
+        dataset: with the chosen cases, training and validation.
+        modality: "CT" or "MR", by the configuration or else by the dataset.
     """
 
     dataset: Dataset
@@ -41,7 +41,7 @@ def open_source(
 
     Args:
         tell: called with a line for the user.
-        check: open every volume; other processes leave that to the main one.
+        check: open every volume; only the main process does.
 
     Raises:
         DatasetError, ConfigError, VolumeError.
@@ -57,7 +57,7 @@ def open_source(
 
 
 def split(cases: Sequence[Case], data: CasesConfig) -> tuple[list[Case], list[Case]]:
-    """Training and validation cases, by the validation patterns or else by fold.
+    """Split cases into training and validation, by the validation patterns or else by fold.
 
     Raises:
         ConfigError: nothing is left to train on, or a pattern matches no case.
@@ -77,7 +77,7 @@ def split(cases: Sequence[Case], data: CasesConfig) -> tuple[list[Case], list[Ca
 
 
 def intensity_rule(data: ScansConfig, modality: str, training: Sequence[Case]) -> IntensityRule:
-    """The source's rule; a CT window that is not given is the one all images are clipped to."""
+    """Find the source's rule; a CT window that is not given is the one of all images."""
     if modality != "CT":
         return IntensityRule(modality, maximum_percentile=data.maximum_percentile)
     if data.window:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a label map agrees with the truth: Dice and surface distances in mm."""
+"""Agreement of a label map with the truth: Dice and surface distances in mm."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,17 +20,17 @@ class Score:
     Attributes:
         case: name of the case.
         label: name of the label.
-        status: "scored" where truth and prediction both hold the label; "missed" where only the
-            truth does and "false positive" where only the prediction does: Dice 0, distances
-            NaN; "absent" where neither does: all NaN, so that means leave the case out.
-        dice: overlap, 0 to 1.
+        status: "scored" if truth and prediction both have the label; "missed" if only the truth
+            has it, "false positive" if only the prediction has it: Dice 0, distances NaN; "absent"
+            if neither has it: all NaN, so that means leave the case out.
+        dice: Dice coefficient, 0 to 1.
         assd: mean of the surface distances, mm.
         hd95: larger of the two one-way 95th percentiles of the surface distances, mm.
         distance_median, distance_sd, distance_max: of the surface distances, mm; the maximum is
             the Hausdorff distance.
 
-    The surface distances of a case are those from every surface voxel of either label map to the
-    nearest one of the other, both ways pooled; statistics over cases are those of `summarise`.
+    The surface distances of a case run from every surface voxel of one label map to the nearest
+    surface voxel of the other; both directions are pooled.
     """
 
     case: str
@@ -54,13 +54,13 @@ def score_case(
     """Score every label of one case.
 
     Args:
-        case: name that goes into the scores.
+        case: name of the case.
         prediction, truth: integer label maps of one shape (K, J, I).
         spacing: mm along (I, J, K), as `Geometry.spacing`; voxels are taken as cuboids.
-        labels: name -> value of the labels to score; other values count as background.
+        labels: name -> label of the labels to score; other labels count as background.
 
     Returns:
-        One score a label, in the order of `labels`.
+        One score per label, in the order of `labels`.
 
     Raises:
         VolumeError: the label maps differ in shape.
@@ -72,14 +72,14 @@ def score_case(
     pair = np.stack([prediction, truth])
     boxes = ndimage.find_objects(pair, max_label=max(labels.values()))
     scores = []
-    for label, value in labels.items():
-        box = boxes[value - 1]
+    for name, label in labels.items():
+        box = boxes[label - 1]
         if box is None:
-            scores.append(Score(case, label, "absent"))
+            scores.append(Score(case, name, "absent"))
             continue
         # Nothing outside the joint bounding box can change a distance.
-        predicted, true = pair[(slice(None), *box[1:])] == value
-        scores.append(_score_label(case, label, predicted, true, spacing))
+        predicted, true = pair[(slice(None), *box[1:])] == label
+        scores.append(_score_label(case, name, predicted, true, spacing))
     return scores
 
 
@@ -108,18 +108,19 @@ def _score_label(
 def surface_distances(
     prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of each surface voxel of one mask to the nearest one of the other, by MONAI.
+    """Measure the distance of each surface voxel of one mask to the other's surface, by MONAI.
 
-    A surface voxel is one with a face towards the background or the array's edge.
+    A surface voxel has a face towards the background or the array's edge.
 
     Args:
-        prediction, truth: boolean, one shape (K, J, I), neither empty.
+        prediction, truth: (K, J, I) bool, neither empty.
         spacing: mm along (I, J, K).
 
     Returns:
-        mm, float64: prediction to truth (n,) and truth to prediction (m,).
+        mm, float64: prediction to truth (n,) and truth to prediction (m,), for n and m surface
+        voxels.
     """
-    # MONAI takes seconds to import; only those who measure distances wait for it.
+    # MONAI takes seconds to import; only measuring distances waits for it.
     from monai.metrics import get_mask_edges, get_surface_distance
 
     edges = get_mask_edges(prediction, truth)

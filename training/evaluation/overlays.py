@@ -12,6 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from SAMRefineLib.boxes.boxes import AXES, Box, SliceGrid
+from SAMRefineLib.boxes.coarse import CoarseOrgan
+from SAMRefineLib.boxes.key_frames import KeyFrames
+from SAMRefineLib.refine.refiner import OrganPrompt
+from SRCSMSegmenterLib.geometry import Volume
 
 from ..plots import save
 
@@ -27,11 +31,62 @@ MARGIN = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Outline:
-    """A mask to be drawn as a contour: bool (K, J, I)."""
+    """A mask to draw as a contour.
+
+    Attributes:
+        name: for the legend.
+        mask: (K, J, I) bool.
+        colour: of matplotlib.
+    """
 
     name: str
     mask: np.ndarray
     colour: str
+
+
+def box_pictures(
+    start: Path, scan: Volume, frames: Sequence[KeyFrames], organs: Sequence[CoarseOrgan]
+) -> list[Path]:
+    """Draw a picture, called `start`_ORGAN.png, of each organ with boxes, and return the paths.
+
+    Args:
+        frames: boxes of each organ.
+        organs: coarse masks of the same organs, in the same order.
+    """
+    paths = []
+    for boxes, organ in zip(frames, organs, strict=True):
+        if boxes.effective():
+            coarse = Outline("coarse", organ.mask >= 0.5, COARSE_COLOUR)
+            paths.append(_organ_picture(start, scan, boxes, [coarse]))
+    return paths
+
+
+def refinement_pictures(
+    start: Path, scan: Volume, organs: Sequence[OrganPrompt], refined: Volume
+) -> list[Path]:
+    """Draw a picture, called `start`_ORGAN.png, of each organ with boxes, and return the paths.
+
+    Args:
+        refined: label map on the scan's grid.
+    """
+    paths = []
+    for organ in organs:
+        if organ.frames.effective():
+            mask = refined.array == organ.frames.value
+            outlines = [Outline("refined", mask, REFINED_COLOUR)]
+            if organ.coarse is not None:
+                outlines.insert(0, Outline("coarse", organ.coarse >= 0.5, COARSE_COLOUR))
+            paths.append(_organ_picture(start, scan, organ.frames, outlines))
+    return paths
+
+
+def _organ_picture(
+    start: Path, scan: Volume, frames: KeyFrames, outlines: Sequence[Outline]
+) -> Path:
+    plain = "".join(c if c.isalnum() else "_" for c in frames.name)
+    path = start.with_name(f"{start.name}_{plain}.png")
+    overlay_picture(path, scan.array, frames.grid, frames.name, frames.effective(), outlines)
+    return path
 
 
 def overlay_picture(
@@ -42,14 +97,15 @@ def overlay_picture(
     boxes: Mapping[int, Box],
     outlines: Sequence[Outline],
 ) -> None:
-    """Slices of an organ with its boxes and contours; PNG, written whole or not at all.
+    """Draw slices of an organ with its boxes and contours, cropped to the organ, as a PNG.
 
-    Up to `MOST_SLICES` of the slices that show any of them, evenly chosen, cut to the organ.
-    Columns and rows run as the volume stores them, mirrored where need be so that right is left,
-    anterior is up and superior is up.
+    The slices are up to `MOST_SLICES`, evenly chosen, of those with a box or a contour. Columns and
+    rows run as the volume stores them, mirrored if needed so that right is on the left and
+    anterior or superior on top.
 
     Args:
         image: (K, J, I) intensities.
+        boxes: slice number -> box.
     """
     stacks = [(outline, grid.stack(outline.mask)) for outline in outlines]
     shown = set(boxes)
@@ -106,7 +162,11 @@ def _evenly(numbers: list[int], most: int) -> list[int]:
 
 
 def _window(boxes: Mapping[int, Box], stacks: Sequence[np.ndarray], grid: SliceGrid) -> Box:
-    """What to show of every slice: all boxes and masks, and something around them."""
+    """Return the part of every slice to show: all boxes and masks, and a margin around them.
+
+    Args:
+        stacks: masks (slices, rows, columns).
+    """
     edges = [box.edges for box in boxes.values()]
     for stack in stacks:
         flat = stack.any(axis=0)
@@ -124,6 +184,6 @@ def _window(boxes: Mapping[int, Box], stacks: Sequence[np.ndarray], grid: SliceG
 
 
 def _increases(grid: SliceGrid, axis: int) -> bool:
-    """True where an axis runs mostly to the right, to anterior or to superior."""
+    """Return True if a voxel axis runs mostly to the right, to anterior or to superior."""
     direction = grid.geometry.direction[:, axis]
     return bool(direction[np.abs(direction).argmax()] > 0)

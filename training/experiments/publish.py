@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put a trained network or SAM among the shipped ones, its licence and numbers on the card.
+"""Publish a trained network or SAM among the shipped ones, with licence and scores on its card.
 
     python -m srcsm_training.experiments.publish runs/abdomen-ct --name abdomen-ct \\
         --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0" \\
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from SAMRefineLib.sam.models import is_sam, load_sam, save_sam
-from srcsm_training.sam.from_scratch import sam_card
+from srcsm_training.sam.card import sam_card
 from srcsm_training.segmentation.run import model_card
 from SRCSMSegmenterLib.models.bundle import (
     ModelBundle,
@@ -27,16 +27,20 @@ from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ship one."""
+    """Publish one network or SAM."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a finished training")
     parser.add_argument("--name", required=True)
-    parser.add_argument("--data", required=True, help="where the training data come from")
-    parser.add_argument("--licence", required=True, help="of the training data")
+    parser.add_argument("--data", required=True, help="source of the training data")
+    parser.add_argument("--licence", required=True, help="licence of the training data")
     parser.add_argument(
-        "--scores", nargs="*", default=[], metavar="TITLE=FOLDER", help="of `srcsm evaluate`"
+        "--scores",
+        nargs="*",
+        default=[],
+        metavar="TITLE=FOLDER",
+        help="results of `srcsm evaluate`",
     )
     arguments = parser.parse_args(argv)
     terms = f"{arguments.licence}, as the training data: {arguments.data}; research use only"
@@ -46,13 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         card = f"{sam_card(sam, terms)}\nScores on the other modality stand in BENCHMARKS.md.\n"
         identity = save_sam(target, sam, card, f"{terms}\n")
     else:
-        identity = ship_bundle(load_bundle(source), target, terms, arguments.scores)
+        identity = publish_bundle(load_bundle(source), target, terms, arguments.scores)
     print(f"{target}: {identity}")
     return 0
 
 
-def ship_bundle(bundle: ModelBundle, target: Path, terms: str, scores: Sequence[str]) -> str:
-    """Write a network to `target`, `scores` ("TITLE=FOLDER" each) on its card; its identity."""
+def publish_bundle(bundle: ModelBundle, target: Path, terms: str, scores: Sequence[str]) -> str:
+    """Write a network with scores on its card, and return its identity.
+
+    Args:
+        target: folder to write to.
+        terms: licence of the weights, a sentence.
+        scores: "TITLE=FOLDER" each, results of `srcsm evaluate`.
+    """
     bundle = replace(
         bundle, description=replace(bundle.description, name=target.name, licence=terms)
     )
@@ -65,7 +75,7 @@ def ship_bundle(bundle: ModelBundle, target: Path, terms: str, scores: Sequence[
 
 
 def scores_table(title: str, metrics: Path) -> str:
-    """Mean Dice and ASSD per label and setting of source matching, Markdown."""
+    """Format mean Dice and ASSD per label and setting of source matching as Markdown."""
     content = json.loads(metrics.read_text(encoding="utf-8"))
     lines = ["| data | SM | label | Dice | ASSD mm |", "| --- | --- | --- | --- | --- |"]
     for row in [*content["labels"], *({**mean, "label": "mean"} for mean in content["means"])]:

@@ -1,31 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scripts behind BENCHMARKS.md share: where data, scores and tables lie."""
+"""Folders, scores and tables of the experiments behind BENCHMARKS.md."""
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from SRCSMSegmenterLib.atomic import atomic_write
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "training" / "experiments" / "results"
-"""Scores, a file for each run; they are committed, so that no run is done twice."""
+"""Scores, a file per run; they are committed, so that no run has to be repeated."""
 
 DATA = REPOSITORY.parent / "shared" / "data"
-"""The development volumes; scripts take others with --data."""
+"""The development volumes; experiments take others with --data."""
 
 CT, MR = "Dataset101_AbdomenCT", "Dataset102_AbdomenMR"
+ORGANS = ("liver", "right_kidney", "left_kidney", "spleen")
+"""Labels of both."""
 
 
-def read_results(name: str) -> pd.DataFrame | None:
-    """The scores of a run, or None where it was not run."""
-    path = RESULTS / f"{name}.csv"
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every experiment: where scores lie, and its report."""
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="FOLDER",
+        help="folder of the scores (default: training/experiments/results)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="run again even if the scores are already there"
+    )
+    parser.add_argument("--report", action="store_true", help="print the tables and exit")
+    parser.add_argument(
+        "--write", action="store_true", help="with --report: write the tables into BENCHMARKS.md"
+    )
+
+
+def show_report(mark: str, text: str, arguments: argparse.Namespace) -> None:
+    """Print a report, or write it into BENCHMARKS.md if --write is given."""
+    if arguments.write:
+        write_report(mark, text)
+    else:
+        print(text)
+
+
+def results_file(name: str, results: Path) -> Path:
+    """Return the path of a run's scores."""
+    return results / f"{name}.csv"
+
+
+def read_results(name: str, results: Path) -> pd.DataFrame | None:
+    """Read the scores of a run; return None if there are none."""
+    path = results_file(name, results)
     return pd.read_csv(path) if path.exists() else None
 
 
+def write_results(name: str, table: pd.DataFrame, results: Path) -> None:
+    """Write the scores of a run in one go; the folder is created if it does not exist."""
+    results.mkdir(parents=True, exist_ok=True)
+    with atomic_write(results_file(name, results)) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def missing_runs(names: Sequence[str], arguments: argparse.Namespace) -> list[str]:
+    """Return the runs without scores, all with --force; say how to repeat those that have some."""
+    if arguments.force:
+        return list(names)
+    missing = []
+    for name in names:
+        path = results_file(name, arguments.results)
+        if path.exists():
+            say_how_to_repeat(name, path)
+        else:
+            missing.append(name)
+    return missing
+
+
+def say_how_to_repeat(name: str, path: Path) -> None:
+    """Tell the user that scores are already there and how to run again."""
+    print(
+        f"{name}: the scores are already in {path}; run again with --force, or with "
+        "--results FOLDER to keep them.",
+        flush=True,
+    )
+
+
 def write_report(mark: str, text: str, document: Path = REPOSITORY / "BENCHMARKS.md") -> None:
-    """Put a text between the two marks of that name in a Markdown document.
+    """Replace the text between the two marks of that name in a Markdown document.
 
     Raises:
-        ValueError: it lacks them.
+        ValueError: the document lacks the marks.
     """
     before, start, rest = document.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
     _, end, after = rest.partition(f"<!-- /{mark} -->")

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ablation of the SAM paper on CT→MR and MR→CT, behind BENCHMARKS.md. Resumable.
+"""The ablation of the SAM paper on CT→MR and MR→CT, behind BENCHMARKS.md.
 
     python -m srcsm_training.experiments.sam_ablation --data ../shared/data   run what is missing
     python -m srcsm_training.experiments.sam_ablation --data ../shared/data --only ct_plain \\
         --cases 'mr_0[1-3]'
-    python -m srcsm_training.experiments.sam_ablation --report   tables into BENCHMARKS.md
+    python -m srcsm_training.experiments.sam_ablation --report           print the tables
+    python -m srcsm_training.experiments.sam_ablation --report --write   into BENCHMARKS.md
 
 Coarse masks come from the shipped networks and from the plain ones of
 ``training/experiments/ablation.py`` (``--runs``), with source matching. No SAM here has seen its
-target. Scores go to ``training/experiments/results`` case by case; what lies there is not run
-again.
+target. Scores are written to ``training/experiments/results`` case by case; a case that is there is
+skipped, and --force scores it again.
 """
 
 import argparse
@@ -34,9 +35,19 @@ from SAMRefineLib.sam.embeddings import EmbeddingCache
 from SAMRefineLib.sam.models import SamModel, load_sam
 from SAMRefineLib.sam.prediction import MosaicMode
 from srcsm_training.data.dataset import Case, Dataset, choose_cases, read_dataset
-from srcsm_training.experiments.reports import CT, DATA, MR, REPOSITORY, RESULTS, write_report
-from srcsm_training.sam.decoder import organ_boxes
-from SRCSMSegmenterLib.atomic import atomic_write
+from srcsm_training.experiments import reports
+from srcsm_training.experiments.reports import (
+    CT,
+    DATA,
+    MR,
+    ORGANS,
+    REPOSITORY,
+    results_file,
+    say_how_to_repeat,
+    show_report,
+    write_results,
+)
+from srcsm_training.sam.layout import organ_boxes
 from SRCSMSegmenterLib.components import dice, keep_largest_component
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
@@ -56,13 +67,13 @@ KINDS = {
     "refine": "`srcsm segment --refine`",
 }
 """What SAM is given. The first four are the paper's: SAM's masks and nothing else. "guess" gives
-SAM the coarse mask as its first guess beside the box; the last chooses the boxes and falls back to
+SAM the coarse mask as a mask prompt beside the box; "refine" chooses the boxes and falls back to
 the coarse mask."""
 
 ALONE = {"coarse": "network alone", "pieces": "`srcsm segment`, largest pieces"}
 
 IN_ALL_MOSAICS = ("filtered", "true", "refine")
-"""The other kinds are scored with crops alone."""
+"""Kinds that are scored in all mosaics; the others are scored with crops alone."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +105,33 @@ def execute(
     run: Run,
     data: Path,
     runs: Path,
+    results: Path,
     sam: str | None,
     cases: Sequence[str],
     mosaics: Sequence[MosaicMode] = MOSAICS,
+    force: bool = False,
 ) -> None:
-    """Score the cases that are missing; each is written as soon as it is done.
+    """Score the missing cases; each is written as soon as it is done.
 
     Args:
+        data: folder of the datasets.
         runs: folder of the runs of ``training/experiments/ablation.py``.
-        sam: another SAM, such as one with a fine-tuned decoder; its name goes into the file's.
-        cases: shell patterns.
+        results: folder of the scores.
+        sam: another SAM, such as one with a fine-tuned decoder; its name becomes part of the name
+            of the scores' file.
+        cases: shell patterns of the cases' names.
+        force: score again the cases that have scores.
+
+    Raises:
+        SystemExit: the file holds scores of another SAM or of another coarse network.
     """
     shipped = shipped_models_folder() / run.coarse
     coarse = load_bundle(shipped if shipped.is_dir() else runs / run.coarse / "model")
     model = load_sam(sam or run.sam, device="cpu")
-    path = results_file(run, model.name if sam else "")
+    name = run_name(run, model.name if sam else "")
+    path = results_file(name, results)
     dataset = choose_cases(read_dataset(data / run.target), cases)
-    table = pd.DataFrame() if (found := read_scores(path)) is None else found
+    table, scored = read_scores(path), False
     if len(table) and (table["sam"] != identity(model)).any():
         raise SystemExit(f"{path} holds scores of another SAM; move it away first.")
     if len(table) and (table["coarse"] != coarse.identity[:8]).any():
@@ -119,19 +140,22 @@ def execute(
         done = set()
         if len(table):
             of_case = (table["case"] == case.name) & (table["mosaic"] == mosaic)
-            done = set(table["kind"][of_case])
+            if force:
+                table = table[~of_case]
+            else:
+                done = set(table["kind"][of_case])
         kinds = [k for k in (KINDS if mosaic == "crops" else IN_ALL_MOSAICS) if k not in done]
         if not kinds:
             continue
-        started = time.perf_counter()
+        started, scored = time.perf_counter(), True
         rows = score_case(case, coarse, model, dataset, mosaic, kinds)
         made_by = {"sam": identity(model), "coarse": coarse.identity[:8]}
         table = pd.concat([table, pd.DataFrame(rows).assign(**made_by)])
-        path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as temporary:
-            table.round(4).to_csv(temporary, index=False)
+        write_results(name, table.round(4), results)
         seconds = time.perf_counter() - started
         print(f"{run.name} {case.name} {mosaic}: {seconds:.0f} s", flush=True)
+    if not scored:
+        say_how_to_repeat(name, path)
 
 
 def score_case(
@@ -142,10 +166,10 @@ def score_case(
     mosaic: MosaicMode,
     kinds: Sequence[str],
 ) -> list[dict]:
-    """A row for each label, kind and θ2; two for the coarse masks alone."""
+    """Return a row for each label, kind and θ2, and two rows for the coarse masks alone."""
     modality, labels = dataset.modality, dataset.labels
     volume, truth = read_volume(case.image), read_labels(case.labels).array
-    found = segment(
+    segmentation = segment(
         volume,
         coarse,
         modality=modality,
@@ -155,7 +179,7 @@ def score_case(
         keep_probabilities=True,
     )
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
-    organs = [CoarseOrgan(name, v, found.probabilities[v]) for name, v in labels.items()]
+    organs = [CoarseOrgan(name, v, segmentation.probabilities[v]) for name, v in labels.items()]
     cache = EmbeddingCache()
     settings = {"modality": modality, "mosaic": mosaic, "cache": cache}
 
@@ -177,9 +201,9 @@ def score_case(
         ]
 
     alone = {"mosaic": mosaic}
-    rows = scores(case.name, found.labels.array, truth, labels, kind="coarse", **alone)
-    keep_largest_component(found.labels.array, found.confidence)
-    rows += scores(case.name, found.labels.array, truth, labels, kind="pieces", **alone)
+    rows = scores(case.name, segmentation.labels.array, truth, labels, kind="coarse", **alone)
+    keep_largest_component(segmentation.labels.array, segmentation.confidence)
+    rows += scores(case.name, segmentation.labels.array, truth, labels, kind="pieces", **alone)
     for kind in kinds:
         refiner = Refiner(volume, grid, model, **settings)
         given = prompts(kind)
@@ -196,42 +220,52 @@ def score_case(
 
 
 def scores(
-    case: str, found: np.ndarray, truth: np.ndarray, labels: dict[str, int], **setting: object
+    case: str, prediction: np.ndarray, truth: np.ndarray, labels: dict[str, int], **setting: object
 ) -> list[dict]:
-    """Dice of each label; NaN where neither has it."""
+    """Return a row with the Dice of each label, NaN if neither label map has it.
+
+    Args:
+        prediction, truth: (K, J, I) labels.
+        labels: name -> label.
+        setting: further columns.
+    """
     rows = []
-    for name, value in labels.items():
-        overlap = dice(found == value, truth == value, empty=np.nan)
+    for name, label in labels.items():
+        overlap = dice(prediction == label, truth == label, empty=np.nan)
         rows.append({"case": case, "label": name, **setting, "dice": overlap})
     return rows
 
 
 def identity(model: SamModel) -> str:
-    """Name of the SAM, and what its decoder was trained on."""
+    """Return the name of a SAM, and what its decoder was trained on."""
     tuned = model.training.get("config", {}).get("boxes")
     boxes = f"fine-tuned on {tuned} boxes" if isinstance(tuned, str) else "not fine-tuned"
     return f"{model.name} {model.identity[:8]}, decoder {boxes}"
 
 
-def results_file(run: Run, sam: str = "") -> Path:
-    """Where the scores of a run lie."""
-    return RESULTS / f"sam_{run.name}{f'_{sam}' if sam else ''}.csv"
+def run_name(run: Run, sam: str = "") -> str:
+    """Return the name of a run's scores, with that of another SAM."""
+    return f"sam_{run.name}{f'_{sam}' if sam else ''}"
 
 
-def read_scores(path: Path) -> pd.DataFrame | None:
-    """The scores of a run, or None where it was not run.
+def read_scores(path: Path) -> pd.DataFrame:
+    """Read the scores of a run; return an empty table if there are none.
 
     The coarse masks are scored whenever a case is; each counts once.
     """
     if not path.exists():
-        return None
+        return pd.DataFrame()
     table = pd.read_csv(path, dtype={"coarse": str})
     repeated = table["kind"].isin(list(ALONE)) & table.duplicated(["case", "label", "kind"])
     return table[~repeated]
 
 
-def report() -> str:
-    """The tables of BENCHMARKS.md from the scores at hand; runs not done are dashes."""
+def report(results: Path) -> str:
+    """Format the tables of BENCHMARKS.md; runs without scores are dashes.
+
+    Args:
+        results: folder of the scores.
+    """
     lines = [
         "| coarse network | given to SAM | mosaic | cases | θ2 0.5 | θ2 0.75 | θ2 0.9 | decoder |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -241,16 +275,16 @@ def report() -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in RUNS:
-        others = sorted(set(RESULTS.glob(f"sam_{run.name}_*.csv")))
-        for path in (results_file(run), *others):
+        others = sorted(results.glob(f"{run_name(run)}_*.csv"))
+        for path in (results_file(run_name(run), results), *others):
             table = read_scores(path)
             lines += _rows(run, table)
             organs += _organ_rows(run, table)
     return "\n".join([*lines, "", *organs])
 
 
-def _rows(run: Run, table: pd.DataFrame | None) -> list[str]:
-    if table is None:
+def _rows(run: Run, table: pd.DataFrame) -> list[str]:
+    if table.empty:
         return [f"| {run.title} | – | – | – | – | – | – | – |"]
     title, cases = run.title, table["case"].nunique()
     decoder = table["sam"].iloc[0].partition("decoder ")[2]
@@ -268,23 +302,22 @@ def _rows(run: Run, table: pd.DataFrame | None) -> list[str]:
     return lines
 
 
-def _organ_rows(run: Run, table: pd.DataFrame | None) -> list[str]:
-    """Per organ, crops and θ2 0.5."""
-    if table is None:
+def _organ_rows(run: Run, table: pd.DataFrame) -> list[str]:
+    """Format a row per kind with the Dice of each organ, for crops and θ2 0.5."""
+    if table.empty:
         return [f"| {run.title} | – | – | – | – | – | – |"]
     usual = (table["mosaic"] == "crops") & (table["theta2"] == THETAS[0])
     lines = []
     for kind, title in {**ALONE, **KINDS}.items():
         part = table[(table["kind"] == kind) & (usual | (kind in ALONE))]
         dice = part.groupby("label")["dice"].mean()
-        labels = ("liver", "right_kidney", "left_kidney", "spleen")
-        cells = [f"{dice[label]:.3f}" for label in labels] + [f"{_mean(part):.3f}"]
+        cells = [f"{dice[label]:.3f}" for label in ORGANS] + [f"{_mean(part):.3f}"]
         lines.append(f"| {run.title} | {title} | {' | '.join(cells)} |")
     return lines
 
 
 def _mean(table: pd.DataFrame) -> float:
-    """Over labels, each its mean over cases."""
+    """Average Dice over the labels' means over cases."""
     return float(table.groupby("label")["dice"].mean().mean())
 
 
@@ -300,10 +333,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mosaics", nargs="+", choices=MOSAICS, default=list(MOSAICS))
     parser.add_argument("--sam", metavar="NAME_OR_FOLDER", help="instead of the shipped ones")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true")
+    reports.add_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.report:
-        write_report("sam-ablation", report())
+        show_report("sam-ablation", report(arguments.results), arguments)
         return 0
     torch.set_num_threads(arguments.threads)
     for run in RUNS:
@@ -312,9 +345,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run,
                 arguments.data,
                 arguments.runs,
+                arguments.results,
                 arguments.sam,
                 arguments.cases,
                 arguments.mosaics,
+                arguments.force,
             )
     return 0
 

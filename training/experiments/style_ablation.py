@@ -1,43 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pairs, contrast, restyled slices and SRC bring, behind BENCHMARKS.md. Resumable.
+"""What pairs, contrast, restyled slices and SRC contribute, behind BENCHMARKS.md.
 
     python -m srcsm_training.experiments.style_ablation --domain phantom   run what is missing
     python -m srcsm_training.experiments.style_ablation --domain real --data ../shared/data \\
         --only real_icm
-    python -m srcsm_training.experiments.style_ablation --report   the table into BENCHMARKS.md
+    python -m srcsm_training.experiments.style_ablation --report           print the table
+    python -m srcsm_training.experiments.style_ablation --report --write   into BENCHMARKS.md
 
 The restyled slices of a domain, RUNS/DOMAIN/slices/styled/abdomen, and the phantom's datasets,
-RUNS/data, are made before, by ``python -m srcsm_training.experiments.swap_ablation --domain
+RUNS/data, are made first, by ``python -m srcsm_training.experiments.swap_ablation --domain
 phantom``.
 
-Every training sees as many pictures a step and has as many steps, whatever its number of views.
-Scores go to ``training/experiments/results``; a run whose scores lie there is not run again.
+Every training sees as many pictures per step and has as many steps, whatever its number of views.
+A stopped training resumes from its checkpoint. A run is skipped if its scores are already in
+``training/experiments/results``; --force runs it again.
 """
 
 import argparse
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from srcsm_training.experiments.ablation import Run, execute, score_row
-from srcsm_training.experiments.reports import (
-    CT,
-    DATA,
-    MR,
-    REPOSITORY,
-    RESULTS,
-    read_results,
-    write_report,
-)
+from . import reports, trainings
+from .reports import CT, DATA, MR, ORGANS, REPOSITORY, read_results, show_report
+from .trainings import Run, run_missing, score_row
 
 STEPS = 1000
 PICTURES = 32
-"""Of a step, all views counted."""
+"""Pictures per step, of all views together."""
 
 DATASETS = {"phantom": ("Dataset901_PhantomCT", "Dataset902_PhantomMR"), "real": (CT, MR)}
 PHANTOMS = {"Dataset901_PhantomCT": ("CT", 16, 0), "Dataset902_PhantomMR": ("MR", 8, 1000)}
-"""Modality, cases, and seed of the first: other patients than those of the small base."""
+"""Modality, cases, and seed of the first case; the small base has other patients."""
 
 METHODS = {
     "plain": ("plain", 1, "off", ()),
@@ -50,16 +43,16 @@ METHODS = {
 
 
 def runs_of(domain: str, runs: Path) -> list[Run]:
-    """All trainings of a domain."""
+    """Return all trainings of a domain."""
     source, target = DATASETS[domain]
     styled = runs / domain / "slices" / "styled" / "abdomen"
-    found = []
+    domain_runs = []
     for name, (_, views, mode, settings) in METHODS.items():
         batch = f"optimisation.batch={round(PICTURES / views)}"
         pairs = (
             ("pairs.use=true", f"pairs.styled=['{styled}']") if views > 1 else ("pairs.use=false",)
         )
-        found.append(
+        domain_runs.append(
             Run(
                 f"{domain}_{name}",
                 "icm-fast",
@@ -69,29 +62,32 @@ def runs_of(domain: str, runs: Path) -> list[Run]:
                 settings=(batch, *pairs, *settings),
             )
         )
-    return found
+    return domain_runs
 
 
 def write_phantoms(data: Path) -> None:
-    """The phantom's source and target."""
+    """Write the phantom's source and target."""
     from srcsm_training.data.phantom import write_dataset
 
     for name, (modality, cases, seed) in PHANTOMS.items():
         write_dataset(data / name, modality, cases, seed)
 
 
-def report() -> str:
-    """The table from the scores at hand; runs not done are dashes."""
-    organs = ("liver", "right_kidney", "left_kidney", "spleen")
+def report(results: Path) -> str:
+    """Format the table; runs without scores are dashes.
+
+    Args:
+        results: folder of the scores.
+    """
     lines = [
         "| CT→MR | SM | liver | right kidney | left kidney | spleen | mean Dice | ASSD mm |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for domain in DATASETS:
         for name, (title, *_) in METHODS.items():
-            scores = read_results(f"{domain}_{name}")
+            scores = read_results(f"{domain}_{name}", results)
             lines += [
-                score_row(f"{domain}: {title}", setting, scores, organs)
+                score_row(f"{domain}: {title}", setting, scores, ORGANS)
                 for setting in ("off", "on")
             ]
     return "\n".join(lines)
@@ -104,16 +100,15 @@ def main() -> int:
     )
     parser.add_argument("--domain", choices=tuple(DATASETS), default="phantom")
     parser.add_argument(
-        "--data", type=Path, help="of the datasets (default: RUNS/data for phantom)"
+        "--data", type=Path, help="folder of the datasets (default: RUNS/data for phantom)"
     )
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "style-ablation")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="such as phantom_icm")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, a core each")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--report", action="store_true")
+    trainings.add_options(parser, STEPS)
+    reports.add_options(parser)
     arguments = parser.parse_args()
     if arguments.report:
-        write_report("style-ablation", report())
+        show_report("style-ablation", report(arguments.results), arguments)
         return 0
     at_hand = arguments.runs / "data" if arguments.domain == "phantom" else DATA
     data = arguments.data or at_hand
@@ -121,21 +116,8 @@ def main() -> int:
     if unknown := set(arguments.only or ()) - {run.name for run in runs}:
         parser.error(f"no run {unknown}; there are {', '.join(run.name for run in runs)}")
     chosen = [run for run in runs if not arguments.only or run.name in arguments.only]
-    missing = [run for run in chosen if not (RESULTS / f"{run.name}.csv").exists()]
-    if len(missing) == 1:
-        threads = 2 // arguments.jobs or 1
-        execute(missing[0], data, arguments.runs, threads, arguments.steps)
-        return 0
-
-    def launch(run: Run) -> int:
-        command = [sys.executable, "-m", __spec__.name]
-        command += ["--domain", arguments.domain, "--only", run.name]
-        command += ["--data", str(data), "--runs", str(arguments.runs)]
-        command += ["--jobs", str(arguments.jobs), "--steps", str(arguments.steps)]
-        return subprocess.run(command, check=False).returncode
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        return max(pool.map(launch, missing), default=0)
+    options = ("--domain", arguments.domain)
+    return run_missing(chosen, arguments, data, __spec__.name, options)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which U-Net a ControlNet learns on, and which one draws: the Style Swap ablation. Resumable.
+"""The Style Swap ablation: which U-Net a ControlNet learns on, and which one draws.
 
     python -m srcsm_training.experiments.swap_ablation --domain phantom
         run what is missing, stage by stage
     python -m srcsm_training.experiments.swap_ablation --domain real --data ../shared/data
-    python -m srcsm_training.experiments.swap_ablation --report   the table into BENCHMARKS.md
+    python -m srcsm_training.experiments.swap_ablation --report           print the table
+    python -m srcsm_training.experiments.swap_ablation --report --write   into BENCHMARKS.md
 
-The ControlNet is trained on the base's own U-Net or on the tuned one, and then steers either: four
-sets of pictures with the same prompts and seeds, from one base, each measured by `srcsm style
-check`. One of the four, tuned and then original, is the method; that set is the one that
-style_ablation.py trains on, and shows all slices; the others show every fifth. One base serves
-both domains: phantom patients of its own in four looks, and the real CT where it is at hand.
-Folders, all in RUNS:
+The ControlNet is trained on the base's own U-Net or on the tuned one, and then steers either. This
+gives four sets of pictures with the same prompts and seeds, from one base, each measured by `srcsm
+style check`. One of the four, tuned and then original, is the method: style_ablation.py trains on
+its pictures, which show all slices; the other sets show every fifth slice. One base serves both
+domains; it learns from phantom patients of its own in four modalities, and from the real CT if it
+is there. A domain is skipped if its numbers are already in ``training/experiments/results``;
+--force runs the stages that RUNS lacks, and writes the numbers again. Folders, all in RUNS:
 
     data/                   the phantom's datasets
     base-slices/, base/     what the base learns from, and the base
@@ -31,17 +33,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from srcsm_training.experiments import reports
 from srcsm_training.experiments.reports import (
     CT,
     DATA,
     REPOSITORY,
-    RESULTS,
     read_results,
-    write_report,
+    results_file,
+    say_how_to_repeat,
+    show_report,
+    write_results,
 )
 from srcsm_training.experiments.style_ablation import DATASETS, PHANTOMS, write_phantoms
 from srcsm_training.style.slices import MANIFEST, read_manifest
-from SRCSMSegmenterLib.atomic import atomic_write
 
 CONFIG = REPOSITORY / "training" / "configs" / "style_tiny.yaml"
 
@@ -53,13 +57,13 @@ VARIANTS = {
     "untuned-original": ("untuned", "original"),
     "untuned-tuned": ("untuned", "tuned"),
 }
-"""Which U-Net the ControlNet learnt on, and which one draws; in the order in which they are made,
-so that trainings on the method's set can begin before the others are there."""
+"""U-Net that the ControlNet learnt on, and U-Net that draws. The method's set is made first, so
+that trainings on it can begin before the other sets are there."""
 
 CHECK = "check.json"
 
 EVERY = 5
-"""The sets that nothing is trained on show every n-th slice."""
+"""Sets that nothing is trained on show every n-th slice."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Stage:
     """One call of `srcsm style`.
 
     Attributes:
-        arguments: after "srcsm style".
-        result: a file that is there once the stage is finished; a manifest must say so as well.
+        arguments: arguments after "srcsm style".
+        result: file that exists once the stage is finished; a manifest must also say so.
     """
 
     arguments: tuple[str, ...]
@@ -85,7 +89,7 @@ class Stage:
 def stages(
     domain: str, data: Path, runs: Path, config: Path = CONFIG, device: str = "cpu"
 ) -> Iterator[Stage]:
-    """All stages of a domain, in order."""
+    """Yield all stages of a domain, in order."""
 
     def stage(action: str, *arguments: object, out: Path, result: str, on: bool = True) -> Stage:
         given = ("--config", config, "--out", out, *(("--device", device) if on else ()))
@@ -117,12 +121,12 @@ def stages(
 
 
 def swapped(folder: Path, variant: str) -> Path:
-    """Folder of a variant's pictures in that of a domain."""
+    """Return the folder of a variant's pictures, in the domain's `folder`."""
     return folder / ("slices/styled/abdomen" if variant == METHOD else f"swaps/{variant}")
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """`srcsm style` in a process of its own; Ctrl-C is for that one, which stops in good order."""
+    """Run `srcsm style` in a process of its own, which alone handles Ctrl-C and stops cleanly."""
     previous = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         command = [sys.executable, "-m", "srcsm_training", "style", *arguments]
@@ -132,7 +136,7 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def collect(folder: Path) -> pd.DataFrame:
-    """The numbers of `style check` of a domain's sets, a row for each style of each."""
+    """Collect the numbers of `style check` of a domain's sets, a row per set and style."""
     rows = []
     for variant in VARIANTS:
         checked = swapped(folder, variant) / CHECK
@@ -158,15 +162,19 @@ def collect(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def report() -> str:
-    """The table from the numbers at hand; sets not made are dashes."""
+def report(results: Path) -> str:
+    """Format the table; sets without numbers are dashes.
+
+    Args:
+        results: folder of the numbers.
+    """
     lines = [
         "| domain | ControlNet learnt on | drawn with | style | moved | over all | nearest other "
         "style | edges | kept |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for domain in DATASETS:
-        table = read_results(f"swap_{domain}")
+        table = read_results(f"swap_{domain}", results)
         for variant, (taught_on, drawn_with) in VARIANTS.items():
             title = f"| {domain} | {taught_on} | {drawn_with} |"
             rows = () if table is None else table[table["variant"] == variant]
@@ -192,14 +200,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--domain", choices=tuple(DATASETS), default="phantom")
-    parser.add_argument("--data", type=Path, default=DATA, help="of the real CT")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the real CT's dataset")
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "style-ablation")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="of all stages")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="configuration of all stages")
     parser.add_argument("--device", default="cpu", help="auto, cpu (default), cuda, cuda:N or mps")
-    parser.add_argument("--report", action="store_true")
+    reports.add_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.report:
-        write_report("swap-ablation", report())
+        show_report("swap-ablation", report(arguments.results), arguments)
+        return 0
+    name = f"swap_{arguments.domain}"
+    known = read_results(name, arguments.results)
+    if known is not None and set(known["variant"]) == set(VARIANTS) and not arguments.force:
+        say_how_to_repeat(name, results_file(name, arguments.results))
         return 0
     runs = arguments.runs.resolve()
     phantom = runs / "data" / next(iter(PHANTOMS)) / "dataset.json"
@@ -212,9 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if code := launch(stage.arguments):
                 return code
         if stage.result.name == CHECK:
-            RESULTS.mkdir(exist_ok=True)
-            with atomic_write(RESULTS / f"swap_{arguments.domain}.csv") as temporary:
-                collect(runs / arguments.domain).to_csv(temporary, index=False)
+            write_results(name, collect(runs / arguments.domain), arguments.results)
     return 0
 
 

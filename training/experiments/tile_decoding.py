@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does decoding a box on its own tile's part of an embedding cost accuracy? (BENCHMARKS.md)
+"""Accuracy of decoding a box on its own tile's part of an embedding, behind BENCHMARKS.md.
 
     python -m srcsm_training.experiments.tile_decoding \\
         --data ../shared/data/Dataset102_AbdomenMR --sam sam-small-ct
 
-Crops around the organs, true boxes; Dice with the masks decoded on the tile alone, and on the whole
-canvas and cut out afterwards.
+Prints the Dice of masks decoded on the tile alone, and of masks decoded on the whole canvas and cut
+out afterwards, for crops around the organs and true boxes.
 """
 
 import argparse
@@ -21,13 +21,14 @@ from SAMRefineLib.sam.models import SamModel, load_sam
 from SAMRefineLib.sam.mosaic import Tile, mask_from_tile
 from srcsm_training.data.dataset import Case, choose_cases, read_dataset
 from srcsm_training.experiments.reports import DATA, MR
-from srcsm_training.sam.decoder import Scan, embed, laid_out, organ_boxes
+from srcsm_training.sam.decoder import embed
+from srcsm_training.sam.layout import Scan, laid_out, organ_boxes
 from SRCSMSegmenterLib.components import dice
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 
 def lay_out(case: Case, model: SamModel, modality: str, labels: Sequence[int]) -> Scan:
-    """A case's organs in crops, with their true boxes."""
+    """Lay out a case's organs in crops, with their true boxes."""
     volume, truth = read_volume(case.image), read_labels(case.labels).array
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     boxes = {v: organ_boxes("true", truth, truth == v, grid, theta1=0.0) for v in labels}
@@ -36,9 +37,9 @@ def lay_out(case: Case, model: SamModel, modality: str, labels: Sequence[int]) -
 
 @torch.inference_mode()
 def compare(scan: Scan, model: SamModel) -> dict[str, list[float]]:
-    """Dice of every example, decoded on its tile and on the whole canvas."""
+    """Return the Dice of every example, decoded on its tile and on the whole canvas."""
     embeddings = embed([scan], model)
-    found: dict[str, list[float]] = {"tile": [], "canvas": []}
+    scores: dict[str, list[float]] = {"tile": [], "canvas": []}
     for example in scan.examples:
         tile = scan.tile(example)
         embedding = embeddings[id(scan), example.mosaic, tile.canvas]
@@ -47,14 +48,19 @@ def compare(scan: Scan, model: SamModel) -> dict[str, list[float]]:
         for name, answer in (("tile", on_tile), ("canvas", on_canvas)):
             logits = answer(model, embedding, tile, edges)
             mask = mask_from_tile(logits, tile, model.patch) > 0
-            found[name].append(dice(mask.numpy(), truth, empty=1.0))
-    return found
+            scores[name].append(dice(mask.numpy(), truth, empty=1.0))
+    return scores
 
 
 def on_tile(
     model: SamModel, embedding: torch.Tensor, tile: Tile, edges: np.ndarray
 ) -> torch.Tensor:
-    """Logits of the tile; `edges` are (2, 2) x and y of the box's corners in it."""
+    """Return the logits of a box decoded on its tile.
+
+    Args:
+        embedding: (channels, rows, columns) of the whole canvas.
+        edges: (2, 2), x and y of the box's corners in the tile, pixels.
+    """
     rows, columns = tile.patches(model.patch)
     prompts = Prompts(torch.from_numpy(edges.reshape(1, 4)).float())
     corner = torch.tensor([[tile.x, tile.y]])
@@ -64,7 +70,7 @@ def on_tile(
 def on_canvas(
     model: SamModel, embedding: torch.Tensor, tile: Tile, edges: np.ndarray
 ) -> torch.Tensor:
-    """The same cut out of the whole canvas's logits."""
+    """Decode the box of `on_tile` on the whole canvas, and cut the tile out of the logits."""
     corners = edges + np.array((tile.x, tile.y))
     logits = decode(
         model, embedding[None], Prompts(torch.from_numpy(corners.reshape(1, 4)).float())

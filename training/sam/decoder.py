@@ -1,58 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning a SAM's mask decoder on one domain (Wang et al.).
+"""Fine-tuning of a SAM's mask decoder on one domain (Wang et al.).
 
 Encoder and prompt encoder stay as they are. Boxes come from a coarse network's predictions on the
-source, are filtered as they will be, and moved outwards a little. Slices are laid out on canvases
-as `SAMRefineLib.sam.prediction` does. Embeddings are computed once and reused, or anew at every
-step from slices with random looks. The best weights are chosen on validation cases of the source.
+source, filtered as the refinement filters them, and are moved outwards a little. Embeddings are
+computed once and reused, or anew at every step from slices with random convolution. The best
+weights are chosen on validation cases of the source.
 """
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from SAMRefineLib.boxes.boxes import Box, SliceGrid, boxes_from_coarse
-from SAMRefineLib.sam.crops import crops
+from SAMRefineLib.boxes.boxes import Box
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.embeddings import EmbeddingCache, encode
-from SAMRefineLib.sam.models import SamModel, load_sam, save_sam
-from SAMRefineLib.sam.mosaic import Mosaic, Tile, mask_from_tile
-from SAMRefineLib.sam.pixels import to_pixels
-from SAMRefineLib.sam.prediction import lay_out
+from SAMRefineLib.sam.models import SamModel, save_sam
+from SAMRefineLib.sam.mosaic import mask_from_tile
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
-from SRCSMSegmenterLib.geometry import Volume
-from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 from ..augment.random_convolution import MODES, random_convolution
-from ..data.dataset import Case
-from ..engine import fit
 from ..engine.accelerator import accelerator_for
 from ..engine.config import CasesConfig, Recipe, one_of
+from ..engine.fit import fit
+from ..engine.limits import Limits
 from ..engine.losses import mask_loss
-from ..engine.run_folder import RunResult, open_run
-from .from_scratch import LICENCE, sam_card, summary
-
-BOX_KINDS = ("filtered", "unfiltered", "whole", "true")
-"""Where a box comes from: the coarse mask, filtered (the method) or not; the edges of the slices
-that have a filtered box; the truth (the upper bound)."""
+from ..engine.progress import Progress, mean_dice
+from ..engine.run_folder import Run, RunResult, open_case_run
+from ..engine.source_domain import open_source
+from .card import LICENCE, sam_card, summary
+from .layout import BOX_KINDS, Example, Layout, Scan, scan_of
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that decides the result, beside the dataset, the SAM and the coarse network.
+    """The configuration of a fine-tuning.
 
     Attributes:
-        boxes: one of `BOX_KINDS`; each kind wants a decoder of its own.
+        boxes: one of `BOX_KINDS`; each kind needs a decoder of its own.
         theta1: the coarse network's confidence from which a voxel counts.
         jitter: pixels of a slice of 512; each edge of a box moves outwards by up to that.
         mosaic: "crops" around the organs, or whole "slices".
@@ -85,157 +76,97 @@ class DecoderConfig:
             )
 
 
-@dataclass(frozen=True)
-class Example:
-    """An object in a slice and its box.
-
-    Attributes:
-        mosaic, member: the slice among those of a `Scan`.
-        value: the object's label.
-        box: edges on the slice.
-    """
-
-    mosaic: int
-    member: int
-    value: int
-    box: Box
-
-
-@dataclass(frozen=True, eq=False)
-class Scan:
-    """A case laid out for SAM.
-
-    Attributes:
-        mosaics: of whole slices, or one of crops for each organ.
-        labels: (rows, columns) of each mosaic's slices.
-        examples: what is to be found in them.
-    """
-
-    name: str
-    mosaics: tuple[Mosaic, ...]
-    labels: tuple[tuple[np.ndarray, ...], ...]
-    examples: tuple[Example, ...]
-
-    def tile(self, example: Example) -> Tile:
-        """Where the example's slice lies."""
-        return self.mosaics[example.mosaic].tiles[example.member]
-
-    def truth(self, example: Example) -> torch.Tensor:
-        """(rows, columns) bool on the rectangle that the example's tile shows."""
-        x0, y0, x1, y1 = self.tile(example).source
-        labels = self.labels[example.mosaic][example.member][y0:y1, x0:x1]
-        return torch.from_numpy(labels == example.value)
-
-
 Batch = list[tuple[Scan, Example, Box]]
 """Examples and the boxes to give."""
 
 
 class BoxDecoder(nn.Module):
-    """A SAM's mask decoder; the rest of the SAM is at hand, but no part of this module."""
+    """A SAM's mask decoder; the rest of the SAM is no part of this module."""
 
     def __init__(self, model: SamModel) -> None:
         super().__init__()
         self.model = model
         self.decoder = model.sam.mask_decoder
 
-    def __deepcopy__(self, memo: dict) -> "BoxDecoder":
-        # Of a large SAM everything but the decoder is shared.
-        sam = copy.copy(self.model.sam)
-        sam._modules = {**sam._modules, "mask_decoder": copy.deepcopy(self.decoder, memo)}
-        return BoxDecoder(replace(self.model, sam=sam))
-
     def forward(
         self, embeddings: torch.Tensor, prompts: Prompts, corners: torch.Tensor
     ) -> torch.Tensor:
-        """Logits; see `decoding.decode`."""
+        """Compute logits; see `decoding.decode`."""
         return decode(self.model, embeddings, prompts, corners)[0]
 
 
 def run_decoder_training(
     dataset_folder: Path,
     config: DecoderConfig,
-    sam: Path,
+    sam: SamModel,
     coarse: ModelBundle,
     run_folder: Path,
     *,
-    kind: str | None = None,
     name: str | None = None,
     device: str = "auto",
-    say: Callable[[str], None] = print,
-    progress: Callable[[fit.Progress], None] = lambda progress: None,
-    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `fit.fit`
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> RunResult:
     """Lay out the source's cases, fine-tune the decoder (or resume), and save the whole SAM.
 
     Args:
-        sam: what `load_sam` loads, of that `kind`.
+        sam: moved to the device; its decoder is changed.
         coarse: network whose boxes are given.
-        run_folder, name, device, say, progress: see `run.run_training`; the finished SAM is the
+        run_folder, name, device: see `segmentation.run.run_training`; the finished SAM is the
             run's folder ``model``.
 
     Raises:
-        DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
-        CheckpointError.
+        DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
     """
     # Decoders scale up to slices that are too large for bf16 on a CPU.
     computing = accelerator_for(device, config.optimisation.precision, plane=math.inf)
-    accelerator = computing.accelerator
-    where = str(accelerator.device)
-    model = load_sam(sam, kind, where)
-    run = open_run(dataset_folder, config.data, run_folder, computing, say)
-    source, labels = run.source, run.labels
-    fit.state_to_resume(run.folder, config, source.training, source.validation)
-    if (known := len(coarse.description.labels)) != len(labels):
-        raise ConfigError(f"The coarse network has {known} labels, the dataset {len(labels)}.")
+    place = computing.accelerator.device
+    sam.sam.to(place)
+    tell = computing.introduce(limits.say)
+    source = open_source(dataset_folder, config.data, tell, check=computing.main)
+    known, wanted = len(coarse.description.labels), len(source.dataset.labels)
+    if known != wanted:
+        raise ConfigError(f"The coarse network has {known} labels, the dataset {wanted}.")
+    run = open_case_run(run_folder, config, computing, source, tell=tell)
     run.tell(f"Boxes from {coarse.description.name} on {len(source.dataset.cases)} cases ...")
+    layout = Layout(config.boxes, config.theta1, config.mosaic, source.modality)
     training, validation = (
-        [scan_of(case, coarse, model, config, source.modality, where) for case in cases]
+        [scan_of(case, coarse, sam, layout, str(place)) for case in cases]
         for cases in (source.training, source.validation)
     )
-
-    run.begin(config)
-    state, weights = train(
-        config,
-        model,
-        training,
-        validation,
-        len(labels) + 1,
-        run.folder,
-        accelerator=accelerator,
-        report=progress,
-        validated=lambda _, state: run.write_curve(state),
-        **limits,
-    )
+    progress = train(run, sam, training, validation, limits)
 
     def save(folder: Path) -> None:
-        BoxDecoder(model).load_state_dict(weights)
-        before = {"sam": model.name, "sam_identity": model.identity, **model.training}
         about = {
-            **summary(config, run, state),
+            **summary(run, source, progress),
             "coarse": coarse.description.name,
             "coarse_identity": coarse.identity,
-            "before": before,
+            "before": {"sam": sam.name, "sam_identity": sam.identity, **sam.training},
         }
-        tuned = replace(model, name=name or run.folder.resolve().name, training=about)
+        tuned = replace(sam, name=name or run.folder.resolve().name, training=about)
         save_sam(folder, tuned, sam_card(tuned), LICENCE)
 
-    return run.end(state, run.folder / "model", save)
+    return run.end(progress, run.folder / "model", save)
 
 
 def train(
-    config: DecoderConfig,
+    run: Run,
     model: SamModel,
     training: Sequence[Scan],
     validation: Sequence[Scan],
-    classes: int,
-    run_folder: Path,
-    *,
-    accelerator: Accelerator,
-    **arguments: Any,  # noqa: ANN401 - of `fit.fit`
-) -> tuple[fit.Progress, dict[str, torch.Tensor]]:
-    """Fine-tune the decoder of `model`, which is changed; for the rest see `fit.fit`."""
-    recipe = config.optimisation
+    limits: Limits,
+) -> Progress:
+    """Fine-tune the decoder of `model`, which is changed, until its last step or a limit.
+
+    Args:
+        run: of a `DecoderConfig`.
+        training, validation: scans with examples; validation may be empty.
+
+    Raises:
+        DatasetError: no example to train on.
+        TrainingError, CheckpointError: see `fit`.
+    """
+    config, accelerator = run.config, run.accelerator
+    recipe, classes = config.optimisation, len(run.labels) + 1
     model.sam.requires_grad_(False).mask_decoder.requires_grad_(True)
     network = BoxDecoder(model)
     optimiser = torch.optim.Adam(
@@ -253,7 +184,8 @@ def train(
         else:
             chosen = same_canvas(examples, recipe.batch, generator)
         return [
-            (scan, example, moved(scan, example, config, generator)) for scan, example in chosen
+            (scan, example, moved(scan, example, config.jitter, generator))
+            for scan, example in chosen
         ]
 
     def loss(network: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
@@ -267,112 +199,28 @@ def train(
         ]
         return torch.stack(losses).mean()
 
-    return fit.fit(
-        config,
+    def validate(network: BoxDecoder) -> dict[str, list[float]]:
+        return {"dice": boxed_dice(network, model, validation, known, classes, accelerator)}
+
+    return fit(
+        run,
         network,
         optimiser,
-        run_folder,
-        training,
-        validation,
         draw=draw,
         loss=loss,
-        validate=lambda average: boxed_dice(
-            average, model, validation, known, classes, accelerator
-        ),
-        accelerator=accelerator,
-        **arguments,
+        validate=validate if validation else None,
+        limits=limits,
     )
 
 
-def scan_of(
-    case: Case,
-    coarse: ModelBundle,
-    model: SamModel,
-    config: DecoderConfig,
-    modality: str,
-    device: str,
-) -> Scan:
-    """Predict a case with the coarse network, box its organs, and lay it out."""
-    volume, truth = read_volume(case.image), read_labels(case.labels)
-    found = segment(
-        volume,
-        coarse,
-        modality=modality,
-        source_matching=False,
-        device=device,
-        keep_largest=False,
-        keep_probabilities=True,
-    )
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
-    boxes = {
-        value: organ_boxes(
-            config.boxes, found.probabilities[value], truth.array == value, grid, config.theta1
-        )
-        for value in range(1, len(found.probabilities))
-    }
-    return laid_out(case.name, volume, truth.array, boxes, model, config.mosaic, modality)
-
-
-def organ_boxes(
-    kind: str, probability: np.ndarray, truth: np.ndarray, grid: SliceGrid, theta1: float
-) -> dict[int, Box]:
-    """Boxes of one organ by slice number, of one of `BOX_KINDS`.
+def moved(scan: Scan, example: Example, jitter: float, generator: torch.Generator) -> Box:
+    """Move the edges of the example's box outwards, within what its tile shows.
 
     Args:
-        probability: (K, J, I), the coarse network's.
-        truth: (K, J, I) bool.
+        jitter: largest distance, in pixels of a slice of 512.
     """
-    if kind == "true":
-        return boxes_from_coarse(truth, grid, in_volume=False, in_slices=False)
-    filtered = kind != "unfiltered"
-    boxes = boxes_from_coarse(probability, grid, theta1, in_volume=filtered, in_slices=filtered)
-    rows, columns = grid.shape
-    return dict.fromkeys(boxes, Box(0, 0, columns, rows)) if kind == "whole" else boxes
-
-
-def laid_out(
-    name: str,
-    volume: Volume,
-    truth: np.ndarray,
-    boxes: Mapping[int, Mapping[int, Box]],
-    model: SamModel,
-    mosaic: str,
-    modality: str,
-) -> Scan:
-    """Lay the slices with boxes out as the refinement does.
-
-    Args:
-        truth: labels (K, J, I).
-        boxes: by label and slice number; those where the slice does not show the label are no
-            examples.
-    """
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
-    pixels = to_pixels(grid.stack(volume.array), model.pixels, modality)
-    labels = grid.stack(truth)
-    boxes = {
-        value: {n: box for n, box in of_organ.items() if (labels[n] == value).any()}
-        for value, of_organ in boxes.items()
-    }
-    if mosaic == "crops":
-        sources = [(crops(boxes[value], boxes[value], grid), [value]) for value in boxes]
-    else:
-        rows, columns = grid.shape
-        shown = sorted({n for of_organ in boxes.values() for n in of_organ})
-        sources = [(dict.fromkeys(shown, (0, 0, columns, rows)), list(boxes))]
-    mosaics, truths, examples = [], [], []
-    for number, (rectangles, values) in enumerate(sources):
-        mosaics.append(lay_out(pixels, rectangles, grid, model, mosaic))
-        truths.append(tuple(labels[n] for n in rectangles))
-        members = {n: member for member, n in enumerate(rectangles)}
-        for value in values:
-            examples += [Example(number, members[n], value, box) for n, box in boxes[value].items()]
-    return Scan(name, tuple(mosaics), tuple(truths), tuple(examples))
-
-
-def moved(scan: Scan, example: Example, config: DecoderConfig, generator: torch.Generator) -> Box:
-    """The example's box with its edges moved outwards, within what its tile shows."""
     x0, y0, x1, y1 = scan.tile(example).source
-    most = config.jitter * max(scan.labels[example.mosaic][example.member].shape) / 512
+    most = jitter * max(scan.labels[example.mosaic][example.member].shape) / 512
     left, up, right, down = (most * torch.rand(4, generator=generator)).tolist()
     box = example.box
     return Box(
@@ -388,26 +236,26 @@ Embeddings = dict[tuple[int, int, int], torch.Tensor]
 
 
 def embed(scans: Sequence[Scan], model: SamModel) -> Embeddings:
-    """The embeddings of all canvases, float16 on the CPU."""
-    cache, found = EmbeddingCache(limit_bytes=0), {}
+    """Compute the embeddings of all canvases, float16 on the CPU."""
+    cache, embeddings = EmbeddingCache(limit_bytes=0), {}
     for scan in scans:
         for number, mosaic in enumerate(scan.mosaics):
             for canvas in range(len(mosaic.members)):
                 drawn = mosaic.canvas(canvas)[None]
-                (found[id(scan), number, canvas],) = cache.embed(model, drawn)
-    return found
+                (embeddings[id(scan), number, canvas],) = cache.embed(model, drawn)
+    return embeddings
 
 
 def embed_with_looks(
     batch: Batch, model: SamModel, mode: str, generator: torch.Generator
 ) -> Embeddings:
-    """The embeddings that a batch needs, each slice after random convolution."""
+    """Compute the embeddings that a batch needs, from slices with random convolution."""
     needed = {
         (id(scan), example.mosaic, scan.tile(example).canvas): scan.mosaics[example.mosaic]
         for scan, example, _ in batch
     }
     labels = {id(scan): scan.labels for scan, _, _ in batch}
-    found = {}
+    embeddings: Embeddings = {}
     for (scan, number, canvas), mosaic in needed.items():
         slices = list(mosaic.slices)
         for member in mosaic.members[canvas]:
@@ -416,14 +264,14 @@ def embed_with_looks(
             look = random_convolution(image, label, mode, generator)
             slices[member] = look[0, 0].numpy()
         drawn = torch.from_numpy(replace(mosaic, slices=slices).canvas(canvas)[None])
-        found[scan, number, canvas] = encode(model, drawn.to(model.device))[0]
-    return found
+        embeddings[scan, number, canvas] = encode(model, drawn.to(model.device))[0]
+    return embeddings
 
 
 def same_canvas(
     examples: Sequence[tuple[Scan, Example]], count: int, generator: torch.Generator
 ) -> list[tuple[Scan, Example]]:
-    """At least one example and at most `count`, all of one random canvas."""
+    """Draw at least one example and at most `count`, all of one canvas."""
     scan, example = examples[int(torch.randint(len(examples), (), generator=generator))]
     canvas = scan.tile(example).canvas
     alike = [
@@ -442,7 +290,11 @@ def decoded(
     embeddings: Embeddings,
     accelerator: Accelerator,
 ) -> list[tuple[tuple[Scan, Example, Box], torch.Tensor]]:
-    """Each item of a batch with its logits on the rectangle that its tile shows."""
+    """Decode every item of a batch.
+
+    Returns:
+        Each item with its logits (rows, columns) on the rectangle that its tile shows.
+    """
     alike: dict[torch.Size, list] = {}
     for item in batch:
         scan, example, box = item
@@ -476,14 +328,14 @@ def boxed_dice(
     classes: int,
     accelerator: Accelerator,
 ) -> list[float]:
-    """`fit.mean_dice` of the foreground, in the slices that have a box."""
+    """Compute `mean_dice` of the foreground, in the slices that have a box."""
     sums = torch.zeros(len(scans), 2, classes, device=accelerator.device)
     for index in range(accelerator.process_index, len(scans), accelerator.num_processes):
         scan = scans[index]
         for first in range(0, len(scan.examples), 16):
             batch = [(scan, e, e.box) for e in scan.examples[first : first + 16]]
             for (_, example, _), logits in decoded(network, model, batch, embeddings, accelerator):
-                found, truth = (logits > 0).cpu(), scan.truth(example)
-                sums[index, 0, example.value] += (found & truth).sum()
-                sums[index, 1, example.value] += found.sum() + truth.sum()
-    return fit.mean_dice(sums, accelerator)[1:]
+                mask, truth = (logits > 0).cpu(), scan.truth(example)
+                sums[index, 0, example.value] += (mask & truth).sum()
+                sums[index, 1, example.value] += mask.sum() + truth.sum()
+    return mean_dice(sums, accelerator)[1:]

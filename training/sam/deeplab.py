@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The coarse network of the SAM paper, DeepLabV3-ResNet-50 (Wang et al.).
 
-Our own coarse network is the engine's; this one makes the paper's pipeline whole. It sees slices
+Our own coarse network is the U-Net; this one completes the paper's pipeline. It sees slices
 at 512 pixels, has a sigmoid for each label, and is trained with Dice + CE + BCE. The ImageNet
 weights of its backbone come from a file, torchvision's resnet50-*.pth, or it starts from nothing.
 
@@ -15,11 +15,9 @@ weights of its backbone come from a file, torchvision's resnet50-*.pth, or it st
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,13 +30,15 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 
 from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
-from srcsm_training.cli.arguments import add_device, add_run
-from srcsm_training.cli.commands.train import run_to_end
 from srcsm_training.data.dataset import Case
-from srcsm_training.engine import fit
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.config import CasesConfig, Recipe, configured
-from srcsm_training.engine.run_folder import RunResult, open_run
+from srcsm_training.engine.fit import fit
+from srcsm_training.engine.limits import Limits
+from srcsm_training.engine.progress import Progress, mean_dice
+from srcsm_training.engine.run_folder import Run, RunResult, open_case_run
+from srcsm_training.engine.source_domain import open_source
+from srcsm_training.engine.stopping import stop_on_signal
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
@@ -48,7 +48,7 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_volume
 
 @dataclass(frozen=True)
 class DeepLabConfig:
-    """The recipe; defaults are the paper's, but for the number of steps (its 100 epochs).
+    """The configuration; defaults are the paper's except the number of steps (its 100 epochs).
 
     Attributes:
         size: pixels of the square that a slice is scaled to.
@@ -71,7 +71,12 @@ class DeepLabConfig:
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """A case: pixels (n, rows, columns) float16 from 0 to 1, and labels of that shape, uint8."""
+    """The slices of a case.
+
+    Attributes:
+        pixels: (slices, rows, columns) float16 from 0 to 1.
+        labels: (slices, rows, columns) uint8.
+    """
 
     name: str
     pixels: torch.Tensor
@@ -95,7 +100,7 @@ class Coarse:
 
 
 def build(labels: int, backbone: Path | None = None) -> nn.Module:
-    """The network with a channel for each of the foreground `labels`.
+    """Build the network with a channel for each of the foreground `labels`.
 
     Args:
         backbone: torchvision's file of ImageNet weights; None starts from nothing.
@@ -127,64 +132,54 @@ def run_training(
     backbone: Path | None = None,
     name: str | None = None,
     device: str = "auto",
-    say: Callable[[str], None] = print,
-    progress: Callable[[fit.Progress], None] = lambda progress: None,
-    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `fit.fit`
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> RunResult:
     """Train, or resume; the finished network is the run's ``model.safetensors``.
 
     Args:
         backbone: see `build`.
         name: of the file, without its ending.
-        others: see `run.run_training`.
+        run_folder, device: see `segmentation.run.run_training`.
 
     Raises:
         DatasetError, ConfigError, DeviceError, VolumeError, BundleError, TrainingError,
         CheckpointError.
     """
     computing = accelerator_for(device, config.optimisation.precision, plane=config.size**2)
-    accelerator = computing.accelerator
-    run = open_run(dataset_folder, config.data, run_folder, computing, say)
-    source, labels = run.source, run.source.dataset.labels
-    fit.state_to_resume(run.folder, config, source.training, source.validation)
+    tell = computing.introduce(limits.say)
+    source = open_source(dataset_folder, config.data, tell, check=computing.main)
+    run = open_case_run(run_folder, config, computing, source, tell=tell)
     training, validation = (
         [read_slices(case, source.modality) for case in cases]
         for cases in (source.training, source.validation)
     )
-
-    run.begin(config)
     torch.manual_seed(config.seed)
-    network = build(len(labels), backbone).to(accelerator.device)
-    state, weights = train(
-        config,
-        network,
-        training,
-        validation,
-        run.folder,
-        accelerator=accelerator,
-        report=progress,
-        validated=lambda _, state: run.write_curve(state),
-        **limits,
-    )
+    network = build(len(run.labels), backbone).to(run.accelerator.device)
+    progress = train(run, network, training, validation, limits)
 
     def save_best(path: Path) -> None:
-        network.load_state_dict(weights)
-        save(path, Coarse(network, labels, config.size, source.modality))
+        save(path, Coarse(network, source.dataset.labels, config.size, source.modality))
 
-    return run.end(state, run.folder / f"{name or 'model'}.safetensors", save_best)
+    return run.end(progress, run.folder / f"{name or 'model'}.safetensors", save_best)
 
 
 def train(
-    config: DeepLabConfig,
+    run: Run,
     network: nn.Module,
     training: Sequence[Slices],
     validation: Sequence[Slices],
-    run_folder: Path,
-    *,
-    accelerator: Accelerator,
-    **arguments: Any,  # noqa: ANN401 - of `fit.fit`
-) -> tuple[fit.Progress, dict[str, torch.Tensor]]:
-    """Train until the last step; see `fit.fit` for what else it takes and gives."""
+    limits: Limits,
+) -> Progress:
+    """Train `network` until its last step or a limit.
+
+    Args:
+        run: of a `DeepLabConfig`.
+        training, validation: cases; validation may be empty.
+
+    Raises:
+        TrainingError, CheckpointError: see `fit`.
+    """
+    config, accelerator = run.config, run.accelerator
     recipe, device = config.optimisation, accelerator.device
     optimiser = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
@@ -205,25 +200,22 @@ def train(
             logits = model(images)["out"]
         return coarse_loss(logits, labels)
 
-    return fit.fit(
-        config,
+    def validate(network: nn.Module) -> dict[str, list[float]]:
+        return {"dice": validation_dice(network, validation, config, accelerator)}
+
+    return fit(
+        run,
         network,
         optimiser,
-        run_folder,
-        training,
-        validation,
         draw=draw,
         loss=loss,
-        validate=lambda average: {
-            "dice": validation_dice(average, validation, config, accelerator)
-        },
-        accelerator=accelerator,
-        **arguments,
+        validate=validate if validation else None,
+        limits=limits,
     )
 
 
 def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Dice over the labels present, plus CE (background's logit is 0), plus BCE of the sigmoids.
+    """Sum Dice of the labels present, CE (background's logit is 0) and BCE of the sigmoids.
 
     Args:
         logits: (N, labels, rows, columns).
@@ -248,7 +240,7 @@ def coarse_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def validation_dice(
     network: nn.Module, cases: Sequence[Slices], config: DeepLabConfig, accelerator: Accelerator
 ) -> list[float]:
-    """`fit.mean_dice` at the network's resolution."""
+    """Compute `mean_dice` at the network's resolution."""
     device = accelerator.device
     channels = network.classifier[-1].out_channels
     sums = torch.zeros(len(cases), 2, channels, device=device)
@@ -256,37 +248,37 @@ def validation_dice(
         for n in range(len(cases[index].pixels)):
             image, labels = scaled(cases[index], n, config.size)
             with accelerator.autocast():
-                found = network(image[None].to(device))["out"][0] > 0
+                mask = network(image[None].to(device))["out"][0] > 0
             values = torch.arange(1, channels + 1, device=device)
             true = labels.to(device) == values[:, None, None]
-            sums[index, 0] += (found & true).sum((1, 2))
-            sums[index, 1] += found.sum((1, 2)) + true.sum((1, 2))
-    return fit.mean_dice(sums, accelerator)
+            sums[index, 0] += (mask & true).sum((1, 2))
+            sums[index, 1] += mask.sum((1, 2)) + true.sum((1, 2))
+    return mean_dice(sums, accelerator)
 
 
 @torch.no_grad()
 def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.ndarray:
-    """The probability of each label, (labels, K, J, I) float16.
+    """Predict the probability of each label, (labels, K, J, I) float16.
 
     Args:
         volume: raw intensities.
-        modality: "CT" or "MR"; None guesses.
+        modality: "CT" or "MR"; None: guessed from the intensities.
     """
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = torch.from_numpy(to_pixels(grid.stack(volume.array), EQUALISED, modality))
     device = next(coarse.network.parameters()).device
-    found = np.zeros((len(coarse.labels), *volume.array.shape), np.float16)
+    probabilities = np.zeros((len(coarse.labels), *volume.array.shape), np.float16)
     for n, image in enumerate(pixels):
         shown = _resized(image[None, None], coarse.size).expand(-1, 3, -1, -1)
         sure = coarse.network(shown.to(device))["out"].float().sigmoid()
         sure = F.interpolate(sure, grid.shape, mode="bilinear", align_corners=False)[0]
-        for stack, probability in zip(found, sure.cpu().numpy(), strict=True):
+        for stack, probability in zip(probabilities, sure.cpu().numpy(), strict=True):
             grid.stack(stack)[n] = probability
-    return found
+    return probabilities
 
 
 def read_slices(case: Case, modality: str) -> Slices:
-    """A case's slices as the network sees them."""
+    """Read a case's slices as the network sees them."""
     volume, labels = read_volume(case.image), read_labels(case.labels)
     grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
     pixels = to_pixels(grid.stack(volume.array), EQUALISED, modality)
@@ -295,7 +287,7 @@ def read_slices(case: Case, modality: str) -> Slices:
 
 
 def scaled(case: Slices, n: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slice n at the network's resolution: (3, size, size) float32 and (size, size) int64."""
+    """Scale slice n to the network's resolution: (3, size, size) float32, (size, size) int64."""
     image = _resized(case.pixels[n][None, None].float(), size)[0]
     labels = F.interpolate(case.labels[n][None, None].float(), (size, size), mode="nearest-exact")
     return image.expand(3, -1, -1), labels[0, 0].long()
@@ -336,8 +328,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = commands.add_parser("train", help="train, or resume")
     training.add_argument("--data", type=Path, required=True, metavar="FOLDER")
     training.add_argument("--backbone", type=Path, metavar="FILE", help="resnet50-*.pth")
-    add_run(training)
-    add_device(training)
+    training.add_argument("--config", type=Path, metavar="FILE.yaml", help="the configuration")
+    training.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    training.add_argument("--out", type=Path, required=True, metavar="RUN")
+    training.add_argument("--name", help="of the network's file (default: that of RUN)")
+    training.add_argument("--max-minutes", type=float, default=float("inf"), metavar="M")
+    training.add_argument("--device", default="auto")
     training.set_defaults(run=_train)
     prediction = commands.add_parser("predict", help="label the organs of a scan")
     prediction.add_argument("scan", type=Path)
@@ -345,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prediction.add_argument("-o", "--output", type=Path, required=True)
     prediction.add_argument("--confidence", type=Path, help="also write the probability")
     prediction.add_argument("--modality", choices=("CT", "MR"), help="default: guessed")
-    add_device(prediction)
+    prediction.add_argument("--device", default="auto")
     prediction.set_defaults(run=_predict)
     arguments = parser.parse_args(argv)
     try:
@@ -357,23 +353,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = configured(DeepLabConfig(), arguments.config, arguments.set)
-    training = partial(
-        run_training, arguments.data, config, arguments.out, backbone=arguments.backbone
+    with stop_on_signal() as stop_requested:
+        result = run_training(
+            arguments.data,
+            config,
+            arguments.out,
+            backbone=arguments.backbone,
+            name=arguments.name,
+            device=arguments.device,
+            limits=Limits(
+                arguments.max_minutes,
+                stop_requested,
+                report=lambda state: state.step % 100 or print(f"step {state.step}", flush=True),
+            ),
+        )
+    if not result.finished:
+        print(f"Stopped at step {result.steps}; the same command resumes from the checkpoint.")
+        return 130 if stop_requested() else 0
+    print(
+        f"Network: {result.model}\n"
+        f"Next: python -m srcsm_training.sam.deeplab predict SCAN --model {result.model}"
     )
-    done = (
-        "Network: {model}\nNext: python -m srcsm_training.sam.deeplab predict SCAN --model {model}"
-    )
-    return run_to_end(arguments, config.optimisation.steps, training, done)
+    return 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     volume = read_volume(arguments.scan)
     coarse = load(arguments.model, arguments.device)
-    found = predict(volume, coarse, arguments.modality)
-    labels = (found.argmax(0) + 1) * (found.max(0) >= 0.5)
+    probabilities = predict(volume, coarse, arguments.modality)
+    labels = (probabilities.argmax(0) + 1) * (probabilities.max(0) >= 0.5)
     write_volume(arguments.output, Volume(labels.astype(np.uint8), volume.geometry))
     if arguments.confidence:
-        sure = np.where(labels > 0, found.max(0), 1 - found.max(0)).astype(np.float32)
+        sure = np.where(labels > 0, probabilities.max(0), 1 - probabilities.max(0)).astype(
+            np.float32
+        )
         write_volume(arguments.confidence, Volume(sure, volume.geometry))
     return 0
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles of slices with objects and their boxes, to train a SAM on.
+"""Training tiles for a SAM: squares of slices, the objects in them, and their boxes.
 
 A tile is a square of a slice with a labelled object in it, at any zoom and in any of the eight
-orientations a file may store it in. Boxes have the errors of a coarse network's.
+orientations that a file may store it in. Boxes have the errors of a coarse network's.
 """
 
 import math
@@ -22,7 +22,7 @@ from ..data.cases import PreparedCase
 
 @dataclass(frozen=True)
 class TileConfig:
-    """What tiles look like.
+    """Size, zoom and augmentation of tiles.
 
     Attributes:
         side: pixels of a tile.
@@ -57,7 +57,7 @@ class TileConfig:
 
 @dataclass(frozen=True)
 class BoxConfig:
-    """How a prompt's box differs from its object's, in shares of its longer side.
+    """Errors of the boxes, in shares of the object's longer side.
 
     Attributes:
         exact: share of the boxes that do not differ.
@@ -89,7 +89,7 @@ class Tiles:
 
     @property
     def masks(self) -> torch.Tensor:
-        """(P, side, side) bool, the object of each prompt."""
+        """The object of each prompt, (P, side, side) bool."""
         return self.labels[self.owner] == self.value[:, None, None]
 
 
@@ -142,7 +142,9 @@ def draw_tiles(
 
 
 def object_in_slice(case: PreparedCase, voxel: np.ndarray) -> tuple[np.ndarray, float]:
-    """The middle (RAS mm) and the longer side (mm) of a labelled voxel's object in its slice.
+    """Find the middle (RAS mm) and the longer side (mm) of a labelled voxel's object.
+
+    The object is what has the voxel's label in its slice.
 
     Args:
         voxel: (i, j, k).
@@ -167,7 +169,7 @@ def place_tile(
     mirrored: tuple[bool, bool] = (False, False),
     exchanged: bool = False,
 ) -> Geometry:
-    """A square in a slice of a scan as a grid: I along the columns, J along the rows.
+    """Lay a square into a slice of a scan: a grid with I along the columns, J along the rows.
 
     Args:
         geometry: of the scan, sliced across its acquisition axis.
@@ -187,7 +189,11 @@ def place_tile(
 
 
 def prompts_of(labels: torch.Tensor, smallest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tile and label of every object of at least `smallest` pixels in labels (N, side, side)."""
+    """Find every object of at least `smallest` pixels in labels (N, side, side).
+
+    Returns:
+        (P,) int64 the tile of each, and (P,) int64 its label; tiles ascend.
+    """
     areas = torch.nn.functional.one_hot(labels.flatten(1)).sum(1)
     areas[:, 0] = 0
     owner, value = torch.nonzero(areas >= smallest, as_tuple=True)
@@ -195,7 +201,7 @@ def prompts_of(labels: torch.Tensor, smallest: int) -> tuple[torch.Tensor, torch
 
 
 def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """(P, 4) edges x0, y0, x1, y1 of masks (P, rows, columns), none of them empty."""
+    """Find the edges x0, y0, x1, y1, (P, 4), of masks (P, rows, columns), none of them empty."""
     ends = []
     for across in (1, 2):
         hit = masks.any(across).byte()
@@ -207,7 +213,7 @@ def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
 def disturbed_boxes(
     boxes: torch.Tensor, config: BoxConfig, side: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Boxes (P, 4) as a coarse network might give them, within a tile of `side` pixels."""
+    """Draw errors of a coarse network for boxes (P, 4), within a tile of `side` pixels."""
     shape = len(boxes), 4
     kind = torch.rand(shape[0], 1, generator=generator)
     jitter = config.jitter * torch.rand(shape, generator=generator)
@@ -249,7 +255,7 @@ def _draw_window(
 
 
 def _shows_object(labels: torch.Tensor, tiles: TileConfig) -> bool:
-    """Whether there is anything to prompt for in a tile's labels (side, side)."""
+    """Tell whether a tile's labels (side, side) have an object to prompt for."""
     return len(prompts_of(labels[None], tiles.smallest)[0]) > 0
 
 

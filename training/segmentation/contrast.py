@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Patch-wise contrast between views of slices (Chen et al. 2025).
 
-At each position of the bottleneck, the features of one slice under two styles are to be more alike
-than those of different slices there.
+At each position of the bottleneck, the features of one slice in two styles become more alike than
+those of different slices.
 """
 
 from itertools import permutations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class Projection(nn.Sequential):
-    """Bottleneck features -> what NT-Xent compares, position by position.
+    """The projection of bottleneck features that NT-Xent compares, position by position.
 
     (N, channels, K, J, I) -> (N, outputs, K, J, I): 1x1 convolution, batch norm, ReLU, 1x1
     convolution, batch norm.
@@ -31,7 +31,7 @@ class Projection(nn.Sequential):
 
 
 def nt_xent(projected: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Normalised temperature-scaled cross-entropy (Chen et al., 2020) at every position.
+    """Compute the normalised temperature-scaled cross-entropy (Chen et al., 2020).
 
     An anchor is a view of a slice; its positive is another view of that slice, its negatives are
     all views of all other slices of all processes, everything at the anchor's position. They are
@@ -59,7 +59,11 @@ def nt_xent(projected: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def gathered(features: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """(V, N, ...) of every process as (V, processes * N, ...), and this one's first index."""
+    """Gather features (V, N, ...) of every process.
+
+    Returns:
+        (V, processes * N, ...), and the index in it of this process's first slice.
+    """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return features, 0
     parts = _Gather.apply(features)
@@ -67,7 +71,7 @@ def gathered(features: torch.Tensor) -> tuple[torch.Tensor, int]:
 
 
 class _Gather(torch.autograd.Function):
-    """x -> (processes, *x.shape); the gradient is the sum of what all processes have for x."""
+    """A gathering of x as (processes, *x.shape), through which the gradients of all come back."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:  # noqa: ANN401

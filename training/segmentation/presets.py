@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Presets: a region of the body and a size of network, ready to train."""
+"""Presets: configurations for a region of the body and a size of network."""
 
 from dataclasses import replace
 
@@ -8,7 +8,8 @@ from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
 
 from ..augment.spatial import AugmentationConfig
-from ..engine.config import OptimisationConfig, PairsConfig, TrainingConfig, nearest
+from ..engine.config import nearest
+from .config import OptimisationConfig, PairsConfig, TrainingConfig
 
 PAPER_NETWORK = NetworkConfig(classes=2)
 # Slabs of a few slices, several a step: on a CPU they learn about twice as fast as one deep window
@@ -120,10 +121,10 @@ PRESETS: dict[str, TrainingConfig] = {
 
 
 def preset(name: str) -> TrainingConfig:
-    """The preset of that name.
+    """Return the preset of a name.
 
     Raises:
-        ConfigError: there is none; names the nearest one.
+        ConfigError: no preset has that name; the message names the nearest one.
     """
     if name not in PRESETS:
         raise ConfigError(

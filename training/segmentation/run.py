@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run from a dataset to a model bundle, and everything its folder keeps.
+"""A training run from a dataset to a model bundle, and the folder that it writes.
 
 config.yaml               the full configuration
 environment.json          versions, git state, command, device, precision, dataset, cases
@@ -13,11 +13,11 @@ model/                    the bundle, once the training is finished
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -32,12 +32,12 @@ from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume
 
-from .. import plots
 from ..data.cases import PreparedCase, default_cache, prepare_cases
 from ..data.dataset import Case
-from ..engine import fit as loop
 from ..engine.accelerator import Computing, accelerator_for
-from ..engine.config import TrainingConfig, nearest, to_dict
+from ..engine.config import nearest, to_dict
+from ..engine.limits import Limits
+from ..engine.progress import Progress
 from ..engine.run_folder import (
     Run,
     RunResult,
@@ -45,11 +45,14 @@ from ..engine.run_folder import (
     command_line,
     curve_row,
     dice_table,
-    open_run,
+    open_case_run,
     write_text,
 )
-from ..engine.source_domain import intensity_rule
-from . import pairs
+from ..engine.source_domain import Source, intensity_rule, open_source
+from . import pairs, previews, training
+from .config import TrainingConfig
+from .restyled import RestyledSet, open_restyled
+from .training import Weights
 
 
 def run_training(
@@ -60,45 +63,85 @@ def run_training(
     name: str | None = None,
     device: str = "auto",
     cache: Path | None = None,
-    say: Callable[[str], None] = print,
-    progress: Callable[[loop.Progress], None] = lambda progress: None,
-    **limits: Any,  # noqa: ANN401 - max_minutes, stop_requested of `loop.fit`
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> RunResult:
     """Check the dataset, prepare its cases, train (or resume), and export the network.
 
     Args:
         dataset_folder: an nnU-Net raw dataset.
-        run_folder: made where it does not exist; a stopped run in it is resumed.
+        run_folder: made if it does not exist; a stopped run in it is resumed.
         name: of the exported network; the run folder's by default.
-        device: see `resolve_device`; left to `accelerate launch` where that started the process.
+        device: see `resolve_device`; left to `accelerate launch` if that started the process.
         cache: folder of the preprocessed cases.
-        say: called on the main process with a line for the user.
-        progress: called after every step.
 
     Raises:
-        DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError.
+        DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError,
+        BundleError.
     """
     computing = make_accelerator(device, config)
-    accelerator = computing.accelerator
-    run = open_run(dataset_folder, config.data, run_folder, computing, say)
-    source, labels = run.source, run.labels
+    tell = computing.introduce(limits.say)
+    source = open_source(dataset_folder, config.data, tell, check=computing.main)
     rule = intensity_rule(config.data, source.modality, source.training)
     order = label_order(source.dataset.labels, config.data.outputs)
-    if config.data.outputs:
-        labels = list(config.data.outputs)
-        run = replace(run, labels=labels)
-    config = replace(config, network=replace(config.network, classes=len(labels) + 1))
+    labels = list(config.data.outputs or source.dataset.labels)
+    config = completed(config, rule, labels)
     start = start_weights(config, labels) if config.start else None
+    restyled = open_restyled(config, source.dataset, source.training)
+    run = open_case_run(
+        run_folder,
+        config,
+        computing,
+        source,
+        tell=tell,
+        labels=labels,
+        also=[one.name for one in restyled],
+    )
+    if run.main and run.checkpoint is None:
+        _write_source_histogram(run.folder, source.training, rule)
+    cases = _prepared(run, source, rule, order, cache)
+    if run.main:
+        _preview_training(run, cases[0], restyled, rule)
+
+    with _tensorboard(run) as log:
+
+        def report(progress: Progress) -> None:
+            log(progress)
+            limits.report(progress)
+
+        train = partial(pairs.train, restyled=restyled) if config.pairs.use else training.train
+        progress, weights = train(
+            run,
+            rule,
+            *cases,
+            start=start,
+            preview=partial(_preview_validation, run, cases[1], rule),
+            limits=replace(limits, report=report),
+        )
+
+    def save(folder: Path) -> None:
+        called = name or run.folder.resolve().name
+        bundle = _bundle(called, run, source, rule, progress, weights)
+        save_bundle(folder, bundle, model_card(bundle))
+
+    return run.end(progress, run.folder / "model", save)
+
+
+def completed(config: TrainingConfig, rule: IntensityRule, labels: Sequence[str]) -> TrainingConfig:
+    """Fill in what the source decides: the number of outputs, and the CT window."""
+    config = replace(config, network=replace(config.network, classes=len(labels) + 1))
     if rule.modality == "CT":
         config = replace(config, data=replace(config.data, window=rule.window))
+    return config
 
-    restyled = pairs.open_restyled(config, source.dataset, source.training)
-    resumed = loop.state_to_resume(
-        run.folder, config, (*source.training, *restyled), source.validation
-    )
-    cases, count = (*source.training, *source.validation), len(source.training)
+
+def _prepared(
+    run: Run, source: Source, rule: IntensityRule, order: tuple[int, ...], cache: Path | None
+) -> tuple[list[PreparedCase], list[PreparedCase]]:
+    """Prepare the training and the validation cases."""
+    config, count = run.config, len(source.training)
+    cases = (*source.training, *source.validation)
     run.tell(f"Preparing {count} training and {len(source.validation)} validation cases ...")
-    with accelerator.main_process_first():
+    with run.accelerator.main_process_first():
         prepared = prepare_cases(
             cases,
             rule,
@@ -106,59 +149,56 @@ def run_training(
             config.grid,
             cache or default_cache(),
             order=order,
-            outputs=len(labels),
+            outputs=len(run.labels),
         )
-    training = [_resident(case, accelerator, len(cases)) for case in prepared[:count]]
-    validation = prepared[count:]
+    resident = [_resident(case, run.accelerator, len(cases)) for case in prepared[:count]]
+    return resident, prepared[count:]
 
-    run.begin(config)
-    writer = None
+
+def _preview_training(
+    run: Run,
+    cases: Sequence[PreparedCase],
+    restyled: Sequence[RestyledSet],
+    rule: IntensityRule,
+) -> None:
+    """Write pictures of augmented windows and of pairs."""
+    folder, config = run.folder / "previews", run.config
+    previews.augmentation_preview(folder / "augmentation.png", cases, config, rule)
+    if config.pairs.use:
+        previews.pairs_preview(folder / "pairs.png", cases, restyled, config, rule)
+
+
+def _preview_validation(
+    run: Run,
+    cases: Sequence[PreparedCase],
+    rule: IntensityRule,
+    network: UNet,
+    progress: Progress,
+) -> None:
+    """Write a picture of truth and prediction in the first validation case."""
     if run.main:
-        if resumed is None:
-            _write_source_histogram(run.folder, source.training, rule)
-        previews = run.folder / "previews"
-        plots.augmentation_preview(previews / "augmentation.png", training, config, rule)
-        if config.pairs.use:
-            plots.pairs_preview(previews / "pairs.png", training, restyled, config, rule)
-        # What was logged after the checkpoint will be logged again.
-        purge = resumed and resumed["progress"]["step"] + 1
-        writer = SummaryWriter(run.folder / "tensorboard", purge_step=purge)
+        path = run.folder / "previews" / f"validation_{progress.step:06d}.png"
+        previews.validation_preview(path, network, cases[0], run.config, rule)
 
-    def report(state: loop.Progress) -> None:
-        if writer and state.curve and state.curve[-1]["step"] == state.step:
-            row = curve_row(state.curve[-1], labels)
-            for key, value in row.items():
-                if key != "step" and value != "":
-                    writer.add_scalar(key, value, state.step)
-        progress(state)
 
-    def validated(network: UNet, state: loop.Progress) -> None:
-        run.write_curve(state)
-        if run.main:
-            picture = previews / f"validation_{state.step:06d}.png"
-            plots.validation_preview(picture, network, validation[0], config, rule)
+@contextmanager
+def _tensorboard(run: Run) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function that logs new rows of the curve to TensorBoard, on the main process."""
+    if not run.main:
+        yield lambda progress: None
+        return
+    # What was logged after the checkpoint will be logged again.
+    purge = run.checkpoint and run.checkpoint["progress"]["step"] + 1
+    with SummaryWriter(run.folder / "tensorboard", purge_step=purge) as writer:
 
-    train = partial(pairs.train, restyled=restyled) if config.pairs.use else loop.train
-    state, weights = train(
-        config,
-        rule,
-        training,
-        validation,
-        run.folder,
-        start=start,
-        accelerator=accelerator,
-        report=report,
-        validated=validated,
-        **limits,
-    )
-    if writer:
-        writer.close()
+        def log(progress: Progress) -> None:
+            if progress.curve and progress.curve[-1]["step"] == progress.step:
+                row = curve_row(progress.curve[-1], run.labels)
+                for key, value in row.items():
+                    if key != "step" and value != "":
+                        writer.add_scalar(key, value, progress.step)
 
-    def save(folder: Path) -> None:
-        bundle = _bundle(name or run.folder.resolve().name, config, run, rule, state, weights)
-        save_bundle(folder, bundle, model_card(bundle))
-
-    return run.end(state, run.folder / "model", save)
+        yield log
 
 
 def label_order(labels: dict[str, int], outputs: Sequence[str]) -> tuple[int, ...]:
@@ -229,7 +269,7 @@ def make_accelerator(device: str, config: TrainingConfig) -> Computing:
 
 
 def model_card(bundle: ModelBundle) -> str:
-    """The model card of a freshly trained network, Markdown."""
+    """Write the model card of a newly trained network, Markdown."""
     description, training = bundle.description, bundle.description.training
     return f"""# {description.name}
 
@@ -257,7 +297,7 @@ Dice on the network's grid, averaged weights, the best of all validations:
 
 
 def _pairs(training: dict) -> str:
-    """A line of the model card for a training on pairs."""
+    """Write the line of the model card for a training on pairs; "" for others."""
     chosen = training["config"]["pairs"]
     if not chosen["use"]:
         return ""
@@ -267,32 +307,32 @@ def _pairs(training: dict) -> str:
 
 def _bundle(
     name: str,
-    config: TrainingConfig,
     run: Run,
+    source: Source,
     rule: IntensityRule,
-    state: loop.Progress,
-    weights: dict[str, torch.Tensor],
+    progress: Progress,
+    weights: Weights,
 ) -> ModelBundle:
-    dataset = run.source.dataset
+    config, labels = run.config, run.labels
     histogram = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
-    organs = ", ".join(label.replace("_", " ") for label in run.labels)
+    organs = ", ".join(label.replace("_", " ") for label in labels)
     description = Description(
         name=name,
         task=f"Segments {organs}; trained on {rule.modality} alone, made for other modalities too",
-        labels=tuple(segment_for(label, value) for value, label in enumerate(run.labels, 1)),
+        labels=tuple(segment_for(label, value) for value, label in enumerate(labels, 1)),
         rule=rule,
         grid=config.grid,
         smoothing=config.data.smoothing,
         expects=f"{_input_of(rule)}; other modalities with source matching on",
         licence="Weights under the terms of the training data; research use only",
         training={
-            "dataset": dataset.name,
-            "training_cases": len(run.source.training),
-            "validation_cases": len(run.source.validation),
+            "dataset": source.dataset.name,
+            "training_cases": len(source.training),
+            "validation_cases": len(source.validation),
             "random_convolution": config.random_convolution,
-            "steps": state.step,
+            "steps": progress.step,
             "command": command_line(),
-            "validation_dice": best_validation(state, run.labels),
+            "validation_dice": best_validation(progress, labels),
             "config": to_dict(config),
         },
     )
@@ -306,7 +346,7 @@ def _input_of(rule: IntensityRule) -> str:
 
 
 def _resident(case: PreparedCase, accelerator: Accelerator, cases: int) -> PreparedCase:
-    """The case in GPU memory where all cases together take under a quarter of what is free."""
+    """Move the case to GPU memory if all cases together take under a quarter of what is free."""
     if accelerator.device.type != "cuda":
         return case
     free, _ = torch.cuda.mem_get_info(accelerator.device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base models: text-to-image latent diffusion of Stable Diffusion 1.x's kind, diffusers format.
+"""Base models: text-to-image latent diffusion like Stable Diffusion 1.x, diffusers format.
 
 A base is a folder with model_index.json and the parts vae, unet, text_encoder, tokenizer and
 scheduler, or the name of such a repository on the Hugging Face hub. Only what is on this machine
@@ -79,7 +79,7 @@ class BaseModel:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def check_size(self, size: int) -> None:
-        """See whether the networks take pictures of `size` pixels.
+        """Check that the networks take pictures of `size` pixels.
 
         Raises:
             ConfigError: they do not.
@@ -92,7 +92,7 @@ class BaseModel:
             )
 
     def record(self) -> dict[str, Any]:
-        """What manifests and model files say of it."""
+        """Return name, licence and SHA-256 of the parts, for manifests and model files."""
         return {"name": self.name, "licence": self.licence, **self.identity}
 
 
@@ -148,7 +148,7 @@ def load_base(
 
 
 def find_base(name: str, download: bool) -> Path:
-    """The folder of a base model on this machine, fetched into the hub's cache where asked for.
+    """Find the folder of a base model on this machine, or fetch it into the hub's cache.
 
     Raises:
         BundleError: a single file; no folder and not in the cache; or it cannot be fetched.
@@ -178,7 +178,7 @@ def find_base(name: str, download: bool) -> Path:
 
 
 def licence(folder: Path) -> str:
-    """What a model's card says of its licence."""
+    """Read the licence in a model's card."""
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")
         front = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else {}
@@ -189,7 +189,7 @@ def licence(folder: Path) -> str:
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The files that hold a part's weights: safetensors where there are some, else .bin.
+    """Find the files of a part's weights: safetensors if there are any, else .bin.
 
     Raises:
         BundleError: there are none.
@@ -204,7 +204,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 
 def weights_sha256(files: list[Path]) -> str:
-    """One hex digest for one or several files."""
+    """Compute one hex digest for one or several files."""
     sums = [file_sha256(path) for path in files]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
@@ -238,7 +238,7 @@ def save_model(save: Callable[[Path], None], folder: Path) -> None:
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
-    """Write model.json, which says what a run made.
+    """Write model.json, the record of a run.
 
     Raises:
         StyleError: it cannot be written.
@@ -251,7 +251,7 @@ def write_record(run: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(run: Path, stage: str) -> dict[str, Any]:
-    """model.json of a finished run of a stage.
+    """Read model.json of a finished run of a stage.
 
     Raises:
         BundleError: not finished, not there, or of another stage.
@@ -277,7 +277,7 @@ def check_weights(files: list[Path], record: dict[str, Any]) -> None:
 
 
 def check_base(base: BaseModel, record: dict[str, Any], run: Path) -> None:
-    """See whether a run was trained on this base.
+    """Check that a run was trained on this base.
 
     Raises:
         BundleError: it was trained on another.
@@ -291,7 +291,7 @@ def check_base(base: BaseModel, record: dict[str, Any], run: Path) -> None:
 
 
 def _files_needed(name: str) -> list[str]:
-    """What to fetch of a hub repository: one kind of weights, no variants."""
+    """List what to fetch of a hub repository: one kind of weights, no variants."""
     there = set(HfApi().list_repo_files(name))
     wanted = ["model_index.json", "README.md", "LICENSE*", "tokenizer/*", "scheduler/*"]
     for part, stem in WEIGHTS.items():
@@ -302,7 +302,7 @@ def _files_needed(name: str) -> list[str]:
 
 
 def _check(folder: Path, name: str) -> None:
-    """Refuse other formats and architectures by what model_index.json says."""
+    """Refuse other formats and architectures, by model_index.json."""
     if not (folder / "model_index.json").is_file():
         raise BundleError(
             f"{name} is no model in diffusers format (it has no model_index.json); give a folder "

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of all stages of a style intervention: one file, a section for each stage."""
+"""Configuration of all stages of a style intervention: one file, a section for each stage."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..engine.config import PRECISIONS, one_of
+from ..engine.config import PRECISIONS, StepsConfig, one_of
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """How scans become slices.
+    """The slicing of scans into pictures.
 
     Attributes:
         cases: shell patterns of the case names to use.
@@ -21,7 +22,7 @@ class PrepareConfig:
         percentiles: MR only; these percentiles of the scan become 0 and 255.
         foreground: smallest share of labelled pixels of a slice that is kept.
         empty: share of the slices without any labelled pixel that are kept as well.
-        style: what the slices look like, a key of the prompts file; "auto" is "ct" or "mr".
+        style: style of the slices, a key of the prompts file; "auto" is "ct" or "mr".
     """
 
     cases: tuple[str, ...] = ("*",)
@@ -51,7 +52,7 @@ class PhantomConfig:
     Attributes:
         patients: how many; patient n has the seed `seed + n`.
         slices: of each patient, each in every style.
-        styles: looks of phantom_slices.py.
+        styles: of phantom_slices.py.
     """
 
     patients: int = 300
@@ -61,42 +62,37 @@ class PhantomConfig:
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """How a network is trained; what differs between the stages is in the classes below.
+class StageConfig(StepsConfig):
+    """The training of a stage's network; the classes below add what differs between stages.
 
     Attributes:
-        steps: optimiser steps.
-        batch: slices of a forward pass and process.
-        accumulation: forward passes of a step.
-        learning_rate: AdamW's.
-        schedule: "constant", or "cosine" down to 0 after a warm-up of 1 %.
         weight_decay: AdamW's.
         clip: longest gradient.
-        ema: decay of an average of the weights that is kept instead of the last ones; 0: none.
-        precision: "auto", the fastest of the device, "fp32", "bf16" or "fp16".
         gradient_checkpointing: compute activations twice to store fewer of them.
         preview_every: steps between two previews; 0 makes one at the end only.
     """
 
     steps: int = 30_000
-    batch: int = 1
-    accumulation: int = 1
     learning_rate: float = 1e-5
-    schedule: str = "constant"
+    ema: float = 0.0
     weight_decay: float = 1e-2
     clip: float = 1.0
-    ema: float = 0.0
-    precision: str = "auto"
     gradient_checkpointing: bool = True
     preview_every: int = 2000
 
-    def __post_init__(self) -> None:
-        one_of("schedule", self.schedule, ("constant", "cosine"))
-        one_of("precision", self.precision, PRECISIONS)
-        if min(self.steps, self.batch, self.accumulation) < 1:
-            raise ConfigError("steps, batch and accumulation of a stage are at least 1.")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"ema is at least 0 and under 1, not {self.ema}.")
+    # The losses of the stages have no random convolution to draw anew, and nothing validates them.
+    nan_redraws: ClassVar[int] = 0
+    patience: ClassVar[int] = 0
+    clip_rate: ClassVar[float] = 0.01
+
+    @property
+    def clip_start(self) -> float:
+        """Running mean of the clipped gradient norms at step 0."""
+        return self.clip
+
+    def gradient_limit(self, norm: float) -> float:
+        """Return the longest gradient, whatever the running mean of their norms is."""
+        return self.clip
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ class ControlConfig(StageConfig):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How pictures are drawn.
+    """The sampler.
 
     Attributes:
         steps: of DPM-Solver++ (second order).
@@ -154,7 +150,7 @@ class SwapConfig:
     """Style swap (DGInStyle, ECCV 2024; Chen et al. 2025).
 
     Attributes:
-        styles: of the prompts file; all but the source's own where none is named.
+        styles: of the prompts file; all but the source's own if none is named.
         per_slice: how many different ones each slice gets, drawn for it; 0: all.
         every: restyle every n-th slice.
         batch: pictures drawn together.
@@ -177,13 +173,13 @@ class SwapConfig:
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Below which a restyled slice is set aside (check.py measures them).
+    """Thresholds below which a restyled slice is set aside (measures.py).
 
     Attributes:
         moved: distance of the organs' histograms to the source slice's, a share of the grey range;
             one organ in two source slices of different patients is 0.03 to 0.06 apart.
         edges: agreement of the picture's edges with the mask; 0.5 is chance.
-        dice: mean Dice of the source-trained network, where one is given; 0 only reports it, as a
+        dice: mean Dice of the source-trained network, if one is given; 0 only reports it, as a
             network that does not generalise fails on good slices too.
     """
 
@@ -221,7 +217,7 @@ class DenoiserConfig(StageConfig):
 
     Attributes:
         channels: of the U-Net's levels.
-        attention: the deepest so many levels look at the prompt.
+        attention: number of the deepest levels that attend to the prompt.
         heads: of each attention layer, of both networks.
         text_width, text_layers, text_length: the text encoder's, in channels, layers and tokens.
         vocabulary: largest number of tokens; 514 spell any text, the others are words and parts
@@ -248,7 +244,7 @@ class DenoiserConfig(StageConfig):
 
 @dataclass(frozen=True)
 class SmallBaseConfig:
-    """A base model of our own."""
+    """A small base model, trained here."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -260,7 +256,7 @@ class SmallBaseConfig:
 
 @dataclass(frozen=True)
 class StyleConfig:
-    """Everything that decides the result of the stages, beside their inputs.
+    """The configuration of all stages.
 
     Attributes:
         size: pixels of a slice's side.

@@ -1,34 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Phantom slices in several looks: one anatomy as CT, T1, T2 and ultrasound would show it.
+"""Phantom slices in several styles: one anatomy as CT, T1, T2 and ultrasound show it.
 
-A small base model learns from them what a prompt means. The T2 here has bright fat, which makes it
-another sequence than the phantom's own MR (T2-SPIR): that one is the target of experiments, and a
-base must not have seen it.
+A small base model learns from them what a prompt means. Fat is bright in this T2, unlike in the
+phantom's own MR (T2-SPIR), which is the target of experiments and must not be seen by a base.
 """
 
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.phantom.anatomy import LABELS, TISSUES, Patient, draw_patient
 from SRCSMSegmenterLib.phantom.scans import INDEX, LABEL_OF, paint
 
-from ..engine.config import one_of
+from ..engine.config import one_of, to_dict
+from ..engine.limits import Limits
 from .config import StyleConfig
 from .slices import (
-    MANIFEST,
     Slice,
     SliceSet,
     StageResult,
-    read_manifest,
-    read_slices,
+    begin_set,
     write_manifest,
     write_picture,
 )
@@ -40,7 +36,7 @@ MANIFEST_EVERY = 25
 """Patients between two manifests: so many are made again after a kill."""
 
 WINDOW = (-125.0, 275.0)
-"""HU that become black and white in the CT look."""
+"""HU that become black and white in the CT style."""
 
 # Relative signal of each tissue. Kidneys: cortex, medulla.
 T1 = {
@@ -75,33 +71,28 @@ def write_phantom_slices(
     folder: Path,
     config: StyleConfig,
     *,
-    max_minutes: float = float("inf"),
-    stop_requested: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> StageResult:
     """Write a slice set of `config.phantom`, or what an earlier call did not come to.
 
     Raises:
-        ConfigError: an unknown look.
+        ConfigError: an unknown style.
         DatasetError: `folder` holds other slices.
         StyleError: the slices cannot be written.
     """
-    started = time.monotonic()
+    time_is_up = limits.start()
     wanted = config.phantom
     for style in wanted.styles:
-        one_of("phantom.styles", style, tuple(LOOKS))
-    settings = {"stage": "phantom", "size": config.size, **asdict(wanted)}
-    settings["styles"] = list(wanted.styles)
-    slices = SliceSet(Path(folder), "phantom", "CT", _labels(), config.size, settings)
-    if (slices.folder / MANIFEST).exists():
-        if read_manifest(folder).settings != settings:
-            raise DatasetError(f"{folder} holds other slices; choose another folder.")
-        slices = read_slices(folder, incomplete=True)
+        one_of("phantom.styles", style, tuple(STYLES))
+    settings = {"stage": "phantom", "size": config.size, **to_dict(wanted)}
+    new = SliceSet(Path(folder), "phantom", "CT", _labels(), config.size, settings)
+    slices = begin_set(new)
     seeds = range(wanted.seed, wanted.seed + wanted.patients)
     there = {s.case for s in slices.slices}
     made, done = list(slices.slices), 0
     for seed in seeds:
-        if time.monotonic() - started > max_minutes * 60 or stop_requested():
+        if time_is_up():
             break
         if f"phantom_{seed}" not in there:
             made += _slices_of(seed, slices, config)
@@ -117,7 +108,7 @@ def write_phantom_slices(
 def slice_of_patient(
     patient: Patient, rng: np.random.Generator, size: int
 ) -> tuple[np.ndarray, Geometry]:
-    """A slice through the organs, somewhat oblique.
+    """Cut a slice through the organs, somewhat oblique.
 
     Returns:
         (FINE * size, FINE * size) uint8 indices into TISSUES, and the grid of the picture's
@@ -135,12 +126,12 @@ def slice_of_patient(
 
 
 def render(tissues: np.ndarray, style: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size) uint8: the tissues of `slice_of_patient` in one look, drawn anew."""
-    return np.rint(np.clip(LOOKS[style](tissues, rng, size), 0, 1) * 255).astype(np.uint8)
+    """Draw the tissues of `slice_of_patient` in one style, (size, size) uint8."""
+    return np.rint(np.clip(STYLES[style](tissues, rng, size), 0, 1) * 255).astype(np.uint8)
 
 
 def _slices_of(seed: int, slices: SliceSet, config: StyleConfig) -> list[Slice]:
-    """All pictures of a patient."""
+    """Write all pictures of a patient."""
     patient = draw_patient(np.random.default_rng([seed, 0]))
     names = {value: name for name, value in slices.labels.items()}
     made = []
@@ -183,20 +174,20 @@ def _centred(axes: np.ndarray, pixel: float, size: int, centre: np.ndarray) -> G
     return Geometry((size, size, 1), affine)
 
 
-# The looks: (tissues, rng, size) -> (size, size) floats, 0 black and 1 white
+# The styles: (tissues, rng, size) -> (size, size) floats, 0 black and 1 white
 
 
 def _ct(tissues: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    looks = [tissue.ct for tissue in TISSUES.values()]
-    means = np.array([look.mean + rng.uniform(-look.spread, look.spread) for look in looks])
-    textures = np.array([look.texture for look in looks])
+    contrasts = [tissue.ct for tissue in TISSUES.values()]
+    means = np.array([c.mean + rng.uniform(-c.spread, c.spread) for c in contrasts])
+    textures = np.array([c.texture for c in contrasts])
     image = _mean(means[tissues], size) + _mean(textures[tissues], size) * _grains(rng, size, 0.8)
     image = gaussian_filter(image, 0.4) + rng.uniform(5, 15) * _grains(rng, size, 0.6)
     return (image - WINDOW[0]) / (WINDOW[1] - WINDOW[0])
 
 
 def _mr(signal: dict[str, float]) -> Callable[..., np.ndarray]:
-    def look(tissues: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    def draw(tissues: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
         means = np.array([signal[name] for name in TISSUES]) * rng.uniform(0.85, 1.15, len(TISSUES))
         image = _mean(means[tissues], size) * (1 + 0.06 * _grains(rng, size, 0.8))
         row, column = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
@@ -207,11 +198,11 @@ def _mr(signal: dict[str, float]) -> Callable[..., np.ndarray]:
         noise = rng.uniform(0.01, 0.035) * rng.standard_normal((2, size, size))
         return np.hypot(gaussian_filter(image, 0.4) * bias + noise[0], noise[1])
 
-    return look
+    return draw
 
 
 def _ultrasound(tissues: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Speckle, bright interfaces across the beam, attenuation, shadows; the probe is in front."""
+    """Draw speckle, interfaces across the beam, attenuation and shadows; the probe is in front."""
     means = np.array([ECHO[name] for name in TISSUES]) * rng.uniform(0.85, 1.15, len(TISSUES))
     opaque = np.isin(tissues, [INDEX[name] for name in OPAQUE])
     shade = np.exp(-np.cumsum(_mean(opaque, size), axis=0) * rng.uniform(0.15, 0.3))
@@ -225,15 +216,15 @@ def _ultrasound(tissues: np.ndarray, rng: np.random.Generator, size: int) -> np.
     return np.sqrt(np.maximum(image, 0)) * 0.85  # log compression, nearly
 
 
-LOOKS = {"ct": _ct, "t1": _mr(T1), "t2": _mr(T2), "ultrasound": _ultrasound}
+STYLES = {"ct": _ct, "t1": _mr(T1), "t2": _mr(T2), "ultrasound": _ultrasound}
 
 
 def _mean(values: np.ndarray, size: int) -> np.ndarray:
-    """The mean over the points of each pixel."""
+    """Average the points of each pixel: (FINE * size,) * 2 -> (size, size)."""
     return values.reshape(size, FINE, size, FINE).mean(axis=(1, 3))
 
 
 def _grains(rng: np.random.Generator, size: int, sigma: float) -> np.ndarray:
-    """Gaussian noise of unit SD, correlated over `sigma` pixels."""
+    """Draw Gaussian noise (size, size) of unit SD, correlated over `sigma` pixels."""
     noise = gaussian_filter(rng.standard_normal((size, size)), sigma)
     return noise / noise.std()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nnU-Net raw datasets as slices with masks."""
+"""Slices with masks, cut from an nnU-Net raw dataset."""
 
-import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,15 @@ from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 from ..data.dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
+from ..engine.config import to_dict
+from ..engine.limits import Limits
 from .config import PrepareConfig, StyleConfig
 from .slices import (
-    MANIFEST,
     Slice,
     SliceSet,
     StageResult,
+    begin_set,
     file_sha256,
-    read_manifest,
-    read_slices,
     write_manifest,
     write_picture,
 )
@@ -39,17 +38,14 @@ def prepare(
     folder: Path,
     config: StyleConfig,
     *,
-    max_minutes: float = float("inf"),
-    stop_requested: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = print,
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> StageResult:
     """Slice every case of a dataset, or those that an earlier call did not come to.
 
     Args:
         dataset_folder: an nnU-Net raw dataset.
         folder: of the slice set.
-        say: called with a line for the user.
         progress: called as progress(done, total, case name) after every case.
 
     Raises:
@@ -57,16 +53,16 @@ def prepare(
             slices.
         StyleError: the slices cannot be written.
     """
-    started = time.monotonic()
+    time_is_up, say = limits.start(), limits.say
     dataset = choose_cases(read_dataset(dataset_folder), config.prepare.cases)
     if max(dataset.labels.values()) > 255:
         raise DatasetError(f"{dataset.name} has labels over 255, which no 8-bit mask holds.")
-    slices = _begun(Path(folder), dataset, config)
+    slices = begin_set(_new_set(Path(folder), dataset, config))
     say(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
     for warning in check_dataset(dataset):
         say(f"Warning: {warning}")
     for done, case in enumerate(dataset.cases):
-        if time.monotonic() - started > max_minutes * 60 or stop_requested():
+        if time_is_up():
             return StageResult(done, len(dataset.cases), None)
         sums = [file_sha256(case.image), file_sha256(case.labels)]
         if slices.cases.get(case.name) != sums:
@@ -90,7 +86,7 @@ def prepare(
 
 
 def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) -> list[Geometry]:
-    """The grids of all pictures of a scan, in the order of its slices.
+    """Lay the grids of all pictures of a scan, in the order of its slices.
 
     Args:
         axis: "auto", "I", "J" or "K", see `PrepareConfig`.
@@ -121,10 +117,16 @@ def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) ->
 def picture(
     volume: Volume, grid: Geometry, *, labels: bool = False, outside: float = 0
 ) -> np.ndarray:
-    """(rows, columns) of the volume on a grid of `picture_grids`.
+    """Resample a volume on a grid of `picture_grids`.
 
-    Images are interpolated linearly, after a Gaussian where the pixels are larger than the
-    voxels; labels are looked up.
+    Images are interpolated linearly, after a Gaussian if the pixels are larger than the voxels;
+    labels are looked up.
+
+    Args:
+        outside: intensity beyond the scan.
+
+    Returns:
+        (rows, columns).
     """
     # One corner and two edges of the picture in voxels of (I, J, K) tell where all pixels lie.
     corner, right, down = volume.geometry.to_ijk(
@@ -146,7 +148,7 @@ def picture(
 
 
 def windowed(volume: Volume, modality: str, config: PrepareConfig) -> Volume:
-    """The scan with its window (CT) or percentiles (MR) at 0 and 255, not rounded: float32.
+    """Map a scan's window (CT) or percentiles (MR) to 0 and 255, float32, not rounded.
 
     Raises:
         DatasetError: it has no contrast.
@@ -161,8 +163,16 @@ def windowed(volume: Volume, modality: str, config: PrepareConfig) -> Volume:
 def _display(
     direction: np.ndarray, normal: int, across: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RAS unit vectors of a picture's columns and rows: the two voxel axes, exchanged and
-    flipped so that they run as nearly as possible where a radiologist expects them."""
+    """Orient a picture as nearly as the voxel axes allow to what radiologists expect.
+
+    Args:
+        direction: (3, 3) RAS unit vectors of the voxel axes as columns.
+        normal: voxel axis across the slices.
+        across: the two others.
+
+    Returns:
+        (3,) RAS unit vectors of the picture's columns and rows.
+    """
     facing = int(np.argmax(np.abs(direction[:, normal])))
     wanted = np.array([COLUMNS[facing], ROWS[facing]])
     agreement = wanted @ direction[:, across]  # (column or row, voxel axis)
@@ -173,19 +183,9 @@ def _display(
     return columns, rows
 
 
-def _begun(folder: Path, dataset: Dataset, config: StyleConfig) -> SliceSet:
-    """The set that an earlier call began, or a new one."""
-    settings = {"stage": "prepare", "size": config.size, **_plain(asdict(config.prepare))}
-    new = SliceSet(folder, dataset.name, dataset.modality, dataset.labels, config.size, settings)
-    if not (folder / MANIFEST).exists():
-        return new
-    old = read_manifest(folder)
-    if (old.settings, old.name, old.labels) != (settings, dataset.name, dataset.labels):
-        raise DatasetError(
-            f"{folder} holds slices of {old.name} that were made with other settings; choose "
-            "another folder, or give the same dataset and options to go on."
-        )
-    return replace(read_slices(folder, incomplete=True), complete=False)
+def _new_set(folder: Path, dataset: Dataset, config: StyleConfig) -> SliceSet:
+    settings = {"stage": "prepare", "size": config.size, **to_dict(config.prepare)}
+    return SliceSet(folder, dataset.name, dataset.modality, dataset.labels, config.size, settings)
 
 
 def _slices_of(
@@ -230,8 +230,3 @@ def _slices_of(
             pixels={names[v]: int(counts[v]) for v in names if counts[v]},
             affine=grid.affine.ravel().tolist(),
         )
-
-
-def _plain(settings: dict) -> dict:
-    """As JSON gives it back."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}

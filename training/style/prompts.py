@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of one anatomy.
+    """The prompts of one anatomy.
 
     Attributes:
         instance: what the source slices are called while the U-Net and the ControlNet learn them.
@@ -27,7 +27,7 @@ class Prompts:
     styles: dict[str, tuple[str, ...]]
 
     def of(self, style: str) -> tuple[str, ...]:
-        """The ways to ask for a style.
+        """Return the prompts of a style.
 
         Raises:
             ConfigError: it has none.

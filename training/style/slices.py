@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of slices on disk: what every stage reads and writes.
+"""Sets of slices on disk, which all stages read and write.
 
 A set is a folder with one manifest. `style prepare` makes the source set; `style swap` makes a set
 of restyled slices beside it, `style phantom` one to train a small base on. All have one format:
@@ -39,12 +39,14 @@ from PIL import Image
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
 
+from ..engine.checkpoint import without_precision
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 
 class StyleError(SRCSMError):
-    """A stage cannot go on, or its results cannot be written."""
+    """A stage that cannot go on, or whose results cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Slice:
         affine: 16 numbers, row by row: (column, row, 0, 1) -> RAS mm.
         prompt, seed: what a restyled slice was made with.
         source: name of the slice that it restyles.
-        rejected: why it was set aside; "" where it was not.
+        rejected: why it was set aside; "" if it was not.
     """
 
     name: str
@@ -110,17 +112,17 @@ class SliceSet:
     complete: bool = False
 
     def kept(self) -> tuple[Slice, ...]:
-        """The slices that were not set aside."""
+        """Return the slices that were not set aside."""
         return tuple(s for s in self.slices if not s.rejected)
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended.
+    """The result of a stage.
 
     Attributes:
         done, total: steps, cases or pictures.
-        output: what it made, once finished; the same call resumes one that was stopped.
+        output: folder of the result; None if the stage was stopped, which the same call resumes.
     """
 
     done: int
@@ -129,7 +131,7 @@ class StageResult:
 
     @property
     def finished(self) -> bool:
-        """False where it was stopped."""
+        """Whether the stage came to its end."""
         return self.done == self.total
 
 
@@ -142,19 +144,19 @@ def read_slices(folder: Path | str, *, incomplete: bool = False) -> SliceSet:
     Raises:
         DatasetError: no manifest, an unreadable one, one whose files changed, an incomplete one.
     """
-    found = read_manifest(folder)
-    if not found.complete and not incomplete:
+    slices = read_manifest(folder)
+    if not slices.complete and not incomplete:
         raise DatasetError(
-            f"{found.folder} is incomplete: its making was stopped; run the command that began it "
+            f"{slices.folder} is incomplete: its making was stopped; run the command that began it "
             "again."
         )
-    faults = [fault for s in found.slices for fault in _faults(found.folder, s)]
+    faults = [fault for s in slices.slices for fault in _faults(slices.folder, s)]
     if faults:
         raise DatasetError(
-            f"{len(faults)} files of {found.folder} are not what its manifest says, the first is "
+            f"{len(faults)} files of {slices.folder} are not what its manifest says, the first is "
             f"{faults[0]}; put them back, or make the set anew in another folder."
         )
-    return found
+    return slices
 
 
 def read_manifest(folder: Path | str) -> SliceSet:
@@ -169,7 +171,7 @@ def read_manifest(folder: Path | str) -> SliceSet:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format_version")
         slices = tuple(Slice(**entry) for entry in content.pop("slices"))
-        found = SliceSet(folder=folder, slices=slices, **content)
+        manifest = SliceSet(folder=folder, slices=slices, **content)
     except FileNotFoundError:
         raise DatasetError(
             f"{folder} has no {MANIFEST}; make a set of slices with srcsm style prepare."
@@ -178,7 +180,26 @@ def read_manifest(folder: Path | str) -> SliceSet:
         raise DatasetError(f"{path} cannot be read as a manifest of slices: {error}.") from error
     if version != FORMAT_VERSION:
         raise DatasetError(f"{path} is of format {version}, this program reads {FORMAT_VERSION}.")
-    return found
+    return manifest
+
+
+def begin_set(new: SliceSet) -> SliceSet:
+    """Open the set that an earlier call began in the folder of a new one, or begin the new one.
+
+    Raises:
+        DatasetError: the folder holds a set that was made of something else or otherwise,
+            precisions left out, or one whose files changed.
+    """
+    if not (new.folder / MANIFEST).exists():
+        return new
+    old = read_manifest(new.folder)
+    if _made_of(old) != _made_of(new):
+        raise DatasetError(
+            f"{new.folder} holds slices that were made of other slices or scans, by other models "
+            "or with other settings; choose another folder, or give the same input and options to "
+            "go on."
+        )
+    return replace(read_slices(new.folder, incomplete=True), complete=False)
 
 
 def write_manifest(slices: SliceSet) -> None:
@@ -193,7 +214,7 @@ def write_manifest(slices: SliceSet) -> None:
 
 
 def read_picture(slices: SliceSet, path: str) -> np.ndarray:
-    """(size, size) uint8 of an image or mask of the set.
+    """Read an image or mask of the set, (size, size) uint8.
 
     Raises:
         DatasetError: unreadable, or of another size.
@@ -242,14 +263,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Compute the hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_sha256(slices: SliceSet) -> str:
-    """What names a set's exact content."""
+    """Compute the hex digest of a manifest, which identifies the set's content."""
     return file_sha256(slices.folder / MANIFEST)
+
+
+def _made_of(slices: SliceSet) -> list[Any]:
+    """Return everything that decides a set's pictures, as JSON gives it back."""
+    made = [without_precision(slices.settings), slices.name, slices.labels, slices.models]
+    return json.loads(json.dumps(made))
 
 
 def _faults(folder: Path, s: Slice) -> list[str]:

@@ -1,44 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Style swap: the ControlNet steers the *original* U-Net (DGInStyle, ECCV 2024).
 
-What the picture shows comes from the slice's mask, how it looks from the prompt. The result is a
-set of slices (slices.py) whose files are the record of what is done: each appears whole or not at
-all, its seed follows from its name, and whatever is not there yet is made by the next call.
-Process p of P makes every P-th picture of the plan.
+A picture's anatomy comes from the slice's mask, its style from the prompt. The result is a set of
+slices (slices.py). Each picture is written atomically and its seed follows from its name, so the
+next call makes only those that are missing. Process p of P makes every P-th picture of the plan.
 """
 
 import hashlib
 import json
-import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers import ControlNetModel
 
 from SRCSMSegmenterLib.devices import DTYPES
-from SRCSMSegmenterLib.errors import ConfigError, DatasetError
+from SRCSMSegmenterLib.errors import ConfigError
 
-from ..engine.accelerator import accelerator_for
-from ..engine.checkpoint import without_precision
+from ..engine.accelerator import Computing, accelerator_for
 from ..engine.config import to_dict
+from ..engine.limits import Limits
 from ..engine.run_folder import write_environment
-from .base import load_base
-from .config import StyleConfig
+from .base import BaseModel, load_base
+from .config import SamplingConfig, StyleConfig
 from .control import conditions, load_control
 from .diffusion import generate, place_frozen
 from .prompts import Prompts, read_prompts
 from .slices import (
-    MANIFEST,
     Slice,
     SliceSet,
     StageResult,
+    begin_set,
     file_sha256,
     manifest_sha256,
-    read_manifest,
     read_picture,
     read_slices,
     write_manifest,
@@ -49,7 +46,7 @@ from .tune import load_tuned
 
 @dataclass(frozen=True)
 class PlannedPicture:
-    """A picture to make: in which style a slice, asked for how, from which seed."""
+    """A picture to draw: the slice, its style, the prompt and the seed."""
 
     slice: Slice
     style: str
@@ -58,37 +55,63 @@ class PlannedPicture:
 
     @property
     def name(self) -> str:
-        """Of the restyled slice."""
+        """The name of the restyled slice."""
         return f"{self.slice.name}_{self.style}"
 
     @property
     def image(self) -> str:
-        """Its path in the set."""
+        """The path in the set."""
         return f"images/{self.name}.png"
+
+
+@dataclass(frozen=True)
+class SwapModels:
+    """The models of a swap.
+
+    Attributes:
+        base: folder or name of the base model, see `load_base`.
+        control: run folder of the ControlNet.
+        tuned: run folder of a tuning, whose U-Net draws instead of the original one; only the
+            paper's ablation does so, the style then stays the source's.
+        download: fetch a base that is not on this machine.
+    """
+
+    base: str
+    control: Path
+    tuned: Path | None = None
+    download: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """The models in memory.
+
+    Attributes:
+        base: its U-Net is the one that draws.
+        record: of the ControlNet.
+        identity: names and SHA-256 of all, for the manifest.
+    """
+
+    base: BaseModel
+    control: ControlNetModel
+    record: dict[str, Any]
+    identity: dict[str, Any]
 
 
 def swap(
     slices_folder: Path,
-    base_name: str,
-    control_run: Path,
+    models: SwapModels,
     folder: Path,
     config: StyleConfig,
     *,
-    tuned: Path | None = None,
     device: str = "auto",
-    download: bool = False,
-    say: Callable[[str], None] = print,
-    max_minutes: float = math.inf,
-    stop_requested: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> StageResult:
     """Make the restyled slices, or those that an earlier call did not come to.
 
     Args:
-        control_run: run folder of the ControlNet.
         folder: of the restyled set.
-        tuned: draw with this tuning's U-Net instead of the original one; only the paper's
-            ablation does so, the style then stays the source's.
         progress: called with the pictures that are there and all of them, after every batch.
 
     Raises:
@@ -97,76 +120,46 @@ def swap(
             it was not trained on.
         BundleError, DeviceError, StyleError.
     """
-    started = time.monotonic()
+    time_is_up = limits.start()
     slices = read_slices(slices_folder)
     prompts = read_prompts(config.prompts)
     computing = accelerator_for(device, config.swap.precision, "swap")
     accelerator = computing.accelerator
-    tell = say if accelerator.is_main_process else (lambda line: None)
-    wishes = plan(slices, prompts, config)
-    computing.introduce(tell)
-    base = load_base(base_name, download=download, say=tell)
-    control, record = load_control(control_run, base)
-    _check_fit(slices, record, control_run)
-    unet, tuning = load_tuned(tuned, base) if tuned else (base.unet, {})
-    models = {
-        "base": base.record(),
-        "control": record["weights"],
-        "control_tuned": record["tuned"],
-        "unet": tuning.get("weights", base.identity["unet"]),
-    }
-    settings = {
-        "stage": "swap",
-        "slices": manifest_sha256(slices),
-        "seed": config.seed,
-        "precision": computing.precision,
-        "sampling": to_dict(config.sampling),
-        "wishes": _digest([[w.name, w.prompt, w.seed] for w in wishes]),
-    }
-    restyled = _begun(Path(folder), slices, settings, models)
+    planned = plan(slices, prompts, config)
+    tell = computing.introduce(limits.say)
+    loaded = _load(models, tell)
+    _check_fit(slices, loaded.record, models.control)
+    restyled = begin_set(_new_set(Path(folder), slices, planned, config, computing, loaded))
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if computing.main:
         write_manifest(restyled)
         write_environment(restyled.folder, computing, tell)
 
-    place_frozen(base, accelerator.device, computing.precision)
-    dtype = DTYPES[computing.precision]
-    unet.to(accelerator.device, dtype)
-    control.to(accelerator.device, dtype)
-    share = wishes[accelerator.process_index :: accelerator.num_processes]
-    missing = [w for w in share if not (restyled.folder / w.image).exists()]
-    tell(f"{len(wishes)} pictures in all.")
+    place_frozen(loaded.base, accelerator.device, computing.precision)
+    for network in (loaded.base.unet, loaded.control):
+        network.to(accelerator.device, DTYPES[computing.precision])
+    share = planned[accelerator.process_index :: accelerator.num_processes]
+    missing = [p for p in share if not (restyled.folder / p.image).exists()]
+    tell(f"{len(planned)} pictures in all.")
     for first in range(0, len(missing), config.swap.batch):
-        if time.monotonic() - started > max_minutes * 60 or stop_requested():
+        if time_is_up():
             break
         batch = missing[first : first + config.swap.batch]
-        masks = np.stack([read_picture(slices, w.slice.mask) for w in batch])
-        drawn = generate(
-            base,
-            unet,
-            [w.prompt for w in batch],
-            [w.seed for w in batch],
-            slices.size,
-            config.sampling,
-            control,
-            conditions(masks, slices.labels, record["colours"]),
-        )
-        for wish, picture in zip(batch, drawn, strict=True):
-            write_picture(restyled.folder / wish.image, picture)
+        _draw(batch, slices, restyled.folder, loaded, config.sampling)
         progress(len(share) - len(missing) + first + len(batch), len(share))
     accelerator.wait_for_everyone()
-    there = [w for w in wishes if (restyled.folder / w.image).exists()]
-    finished = len(there) == len(wishes)
-    if accelerator.is_main_process:
+    there = [p for p in planned if (restyled.folder / p.image).exists()]
+    finished = len(there) == len(planned)
+    if computing.main:
         known = {s.name: s for s in restyled.slices}
-        made = tuple(known.get(w.name) or _restyled(w, slices, restyled.folder) for w in there)
+        made = tuple(known.get(p.name) or _restyled(p, slices, restyled.folder) for p in there)
         write_manifest(replace(restyled, slices=made, complete=finished))
     accelerator.wait_for_everyone()
-    return StageResult(len(there), len(wishes), restyled.folder if finished else None)
+    return StageResult(len(there), len(planned), restyled.folder if finished else None)
 
 
 def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[PlannedPicture]:
-    """Every picture to make; the same for the same slices, prompts, styles and seed.
+    """Plan every picture to draw; the same for the same slices, prompts, styles and seed.
 
     Raises:
         ConfigError: no prompts for a style.
@@ -174,7 +167,7 @@ def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[Planne
     kept = slices.kept()
     own = {s.style for s in kept}
     styles = config.swap.styles or tuple(style for style in prompts.styles if style not in own)
-    wishes = []
+    planned = []
     for s in kept[:: config.swap.every]:
         chosen = styles
         if 0 < config.swap.per_slice < len(styles):
@@ -183,8 +176,8 @@ def plan(slices: SliceSet, prompts: Prompts, config: StyleConfig) -> list[Planne
             chosen = [styles[n] for n in numbers]
         for style in chosen:
             ways, seed = prompts.of(style), _number(config.seed, s.name, style)
-            wishes.append(PlannedPicture(s, style, ways[seed % len(ways)], seed))
-    return wishes
+            planned.append(PlannedPicture(s, style, ways[seed % len(ways)], seed))
+    return planned
 
 
 def _check_fit(slices: SliceSet, record: dict[str, Any], control_run: Path) -> None:
@@ -202,18 +195,63 @@ def _check_fit(slices: SliceSet, record: dict[str, Any], control_run: Path) -> N
         )
 
 
-def _begun(
-    folder: Path, source: SliceSet, settings: dict[str, Any], models: dict[str, Any]
+def _load(models: SwapModels, tell: Callable[[str], None]) -> _Loaded:
+    """Load the models onto the CPU.
+
+    Raises:
+        BundleError: see `load_base`, `load_control` and `load_tuned`.
+    """
+    base = load_base(models.base, download=models.download, say=tell)
+    control, record = load_control(models.control, base)
+    unet, tuning = load_tuned(models.tuned, base) if models.tuned else (base.unet, {})
+    identity = {
+        "base": base.record(),
+        "control": record["weights"],
+        "control_tuned": record["tuned"],
+        "unet": tuning.get("weights", base.identity["unet"]),
+    }
+    return _Loaded(replace(base, unet=unet), control, record, identity)
+
+
+def _draw(
+    batch: Sequence[PlannedPicture],
+    slices: SliceSet,
+    folder: Path,
+    loaded: _Loaded,
+    sampling: SamplingConfig,
+) -> None:
+    """Draw planned pictures together, and write each into the folder of the restyled set."""
+    masks = np.stack([read_picture(slices, planned.slice.mask) for planned in batch])
+    pictures = generate(
+        loaded.base,
+        loaded.base.unet,
+        [planned.prompt for planned in batch],
+        [planned.seed for planned in batch],
+        slices.size,
+        sampling,
+        loaded.control,
+        conditions(masks, slices.labels, loaded.record["colours"]),
+    )
+    for planned, picture in zip(batch, pictures, strict=True):
+        write_picture(folder / planned.image, picture)
+
+
+def _new_set(
+    folder: Path,
+    source: SliceSet,
+    planned: Sequence[PlannedPicture],
+    config: StyleConfig,
+    computing: Computing,
+    loaded: _Loaded,
 ) -> SliceSet:
-    """The set that an earlier call began, or a new one."""
-    if (folder / MANIFEST).exists():
-        old = read_manifest(folder)
-        if (without_precision(old.settings), old.models) != (without_precision(settings), models):
-            raise DatasetError(
-                f"{folder} holds pictures that were made of other slices, by other models or with "
-                "other settings; choose another folder, or give the same options to go on."
-            )
-        return replace(read_slices(folder, incomplete=True), complete=False)
+    settings = {
+        "stage": "swap",
+        "slices": manifest_sha256(source),
+        "seed": config.seed,
+        "precision": computing.precision,
+        "sampling": to_dict(config.sampling),
+        "wishes": _digest([[p.name, p.prompt, p.seed] for p in planned]),
+    }
     return SliceSet(
         folder,
         source.name,
@@ -222,22 +260,22 @@ def _begun(
         source.size,
         settings,
         source=_relative(source.folder, folder),
-        models=models,
+        models=loaded.identity,
     )
 
 
-def _restyled(wish: PlannedPicture, source: SliceSet, folder: Path) -> Slice:
-    """The manifest's entry of a picture that is there."""
+def _restyled(planned: PlannedPicture, source: SliceSet, folder: Path) -> Slice:
+    """Make the manifest's entry of a picture that was drawn."""
     return replace(
-        wish.slice,
-        name=wish.name,
-        image=wish.image,
-        mask=_relative(source.folder / wish.slice.mask, folder),
-        image_sha256=file_sha256(folder / wish.image),
-        style=wish.style,
-        prompt=wish.prompt,
-        seed=wish.seed,
-        source=wish.slice.name,
+        planned.slice,
+        name=planned.name,
+        image=planned.image,
+        mask=_relative(source.folder / planned.slice.mask, folder),
+        image_sha256=file_sha256(folder / planned.image),
+        style=planned.style,
+        prompt=planned.prompt,
+        seed=planned.seed,
+        source=planned.slice.name,
     )
 
 
@@ -246,7 +284,7 @@ def _relative(path: Path, start: Path) -> str:
 
 
 def _number(*what: object) -> int:
-    """A number that follows from what it is for, up to 2**48, which JSON keeps exactly."""
+    """Derive a number from what it is for, up to 2**48, which JSON keeps exactly."""
     return int(_digest(list(map(str, what)))[:12], 16)
 
 

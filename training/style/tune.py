@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instance tuning: the base's U-Net learns to draw the source's slices (Chen et al. 2025).
 
-What it makes, in the folder of the run:
+The folder of the run:
 
-model.json     what it is: base, slices, prompt, SHA-256 of the weights
+model.json     the record: base, slices, prompt, SHA-256 of the weights
 unet/          the tuned U-Net in diffusers format, or
 lora/          low-rank updates, pytorch_lora_weights.safetensors
 previews/      above slices of the source, below pictures drawn for the instance prompt
@@ -17,9 +17,10 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 
-from ..engine.accelerator import accelerator_for
+from ..engine.accelerator import Computing, accelerator_for
 from ..engine.config import to_dict
-from ..engine.run_folder import write_environment
+from ..engine.limits import Limits
+from ..engine.run_folder import Run
 from .base import (
     BaseModel,
     check_base,
@@ -30,11 +31,11 @@ from .base import (
     weights_sha256,
     write_record,
 )
-from .config import StyleConfig
+from .config import SamplingConfig, StyleConfig, TuneConfig
 from .diffusion import (
     Latents,
+    Noisy,
     encode_prompts,
-    fit,
     frozen_dtype,
     generate,
     noisy_latents,
@@ -42,7 +43,15 @@ from .diffusion import (
     sheet,
 )
 from .prompts import read_prompts
-from .slices import StageResult, manifest_sha256, read_picture, read_slices, write_picture
+from .slices import (
+    SliceSet,
+    StageResult,
+    manifest_sha256,
+    read_picture,
+    read_slices,
+    write_picture,
+)
+from .stage import fit_stage, open_stage
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 """The layers that low-rank updates go to."""
@@ -56,10 +65,12 @@ def tune(
     *,
     device: str = "auto",
     download: bool = False,
-    say: Any = print,  # noqa: ANN401
-    **arguments: Any,  # noqa: ANN401 - max_minutes, stop_requested, report of `fit`
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> StageResult:
     """Tune the U-Net, or resume a tuning.
+
+    Args:
+        base_name, download: see `load_base`.
 
     Raises:
         DatasetError, ConfigError, BundleError, DeviceError, TrainingError, CheckpointError,
@@ -67,11 +78,9 @@ def tune(
     """
     recipe = config.tune
     computing = accelerator_for(device, recipe.precision, "tune")
-    accelerator = computing.accelerator
-    tell = say if accelerator.is_main_process else (lambda line: None)
     slices = read_slices(slices_folder)
     prompt = read_prompts(config.prompts).instance
-    computing.introduce(tell)
+    tell = computing.introduce(limits.say)
     base = load_base(base_name, download=download, say=tell)
     base.check_size(slices.size)
     identity = {
@@ -82,59 +91,82 @@ def tune(
         "base": base.identity,
         "slices": manifest_sha256(slices),
     }
-    place_frozen(base, accelerator.device, computing.precision)
-    unet = base.unet.to(accelerator.device)
+    run = open_stage(run_folder, config, recipe, computing, identity=identity, tell=tell)
+    place_frozen(base, run.accelerator.device, computing.precision)
+    unet = _trainable(base, recipe, computing, config.seed)
+    tuning = _Tuning(run, slices, base, unet, prompt, config.sampling)
+    tell(f"Tuning on {len(tuning.kept)} slices of {slices.name}.")
+    progress = fit_stage(
+        run, unet, draw=tuning.draw, loss=tuning.loss, preview=tuning.preview, limits=limits
+    )
+    if progress.finished and run.main:
+        _save(unet, run.folder, {**identity, "base": base.record()})
+    run.accelerator.wait_for_everyone()
+    return StageResult(progress.step, recipe.steps, run.folder if progress.finished else None)
+
+
+class _Tuning:
+    """Batches, loss and previews of a tuning."""
+
+    def __init__(
+        self,
+        run: Run,
+        slices: SliceSet,
+        base: BaseModel,
+        unet: UNet2DConditionModel,
+        prompt: str,
+        sampling: SamplingConfig,
+    ) -> None:
+        self.kept = slices.kept()
+        self._run, self._slices, self._base, self._unet = run, slices, base, unet
+        self._prompt, self._sampling = prompt, sampling
+        self._latents = Latents(slices, [s.image for s in self.kept], base)
+        self._text = encode_prompts(base, [prompt])
+        self._scheduler = DDPMScheduler.from_config(base.scheduler)
+
+    def draw(self, generator: torch.Generator) -> Noisy:
+        """Draw slices, evenly, and their noise."""
+        batch = self._run.config.optimisation.batch
+        chosen = torch.randint(len(self.kept), (batch,), generator=generator).tolist()
+        latents = self._latents.draw(chosen, generator)
+        return noisy_latents(latents, self._scheduler, generator)
+
+    def loss(self, model: nn.Module, batch: Noisy) -> torch.Tensor:
+        """Compute the squared error of what the U-Net predicts."""
+        with self._run.accelerator.autocast():
+            text = self._text.expand(len(batch.latents), -1, -1)
+            predicted = model(batch.latents, batch.times, text).sample
+        return nn.functional.mse_loss(predicted.float(), batch.target)
+
+    def preview(self, step: int) -> None:
+        """Draw pictures for the instance prompt, below slices of the source."""
+        prompts, size = [self._prompt] * 4, self._slices.size
+        with self._run.accelerator.autocast():
+            drawn = generate(self._base, self._unet, prompts, range(4), size, self._sampling)
+        shown = self.kept[:: max(1, len(self.kept) // 4)][:4]
+        real = [read_picture(self._slices, s.image) for s in shown]
+        path = self._run.folder / "previews" / f"step_{step:06d}.png"
+        write_picture(path, sheet(len(real), [*real, *drawn[: len(real)]]))
+
+
+def _trainable(
+    base: BaseModel, recipe: TuneConfig, computing: Computing, seed: int
+) -> UNet2DConditionModel:
+    """Move the base's U-Net to the device, and turn on the gradients of what is trained."""
+    device = computing.accelerator.device
+    unet = base.unet.to(device)
     if recipe.lora:
-        unet.to(dtype=frozen_dtype(computing.precision, accelerator.device))
-        _add_lora(unet, recipe.lora, config.seed)
+        unet.to(dtype=frozen_dtype(computing.precision, device))
+        _add_lora(unet, recipe.lora, seed)
     else:
         unet.requires_grad_(True)
     if recipe.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    kept = slices.kept()
-    latents = Latents(slices, [s.image for s in kept], base)
-    text = encode_prompts(base, [prompt])
-    scheduler = DDPMScheduler.from_config(base.scheduler)
-
-    def loss(model: nn.Module, generator: torch.Generator) -> torch.Tensor:
-        chosen = torch.randint(len(kept), (recipe.batch,), generator=generator).tolist()
-        noisy, times, target = noisy_latents(latents.draw(chosen, generator), scheduler, generator)
-        with accelerator.autocast():
-            predicted = model(noisy, times, text.expand(len(noisy), -1, -1)).sample
-        return nn.functional.mse_loss(predicted.float(), target)
-
-    def preview(step: int) -> None:
-        with accelerator.autocast():
-            drawn = generate(base, unet, [prompt] * 4, range(4), slices.size, config.sampling)
-        shown = kept[:: max(1, len(kept) // 4)][:4]
-        real = [read_picture(slices, s.image) for s in shown]
-        path = run_folder / "previews" / f"step_{step:06d}.png"
-        write_picture(path, sheet(len(real), [*real, *drawn[: len(real)]]))
-
-    tell(f"Tuning on {len(kept)} slices of {slices.name}.")
-    if accelerator.is_main_process:
-        write_environment(run_folder, computing, tell)
-    progress = fit(
-        recipe,
-        unet,
-        run_folder,
-        seed=config.seed,
-        identity=identity,
-        loss=loss,
-        preview=preview,
-        accelerator=accelerator,
-        checkpoint_minutes=config.checkpoint_minutes,
-        **arguments,
-    )
-    finished = progress.step == recipe.steps
-    if finished and accelerator.is_main_process:
-        _save(unet, run_folder, {**identity, "base": base.record()})
-    accelerator.wait_for_everyone()
-    return StageResult(progress.step, recipe.steps, run_folder if finished else None)
+    return unet
 
 
 def load_tuned(run_folder: Path, base: BaseModel) -> tuple[UNet2DConditionModel, dict[str, Any]]:
-    """The U-Net that a tuning made, on the CPU in full precision, and its record.
+    """Load the U-Net of a tuning, on the CPU in full precision, and its record.
 
     Args:
         base: the same that was tuned; stays as it is.
@@ -161,7 +193,7 @@ def load_tuned(run_folder: Path, base: BaseModel) -> tuple[UNet2DConditionModel,
 
 
 def _add_lora(unet: UNet2DConditionModel, rank: int, seed: int) -> None:
-    """Updates of rank `rank`, in full precision, start at zero."""
+    """Add updates of rank `rank`, in full precision, which start at zero."""
     torch.manual_seed(seed)
     unet.add_adapter(
         LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=ATTENTION)

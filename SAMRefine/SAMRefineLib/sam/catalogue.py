@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from SRCSMSegmenterLib.errors import BundleError
-from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG
+from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG, shipped_folder, shipped_models_folder
 from SRCSMSegmenterLib.models.hashed_folder import SUMS
 
 from .checkpoints import CHECKPOINTS, Checkpoint
@@ -93,6 +93,33 @@ def find_sam_folders(folder: Path) -> list[Path]:
         and (path / SAM_CONFIG).is_file()
         and (path / SUMS).is_file()
     ]
+
+
+def default_for(modality: str) -> str:
+    """Return the name of the shipped SAM for a modality, "CT" or "MR"."""
+    return f"sam-small-{modality.lower()}"
+
+
+def find_sam(sam: str) -> Path:
+    """Return the path of a SAM: a checkpoint file, a folder, or the folder of a shipped SAM.
+
+    Args:
+        sam: path, or name of a shipped SAM.
+
+    Raises:
+        BundleError: neither; the message names the shipped ones.
+    """
+    path, shipped, folder = Path(sam), shipped_folder(sam), shipped_models_folder()
+    if path.exists():
+        return path
+    known = find_sam_folders(folder)
+    if shipped in known:
+        return shipped
+    names = ", ".join(path.name for path in known) or "none"
+    raise BundleError(
+        f"There is no SAM {sam}; give --sam a checkpoint file, a folder, or one of those in "
+        f"{folder}: {names}."
+    )
 
 
 def kind_of(sha256: str) -> str | None:

@@ -19,7 +19,7 @@ import pytest
 import tiny
 import torch
 
-from srcsm_training.cli.commands import worker as worker_command
+from srcsm_training.cli import worker as worker_command
 from SRCSMSegmenterLib.errors import ConfigError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import segment
@@ -730,7 +730,7 @@ def server():
     """``srcsm worker`` with the tasks for tests; its process and its address."""
     code = (
         "from srcsm_training.cli import main as cli\n"
-        "from srcsm_training.cli.commands import worker\n"
+        "from srcsm_training.cli import worker\n"
         "worker.TASKS = ['worker_tasks']\n"
         "cli.main(['worker', '--listen', '0'])"
     )

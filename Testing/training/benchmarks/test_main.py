@@ -17,8 +17,7 @@ from SAMRefineLib.sam.small_sam import build_small_sam
 from srcsm_training.augment.random_convolution import draw, random_convolution
 from srcsm_training.benchmarks import __main__ as bench
 from srcsm_training.benchmarks import sam as bench_sam
-from srcsm_training.benchmarks import segment, training
-from srcsm_training.engine import timing
+from srcsm_training.benchmarks import segment, timing, training
 from srcsm_training.segmentation.presets import preset
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import load_bundle

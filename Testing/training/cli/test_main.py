@@ -18,10 +18,9 @@ import torch
 import yaml
 
 from srcsm_training.cli import main as cli
-from srcsm_training.cli.commands import train as train_command
 from srcsm_training.data.dataset import check_dataset, read_dataset
 from srcsm_training.engine import config
-from srcsm_training.engine.fit import Progress
+from srcsm_training.engine.progress import Progress
 from srcsm_training.engine.run_folder import RunResult
 from srcsm_training.segmentation import presets
 from SRCSMSegmenterLib import inference
@@ -161,12 +160,18 @@ def test_the_readmes_python_runs(models, scan, tmp_path, monkeypatch):
     assert read_volume("organs.seg.nrrd").geometry.matches(read_volume(scan).geometry)
 
 
-def test_help_loads_nothing_heavy():
+def test_neither_help_nor_any_module_of_the_command_line_loads_anything_heavy():
+    modules = sorted(path.stem for path in (REPOSITORY / "training" / "cli").glob("*.py"))
+    assert {"main", "train_sam", "worker"} < set(modules)
     code = (
-        "import sys; from srcsm_training.cli.main import make_parser; make_parser().format_help();"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'SimpleITK')))"
+        "import sys; from importlib import import_module\n"
+        f"for name in {modules}: import_module(f'srcsm_training.cli.{{name}}')\n"
+        "sys.modules['srcsm_training.cli.main'].make_parser().format_help()\n"
+        "print([name for name in ('torch', 'numpy', 'SimpleITK') if name in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 PYTHON = (sys.executable,)
@@ -228,7 +233,7 @@ def test_an_unexpected_error_is_one_line_unless_debugging(capsys, monkeypatch, m
     def broken(*arguments):
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("srcsm_training.cli.commands.models.verify_bundle", broken)
+    monkeypatch.setattr("SRCSMSegmenterLib.models.bundle.verify_bundle", broken)
     message = refused(capsys, 1, "models", "verify")
     assert "ZeroDivisionError: by zero" in message
     assert "--debug" in message
@@ -415,7 +420,7 @@ def test_an_output_folder_that_cannot_be_written_to_is_found_out_first(
     models, scan, tmp_path, capsys, monkeypatch, place
 ):
     (tmp_path / "file").write_text("a file where a folder should be")
-    monkeypatch.setattr("srcsm_training.cli.commands.segment.read_volume", None)
+    monkeypatch.setattr("SRCSMSegmenterLib.volume_io.read_volume", None)
     message = refused(capsys, 6, "segment", scan, "-o", tmp_path / place)
     assert str(tmp_path / place.split("/")[0]) in message
 
@@ -437,7 +442,7 @@ def test_ctrl_c_is_no_error(models, scan, tmp_path, capsys, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("srcsm_training.cli.commands.segment.segment", interrupted)
+    monkeypatch.setattr("SRCSMSegmenterLib.inference.segment", interrupted)
     assert run("segment", scan, "-o", tmp_path / "labels.nii.gz") == 130
     assert capsys.readouterr().err == "srcsm: interrupted\n"
 
@@ -508,18 +513,18 @@ def test_train_stops_resumes_and_ends_with_a_network(train_arguments, datasets, 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_asks_for_a_clean_stop(train_arguments, capsys, monkeypatch, number):
-    def stopped(*arguments, stop_requested, **options):
-        assert not stop_requested()
+    def stopped(*arguments, limits, **options):
+        assert not limits.stop_requested()
         signal.raise_signal(number)
-        assert stop_requested()
+        assert limits.stop_requested()
         return RunResult(4, False, 0.5, None)
 
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train_command, "run_training", stopped)
+    monkeypatch.setattr("srcsm_training.segmentation.run.run_training", stopped)
     assert run(*train_arguments) == 130
     message = capsys.readouterr().err
     assert "Stopped at step 4 of 6" in message
-    assert "the same command goes on" in message
+    assert "the same command resumes" in message
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
@@ -529,7 +534,7 @@ def test_a_second_ctrl_c_interrupts(train_arguments, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         pytest.fail("not interrupted")
 
-    monkeypatch.setattr(train_command, "run_training", deaf)
+    monkeypatch.setattr("srcsm_training.segmentation.run.run_training", deaf)
     assert run(*train_arguments) == 130
     assert "srcsm: interrupted" in capsys.readouterr().err
 
@@ -541,13 +546,13 @@ def test_train_hands_its_options_on(train_arguments, monkeypatch, tmp_path, data
         given.update(options, data=data, settings=settings, out=out)
         return RunResult(6, True, 0.5, out / "model")
 
-    monkeypatch.setattr(train_command, "run_training", noted)
+    monkeypatch.setattr("srcsm_training.segmentation.run.run_training", noted)
     extra = ("--name", "mine", "--max-minutes", "7", "--set", "seed=5", "data.folds=2")
     assert run(*train_arguments, *extra, "--set", "optimisation.batch=3") == 0
     assert given["data"] == datasets["CT"]
     assert given["out"] == tmp_path / "run"
     assert given["cache"] == tmp_path / "cache"
-    assert (given["name"], given["device"], given["max_minutes"]) == ("mine", "cpu", 7)
+    assert (given["name"], given["device"], given["limits"].max_minutes) == ("mine", "cpu", 7)
     expected = tiny.config(batch=3)
     expected = replace(expected, seed=5, data=replace(expected.data, folds=2))
     assert given["settings"] == expected
@@ -597,7 +602,13 @@ def test_all_faults_of_a_dataset_are_listed(train_arguments, tmp_path, capsys):
     description["labels"] = {"background": 0, "liver": 1}
     (folder / "dataset.json").write_text(json.dumps(description))
     (folder / "labelsTr" / "c.nii.gz").write_bytes(b"")
-    message = refused(capsys, 3, *train_arguments, "--data", folder)
+    assert run(*train_arguments, "--data", folder) == 3
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    device, _, message = printed.err.partition("\n")
+    assert device.startswith("Computing on cpu")
+    assert message.startswith("srcsm: error: ")
+    assert "Traceback" not in message
     assert message.count("[2], which dataset.json does not name") == 2
     assert "c: imagesTr/c_0000.nii.gz is missing" in message
 
@@ -605,7 +616,7 @@ def test_all_faults_of_a_dataset_are_listed(train_arguments, tmp_path, capsys):
 def test_a_run_folder_that_cannot_be_made_is_found_out_first(
     train_arguments, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train_command, "run_training", None)
+    monkeypatch.setattr("srcsm_training.segmentation.run.run_training", None)
     (tmp_path / "file").write_text("")
     message = refused(capsys, 6, *train_arguments, "--out", tmp_path / "file" / "run")
     assert str(tmp_path / "file" / "run") in message
@@ -842,7 +853,7 @@ def test_demo_prints_its_table(tmp_path, capsys, monkeypatch):
             "+ SRC and SM": {"liver": 0.75, "mean": 0.5},
         }
 
-    monkeypatch.setattr("srcsm_training.cli.commands.demo.run_demo", quick)
+    monkeypatch.setattr("srcsm_training.demo.run_demo", quick)
     assert run("demo", "-o", tmp_path, "--steps", 7) == 0
     printed = capsys.readouterr().out
     assert "| training | liver | mean |" in printed

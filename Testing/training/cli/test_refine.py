@@ -16,7 +16,7 @@ from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes, save_boxes
 from SAMRefineLib.sam.models import SamModel, build_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
 from srcsm_training.cli import main as cli
-from srcsm_training.cli.commands.boxes import numbers
+from srcsm_training.cli.tables import ranges
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, save_bundle
@@ -297,5 +297,5 @@ def test_models_lists_verifies_and_describes_sams(models, capsys):
 
 
 def test_slice_numbers_are_listed_in_runs():
-    assert numbers([3, 4, 5, 9, 11, 12]) == "3-5, 9, 11-12"
-    assert numbers([]) == ""
+    assert ranges([3, 4, 5, 9, 11, 12]) == "3-5, 9, 11-12"
+    assert ranges([]) == ""

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from srcsm_training.cli import main as cli
-from srcsm_training.cli.commands import style as style_command
+from srcsm_training.cli import style as style_command
 from srcsm_training.style.base import DEFAULT
 from srcsm_training.style.slices import StageResult, read_manifest, read_slices
 
@@ -96,7 +96,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, configu
     printed = yaml.safe_load(out)
     assert printed["size"] == 32
     assert printed["tune"]["lora"] == 4
-    assert "The time cannot be told" in err
+    assert "The time cannot be estimated" in err
     assert "has no manifest.json" in err
     assert not (tmp_path / "out").exists()
 
@@ -133,14 +133,14 @@ def test_a_base_that_is_not_here_is_not_fetched(tmp_path, configuration, capsys,
 def test_a_signal_stops_cleanly_with_an_exit_code_of_its_own(
     tmp_path, configuration, capsys, monkeypatch
 ):
-    def stage(arguments, config, out, show, limits):
+    def stage(call):
         signal.raise_signal(signal.SIGINT)
-        assert limits["stop_requested"]()
+        assert call.limits.stop_requested()
         return StageResult(3, 8, None)
 
     monkeypatch.setitem(style_command.STAGES, "phantom", stage)
     assert run("style", "phantom", "--config", configuration, "--out", tmp_path / "p") == 130
-    assert "Stopped at 3 of 8; what was made is kept" in capsys.readouterr().err
+    assert "Stopped at 3 of 8; the results so far are kept" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_answered_with_what_to_do(

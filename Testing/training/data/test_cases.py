@@ -118,12 +118,6 @@ def test_the_cache_gives_equal_tensors_without_building(dataset, cache, built):
     assert len(entries(cache)) == 3
 
 
-def test_progress_counts_the_cases(dataset, cache):
-    seen = []
-    prepare_cases(dataset.cases, RULE, 1.0, GRID, cache, lambda *counts: seen.append(counts))
-    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
-
-
 def cut_short(path):
     path.write_bytes(path.read_bytes()[:-100])
 

@@ -71,10 +71,8 @@ def test_a_dataset_is_read_as_it_is(folder):
     assert dataset.cases[1].labels == folder / "labelsTr" / "b.nii.gz"
 
 
-def test_a_sound_dataset_passes_and_progress_is_told(folder):
-    calls = []
-    assert check_dataset(read_dataset(folder), lambda *call: calls.append(call)) == []
-    assert calls == [(1, 2, "a"), (2, 2, "b")]
+def test_a_sound_dataset_passes(folder):
+    assert check_dataset(read_dataset(folder)) == []
 
 
 @pytest.mark.parametrize(

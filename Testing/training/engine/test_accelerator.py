@@ -16,6 +16,7 @@ import torch
 
 from srcsm_training.engine.accelerator import EMULATION_FACTOR, _precision_on, accelerator_for
 from srcsm_training.engine.checkpoint import without_precision
+from srcsm_training.engine.limits import Limits
 from srcsm_training.segmentation.run import run_training
 from SRCSMSegmenterLib.devices import bf16_instructions, preferred_precision
 
@@ -115,7 +116,8 @@ def test_the_user_is_told_the_device_the_precision_and_the_warning(processor):
     processor("avx2")
     lines: list[str] = []
     computing = accelerator_for("cpu", "bf16", "tune")
-    computing.introduce(lines.append)
+    tell = computing.introduce(lines.append)
+    assert tell == lines.append
     assert lines == [
         "Computing on cpu (1 process) in bf16: the configuration asks for it.",
         "Warning: this processor emulates bf16, and a step takes about 34 times as long as in "
@@ -155,7 +157,11 @@ def test_on_avx2_alone_auto_trains_in_full_and_a_run_of_bf16_goes_on(tmp_path, f
     lines: list[str] = []
     settings = {"device": "cpu", "cache": tmp_path / "cache"}
     begun = run_training(
-        folder, tiny.config(precision="bf16"), out, stop_requested=lambda: True, **settings
+        folder,
+        tiny.config(precision="bf16"),
+        out,
+        limits=Limits(stop_requested=lambda: True),
+        **settings,
     )
     assert (begun.steps, begun.finished) == (1, False)
     assert environment(out)["precision"] == "bf16"
@@ -169,7 +175,9 @@ def test_on_avx2_alone_auto_trains_in_full_and_a_run_of_bf16_goes_on(tmp_path, f
     assert (out / "model").is_dir()
     # A finished run is known by everything but its precision too.
     tiny.forget_accelerator()
-    again = run_training(folder, tiny.config(precision="fp32"), out, say=lines.append, **settings)
+    again = run_training(
+        folder, tiny.config(precision="fp32"), out, limits=Limits(say=lines.append), **settings
+    )
     assert again.finished
     assert not any("goes on in" in line for line in lines)
 

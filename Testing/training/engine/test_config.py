@@ -8,16 +8,8 @@ import pytest
 import yaml
 
 from srcsm_training.augment.spatial import AugmentationConfig
-from srcsm_training.engine.config import (
-    DataConfig,
-    OptimisationConfig,
-    TrainingConfig,
-    from_dict,
-    read_yaml,
-    to_dict,
-    with_overrides,
-    write_yaml,
-)
+from srcsm_training.engine.config import from_dict, read_yaml, to_dict, with_overrides, write_yaml
+from srcsm_training.segmentation.config import DataConfig, OptimisationConfig, TrainingConfig
 from srcsm_training.segmentation.presets import PRESETS, preset
 from SRCSMSegmenterLib.errors import ConfigError, SRCSMError
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -78,6 +70,7 @@ CHANGED = {
     "augmentation.strong": 0.5,
     "optimisation.steps": 17,
     "optimisation.batch": 3,
+    "optimisation.accumulation": 2,
     "optimisation.learning_rate": 2e-4,
     "optimisation.schedule": "constant",
     "optimisation.l2": 1e-5,

@@ -99,7 +99,7 @@ def test_a_training_is_measured_on_two_cases_with_the_memory_of_all(clock, tmp_p
         cases.append(Case(name, path, path))
     given = []
 
-    def training(config, folder, *, device, say, progress) -> None:
+    def training(config, folder, *, device, limits) -> None:
         given.append((config.data, device))
         (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
 

@@ -14,7 +14,6 @@ from SAMRefineLib.sam.models import load_sam, save_sam
 from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.experiments import sam_ablation
-from srcsm_training.experiments.reports import write_report
 from srcsm_training.experiments.sam_ablation import RUNS, Run
 from srcsm_training.sam import from_scratch
 from SRCSMSegmenterLib.geometry import Volume
@@ -43,7 +42,7 @@ def sam(tmp_path_factory):
 
 
 @pytest.fixture
-def coarse(monkeypatch, tmp_path):
+def coarse(monkeypatch):
     """A coarse network that misses the top of the liver and has an island; no other is loaded."""
     calls = []
 
@@ -60,7 +59,6 @@ def coarse(monkeypatch, tmp_path):
     monkeypatch.setattr(sam_ablation, "segment", segment)
     bundle = SimpleNamespace(identity="0123456789")
     monkeypatch.setattr(sam_ablation, "load_bundle", lambda folder: bundle)
-    monkeypatch.setattr(sam_ablation, "RESULTS", tmp_path)
     return calls
 
 
@@ -87,29 +85,41 @@ def test_every_setting_of_a_case_is_scored(data, sam, coarse, mosaic):
     assert strays["dice"].between(0, 1).all()
 
 
-def test_a_case_is_scored_once_and_written_at_once(data, sam, coarse, tmp_path, monkeypatch):
+def test_a_case_is_scored_once_and_written_at_once(data, sam, coarse, tmp_path, capsys):
     def table():
         return sam_ablation.read_scores(tmp_path / "sam_tiny_random.csv")
 
-    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops"])
+    sam_ablation.execute(RUN, data, tmp_path, tmp_path, str(sam), ["a"], ["crops"])
     assert set(table()["case"]) == {"a"}
     first = table()
-    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["*"], ["crops"])
+    sam_ablation.execute(RUN, data, tmp_path, tmp_path, str(sam), ["*"], ["crops"])
     assert len(coarse) == 2
     assert list(table()["case"].unique()) == ["a", "b"]
     pd.testing.assert_frame_equal(table().iloc[: len(first)], first)
     assert table()["sam"].iloc[0].startswith("random ")
     assert table()["sam"].iloc[0].endswith("decoder not fine-tuned")
-    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops", "slices"])
+    sam_ablation.execute(RUN, data, tmp_path, tmp_path, str(sam), ["a"], ["crops", "slices"])
     assert len(coarse) == 3
     assert set(table()[table()["case"] == "a"]["mosaic"]) == {"crops", "slices"}
+    before = table()
+    capsys.readouterr()
+    sam_ablation.execute(RUN, data, tmp_path, tmp_path, str(sam), ["a"], ["crops"])
+    assert len(coarse) == 3
+    assert "sam_tiny_random.csv; run again with --force" in capsys.readouterr().out
+    sam_ablation.execute(RUN, data, tmp_path, tmp_path, str(sam), ["a"], ["crops"], force=True)
+    assert len(coarse) == 4
+    columns = ["case", "label", "kind", "mosaic", "theta2"]
+    pd.testing.assert_frame_equal(
+        table().sort_values(columns, ignore_index=True),
+        before.sort_values(columns, ignore_index=True),
+    )
     table()[table()["kind"] != "refine"].to_csv(tmp_path / "sam_tiny_random.csv", index=False)
-    sam_ablation.execute(RUN, data, tmp_path, str(sam), ["a"], ["crops"])
+    sam_ablation.execute(RUN, data, tmp_path, tmp_path, str(sam), ["a"], ["crops"])
     assert table()["kind"].tolist().count("refine") == 2 * 3
     for column, name in (("sam", "another SAM"), ("coarse", "another coarse network")):
         first.assign(**{column: "other"}).to_csv(tmp_path / "sam_tiny_random.csv", index=False)
         with pytest.raises(SystemExit, match=name):
-            sam_ablation.execute(RUN, data, tmp_path, str(sam), ["*"])
+            sam_ablation.execute(RUN, data, tmp_path, tmp_path, str(sam), ["*"])
 
 
 def test_dice_by_hand():
@@ -124,9 +134,8 @@ def test_dice_by_hand():
     assert np.isnan(rows[2]["dice"])
 
 
-def test_the_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(sam_ablation, "RESULTS", tmp_path)
-    assert sam_ablation.report().count("| – |") >= 2 * len(RUNS)
+def test_the_tables(tmp_path):
+    assert sam_ablation.report(tmp_path).count("| – |") >= 2 * len(RUNS)
     organs = ("liver", "right_kidney", "left_kidney", "spleen")
     rows = []
     for mosaic in ("crops", "slices"):  # what was run so far
@@ -148,7 +157,7 @@ def test_the_tables(tmp_path, monkeypatch):
             ]
     table = pd.DataFrame(rows).assign(sam="s 1, decoder none", coarse="c")
     table.to_csv(tmp_path / "sam_ct_plain_tuned.csv", index=False)
-    report = sam_ablation.report()
+    report = sam_ablation.report(tmp_path)
     title = "| CT→MR, plain"
     assert f"{title} | nothing: network alone | – | 2 | 0.500 | | | – |" in report
     for mosaic in ("crops", "slices"):
@@ -158,14 +167,3 @@ def test_the_tables(tmp_path, monkeypatch):
     assert f"{title} | SAM, whole image as box | slices" not in report
     assert "| CT→MR, plain | SAM, true boxes | 0.405 | 0.405 | 0.405 | 0.405 | 0.405 |" in report
     assert "largest pieces | 0.600 | 0.600 | 0.600 | 0.600 | 0.600 |" in report
-
-
-def test_a_report_is_put_between_its_marks(tmp_path):
-    document = tmp_path / "B.md"
-    document.write_text("a\n<!-- x -->\nold\n<!-- /x -->\n<!-- y -->\nkept\n<!-- /y -->\n")
-    write_report("x", "new\nlines", document)
-    expected = "a\n<!-- x -->\nnew\nlines\n<!-- /x -->\n<!-- y -->\nkept\n<!-- /y -->\n"
-    assert document.read_text("utf-8") == expected
-    with pytest.raises(ValueError, match="lacks the marks"):
-        write_report("z", "new", document)
-    assert document.read_text("utf-8") == expected

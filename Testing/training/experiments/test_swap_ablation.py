@@ -77,12 +77,13 @@ def test_a_finished_stage_is_not_run_again_and_a_failed_one_ends_it(tmp_path, mo
     monkeypatch.setattr(swap_ablation, "launch", launch)
     monkeypatch.setattr(swap_ablation, "write_phantoms", lambda folder: None)
     given = ["--data", str(tmp_path / "none"), "--runs", str(tmp_path / "runs")]
+    given += ["--results", str(tmp_path / "results")]
     assert swap_ablation.main(given) == 5
     assert swap_ablation.main(given) == 5
     assert asked == ["prepare", "phantom", "base", "tune", "tune"]
 
 
-def test_the_table_says_what_check_found_and_dashes_where_nothing_was_run(tmp_path, monkeypatch):
+def test_the_table_says_what_check_found_and_dashes_where_nothing_was_run(tmp_path):
     for number, variant in enumerate(VARIANTS):
         folder = swap_ablation.swapped(tmp_path, variant)
         folder.mkdir(parents=True)
@@ -102,10 +103,8 @@ def test_the_table_says_what_check_found_and_dashes_where_nothing_was_run(tmp_pa
     found = collect(tmp_path)
     assert list(found["variant"]) == [v for v in VARIANTS for _ in range(2)]
     table = pd.DataFrame(found)
-    monkeypatch.setattr(
-        swap_ablation, "read_results", lambda name: table if name == "swap_phantom" else None
-    )
-    rows = report().splitlines()
+    table.to_csv(tmp_path / "swap_phantom.csv", index=False)
+    rows = report(tmp_path).splitlines()
     assert rows[2] == "| phantom | tuned | original | t1 | 0.000 | 0.250 | 0.300 | 0.600 | 75% |"
     assert rows[5] == "| phantom | tuned | tuned | t2 | 0.100 | 0.250 | 0.400 | – | 62% |"
     assert rows[6] == "| phantom | untuned | original | t1 | 0.200 | 0.250 | 0.500 | 0.600 | 50% |"
@@ -114,8 +113,8 @@ def test_the_table_says_what_check_found_and_dashes_where_nothing_was_run(tmp_pa
         f"| real | {one} | {other} | – | – | – | – | – | – |" for one, other in VARIANTS.values()
     ]
     (swap_ablation.swapped(tmp_path, "untuned-tuned") / "check.json").unlink()
-    table = collect(tmp_path)
-    rows = report().splitlines()
+    collect(tmp_path).to_csv(tmp_path / "swap_phantom.csv", index=False)
+    rows = report(tmp_path).splitlines()
     assert rows[7] == "| phantom | untuned | original | t2 | 0.200 | 0.250 | 0.500 | 0.600 | 50% |"
     assert rows[8] == "| phantom | untuned | tuned | – | – | – | – | – | – |"
 
@@ -131,8 +130,8 @@ def test_it_runs_from_phantoms_to_numbers(tmp_path, monkeypatch):
         return cli.main(["style", *arguments])
 
     monkeypatch.setattr(swap_ablation, "launch", launch)
-    monkeypatch.setattr(swap_ablation, "RESULTS", tmp_path / "results")
     given = ["--data", str(tmp_path / "none"), "--runs", str(tmp_path)]
+    given += ["--results", str(tmp_path / "results")]
     assert swap_ablation.main([*given, "--config", str(tmp_path / "tiny.yaml")]) == 0
     found = pd.read_csv(tmp_path / "results" / "swap_phantom.csv")
     assert set(found["variant"]) == set(VARIANTS)

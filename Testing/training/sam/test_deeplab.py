@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from srcsm_training.engine.config import CasesConfig, Recipe
+from srcsm_training.engine.limits import Limits
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
@@ -34,8 +35,8 @@ def test_from_training_to_a_label_map_with_confidence(tmp_path, folder):
     def a_run(out, steps, stop=lambda: False):
         tiny.forget_accelerator()
         config = replace(CONFIG, optimisation=replace(CONFIG.optimisation, steps=steps))
-        say = lambda line: None  # noqa: E731
-        return deeplab.run_training(folder, config, out, device="cpu", say=say, stop_requested=stop)
+        limits = Limits(stop_requested=stop, say=lambda line: None)
+        return deeplab.run_training(folder, config, out, device="cpu", limits=limits)
 
     stops = iter((True,))
     stopped = a_run(tmp_path / "run", 2, lambda: next(stops))

@@ -21,18 +21,14 @@ from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.cli import main as cli
 from srcsm_training.engine.checkpoint import CheckpointError
 from srcsm_training.engine.config import CasesConfig, Recipe, ScansConfig, to_dict, write_yaml
-from srcsm_training.sam import decoder, from_scratch
-from srcsm_training.sam.decoder import DecoderConfig, organ_boxes, run_decoder_training
-from srcsm_training.sam.from_scratch import (
-    PromptConfig,
-    SamConfig,
-    drawn_points,
-    guessed_masks,
-    prompted_loss,
-    run_sam_training,
-    with_pixels,
-)
-from srcsm_training.sam.tiles import TileConfig, tight_boxes
+from srcsm_training.engine.limits import Limits
+from srcsm_training.sam import decoder, from_scratch, layout
+from srcsm_training.sam.box_network import prompted_loss, true_box_dice
+from srcsm_training.sam.decoder import DecoderConfig, run_decoder_training
+from srcsm_training.sam.from_scratch import SamConfig, run_sam_training, with_pixels
+from srcsm_training.sam.layout import organ_boxes
+from srcsm_training.sam.prompts import PromptConfig, drawn_points, mask_prompts
+from srcsm_training.sam.tiles import TileConfig, Tiles, tight_boxes
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 
@@ -96,22 +92,23 @@ def coarse(monkeypatch):
         found = np.stack([background, liver, spleen]).astype(np.float16)
         return type("Found", (), {"probabilities": found})
 
-    monkeypatch.setattr(decoder, "segment", segment)
+    monkeypatch.setattr(layout, "segment", segment)
     return FakeCoarse()
 
 
-def a_run(folder, cache, out, config=CONFIG, **arguments):
+def a_run(folder, cache, out, config=CONFIG, name=None, **limits):
     tiny.forget_accelerator()
+    limits = Limits(say=lambda line: None, **limits)
     return run_sam_training(
-        folder, config, out, device="cpu", cache=cache, say=lambda line: None, **arguments
+        folder, config, out, name=name, device="cpu", cache=cache, limits=limits
     )
 
 
-def a_decoder_run(folder, sam, coarse, out, config=DECODER, **arguments):
+def a_decoder_run(folder, sam, coarse, out, config=DECODER, **limits):
     tiny.forget_accelerator()
-    return run_decoder_training(
-        folder, config, sam, coarse, out, device="cpu", say=lambda line: None, **arguments
-    )
+    limits = Limits(say=lambda line: None, **limits)
+    sam = load_sam(sam, device="cpu")
+    return run_decoder_training(folder, config, sam, coarse, out, device="cpu", limits=limits)
 
 
 # --- from nothing
@@ -181,8 +178,8 @@ def test_validation_gives_true_boxes(tmp_path, folder, cache, monkeypatch):
     value = torch.tensor([1, 2])
     owner = torch.arange(2)
     boxes = tight_boxes(labels == value[:, None, None])
-    tiles = from_scratch.Tiles(torch.zeros(2, 1, 32, 32), labels, owner, value, boxes)
-    dice = from_scratch.true_box_dice(Filler(), [tiles], 4, Accelerator(cpu=True))
+    tiles = Tiles(torch.zeros(2, 1, 32, 32), labels, owner, value, boxes)
+    dice = true_box_dice(Filler(), [tiles], 4, Accelerator(cpu=True))
     assert dice[:2] == pytest.approx([1.0, 2 * 0.75 / 1.75])
     assert np.isnan(dice[2])
     assert torch.equal(torch.cat(seen), boxes)
@@ -206,10 +203,10 @@ def test_points_lie_in_the_object_and_in_its_box_beside_it():
             assert label != 0 or (2 < x < 12 and 3 < y < 9)
 
 
-def test_guessed_masks_are_like_the_object_but_not_it():
+def test_mask_prompts_are_like_the_object_but_not_it():
     masks = torch.zeros(20, 64, 64, dtype=torch.bool)
     masks[:, 16:48, 8:40] = True
-    guesses = guessed_masks(masks, 2, torch.Generator().manual_seed(0))
+    guesses = mask_prompts(masks, 2, torch.Generator().manual_seed(0))
     assert guesses.shape == (20, 1, 32, 32)
     found, true = guesses[:, 0] > 0, masks[:, ::2, ::2]
     both = (found & true).sum((1, 2))
@@ -333,7 +330,7 @@ def test_the_same_embeddings_as_the_refinement_uses(folder, sam_folder):
     model = load_sam(sam_folder, device="cpu")
     grid = SliceGrid(volume.geometry, 2)
     boxes = organ_boxes("true", None, labels == 1, grid, 0.75)
-    scan = decoder.laid_out("a", volume, labels, {1: boxes}, model, "crops", "CT")
+    scan = layout.laid_out("a", volume, labels, {1: boxes}, model, "crops", "CT")
     frames = KeyFrames("liver", 1, grid, boxes)
     expected = refine(volume, [OrganPrompt(frames)], model, modality="CT").probability(1)
     tiny.forget_accelerator()
@@ -375,11 +372,11 @@ def test_edges_move_outwards_within_what_is_shown(folder, sam_folder):
     volume = Volume(image, Geometry(image.shape[::-1], np.diag([2.5, 2.0, 3.0, 1.0])))
     model = load_sam(sam_folder, device="cpu")
     boxes = {1: {9: Box(3, 6, 9, 15)}}
-    scan = decoder.laid_out("a", volume, labels, boxes, model, "slices", "CT")
+    scan = layout.laid_out("a", volume, labels, boxes, model, "slices", "CT")
     (example,) = scan.examples
-    config = replace(DECODER, jitter=9.0 * 512 / 22)  # slices of 22 x 20: up to 9 pixels
+    jitter = 9.0 * 512 / 22  # slices of 22 x 20: up to 9 pixels
     generator = torch.Generator().manual_seed(0)
-    edges = np.array([decoder.moved(scan, example, config, generator).edges for _ in range(400)])
+    edges = np.array([decoder.moved(scan, example, jitter, generator).edges for _ in range(400)])
     assert (edges[:, :2] <= [3, 6]).all()
     assert (edges[:, 2:] >= [9, 15]).all()
     assert (edges >= 0).all()

@@ -21,8 +21,11 @@ from srcsm_training.cli.main import main
 from srcsm_training.data.cases import prepare_cases
 from srcsm_training.data.dataset import read_dataset
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint
-from srcsm_training.engine.config import OptimisationConfig, PairsConfig, TrainingConfig, to_dict
+from srcsm_training.engine.config import to_dict
+from srcsm_training.engine.limits import Limits
 from srcsm_training.segmentation import pairs
+from srcsm_training.segmentation import restyled as laid
+from srcsm_training.segmentation.config import OptimisationConfig, PairsConfig, TrainingConfig
 from srcsm_training.segmentation.run import run_training
 from srcsm_training.style.slices import read_manifest, write_manifest
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
@@ -104,7 +107,7 @@ def styled(source):
 def opened(data, folder, **changes):
     dataset = read_dataset(data)
     chosen = config(pairs=PairsConfig(use=True, styled=(str(folder),), projection=5), **changes)
-    return chosen, pairs.open_restyled(chosen, dataset, dataset.cases)
+    return chosen, laid.open_restyled(chosen, dataset, dataset.cases)
 
 
 def cases_of(data, cache, grid):
@@ -157,7 +160,7 @@ def test_a_window_is_laid_into_a_plane_the_shortest_way(turn, place, flipped):
     affine[:3, 3] = (3.0, -7.0, 11.0)
     plane = Geometry((40, 40, 1), affine)
     window = grid.placed(np.array(place), np.eye(3))
-    moved = pairs.into_plane(window, plane, grid)
+    moved = laid.into_plane(window, plane, grid)
     corners = np.array([[0, 0, 0], [15, 0, 0], [0, 11, 0], [15, 11, 0]])
     np.testing.assert_allclose(plane.to_ijk(moved.to_ras(corners))[:, 2], 0, atol=1e-6)
     np.testing.assert_allclose(moved.direction.T @ moved.direction, np.eye(3), atol=1e-9)
@@ -174,13 +177,13 @@ def test_a_plane_across_the_networks_slices_is_refused():
     grid = GridSpec((16, 12, 1), (3.0, 2.0, 5.0))
     sagittal = np.eye(4)[:, [1, 2, 0, 3]]
     with pytest.raises(DatasetError, match="across"):
-        pairs.into_plane(grid.placed(np.zeros(3), np.eye(3)), Geometry((9, 9, 1), sagittal), grid)
+        laid.into_plane(grid.placed(np.zeros(3), np.eye(3)), Geometry((9, 9, 1), sagittal), grid)
 
 
 def test_a_transform_within_the_plane_leaves_the_third_axis_alone():
     wild = AugmentationConfig(rotation=(0.3, 0.3, 0.3))
     draw = draw_spatial(wild, torch.Generator().manual_seed(1))
-    flat = pairs.in_plane(draw)
+    flat = laid.in_plane(draw)
     assert flat.matrix[2].tolist() == flat.matrix[:, 2].tolist() == [0, 0, 1]
     assert (flat.matrix[:2, :2] == draw.matrix[:2, :2]).all()
     assert flat.translation.tolist() == [*draw.translation[:2], 0]
@@ -199,10 +202,10 @@ def test_the_nearest_slice_is_taken_within_a_slices_thickness(data, styled):
     for offset, expected in ((0.4, True), (2.9, True), (3.1, False)):
         centre = scan.slices[last].geometry.centre + scan.normal * offset
         window = chosen.grid.placed(centre, np.eye(3))
-        found = pairs.nearest_slice("a", window, sets, generator)
+        found = laid.nearest_slice("a", window, sets, generator)
         assert (found is scan.slices[last]) == expected
         assert (found is None) != expected
-    assert pairs.nearest_slice("unknown", window, sets, generator) is None
+    assert laid.nearest_slice("unknown", window, sets, generator) is None
 
 
 # Views
@@ -271,11 +274,11 @@ def test_settings_that_do_not_go_together(data, styled):
         ),
     ):
         with pytest.raises(ConfigError, match=said):
-            pairs.open_restyled(config(**changes), dataset, dataset.cases)
+            laid.open_restyled(config(**changes), dataset, dataset.cases)
     no_contrast = config(
         pairs=PairsConfig(use=True, contrast=0.0), optimisation=OptimisationConfig(batch=1)
     )
-    assert pairs.open_restyled(no_contrast, dataset, dataset.cases) == ()
+    assert laid.open_restyled(no_contrast, dataset, dataset.cases) == ()
 
 
 def test_a_source_set_is_no_restyled_set(data, source):
@@ -323,7 +326,7 @@ def test_slices_set_aside_are_not_trained_on(data, source):
 # A whole run
 
 
-def a_run(data, cache, output, chosen, **arguments):
+def a_run(data, cache, output, chosen, **limits):
     tiny.forget_accelerator()
     return run_training(
         data,
@@ -331,8 +334,7 @@ def a_run(data, cache, output, chosen, **arguments):
         output,
         device="cpu",
         cache=cache,
-        say=lambda line: None,
-        **arguments,
+        limits=Limits(say=lambda line: None, **limits),
     )
 
 
@@ -375,7 +377,7 @@ def test_other_pictures_do_not_resume(tmp_path, data, cache, source):
     chosen = trained_on(folder)
     a_run(data, cache, tmp_path / "run", chosen, stop_requested=lambda: next(steps) == 2)
     restyled(source, folder, {"same": lambda _, p: 255 - p})
-    with pytest.raises(CheckpointError, match="other cases"):
+    with pytest.raises(CheckpointError, match="another set of cases"):
         a_run(data, cache, tmp_path / "run", chosen)
 
 
@@ -443,12 +445,13 @@ import torch
 sys.path.insert(0, {testing!r})
 sys.path.append({testing!r} + "/../..")
 from Testing.training.segmentation import test_pairs
+from srcsm_training.engine.limits import Limits
 from srcsm_training.segmentation.run import run_training
 torch.set_num_threads(1)
 chosen = test_pairs.trained_on({styled!r})
 run_training(
     Path({data!r}), chosen, Path({output!r}), device="cpu", cache=Path({cache!r}),
-    say=lambda line: None,
+    limits=Limits(say=lambda line: None),
 )
 """
 

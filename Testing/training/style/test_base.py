@@ -18,7 +18,8 @@ from restyled import prepared
 from srcsm_training.style.base import find_base, load_base
 from srcsm_training.style.diffusion import encode_prompts, token_ids
 from srcsm_training.style.prompts import read_prompts
-from srcsm_training.style.small import LICENCE, build_base, make_tokenizer, save_base
+from srcsm_training.style.small_base import LICENCE, build_base, save_base
+from srcsm_training.style.tokenizer import make_tokenizer
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 

@@ -14,9 +14,12 @@ from PIL import Image
 from restyled import restyled, two_looks
 
 from srcsm_training.cli.main import main
+from srcsm_training.engine.limits import Limits
 from srcsm_training.style import check as check_module
-from srcsm_training.style.check import boundary_agreement, check, histogram_distance
+from srcsm_training.style import report
+from srcsm_training.style.check import check
 from srcsm_training.style.config import CheckConfig, StyleConfig
+from srcsm_training.style.measures import boundary_agreement, histogram_distance
 from srcsm_training.style.slices import (
     StyleError,
     read_slices,
@@ -30,6 +33,8 @@ from SRCSMSegmenterLib.models.bundle import Description, ModelBundle
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import segment_for
+
+SILENT = Limits(say=lambda line: None)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +82,7 @@ def shuffled(source, others, folder):
 
 def checked(found, **options):
     lines = []
-    result = check(found.folder, StyleConfig(), say=lines.append, **options)
+    result = check(found.folder, StyleConfig(), limits=Limits(say=lines.append), **options)
     report = None
     if result.finished:
         report = json.loads((found.folder / "check.json").read_text("utf-8"))
@@ -159,13 +164,13 @@ def test_every_threshold_sets_slices_aside(good):
     everything = {}
     for name in ("moved", "edges"):
         strict = StyleConfig(check=replace(CheckConfig(), **{name: 1.0}))
-        check(good.folder, strict, say=lambda line: None)
+        check(good.folder, strict, limits=SILENT)
         everything[name] = {s.rejected.split(":")[0] for s in read_slices(good.folder).slices}
         assert read_slices(good.folder).kept() == ()
     assert "style unchanged" in everything["moved"]
     assert "anatomy not kept" in everything["edges"]
     loose = StyleConfig(check=CheckConfig(moved=0.0, edges=0.0))
-    check(good.folder, loose, say=lambda line: None)
+    check(good.folder, loose, limits=SILENT)
     found = read_slices(good.folder)
     organs = [s for s in found.slices if sum(n >= 20 for n in s.pixels.values())]
     assert len(found.kept()) >= len(organs) - 1
@@ -204,7 +209,7 @@ def test_masks_with_unknown_labels_are_refused(looks, tmp_path):
     try:
         write_manifest(source_copy)
         with pytest.raises(DatasetError, match=r"labels \[4\]"):
-            check(found.folder, StyleConfig(), say=lambda line: None)
+            check(found.folder, StyleConfig(), limits=SILENT)
     finally:
         write_manifest(source)
 
@@ -212,11 +217,11 @@ def test_masks_with_unknown_labels_are_refused(looks, tmp_path):
 def test_a_set_that_changed_or_restyles_nothing_is_refused(looks, good):
     source, _ = looks
     with pytest.raises(DatasetError, match="style swap"):
-        check(source.folder, StyleConfig(), say=lambda line: None)
+        check(source.folder, StyleConfig(), limits=SILENT)
     picture = good.folder / good.slices[0].image
     picture.write_bytes(picture.read_bytes() + b"x")
     with pytest.raises(DatasetError, match="altered"):
-        check(good.folder, StyleConfig(), say=lambda line: None)
+        check(good.folder, StyleConfig(), limits=SILENT)
 
 
 def test_a_stopped_check_goes_on_without_measuring_again(good, monkeypatch):
@@ -232,8 +237,7 @@ def test_a_stopped_check_goes_on_without_measuring_again(good, monkeypatch):
     result = check(
         good.folder,
         StyleConfig(),
-        say=lambda line: None,
-        stop_requested=lambda: next(calls) == 6,
+        limits=replace(SILENT, stop_requested=lambda: next(calls) == 6),
     )
     assert (result.done, result.total, result.finished) == (6, 15, False)
     assert read_slices(good.folder).slices == good.slices
@@ -246,9 +250,9 @@ def test_a_full_disk_leaves_the_manifest_whole(good, monkeypatch):
     def full(*_):
         raise StyleError("Cannot write check.csv (No space left on device).")
 
-    monkeypatch.setattr(check_module, "write_bytes", full)
+    monkeypatch.setattr(report, "write_bytes", full)
     with pytest.raises(StyleError):
-        check(good.folder, StyleConfig(), say=lambda line: None)
+        check(good.folder, StyleConfig(), limits=SILENT)
     assert read_slices(good.folder).slices == good.slices
 
 
@@ -309,7 +313,7 @@ def test_the_networks_dice_is_that_of_what_it_sees(looks, tmp_path):
         else:
             assert float(row["dice"]) < 0.3
     strict = StyleConfig(check=CheckConfig(moved=0.0, edges=0.0, dice=0.99))
-    check(found.folder, strict, network=network, device="cpu", say=lambda line: None)
+    check(found.folder, strict, network=network, device="cpu", limits=SILENT)
     assert {s.rejected.split(" of ")[0][:22] for s in read_slices(found.folder).slices} == {
         "anatomy not kept: Dice"
     }
@@ -318,7 +322,7 @@ def test_the_networks_dice_is_that_of_what_it_sees(looks, tmp_path):
 def test_a_network_with_other_labels_is_refused(good):
     network = a_network({"liver": 1, "spleen": 2})
     with pytest.raises(BundleError, match="spleen"):
-        check(good.folder, StyleConfig(), network=network, say=lambda line: None)
+        check(good.folder, StyleConfig(), network=network, limits=SILENT)
 
 
 # Its two measures

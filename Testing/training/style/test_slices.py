@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srcsm_training.data.dataset import read_dataset
+from srcsm_training.engine.limits import Limits
 from srcsm_training.style import phantom_slices
 from srcsm_training.style.config import PrepareConfig
 from srcsm_training.style.phantom_slices import (
-    LOOKS,
+    STYLES,
     render,
     slice_of_patient,
     write_phantom_slices,
@@ -45,7 +46,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def made(data, tmp_path):
-    prepare(data, tmp_path / "ct", style_tiny.config(), say=style_tiny.silent)
+    prepare(data, tmp_path / "ct", style_tiny.config(), limits=style_tiny.SILENT)
     return tmp_path / "ct"
 
 
@@ -161,7 +162,7 @@ def test_prepare_writes_slices_that_match_the_scans(data, made):
 def test_slices_are_chosen_by_axis_step_and_foreground(data, tmp_path):
     def names(*overrides):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        prepare(data, folder, style_tiny.config(*overrides), say=style_tiny.silent)
+        prepare(data, folder, style_tiny.config(*overrides), limits=style_tiny.SILENT)
         return [s.name for s in read_slices(folder).slices]
 
     every = names("prepare.every=1", "prepare.cases=[b]")
@@ -192,35 +193,35 @@ def test_prepare_goes_on_where_it_stopped(data, made, tmp_path):
     folder, config = tmp_path / "parts", style_tiny.config()
     stops = iter([False, True])
     result = prepare(
-        data, folder, config, say=style_tiny.silent, stop_requested=lambda: next(stops)
+        data, folder, config, limits=replace(style_tiny.SILENT, stop_requested=lambda: next(stops))
     )
     assert (result.done, result.total, result.finished) == (1, 3, False)
     with pytest.raises(DatasetError, match="incomplete"):
         read_slices(folder)
     before = {p: p.stat().st_mtime_ns for p in folder.glob("images/*")}
     assert before
-    assert prepare(data, folder, config, say=style_tiny.silent).finished
+    assert prepare(data, folder, config, limits=style_tiny.SILENT).finished
     assert all(p.stat().st_mtime_ns == time for p, time in before.items())
     assert style_tiny.files(folder) == style_tiny.files(made)
 
 
 def test_a_scan_that_changed_is_sliced_again(tmp_path):
     data, folder = tiny.write_dataset(tmp_path / "Dataset001_Tiny"), tmp_path / "ct"
-    prepare(data, folder, style_tiny.config(), say=style_tiny.silent)
+    prepare(data, folder, style_tiny.config(), limits=style_tiny.SILENT)
     old = {s.name: s.image_sha256 for s in read_slices(folder).slices}
     tiny.write_case(data, "b", *tiny.phantom(1)[:1], tiny.phantom(1)[1])
     image, labels = tiny.phantom(1)
     tiny.write_case(data, "b", image + 20, labels)
-    prepare(data, folder, style_tiny.config(), say=style_tiny.silent)
+    prepare(data, folder, style_tiny.config(), limits=style_tiny.SILENT)
     changed = {s.name for s in read_slices(folder).slices if old[s.name] != s.image_sha256}
     assert changed == {name for name in old if name.startswith("b_")}
 
 
 def test_other_settings_do_not_mix_with_slices_that_are_there(data, made):
     with pytest.raises(DatasetError, match="other settings"):
-        prepare(data, made, style_tiny.config("prepare.every=2"), say=style_tiny.silent)
+        prepare(data, made, style_tiny.config("prepare.every=2"), limits=style_tiny.SILENT)
     with pytest.raises(DatasetError, match="other settings"):
-        prepare(data, made, style_tiny.config("size=16"), say=style_tiny.silent)
+        prepare(data, made, style_tiny.config("size=16"), limits=style_tiny.SILENT)
 
 
 def test_a_dataset_without_foreground_slices_is_refused(data, tmp_path):
@@ -229,7 +230,7 @@ def test_a_dataset_without_foreground_slices_is_refused(data, tmp_path):
             data,
             tmp_path / "none",
             style_tiny.config("prepare.foreground=0.9"),
-            say=style_tiny.silent,
+            limits=style_tiny.SILENT,
         )
 
 
@@ -271,11 +272,11 @@ def test_a_full_disk_leaves_no_half_picture_and_loses_nothing(data, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(atomic.os, "fsync", fsync)
         with pytest.raises(StyleError, match="No space left on device"):
-            prepare(data, folder, config, say=style_tiny.silent)
+            prepare(data, folder, config, limits=style_tiny.SILENT)
     there = style_tiny.files(folder)
     assert not [name for name in there if "tmp" in name]
     assert len(read_slices(folder, incomplete=True).slices) > 0
-    assert prepare(data, folder, config, say=style_tiny.silent).finished
+    assert prepare(data, folder, config, limits=style_tiny.SILENT).finished
     assert all(style_tiny.files(folder)[n] == c for n, c in there.items() if n.endswith("png"))
 
 
@@ -294,16 +295,18 @@ def test_phantom_slices_show_one_anatomy_in_every_look(tmp_path):
     config = style_tiny.config("size=64")
     assert write_phantom_slices(tmp_path, config).finished
     found = read_slices(tmp_path)
-    assert len(found.slices) == 2 * 2 * len(LOOKS)
+    assert len(found.slices) == 2 * 2 * len(STYLES)
     first = [s for s in found.slices if s.mask == found.slices[0].mask]
     assert [s.style for s in first] == list(config.phantom.styles)
-    assert len({s.image_sha256 for s in first}) == len(LOOKS)
+    assert len({s.image_sha256 for s in first}) == len(STYLES)
 
 
 def test_phantom_slices_are_seeded_and_go_on(tmp_path):
     config, stops = style_tiny.config(), iter([False, True])
     write_phantom_slices(tmp_path / "whole", config)
-    stopped = write_phantom_slices(tmp_path / "parts", config, stop_requested=lambda: next(stops))
+    stopped = write_phantom_slices(
+        tmp_path / "parts", config, limits=Limits(stop_requested=lambda: next(stops))
+    )
     assert (stopped.done, stopped.finished) == (1, False)
     assert write_phantom_slices(tmp_path / "parts", config).finished
     assert style_tiny.files(tmp_path / "parts") == style_tiny.files(tmp_path / "whole")
@@ -346,7 +349,7 @@ def test_looks_contrast_tissues_as_their_modality_does():
             for name in ("liver", "spleen", "subcutaneous_fat", "muscle", "air")
             if (seen == phantom_slices.INDEX[name]).any()
         }
-        for style in LOOKS
+        for style in STYLES
     }
     assert means["ct"]["liver"] > means["ct"]["subcutaneous_fat"]
     assert means["t1"]["liver"] < means["t1"]["subcutaneous_fat"]
@@ -372,7 +375,7 @@ def test_the_prompts_of_every_anatomy_can_be_read():
         assert len(prompts.styles) >= 4
         assert all(prompts.of(style) for style in prompts.styles)
         assert "CT" not in prompts.instance
-    assert set(LOOKS) <= set(read_prompts("abdomen").styles)
+    assert set(STYLES) <= set(read_prompts("abdomen").styles)
 
 
 def test_prompts_that_cannot_be_used_are_named(tmp_path):

@@ -13,6 +13,7 @@ import style_tiny
 import tiny
 import torch
 
+from srcsm_training.engine.limits import Limits
 from srcsm_training.style import swap as swap_module
 from srcsm_training.style.base import load_base
 from srcsm_training.style.control import conditions, load_control
@@ -26,7 +27,7 @@ from srcsm_training.style.slices import (
     write_manifest,
     write_picture,
 )
-from srcsm_training.style.swap import plan, swap
+from srcsm_training.style.swap import SwapModels, plan, swap
 from srcsm_training.style.tune import load_tuned
 from SRCSMSegmenterLib import atomic
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, DatasetError
@@ -51,10 +52,11 @@ def whole(chain):
     return folder
 
 
-def run(chain, folder, config=None, **given):
-    given = {"device": "cpu", "say": style_tiny.silent, **given}
+def run(chain, folder, config=None, tuned=None, **limits):
     config = config or style_tiny.config()
-    return swap(chain.slices, str(chain.base), chain.control, folder, config, **given)
+    models = SwapModels(str(chain.base), chain.control, tuned)
+    limits = Limits(say=style_tiny.silent, **limits)
+    return swap(chain.slices, models, folder, config, device="cpu", limits=limits)
 
 
 def pictures(folder):
@@ -294,13 +296,13 @@ sys.path.insert(0, {testing!r})
 import style_tiny, torch
 from pathlib import Path
 from srcsm_training.style.control import train_control
-from srcsm_training.style.swap import swap
+from srcsm_training.style.swap import SwapModels, swap
 torch.set_num_threads(1)
 slices, base, out = Path({slices!r}), {base!r}, Path({out!r})
-on = dict(device="cpu", say=style_tiny.silent)
+on = dict(device="cpu", limits=style_tiny.SILENT)
 config = style_tiny.config("control.accumulation=2")
 train_control(slices, base, out / "control", config, tuned=Path({tuned!r}), **on)
-result = swap(slices, base, Path({control!r}), out / "swap", config, **on)
+result = swap(slices, SwapModels(base, Path({control!r})), out / "swap", config, **on)
 assert result.finished, result
 """
 

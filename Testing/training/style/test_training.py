@@ -17,11 +17,12 @@ from torch import nn
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.checkpoint import CheckpointError
 from srcsm_training.engine.fit import TrainingError
+from srcsm_training.engine.limits import Limits
 from srcsm_training.style import control as control_module
-from srcsm_training.style import diffusion
+from srcsm_training.style import diffusion, stage
 from srcsm_training.style import tune as tune_module
 from srcsm_training.style.base import check_weights, load_base, read_record
-from srcsm_training.style.config import SamplingConfig, StageConfig
+from srcsm_training.style.config import SamplingConfig, StageConfig, StyleConfig
 from srcsm_training.style.control import (
     conditions,
     load_control,
@@ -31,16 +32,17 @@ from srcsm_training.style.control import (
 )
 from srcsm_training.style.diffusion import (
     Latents,
-    fit,
     generate,
     noisy_latents,
 )
 from srcsm_training.style.slices import StyleError, read_picture, read_slices
-from srcsm_training.style.small import NOISE, train_base
+from srcsm_training.style.small import train_base
+from srcsm_training.style.small_base import NOISE
+from srcsm_training.style.stage import fit_stage, open_stage
 from srcsm_training.style.tune import load_tuned, tune
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, DatasetError
 
-ON = {"device": "cpu", "say": style_tiny.silent}
+ON = {"device": "cpu", "limits": style_tiny.SILENT}
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +62,14 @@ def base(chain):
 
 
 def stop_at(step):
-    """A report and a stop_requested that stops after that step."""
+    """Limits that stop after that step."""
     seen = []
     return {
-        "report": lambda progress: seen.append(progress.step),
-        "stop_requested": lambda: seen[-1] == step,
+        "limits": Limits(
+            stop_requested=lambda: seen[-1] == step,
+            say=style_tiny.silent,
+            report=lambda progress: seen.append(progress.step),
+        )
     }
 
 
@@ -88,18 +93,24 @@ class Sum(nn.Module):
 
 
 def run_fit(folder, recipe, factors=(3.0, 1.0), **changes):
-    """`fit` of a `Sum`; returns the model and the progress."""
-    model = Sum()
+    """`fit_stage` of a `Sum`; returns the model and the progress."""
+    model = changes.pop("model", None) or Sum()
+    opened = open_stage(
+        folder,
+        StyleConfig(checkpoint_minutes=99),
+        recipe,
+        accelerator_for("cpu", "fp32", "test"),
+        identity=changes.pop("identity", {"stage": "test"}),
+        tell=style_tiny.silent,
+    )
     given = {
-        "seed": 0,
-        "identity": {"stage": "test"},
-        "loss": lambda m, generator: m(torch.tensor(factors) * torch.rand((), generator=generator)),
+        "draw": lambda generator: torch.tensor(factors) * torch.rand((), generator=generator),
+        "loss": lambda m, batch: m(batch),
         "preview": lambda step: None,
-        "accelerator": accelerator_for("cpu", "fp32", "test").accelerator,
-        "checkpoint_minutes": 99,
+        "limits": Limits(),
         **changes,
     }
-    return model, fit(recipe, model, folder, **given)
+    return model, fit_stage(opened, model, **given)
 
 
 RECIPE = StageConfig(steps=6, learning_rate=0.1, weight_decay=0.0, precision="fp32", clip=100.0)
@@ -114,12 +125,12 @@ def test_gradients_of_a_step_are_the_mean_over_its_passes(tmp_path, monkeypatch)
             seen.append(parameter.grad.clone())
             return super().step(*arguments, **named)
 
-    monkeypatch.setattr(diffusion.torch.optim, "AdamW", Recorded)
+    monkeypatch.setattr(stage.torch.optim, "AdamW", Recorded)
     draws = iter([1.0, 2.0, 6.0])
     run_fit(
         tmp_path,
         replace(RECIPE, steps=1, accumulation=3),
-        loss=lambda m, generator: m(torch.tensor([1.0, 10.0]) * next(draws)),
+        draw=lambda generator: torch.tensor([1.0, 10.0]) * next(draws),
     )
     assert len(seen) == 1
     torch.testing.assert_close(seen[0], torch.tensor([3.0, 30.0]))
@@ -134,7 +145,7 @@ def test_gradients_are_clipped_and_rates_scheduled(tmp_path, monkeypatch):
             rates.append(self.param_groups[0]["lr"])
             return super().step(*arguments, **named)
 
-    monkeypatch.setattr(diffusion.torch.optim, "AdamW", Recorded)
+    monkeypatch.setattr(stage.torch.optim, "AdamW", Recorded)
     run_fit(tmp_path, replace(RECIPE, clip=0.5, schedule="cosine"), factors=(300.0, 100.0))
     assert seen == pytest.approx([0.5] * 6, rel=1e-4)
     assert rates[0] == 0.1
@@ -167,13 +178,14 @@ def test_the_average_is_the_average_and_is_previewed_and_kept(tmp_path):
         path.append(model.value.detach().clone())
         expected.lerp_(model.value.detach(), 1 - decay)
 
-    fit(
-        recipe, model, tmp_path,
-        seed=0, identity={}, loss=lambda m, generator: m(torch.tensor([3.0, 1.0])),
+    run_fit(
+        tmp_path,
+        recipe,
+        model=model,
+        draw=lambda generator: torch.tensor([3.0, 1.0]),
         preview=lambda step: shown.append((step, model.value.detach().clone())),
-        accelerator=accelerator_for("cpu", "fp32", "test").accelerator,
-        checkpoint_minutes=99, report=report,
-    )  # fmt: skip
+        limits=Limits(report=report),
+    )
     torch.testing.assert_close(model.value.detach(), expected)
     assert [step for step, _ in shown] == [2, 4, 6]
     torch.testing.assert_close(shown[-1][1], expected)
@@ -183,14 +195,14 @@ def test_the_average_is_the_average_and_is_previewed_and_kept(tmp_path):
 
 
 def test_time_that_is_up_stops_after_a_step_and_keeps_it(tmp_path):
-    _, stopped = run_fit(tmp_path, RECIPE, max_minutes=0)
+    _, stopped = run_fit(tmp_path, RECIPE, limits=Limits(max_minutes=0))
     assert stopped.step == 1
     assert (tmp_path / "checkpoints" / "last.pt").exists()
     assert run_fit(tmp_path, RECIPE)[1].step == 6
     assert (
         (tmp_path / "curve.csv")
         .read_text("utf-8")
-        .startswith("step,loss,learning_rate,seconds\n6,")
+        .startswith("step,loss,learning_rate,gradient_norm,seconds\n6,")
     )
 
 
@@ -203,7 +215,7 @@ def test_another_training_is_not_resumed(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_sentence(tmp_path):
     run_fit(tmp_path, RECIPE, **stop_at(2))
     with pytest.raises(TrainingError, match="not finite at step 2"):
-        run_fit(tmp_path, RECIPE, loss=lambda m, generator: m(torch.tensor([math.nan, 1.0])))
+        run_fit(tmp_path, RECIPE, draw=lambda generator: torch.tensor([math.nan, 1.0]))
     assert run_fit(tmp_path, RECIPE)[1].step == 6
 
 
@@ -351,7 +363,7 @@ def test_a_stopped_tuning_ends_as_one_that_was_not(chain, base, tmp_path, overri
     config = style_tiny.config("tune.learning_rate=1e-3", *overrides)
     given = (chain.slices, str(chain.base))
     tune(*given, tmp_path / "whole", config, **ON)
-    stopped = tune(*given, tmp_path / "parts", config, **ON, **stop_at(2))
+    stopped = tune(*given, tmp_path / "parts", config, device="cpu", **stop_at(2))
     assert (stopped.done, stopped.output) == (2, None)
     with pytest.raises(BundleError, match="no finished srcsm style tune"):
         load_tuned(tmp_path / "parts", base)
@@ -427,7 +439,7 @@ def test_slices_of_a_size_the_base_does_not_take_are_refused(chain, tmp_path):
     from srcsm_training.style.prepare import prepare
 
     odd = style_tiny.config("size=30")
-    prepare(chain.data, tmp_path / "odd", odd, say=style_tiny.silent)
+    prepare(chain.data, tmp_path / "odd", odd, limits=style_tiny.SILENT)
     with pytest.raises(ConfigError, match="multiple of 4"):
         tune(tmp_path / "odd", str(chain.base), tmp_path / "run", odd, **ON)
 
@@ -506,7 +518,7 @@ def test_a_stopped_controlnet_ends_as_one_that_was_not(chain, base, tmp_path):
     given = (chain.slices, str(chain.base))
     config = style_tiny.config("control.accumulation=2", "control.ema=0.5")
     train_control(*given, tmp_path / "whole", config, tuned=chain.tuned, **ON)
-    train_control(*given, tmp_path / "parts", config, tuned=chain.tuned, **ON, **stop_at(3))
+    train_control(*given, tmp_path / "parts", config, tuned=chain.tuned, device="cpu", **stop_at(3))
     train_control(*given, tmp_path / "parts", config, tuned=chain.tuned, **ON)
     whole, parts = (load_control(tmp_path / n, base)[0] for n in ("whole", "parts"))
     assert torch.equal(weights(whole), weights(parts))
@@ -567,9 +579,9 @@ def test_rare_classes_are_drawn_more_often(chain):
 def test_a_stopped_small_base_ends_as_one_that_was_not(chain, tmp_path):
     """Stopped in the autoencoder and in the rest."""
     sets, config = [chain.phantom, chain.slices], style_tiny.config()
-    first = train_base(sets, tmp_path, config, **ON, **stop_at(3))
+    first = train_base(sets, tmp_path, config, device="cpu", **stop_at(3))
     assert (first.done, first.total, first.output) == (3, 8, None)
-    second = train_base(sets, tmp_path, config, **ON, **stop_at(6))
+    second = train_base(sets, tmp_path, config, device="cpu", **stop_at(6))
     assert second.done == 6
     with pytest.raises(BundleError, match=r"no model_index.json"):
         load_base(str(tmp_path), say=style_tiny.silent)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``srcsm boxes``: boxes around organs, slice by slice, from a coarse segmentation."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SRCSMSegmenterLib.endings import stem
+from SRCSMSegmenterLib.errors import ConfigError
+
+from . import arguments as options
+from .console import print_json, say, stage_display
+from .outputs import check_writable, make_folder
+from .tables import Rows, ranges
+
+if TYPE_CHECKING:
+    from SAMRefineLib.boxes.boxes import SliceGrid
+    from SAMRefineLib.boxes.coarse import CoarseOrgan
+    from SAMRefineLib.boxes.key_frames import KeyFrames
+    from SRCSMSegmenterLib.geometry import Volume
+
+
+def add(commands: options.Commands) -> None:
+    """Add the command and its options."""
+    parser = options.add_command(
+        commands,
+        "boxes",
+        "draw boxes around the organs that a network is sure of, slice by slice",
+        "The boxes are for srcsm refine, as they are or corrected by hand. x0 y0 x1 y1 are edges\n"
+        "in voxels; voxel n reaches from n to n + 1. Without --coarse the scan is segmented first.",
+        "  srcsm boxes mr.nii.gz -o boxes.json --pictures pictures\n"
+        "  srcsm boxes mr.nii.gz -o boxes.json --coarse organs.nii.gz \\\n"
+        "      --coarse-confidence sure.nii.gz --box-confidence 0.9",
+    )
+    options.add_scan(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json")
+    options.add_coarse(parser)
+    options.add_model(parser, options.DEFAULT_MODEL)
+    parser.add_argument(
+        "--box-confidence",
+        type=float,
+        default=0.75,
+        metavar="P",
+        help="probability above which the network counts as sure (default: 0.75)",
+    )
+    parser.add_argument(
+        "--shrink",
+        type=options.positive,
+        default=1,
+        metavar="N",
+        help="average N x N pixels first, as the paper does with 4 (default: 1)",
+    )
+    parser.add_argument(
+        "--unfiltered",
+        action="store_true",
+        help="draw boxes around stray pieces too (default: around the largest piece)",
+    )
+    parser.add_argument(
+        "--axis",
+        choices=("auto", "I", "J", "K"),
+        default="auto",
+        help="voxel axis across the slices (default: auto, the coarsest)",
+    )
+    options.add_pictures(parser, "of the boxes")
+    options.add_modality(parser)
+    options.add_series(parser)
+    options.add_device(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the boxes of a scan's organs, and pictures of them."""
+    options.require_coarse(arguments)
+    if arguments.output.suffix != ".json":
+        raise ConfigError(f"{arguments.output} holds boxes; its name has to end in .json.")
+    check_writable(arguments.output.absolute().parent)
+    if arguments.pictures:
+        make_folder(arguments.pictures)
+
+    from SAMRefineLib.boxes.boxes import AXES, SliceGrid
+    from SAMRefineLib.boxes.key_frames import KeyFrames, save_boxes
+    from SRCSMSegmenterLib.volume_io import read_volume
+
+    scan = read_volume(arguments.scan, arguments.series)
+    organs = _coarse_organs(arguments, scan)
+    auto = arguments.axis == "auto"
+    axis = scan.geometry.coarsest_axis if auto else AXES.index(arguments.axis)
+    grid = SliceGrid(scan.geometry, axis)
+    frames = [
+        KeyFrames.from_coarse(
+            organ.name,
+            organ.value,
+            organ.mask,
+            grid,
+            box_confidence=arguments.box_confidence,
+            shrink=arguments.shrink,
+            in_volume=not arguments.unfiltered,
+            in_slices=not arguments.unfiltered,
+        )
+        for organ in organs
+    ]
+    save_boxes(arguments.output, frames)
+    pictures = []
+    if arguments.pictures:
+        from ..evaluation.overlays import box_pictures
+
+        pictures = box_pictures(arguments.pictures / stem(arguments.scan), scan, frames, organs)
+    rows = _rows(organs, frames, grid)
+    if arguments.json:
+        print_json(
+            {
+                "input": str(arguments.scan),
+                "output": str(arguments.output),
+                "axis": AXES[axis],
+                "organs": rows,
+                "pictures": [str(path) for path in pictures],
+            }
+        )
+        return 0
+    print(f"{arguments.output} (slices along {AXES[axis]})")
+    for row in rows:
+        unboxed = row["slices_without_box"]
+        note = f"; shown without a box in {ranges(unboxed)}" if unboxed else ""
+        print(f"  {row['name']:<20} {row['boxes']:4d} boxes{note}")
+        if not row["boxes"]:
+            limit = f"{arguments.box_confidence:g}"
+            say(f"srcsm: no box for {row['name']}: no probability is above {limit}.")
+    return 0
+
+
+def _coarse_organs(arguments: argparse.Namespace, scan: "Volume") -> list["CoarseOrgan"]:
+    """Read the coarse organs from --coarse, or segment the scan."""
+    if arguments.coarse:
+        from ..data.coarse import read_coarse
+
+        return read_coarse(arguments.coarse, arguments.coarse_confidence, scan.geometry)
+
+    from SAMRefineLib.boxes.coarse import CoarseOrgan
+    from SRCSMSegmenterLib.devices import resolve_device
+    from SRCSMSegmenterLib.inference import segment
+    from SRCSMSegmenterLib.modality import guess_modality
+    from SRCSMSegmenterLib.models.bundle import load_bundle
+    from SRCSMSegmenterLib.models.catalogue import find_model
+    from SRCSMSegmenterLib.source_matching import wanted
+
+    device = str(resolve_device(arguments.device))
+    bundle = load_bundle(find_model(arguments.model))
+    modality = arguments.modality or guess_modality(scan.array)
+    with stage_display(arguments.scan.name) as show:
+        segmentation = segment(
+            scan,
+            bundle,
+            modality=modality,
+            source_matching=wanted("auto", modality, bundle.description.rule),
+            device=device,
+            keep_largest=False,
+            keep_probabilities=True,
+            progress=show,
+        )
+    return [
+        CoarseOrgan(label.name, label.value, segmentation.probabilities[label.value])
+        for label in bundle.description.labels
+    ]
+
+
+def _rows(organs: list["CoarseOrgan"], frames: list["KeyFrames"], grid: "SliceGrid") -> Rows:
+    from SAMRefineLib.boxes.boxes import slices_without_box
+
+    return [
+        {
+            "label": organ.value,
+            "name": organ.name,
+            "boxes": len(boxes.automatic),
+            "slices_without_box": slices_without_box(organ.mask, grid, boxes.automatic),
+        }
+        for organ, boxes in zip(organs, frames, strict=True)
+    ]

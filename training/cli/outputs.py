@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders that commands write to."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from SRCSMSegmenterLib import endings
+from SRCSMSegmenterLib.errors import ConfigError, SRCSMError, VolumeError
+
+
+class OutputError(SRCSMError):
+    """A result that cannot be written."""
+
+
+def output_files(
+    scans: Sequence[Path],
+    output: Path,
+    ending: str = ".nii.gz",
+    *,
+    labels: bool = True,
+    taken: Sequence[Path] = (),
+) -> list[Path]:
+    """Return the output file of each scan: `output`, or a file in the folder `output`.
+
+    A file in the folder is named after its scan. The folder is created if it does not exist; the
+    folder of a single file has to exist.
+
+    Args:
+        ending: ending of the files in a folder.
+        labels: the files are label maps, which may also be .seg.nrrd.
+        taken: other results; neither they nor the scans may be overwritten.
+
+    Raises:
+        ConfigError: unsupported ending, or a file would be overwritten.
+        OutputError: the folder cannot be written to.
+    """
+    if len(scans) > 1 or output.is_dir() or not output.suffix:
+        with report_os_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+        files = [output / f"{endings.stem(scan)}{ending}" for scan in scans]
+    else:
+        files = [output]
+    known = endings.LABELS if labels else endings.WRITABLE
+    if endings.ending(files[0]) not in known:
+        raise ConfigError(f"{output} needs one of the endings {', '.join(known)}.")
+    used = {path.resolve() for path in (*scans, *taken)}
+    for path in files:
+        if path.resolve() in used:
+            raise ConfigError(f"{path} would be overwritten; choose another output.")
+        used.add(path.resolve())
+    check_writable(files[0].parent)
+    return files
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder if it does not exist, and check that it can be written to.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with report_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Check before the work, not after it, that a folder can be written to.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with report_os_errors(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextmanager
+def report_os_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing to `path` into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write to {path} ({error.strerror}); choose another folder."
+        ) from error
+
+
+@contextmanager
+def report_volume_errors() -> Iterator[None]:
+    """Turn a VolumeError while writing into an OutputError: the scan is not at fault."""
+    try:
+        yield
+    except VolumeError as error:
+        raise OutputError(str(error)) from error

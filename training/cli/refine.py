@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``srcsm refine``: SAM redraws organs within boxes."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from SRCSMSegmenterLib.endings import LABELS, stem
+from SRCSMSegmenterLib.errors import ConfigError
+
+from . import arguments as options
+from .console import print_json, stage_display
+from .outputs import make_folder, output_files, report_volume_errors
+from .tables import refinement_rows, refinement_text
+
+if TYPE_CHECKING:
+    from SAMRefineLib.refine.refiner import OrganPrompt, Refinement
+    from SRCSMSegmenterLib.geometry import Geometry
+
+
+def add(commands: options.Commands) -> None:
+    """Add the command and its options."""
+    parser = options.add_command(
+        commands,
+        "refine",
+        "let SAM redraw organs within boxes",
+        "The coarse mask is kept in slices whose SAM mask is rejected; the command names these\n"
+        "slices. Without --coarse, SAM's masks are kept. Research use only, not for diagnosis.",
+        "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.seg.nrrd\n"
+        "  srcsm refine mr.nii.gz --boxes boxes.json --coarse coarse.nii.gz \\\n"
+        "      --coarse-confidence sure.nii.gz -o organs.seg.nrrd --pictures pictures\n"
+        "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.nii.gz \\\n"
+        "      --sam sam_vit_b_01ec64.pth --mosaic slices",
+    )
+    options.add_scan(parser)
+    parser.add_argument(
+        "--boxes", type=Path, required=True, metavar="FILE.json", help="from srcsm boxes or Slicer"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help=f"a file ending in {', '.join(LABELS)}"
+    )
+    options.add_coarse(parser)
+    options.add_sam(parser, f"{options.SAM_HELP} (default: the one of the scan's modality)")
+    parser.add_argument(
+        "--mosaic",
+        choices=("crops", "slices", "off"),
+        default="crops",
+        help="what one pass of SAM's encoder sees: crops around the organ (default), whole slices "
+        "side by side, or a single slice",
+    )
+    parser.add_argument(
+        "--mask-threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="SAM probability above which a pixel belongs to the mask (default: 0.5)",
+    )
+    parser.add_argument(
+        "--no-mask-prompt",
+        dest="mask_prompt",
+        action="store_false",
+        help="do not give SAM the coarse mask as a mask prompt",
+    )
+    parser.add_argument(
+        "--confidence", type=Path, metavar="FILE", help="also write the labels' probability"
+    )
+    options.add_pictures(parser, "of the boxes and of both masks")
+    options.add_modality(parser)
+    options.add_series(parser)
+    options.add_device(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Refine a scan's organs, write them and say what changed."""
+    options.require_coarse(arguments)
+    (output,) = output_files([arguments.scan], arguments.output, ".seg.nrrd")
+    confidence = None
+    if arguments.confidence:
+        (confidence,) = output_files(
+            [arguments.scan], arguments.confidence, labels=False, taken=[output]
+        )
+    if arguments.pictures:
+        make_folder(arguments.pictures)
+
+    from SAMRefineLib.refine.refiner import refine
+    from SAMRefineLib.sam.catalogue import default_for, find_sam
+    from SAMRefineLib.sam.models import load_sam
+    from SRCSMSegmenterLib.modality import guess_modality
+    from SRCSMSegmenterLib.volume_io import read_volume
+
+    scan = read_volume(arguments.scan, arguments.series)
+    organs = _organs(arguments, scan.geometry)
+    modality = arguments.modality or guess_modality(scan.array)
+    path = find_sam(arguments.sam or default_for(modality))
+    model = load_sam(path, arguments.sam_kind, arguments.device)
+    started = time.perf_counter()
+    with stage_display(arguments.scan.name) as show:
+        refinement = refine(
+            scan,
+            organs,
+            model,
+            modality=modality,
+            mosaic=arguments.mosaic,
+            mask_threshold=arguments.mask_threshold,
+            progress=show,
+        )
+    seconds = time.perf_counter() - started
+    _write(output, confidence, organs, refinement)
+    pictures = []
+    if arguments.pictures:
+        from ..evaluation.overlays import refinement_pictures
+
+        start = arguments.pictures / stem(arguments.scan)
+        pictures = refinement_pictures(start, scan, organs, refinement.labels)
+    rows = refinement_rows(refinement, scan.geometry)
+    if arguments.json:
+        print_json(
+            {
+                "input": str(arguments.scan),
+                "output": str(output),
+                "confidence": str(confidence) if confidence else None,
+                "sam": model.identify(),
+                "device": str(model.device),
+                "organs": rows,
+                "encoder_passes": refinement.encoder_passes,
+                "seconds": round(seconds, 3),
+                "pictures": [str(path) for path in pictures],
+            }
+        )
+    else:
+        work = f"{refinement.encoder_passes} encoder passes, {seconds:.1f} s"
+        print(f"{output} ({model.name}, {work})\n{refinement_text(rows)}")
+    return 0
+
+
+def _organs(arguments: argparse.Namespace, geometry: "Geometry") -> list["OrganPrompt"]:
+    """Read the organs with boxes, and those of the coarse label map alone, which stay unchanged."""
+    from SAMRefineLib.boxes.boxes import SliceGrid
+    from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes
+    from SAMRefineLib.refine.refiner import OrganPrompt
+
+    from ..data.coarse import read_coarse
+
+    boxed = load_boxes(arguments.boxes)
+    if not boxed:
+        raise ConfigError(f"{arguments.boxes} holds no organ; make boxes with srcsm boxes.")
+    grid = SliceGrid(geometry, boxed[0].grid.axis)
+    for frames in boxed:
+        frames.require(grid)
+    coarse = []
+    if arguments.coarse:
+        coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
+    masks = {organ.value: organ.mask for organ in coarse}
+    labels = {frames.value for frames in boxed}
+    others = [KeyFrames(o.name, o.value, grid) for o in coarse if o.value not in labels]
+    return [
+        OrganPrompt(frames, masks.get(frames.value), mask_prompt=arguments.mask_prompt)
+        for frames in (*boxed, *others)
+    ]
+
+
+def _write(
+    output: Path, confidence: Path | None, organs: list["OrganPrompt"], refinement: "Refinement"
+) -> None:
+    """Write the labels and, if `confidence` is given, their probability."""
+    import numpy as np
+
+    from SRCSMSegmenterLib.geometry import Volume
+    from SRCSMSegmenterLib.terminology import segment_for
+    from SRCSMSegmenterLib.volume_io import write_labels, write_volume
+
+    segments = [segment_for(organ.frames.name, organ.frames.value) for organ in organs]
+    with report_volume_errors():
+        write_labels(output, refinement.labels, segments)
+        if confidence:
+            probability = refinement.confidence().astype(np.float32)
+            write_volume(confidence, Volume(probability, refinement.labels.geometry))

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings of an ablation: run side by side, scored, and put into rows of a table."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from .reports import missing_runs, write_results
+
+if TYPE_CHECKING:
+    from srcsm_training.data.dataset import Dataset
+    from srcsm_training.segmentation.config import TrainingConfig
+    from SRCSMSegmenterLib.geometry import Volume
+    from SRCSMSegmenterLib.models.bundle import ModelBundle
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its targets.
+
+    Attributes:
+        preset, source, targets: names of the preset and of the datasets.
+        mode: mode of random convolution.
+        cases: shell patterns of the training cases.
+        fold: "n/k" trains on all cases but every k-th from the n-th on, and tests on those.
+        settings: further settings, key=value.
+    """
+
+    name: str
+    preset: str
+    source: str
+    mode: str
+    targets: tuple[str, ...]
+    cases: tuple[str, ...] = ("*",)
+    fold: str = ""
+    seed: int = 0
+    settings: tuple[str, ...] = ()
+
+
+def add_options(parser: argparse.ArgumentParser, steps: int) -> None:
+    """Add the options of trainings."""
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, a core each")
+    parser.add_argument("--steps", type=int, default=steps, help="of each training")
+
+
+def run_missing(
+    runs: Sequence[Run],
+    arguments: argparse.Namespace,
+    data: Path,
+    module: str,
+    options: Sequence[str] = (),
+) -> int:
+    """Run the trainings without scores, each in a process of its own if there are several.
+
+    Args:
+        data: folder of the datasets.
+        module: the experiment, which a process runs with --only NAME.
+        options: further options for it.
+
+    Returns:
+        The highest exit code.
+    """
+    missing = missing_runs([run.name for run in runs], arguments)
+    if len(missing) == 1:
+        (run,) = (run for run in runs if run.name in missing)
+        execute(run, data, arguments)
+        return 0
+
+    def launch(name: str) -> int:
+        command = [sys.executable, "-m", module, *options, "--only", name, "--data", str(data)]
+        command += ["--runs", str(arguments.runs), "--results", str(arguments.results)]
+        command += ["--jobs", str(arguments.jobs), "--steps", str(arguments.steps)]
+        command += ["--force"] if arguments.force else []
+        return subprocess.run(command, check=False).returncode
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        return max(pool.map(launch, missing), default=0)
+
+
+def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
+    """Train and evaluate one run, and write its scores; a stopped training is resumed.
+
+    Args:
+        data: folder of the datasets.
+        arguments: runs, results, jobs and steps.
+    """
+    import torch
+
+    from srcsm_training.data.dataset import read_dataset
+    from srcsm_training.engine.limits import Limits
+    from srcsm_training.segmentation.run import run_training
+    from SRCSMSegmenterLib.models.bundle import load_bundle
+
+    torch.set_num_threads(2 // arguments.jobs or 1)
+    folder = arguments.runs / run.name
+    result = run_training(
+        data / run.source,
+        _configuration(run, arguments.steps),
+        folder,
+        limits=Limits(
+            report=lambda state: state.step % 100 or print(f"{run.name}: {state.step}", flush=True)
+        ),
+    )
+    bundle = load_bundle(result.model)
+    datasets = [read_dataset(data / target) for target in run.targets]
+    if run.fold:
+        environment = json.loads((folder / "environment.json").read_text("utf-8"))
+        held_out = environment["validation_cases"]
+        datasets = [
+            replace(d, cases=tuple(c for c in d.cases if c.name in held_out)) for d in datasets
+        ]
+    settings = ("off",) if run.fold else ("off", "on")
+    tables = [
+        _scores(bundle, dataset, folder / "evaluation" / dataset.name, settings)
+        for dataset in datasets
+    ]
+    table = pd.concat(tables).drop(columns="seconds").round(4)
+    write_results(run.name, table, arguments.results)
+
+
+def score_row(title: str, setting: str, table: pd.DataFrame | None, labels: Sequence[str]) -> str:
+    """Format a row of Markdown: mean Dice of every label and of all, and ASSD.
+
+    Args:
+        setting: of source matching, "on" or "off".
+        table: scores of a run; None gives dashes.
+    """
+    if table is None:
+        return f"| {title} | {setting} |" + " – |" * (len(labels) + 2)
+    table = table[table["source_matching"] == setting]
+    dice = table.groupby("label")["dice"].mean()
+    cells = [f"{dice[label]:.3f}" for label in labels]
+    assd = table.groupby("label")["assd"].mean().mean()
+    cells += [f"{dice.mean():.3f}", f"{assd:.1f}"]
+    return f"| {title} | {setting} | {' | '.join(cells)} |"
+
+
+def _configuration(run: Run, steps: int) -> "TrainingConfig":
+    from srcsm_training.engine.config import with_overrides
+    from srcsm_training.segmentation.presets import preset
+
+    fold, folds = map(int, run.fold.split("/")) if run.fold else (0, 0)
+    return with_overrides(
+        preset(run.preset),
+        [
+            f"optimisation.steps={steps}",
+            f"random_convolution={json.dumps(run.mode)}",
+            f"data.cases={json.dumps(run.cases)}",
+            f"data.folds={folds}",
+            f"data.fold={fold}",
+            f"seed={run.seed}",
+            "validate_every=0",
+            *run.settings,
+        ],
+    )
+
+
+def _scores(
+    bundle: "ModelBundle", dataset: "Dataset", output: Path, settings: Sequence[str]
+) -> pd.DataFrame:
+    """Score the network's labels, all pieces of them, with the given settings of SM."""
+    from srcsm_training.evaluation.evaluate import evaluate
+    from SRCSMSegmenterLib.inference import segment
+
+    def network(volume: "Volume", matching: bool) -> "Volume":
+        return segment(
+            volume,
+            bundle,
+            modality=dataset.modality,
+            source_matching=matching,
+            device="cpu",
+            keep_largest=False,
+        ).labels
+
+    return evaluate(network, [dataset], output, settings, worst=2)
