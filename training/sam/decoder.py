@@ -19,7 +19,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from SAMRefineLib.boxes.boxes import Box, SliceGrid, boxes_from_coarse
+from SAMRefineLib.boxes.boxes import Box, SliceGrid
+from SAMRefineLib.boxes.coarse import boxes_from_coarse
 from SAMRefineLib.sam.crops import crops
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.embeddings import EmbeddingCache, encode

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing a SAM in the panel: the list, files of the user's, official ones by download."""
+"""Choice of a SAM in the panel: the list, the user's own files, and downloads."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,15 +23,20 @@ WATCH_MS = 200
 
 
 class SamChooser:
-    """The rows of the panel that are about SAMs.
+    """The rows of the panel about SAMs.
 
     Attributes:
-        cards: see `sams.sam_cards`.
-        chosen: the key of the one that is picked.
+        cards: cards by key (`sams.sam_cards`).
+        chosen: the key of the chosen SAM.
     """
 
     def __init__(self, panel: RefinePanel, picked: Callable[[str], None]) -> None:
-        """`picked` is called with the key when the user picks a SAM, or one came or went."""
+        """Connect the widgets.
+
+        Args:
+            panel: the panel.
+            picked: called with a key when the user picks a SAM, or one was added or removed.
+        """
         self.cards: dict[str, SamCard] = {}
         self.chosen = ""
         self._panel, self._picked = panel, picked
@@ -49,7 +54,7 @@ class SamChooser:
         ui.removeSamButton.connect("clicked()", self.onRemove)
 
     def show(self, chosen: str) -> None:
-        """Show the list and what is to be known of the chosen SAM."""
+        """Show the list and the card of the chosen SAM."""
         self.chosen, card = chosen, self.cards.get(chosen)
         self._panel.show_sams(self.cards, chosen)
         self._panel.show_removal(card, own=chosen in sams.own_sams())
@@ -59,11 +64,11 @@ class SamChooser:
         )
 
     def refresh(self) -> None:
-        """Look again which SAMs there are."""
+        """List the existing SAMs anew."""
         self.cards = sams.sam_cards()
 
     def lacking(self) -> list[str]:
-        """Why the chosen SAM cannot be used; empty where it can."""
+        """Explain why the chosen SAM cannot be used; empty if it can."""
         card = self.cards.get(self.chosen)
         if card is None:
             return [_("Choose a SAM.")]
@@ -77,19 +82,19 @@ class SamChooser:
         if card is None or self.chosen == sams.BY_MODALITY:
             return replace(settings, sam="", sam_kind=None)
         kind = card.kind if card.kind in CHECKPOINTS else None
-        # A shipped one by its name: the worker may run on another machine.
+        # A shipped SAM is given by name, as the worker may run on another machine.
         shipped = self.chosen == card.path.name
         return replace(settings, sam=self.chosen if shipped else str(card.path), sam_kind=kind)
 
     def onPicked(self, index: int) -> None:
-        """Another one is picked."""
+        """Take over another choice."""
         if index >= 0:
             self._picked(self._panel.chosen_sam())
 
-    # Downloads
+    # downloads
 
     def onDownload(self) -> None:
-        """Fetch the chosen SAM; the button said what, how large and from where."""
+        """Download the chosen SAM, which the button described with size and origin."""
         card = self.cards[self.chosen]
         origin = card.origin
         fetch = partial(download, origin.url, card.path, origin.bytes, origin.sha256)
@@ -100,12 +105,12 @@ class SamChooser:
             self._panel.log(_("Downloaded {path}.").format(path=self.cards[self.chosen].path))
 
     def stop(self) -> None:
-        """End a download or a check; what has arrived is kept."""
+        """Stop a download or a check; received bytes are kept."""
         if self._work is not None:
             self._work.stop()
 
     def close(self) -> None:
-        """The same, without waiting for its end."""
+        """Stop a download or a check without waiting for its end."""
         self.stop()
         self._timer.stop()
         self._work = None
@@ -135,10 +140,10 @@ class SamChooser:
         self.show(chosen)
         self._picked(chosen)
 
-    # The user's own
+    # the user's own SAMs
 
     def onAddFile(self) -> None:
-        """Let the user point at a checkpoint file."""
+        """Ask the user for a checkpoint file."""
         path = qt.QFileDialog.getOpenFileName(
             slicer.util.mainWindow(), _("A checkpoint of SAM or MedSAM"), "", "*.pth *.pt"
         )
@@ -172,7 +177,7 @@ class SamChooser:
         self.chosen = sams.add_sam(Path(path), kind)
 
     def onAddFolder(self) -> None:
-        """Let the user point at a folder of ours."""
+        """Ask the user for the folder of a SAM of this program."""
         folder = qt.QFileDialog.getExistingDirectory(
             slicer.util.mainWindow(), _("Folder of a SAM that srcsm train-sam made")
         )
@@ -190,7 +195,7 @@ class SamChooser:
         self._changed(key)
 
     def onRemove(self) -> None:
-        """Take the chosen one off the list, or delete what was downloaded of it."""
+        """Remove the chosen SAM from the list, or delete its download."""
         if self.chosen in sams.own_sams():
             sams.forget_sam(self.chosen)
         else:

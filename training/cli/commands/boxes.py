@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from SAMRefineLib.boxes.boxes import AXES, SliceGrid, slices_without_box
-from SAMRefineLib.boxes.coarse import CoarseOrgan
+from SAMRefineLib.boxes.boxes import AXES, SliceGrid
+from SAMRefineLib.boxes.coarse import CoarseOrgan, slices_without_box
 from SAMRefineLib.boxes.key_frames import KeyFrames, save_boxes
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.endings import SEGMENTATION, ending, stem
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     frames = [
         KeyFrames.from_coarse(
             organ.name,
-            organ.value,
+            organ.label,
             organ.mask,
             grid,
             box_confidence=arguments.box_confidence,
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         pictures = draw_boxes(arguments.pictures / stem(arguments.scan), scan, frames, organs)
     rows = [
         {
-            "label": organ.value,
+            "label": organ.label,
             "name": organ.name,
             "boxes": len(made.automatic),
             "slices_without_box": slices_without_box(organ.mask, grid, made.automatic),

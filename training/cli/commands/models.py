@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from SAMRefineLib.sam import catalogue
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.models.bundle import CARD, load_bundle, verify_bundle
 from SRCSMSegmenterLib.models.catalogue import (
@@ -111,12 +112,12 @@ def find(model: str) -> Path:
 
 def find_sams(folders: Sequence[Path]) -> list[Path]:
     """The SAMs among folders and in them."""
-    return sams.find_sams(*folders) if sams else []
+    return catalogue.find_sams(*folders) if sams else []
 
 
 def is_sam(folder: Path) -> bool:
     """True for the folder of a SAM that could be used here."""
-    return sams is not None and sams.is_sam(folder)
+    return sams is not None and catalogue.is_sam(folder)
 
 
 def _row(folder: Path, known: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

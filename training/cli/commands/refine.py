@@ -12,8 +12,10 @@ import numpy as np
 from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseOrgan
 from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes
-from SAMRefineLib.refine.refiner import OrganPrompt, OrganReport, Refinement, refine
-from SAMRefineLib.sam.models import SamModel, find_sams, is_sam, load_sam
+from SAMRefineLib.refine.refiner import OrganPrompt, refine
+from SAMRefineLib.refine.results import OrganReport, Refinement
+from SAMRefineLib.sam.catalogue import default_for, find_sams, is_sam
+from SAMRefineLib.sam.models import SamModel, load_sam
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.endings import stem
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=lambda stage, fraction: show(round(100 * fraction), 100, stage),
         )
     seconds = time.perf_counter() - started
-    segments = [segment_for(organ.frames.name, organ.frames.value) for organ in organs]
+    segments = [segment_for(organ.frames.name, organ.frames.label) for organ in organs]
     with writing():
         write_labels(output, found.labels, segments)
         if confidence:
@@ -96,7 +98,7 @@ def find_sam(sam: str | None, kind: str | None, domain: str, device: str) -> Sam
         BundleError: absent (names those there are), altered, or of an unknown kind.
         DeviceError: unknown or absent device.
     """
-    name, shipped = sam or f"sam-small-{domain.lower()}", shipped_models_folder()
+    name, shipped = sam or default_for(domain), shipped_models_folder()
     folder = shipped_folder(name)
     if not Path(name).exists() and not (folder and is_sam(folder)):
         names = ", ".join(folder.name for folder in find_sams(shipped)) or "none"
@@ -118,13 +120,13 @@ def read_organs(arguments: argparse.Namespace, geometry: Geometry) -> list[Organ
     coarse: dict[int, CoarseOrgan] = {}
     if arguments.coarse:
         found = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
-        coarse = {organ.value: organ for organ in found}
-    boxed = {organ.value for organ in frames}
-    others = [KeyFrames(o.name, o.value, grid) for o in coarse.values() if o.value not in boxed]
+        coarse = {organ.label: organ for organ in found}
+    boxed = {organ.label for organ in frames}
+    others = [KeyFrames(o.name, o.label, grid) for o in coarse.values() if o.label not in boxed]
     return [
         OrganPrompt(
             organ,
-            coarse[organ.value].mask if organ.value in coarse else None,
+            coarse[organ.label].mask if organ.label in coarse else None,
             mask_prompt=arguments.mask_prompt,
         )
         for organ in (*frames, *others)
@@ -162,7 +164,7 @@ def draw_refinement(
         boxes = organ.frames.effective()
         if not boxes:
             continue
-        outlines = [Outline("refined", found.labels.array == organ.frames.value, REFINED_COLOUR)]
+        outlines = [Outline("refined", found.labels.array == organ.frames.label, REFINED_COLOUR)]
         if organ.coarse is not None:
             outlines.insert(0, Outline("coarse", organ.coarse >= 0.5, COARSE_COLOUR))
         path = picture_path(start, organ.frames.name)
@@ -173,7 +175,7 @@ def draw_refinement(
 
 def _as_row(report: OrganReport, millilitres: float) -> dict[str, Any]:
     return {
-        "label": report.value,
+        "label": report.label,
         "name": report.name,
         "boxes": report.boxes,
         "dice": report.dice,
