@@ -20,9 +20,6 @@ AXES = "IJK"
 SMALLEST_SIDE = 0.1
 """Pixels; a box that was cut counts as empty if one of its sides is shorter."""
 
-MISSED_SHARE = 1 / 3
-"""Share of a slice's width and height that the first box of a missed organ covers."""
-
 MISSED_SLICES = 20
 """The first box of a missed organ reaches over one of so many slices to both sides."""
 
@@ -307,11 +304,10 @@ class SliceGrid:
 def missed_organ_block(grid: SliceGrid, slice_index: int) -> Box3D:
     """Return a first box for an organ that was missed, to be moved by hand.
 
-    It lies in the middle of a slice and reaches over a twentieth of the slices, one at least, to
-    both sides of it, as far as the volume goes.
+    It covers the middle third of a slice's rows and columns, and reaches over a twentieth of the
+    slices, one at least, to both sides of it, as far as the volume goes.
     """
     rows, columns = grid.shape
-    low, high = (1 - MISSED_SHARE) / 2, (1 + MISSED_SHARE) / 2
-    box = Box(columns * low, rows * low, columns * high, rows * high)
+    box = Box(columns / 3, rows / 3, columns * 2 / 3, rows * 2 / 3)
     reach = max(1, grid.count // MISSED_SLICES)
     return grid.block(box, max(0, slice_index - reach), min(grid.count - 1, slice_index + reach))

@@ -242,7 +242,7 @@ class RefinePanel(CommonPanel):
     # buttons
 
     def show_button(self, button: "qt.QPushButton", effect: str, lacking: Sequence[str]) -> None:
-        """Enable a button if nothing is lacking; its tooltip tells its effect or what is lacking."""
+        """Enable a button if nothing is lacking; its tooltip tells its effect or what lacks."""
         button.enabled = not lacking
         button.toolTip = "\n".join(lacking) or effect
 

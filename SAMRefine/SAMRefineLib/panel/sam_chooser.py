@@ -28,6 +28,8 @@ class SamChooser:
     Attributes:
         cards: cards by key (`sams.sam_cards`).
         chosen: the key of the chosen SAM.
+        work: the download or check that runs, or None.
+        timer: the timer that polls it.
     """
 
     def __init__(self, panel: RefinePanel, picked: Callable[[str], None]) -> None:
@@ -40,11 +42,11 @@ class SamChooser:
         self.cards: dict[str, SamCard] = {}
         self.chosen = ""
         self._panel, self._picked = panel, picked
-        self._work: InBackground | None = None
+        self.work: InBackground | None = None
         self._finish: Callable[[InBackground], None] = lambda work: None
-        self._timer = qt.QTimer()
-        self._timer.setInterval(WATCH_MS)
-        self._timer.connect("timeout()", self._watch)
+        self.timer = qt.QTimer()
+        self.timer.setInterval(WATCH_MS)
+        self.timer.connect("timeout()", self._watch)
         ui = panel.ui
         ui.samComboBox.connect("currentIndexChanged(int)", self.onPicked)
         ui.downloadButton.connect("clicked()", self.onDownload)
@@ -60,7 +62,7 @@ class SamChooser:
         self._panel.show_removal(card, own=chosen in sams.own_sams())
         absent = card if card and card.origin and not card.present else None
         self._panel.show_download(
-            absent, received(absent.path) if absent else 0, running=self._work is not None
+            absent, received(absent.path) if absent else 0, running=self.work is not None
         )
 
     def refresh(self) -> None:
@@ -98,7 +100,7 @@ class SamChooser:
         card = self.cards[self.chosen]
         origin = card.origin
         fetch = partial(download, origin.url, card.path, origin.bytes, origin.sha256)
-        self._start(fetch, self._fetched)
+        self.start(fetch, self._fetched)
 
     def _fetched(self, work: InBackground) -> None:
         if work.error is None:
@@ -106,30 +108,31 @@ class SamChooser:
 
     def stop(self) -> None:
         """Stop a download or a check; received bytes are kept."""
-        if self._work is not None:
-            self._work.stop()
+        if self.work is not None:
+            self.work.stop()
 
     def close(self) -> None:
         """Stop a download or a check without waiting for its end."""
         self.stop()
-        self._timer.stop()
-        self._work = None
+        self.timer.stop()
+        self.work = None
 
-    def _start(self, work: Callable, finish: Callable[[InBackground], None]) -> None:
-        if self._work is None:
+    def start(self, work: Callable, finish: Callable[[InBackground], None]) -> None:
+        """Run work on files in the background unless some runs; `finish` is called at its end."""
+        if self.work is None:
             self._panel.show_message("")
             self._panel.show_download_progress("", 0.0)
-            self._work, self._finish = InBackground(work), finish
-            self._timer.start()
+            self.work, self._finish = InBackground(work), finish
+            self.timer.start()
             self.show(self.chosen)
 
     def _watch(self) -> None:
-        work = self._work
+        work = self.work
         self._panel.show_download_progress(work.stage, work.fraction)
         if not work.finished:
             return
-        self._timer.stop()
-        self._work = None
+        self.timer.stop()
+        self.work = None
         if work.error is not None and not isinstance(work.error, Cancelled):
             self._panel.show_message(str(work.error))
         self._finish(work)
@@ -153,7 +156,7 @@ class SamChooser:
     def addFile(self, path: str) -> None:
         """Check a checkpoint file and choose it."""
         check = partial(sha256_of, Path(path))
-        self._start(check, lambda work: self._checked(path, work))
+        self.start(check, lambda work: self._checked(path, work))
 
     def _checked(self, path: str, work: InBackground) -> None:
         if work.error is not None:
