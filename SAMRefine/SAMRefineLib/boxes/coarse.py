@@ -206,9 +206,9 @@ def _filter(
     if in_volume:
         stack &= ~smaller_components(stack.view(np.uint8), weights)
     if in_slices:
-        for n, mask in enumerate(stack):
+        for k, mask in enumerate(stack):
             mask &= ~smaller_components(
-                mask.view(np.uint8), None if weights is None else weights[n]
+                mask.view(np.uint8), None if weights is None else weights[k]
             )
 
 

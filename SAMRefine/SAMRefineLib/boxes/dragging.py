@@ -71,7 +71,7 @@ def mirrored(frames: KeyFrames) -> KeyFrames:
         return Box(given.x0, count - given.y1, given.x1, count - given.y0)  # rows run along K
 
     def boxes(given: Mapping[int, Box]) -> dict[int, Box]:
-        return {mirrored_index(n): box(each) for n, each in given.items()}
+        return {mirrored_index(k): box(each) for k, each in given.items()}
 
     limit = frames.limit
     if limit is not None:
@@ -118,14 +118,14 @@ def _moved(frames: KeyFrames, by: np.ndarray) -> KeyFrames:
 
     def moved(boxes: Mapping[int, Box]) -> dict[int, Box]:
         shifted = {}
-        for n, box in boxes.items():
+        for k, box in boxes.items():
             there = Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
             inside = there.overlap(Box(0, 0, columns, rows))
-            if inside is not None and 0 <= n + slices < grid.count:
-                shifted[n + slices] = inside
+            if inside is not None and 0 <= k + slices < grid.count:
+                shifted[k + slices] = inside
         return shifted
 
-    off = frozenset(n + slices for n in frames.off if 0 <= n + slices < grid.count)
+    off = frozenset(k + slices for k in frames.off if 0 <= k + slices < grid.count)
     limit = frames.limit
     if limit is not None:
         limit = _within(Box3D(*(_edges(limit) + by)), grid, frames.name)
@@ -149,18 +149,18 @@ def _stretched(frames: KeyFrames, whole: Box3D, out: Box3D) -> KeyFrames:
 
     def stretched(boxes: Mapping[int, Box]) -> dict[int, Box]:
         larger = {}
-        for n, box in boxes.items():
+        for k, box in boxes.items():
             x0, x1 = along(grid.column_axis, box.x0, box.x1)
             y0, y1 = along(grid.row_axis, box.y0, box.y1)
-            larger[n] = Box(x0, y0, x1, y1)
+            larger[k] = Box(x0, y0, x1, y1)
         return larger
 
     boxes, moved = frames.limited(None).effective(), stretched(frames.unedited)
     first, last = min(boxes), max(boxes)
     added = set(grid.slices_of(out)) - set(range(first, last + 1))
-    ending = stretched({n: boxes[n] for n in (first, last)})
-    moved |= {n: ending[first if n < first else last] for n in added}
-    edited = {n: box for n, box in stretched(frames.edited).items() if n not in added}
+    ending = stretched({k: boxes[k] for k in (first, last)})
+    moved |= {k: ending[first if k < first else last] for k in added}
+    edited = {k: box for k, box in stretched(frames.edited).items() if k not in added}
     return dataclasses.replace(
         frames, moved=moved, edited=edited, off=frames.off - added, limit=None
     )

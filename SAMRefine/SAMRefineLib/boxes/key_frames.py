@@ -74,13 +74,13 @@ class KeyFrames:
         for name in ("automatic", "edited", "moved"):
             if getattr(self, name) is None:
                 continue
-            boxes = {int(n): box for n, box in sorted(getattr(self, name).items())}
+            boxes = {int(k): box for k, box in sorted(getattr(self, name).items())}
             object.__setattr__(self, name, boxes)
-            for n, box in boxes.items():
-                self._check(n, box)
-        object.__setattr__(self, "off", frozenset(int(n) for n in self.off))
-        for n in self.off:
-            self._check(n)
+            for k, box in boxes.items():
+                self._check(k, box)
+        object.__setattr__(self, "off", frozenset(int(k) for k in self.off))
+        for k in self.off:
+            self._check(k)
         if self.limit is not None:
             _rectangles(self.limit, self.grid, self.name)
 
@@ -160,20 +160,20 @@ class KeyFrames:
 
     def effective(self) -> dict[int, Box]:
         """Return the boxes in use by slice index, ascending; slices without one are left out."""
-        boxes = {n: box for n, box in self.unedited.items() if n not in self.off}
-        edited = {n: box for n, box in self.edited.items() if n not in self.off}
+        boxes = {k: box for k, box in self.unedited.items() if k not in self.off}
+        edited = {k: box for k, box in self.edited.items() if k not in self.off}
         if edited:
             _fade(boxes, min(edited), edited[min(edited)], -1, self.grid.thickness)
             _fade(boxes, max(edited), edited[max(edited)], 1, self.grid.thickness)
         for first, last in pairwise(edited):
-            for n in range(first + 1, last):
-                boxes[n] = edited[first].towards(edited[last], (n - first) / (last - first))
+            for k in range(first + 1, last):
+                boxes[k] = edited[first].towards(edited[last], (k - first) / (last - first))
         boxes |= edited
         if self.limit is not None:
             cuts = _rectangles(self.limit, self.grid, self.name)
-            cut = {n: boxes[n].overlap(cuts[n]) for n in boxes.keys() & cuts.keys()}
-            boxes = {n: box for n, box in cut.items() if box is not None}
-        return {n: boxes[n] for n in sorted(boxes) if n not in self.off}
+            cut = {k: boxes[k].overlap(cuts[k]) for k in boxes.keys() & cuts.keys()}
+            boxes = {k: box for k, box in cut.items() if box is not None}
+        return {k: boxes[k] for k in sorted(boxes) if k not in self.off}
 
     def bounds3d(self) -> Box3D | None:
         """Return the smallest block around all boxes in use; None if there are none."""
@@ -227,12 +227,12 @@ def _fade(boxes: dict[int, Box], last: int, key: Box, step: int, thickness: floa
         step: 1 for the slices after it, -1 for those before it.
         thickness: mm from slice to slice.
     """
-    beyond = sorted((n for n in boxes if (n - last) * step > 0), key=lambda n: abs(n - last))
-    for n in beyond:
-        if (distance := abs(n - last) * thickness) < FADE_MM:
-            boxes[n] = key.towards(boxes[n], distance / FADE_MM)
-    for n in range(last + step, beyond[0], step) if beyond else ():
-        boxes[n] = key.towards(boxes[beyond[0]], (n - last) / (beyond[0] - last))
+    beyond = sorted((k for k in boxes if (k - last) * step > 0), key=lambda k: abs(k - last))
+    for k in beyond:
+        if (distance := abs(k - last) * thickness) < FADE_MM:
+            boxes[k] = key.towards(boxes[k], distance / FADE_MM)
+    for k in range(last + step, beyond[0], step) if beyond else ():
+        boxes[k] = key.towards(boxes[beyond[0]], (k - last) / (beyond[0] - last))
 
 
 def _described(grid: SliceGrid) -> str:
@@ -286,7 +286,7 @@ def frames_to_json(frames: KeyFrames) -> dict[str, Any]:
 
 
 def _edges(boxes: Mapping[int, Box]) -> dict[str, list[float]]:
-    return {str(n): list(box.edges) for n, box in boxes.items()}
+    return {str(k): list(box.edges) for k, box in boxes.items()}
 
 
 def boxes_from_json(text: str, source: str = "This text") -> tuple[KeyFrames, ...]:
@@ -336,14 +336,14 @@ def frames_from_json(entry: Mapping[str, Any], grid: SliceGrid) -> KeyFrames:
         grid,
         automatic=_boxes(entry["automatic"]),
         edited=_boxes(entry["edited"]),
-        off=frozenset(int(n) for n in entry["off"]),
+        off=frozenset(int(k) for k in entry["off"]),
         limit=None if limit is None else Box3D(*limit),
         moved=None if moved is None else _boxes(moved),
     )
 
 
 def _boxes(edges: Mapping[str, Sequence[float]]) -> dict[int, Box]:
-    return {int(n): Box(*each) for n, each in edges.items()}
+    return {int(k): Box(*each) for k, each in edges.items()}
 
 
 def save_boxes(path: str | Path, organs: Sequence[KeyFrames]) -> None:

@@ -33,11 +33,11 @@ def crops(
     """
     longest = max((longer_mm(box, grid) for box in (automatic or needed).values()), default=0.0)
     squares = {}
-    for n, box in needed.items():
-        usual = automatic.get(n, box)
-        squares[n] = _square(usual, longest / 2, grid)
-        if not _has_room(squares[n], box, grid):
-            squares[n] = _square(Box.around([usual, box]), longest / 2, grid)
+    for k, box in needed.items():
+        usual = automatic.get(k, box)
+        squares[k] = _square(usual, longest / 2, grid)
+        if not _has_room(squares[k], box, grid):
+            squares[k] = _square(Box.around([usual, box]), longest / 2, grid)
     return squares
 
 

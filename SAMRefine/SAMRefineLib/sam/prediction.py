@@ -290,7 +290,7 @@ def lay_out(
     }[mode]
     row_mm, column_mm = grid.spacing
     return pack(
-        [pixels[n] for n in sources],
+        [pixels[k] for k in sources],
         side=model.canvas,
         step=model.step,
         at_least=at_least,
