@@ -143,14 +143,14 @@ def load_sam(path: str | Path, kind: str | None = None, device: str = "auto") ->
         BundleError: absent, truncated, altered, or of another architecture.
         DeviceError: unknown or absent device.
     """
-    where = resolve_device(device)
+    resolved = resolve_device(device)
     path = Path(path)
     if not path.exists() and (shipped := shipped_folder(path)) and shipped.is_dir():
         path = shipped
     model = _load_folder(path) if path.is_dir() else _load_file(path, kind)
     if kind not in (None, model.kind):
         raise BundleError(f'{path} holds a SAM of kind "{model.kind}", not "{kind}".')
-    model.sam.to(where)
+    model.sam.to(resolved)
     return model
 
 
