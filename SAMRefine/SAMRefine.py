@@ -22,9 +22,10 @@ from slicer.ScriptedLoadableModule import (
 from SAMRefineLib.panel.parameters import Parameters, rename_old_parameters
 from SAMRefineLib.panel.widget import RefineWidget
 from SAMRefineLib.scene import logic as refine_logic
-from SAMRefineLib.scene.requests import MakeClient, worker_client
+from SAMRefineLib.scene.requests import TASKS, MakeClient, worker_client
 from SRCSMSegmenterLib.panel import packages
-from SRCSMSegmenterLib.scene import logic as segmenter_logic
+from SRCSMSegmenterLib.scene import worker_host
+from SRCSMSegmenterLib.scene.logic import segment
 from SRCSMSegmenterLib.scene.samples import load_phantom
 
 
@@ -52,15 +53,6 @@ class SAMRefine(ScriptedLoadableModule):
         worker_host.add_tasks(TASKS)
 
 
-class SAMRefineWidget(RefineWidget):
-    """The panel, see `SAMRefineLib.panel.widget`."""
-
-    def setup(self) -> None:
-        """Build the panel, when the module is opened first and after a reload."""
-        self.logic = SAMRefineLogic()
-        super().setup()
-
-
 class SAMRefineLogic(ScriptedLoadableModuleLogic):
     """Refinement without widgets; see the README for a script to paste."""
 
@@ -81,7 +73,13 @@ class SAMRefineLogic(ScriptedLoadableModuleLogic):
 
     def stop(self) -> None:
         """End the worker; the next refinement starts it again."""
-        segmenter_logic.stop_worker()
+        worker_host.stop_worker()
+
+
+class SAMRefineWidget(RefineWidget):
+    """The panel, under the name that Slicer looks for."""
+
+    logicClass = SAMRefineLogic
 
 
 class SAMRefineTest(ScriptedLoadableModuleTest):
@@ -102,7 +100,7 @@ class SAMRefineTest(ScriptedLoadableModuleTest):
         if missing := packages.missing(requirements):
             self.skipTest(f"not installed: {', '.join(missing)}")
         volume, logic = load_phantom("MR"), SAMRefineLogic()
-        session = logic.boxes(segmenter_logic.segment(volume, model="abdomen-ct"), volume)
+        session = logic.boxes(segment(volume, model="abdomen-ct"), volume)
         node = logic.refine(session)
         assert node is session.segmentationNode
         assert all(organ.report is not None for organ in session.organs if organ.frames.effective())

@@ -763,9 +763,8 @@ def addSegmentation(volume, **more):
         results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25),
         results.SegmentedOrgan("spleen", 2, (157, 108, 162), "", 160.0),
     )
-    return results.place(
-        results.Result(Volume(labels, geometry), organs, **more), volume
-    ).segmentation
+    result = results.Result(Volume(labels, geometry), organs, **more)
+    return results.place(result, volume).segmentation
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from SRCSMSegmenterLib.errors import SRCSMError
-from SRCSMSegmenterLib.panel.widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
 
 from ..boxes.boxes import SliceGrid
 from ..refine.client import RefineRun

@@ -22,16 +22,17 @@ from ..sam.catalogue import default_for
 if TYPE_CHECKING:
     from .session import RefineSession
 
+TASKS = "SAMRefineLib.refine.tasks"
+"""Module with the worker's tasks."""
+
 MakeClient = Callable[[Volume, Mapping[str, Any]], RefineClient]
 """Makes a client for a volume and the parameters that open it."""
 
 
 def worker_client(volume: Volume, opening: Mapping[str, Any]) -> RefineClient:
     """Make a client of the worker of this Slicer."""
-    return RefineClient(logic.worker(), volume, opening)
-
-TASKS = "SAMRefineLib.refine.tasks"
-"""Module with the worker's tasks."""
+    worker_host.add_tasks(TASKS)
+    return RefineClient(worker_host.worker(), volume, opening)
 
 
 class Requests:
@@ -66,7 +67,6 @@ class Requests:
             session: the session that asks.
         """
         if self._client is None:
-            worker_host.add_tasks(TASKS)
             volume = nodes.read_volume(self._volume)
             self._client = self._make_client(volume, self._opening(settings))
         by_label = {organ.label: organ for organ in request.organs}
@@ -92,7 +92,7 @@ class Requests:
 
     def _opening(self, settings: Settings) -> dict[str, Any]:
         """Return what opens the volume, with modality and SAM filled in."""
-        modality = settings.modality or logic.dicom_modality(self._volume)
+        modality = settings.modality or dicom_modality(self._volume)
         if modality not in ("CT", "MR"):
             modality = guess_modality(np.array(self._volume.GetImageData().GetScalarRange()))
         sam = settings.sam or default_for(modality)

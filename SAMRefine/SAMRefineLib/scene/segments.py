@@ -9,6 +9,7 @@ import vtk
 
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
 from SRCSMSegmenterLib.scene.probabilities import probabilities
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
@@ -108,13 +109,12 @@ def coarse_probabilities(
         (K, J, I) probabilities that agree with the mask, at least a half inside and less outside;
         or `mask`.
     """
-    probabilities = nodes.probabilities(node).get(organ_tag(node, id))
-    if probabilities is None or probabilities.shape != grid.geometry.shape:
+    known = probabilities(node).get(organ_tag(node, id))
+    if known is None or known.shape != grid.geometry.shape:
         return mask
-    inside = np.where(
-        probabilities < DRAWN_PROBABILITY, np.float16(1), np.maximum(probabilities, np.float16(0.5))
-    )
-    outside = np.where(probabilities < 0.5, probabilities, np.float16(0))
+    drawn = known < DRAWN_PROBABILITY
+    inside = np.where(drawn, np.float16(1), np.maximum(known, np.float16(0.5)))
+    outside = np.where(known < 0.5, known, np.float16(0))
     return np.where(mask, inside, outside)
 
 
@@ -132,7 +132,7 @@ def uncertain_slices(
     slices = {k for k, reason in kept.items() if reason != NO_BOX}
     tag = organ_tag(node, organ.segment)
     if grid.axis == 2:
-        for measure in nodes.measures(node):
+        for measure in measures(node):
             if measure.name == tag:
                 slices |= {k for k, _ in measure.least_certain}
     return sorted(slices)

@@ -11,7 +11,7 @@ import slicer
 import vtk
 
 from SRCSMSegmenterLib.errors import PromptError, SRCSMError, VolumeError
-from SRCSMSegmenterLib.scene import logic
+from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.worker.protocol import WorkerError, as_worker_error
 
 from ..refine.answers import with_choices, with_results
@@ -144,7 +144,7 @@ class RefineSession(BoxEditor):
     def wait_for(self, run: RefineRun) -> slicer.vtkMRMLSegmentationNode:
         """Wait for a run; see `RefineRun.wait`."""
         while not run.finished:
-            logic.wait_for(logic.worker(), run)
+            worker_host.wait_for(run)
         if run.error is not None:
             raise run.error
         return self.segmentationNode

@@ -17,7 +17,6 @@ from SAMRefineLib.refine.organ_state import Settings
 from SAMRefineLib.scene.changes import apply, changes_to, joined
 from SAMRefineLib.scene.logic import boxes, refine
 from SRCSMSegmenterLib.geometry import Geometry
-from Testing.segmenter.scene.test_nodes import add_volume, draw, voxels
 
 pytestmark = pytest.mark.needs_slicer
 

@@ -20,6 +20,7 @@ from SAMRefineLib.refine.organ_state import Settings
 from SAMRefineLib.refine.saved_state import state_from_json
 from SAMRefineLib.scene.box_editor import BOXES
 from SAMRefineLib.scene.logic import boxes, open_boxes, refine, saved_boxes
+from SAMRefineLib.scene.requests import TASKS
 from SAMRefineLib.scene.roi_views import BOUND, read_block, show_block
 from SAMRefineLib.scene.session import sessions
 from SAMRefineLib.scene.slice_views import align_views
@@ -77,7 +78,7 @@ def scene():
 def one_worker():
     """Started once for all tests, with a SAM that knows its way."""
     with pytest.MonkeyPatch.context() as patch:
-        modules = ["SRCSMSegmenterLib.worker.tasks", requests.TASKS, "picture_tasks"]
+        modules = ["SRCSMSegmenterLib.worker.tasks", TASKS, "picture_tasks"]
         patch.setattr(worker_host, "_task_modules", modules)
         worker_host.stop_worker()
         yield
@@ -743,7 +744,7 @@ def test_the_slice_that_is_looked_at_goes_before_whole_organs_and_embeddings(sce
         segmented(volume),
         volume,
         settings=Settings(sam=sam, device="cpu"),
-        make_client=lambda volume, opening: WrittenDown(logic.worker(), volume, opening),
+        make_client=lambda volume, opening: WrittenDown(worker_host.worker(), volume, opening),
     )
     session.ahead = True
     assert session.background.busy == ("embed", 1, None)
