@@ -14,7 +14,8 @@ from matplotlib.patches import Patch
 from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseOrgan
 from SAMRefineLib.refine.box_selection import refine_coarse
-from SAMRefineLib.sam.models import SamModel, is_sam, load_sam
+from SAMRefineLib.sam.catalogue import is_sam
+from SAMRefineLib.sam.models import SamModel, load_sam
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle

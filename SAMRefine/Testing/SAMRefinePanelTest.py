@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import os
 import tempfile
 import threading
 import time
@@ -24,78 +25,64 @@ import slicer
 CHECKPOINT = b"no weights, but enough to be fetched" * 50_000
 
 
-class PlayedRequest:
-    """A question to the worker, unanswered until the test answers it."""
-
-    def __init__(self, client, task, frames, options):
-        self.client, self.task, self.frames, self.options = client, task, frames, options
-        self.values = [each.value for each in frames]
-        self.job = SimpleNamespace(state="running")
-        self.finished, self.error, self.chosen = False, None, None
-
-    def cancel(self):
-        self.fail("Cancelled", "The work was cancelled; nothing was changed.")
-
-    def fail(self, *error):
-        from SRCSMSegmenterLib.worker.protocol import WorkerError
-
-        self._end(WorkerError(*error))
-
-    def answer(self, labels, **kept):
-        """With a label map; `kept` is of the reports."""
-        self.reports = [
-            {
-                "value": each.value, "name": each.name, "boxes": len(each.effective()),
-                "kept": kept, "dice": 0.875, "voxels_before": 10, "voxels_after": 12,
-                "predicted_iou": 0.9,
-            }
-            for each in self.frames
-        ]  # fmt: skip
-        self.labels = self.frames[0].grid.stack(labels)
-        self._end()
-
-    def _end(self, error=None):
-        if not self.finished:
-            self.finished, self.error = True, error
-            self.options["done"](self)
-
-
 class PlayedClient:
-    """What the session asks the worker, written down."""
+    """In place of the worker: runs are written down, and end when the test says so."""
 
-    asked: list = []  # noqa: RUF012 - emptied by every test
+    def __init__(self, volume, opening):
+        self.volume, self.opening, self.runs = volume, opening, []
+        PlayedClient.made.append(self)
 
-    def __init__(self, worker, volume, opening):
-        self.volume, self.opening = volume, opening
+    made: list = []  # noqa: RUF012 - emptied by every test
 
-    def submit(self, task, frames, *coarse, **options):
-        request = PlayedRequest(self, task, frames, options)
-        request.opening = self.opening
-        PlayedClient.asked.append(request)
-        return request
+    def submit(self, request, coarse, callbacks, session):
+        from SAMRefineLib.refine.client import RefineRun
+
+        run = RefineRun(self, request, callbacks, session)
+        run.job = SimpleNamespace(state="running", cancel=lambda: None)
+        self.runs.append(run)
+        return run
+
+
+def fail(run, *error):
+    """End a run with an error."""
+    from SRCSMSegmenterLib.worker.protocol import WorkerError
+
+    run.end(WorkerError(*error))
+
+
+def answer(run, labels, **kept):
+    """End a run with a label map; `kept` is of the reports."""
+    run.reports = [
+        {
+            "label": each.label, "name": each.name, "boxes": len(each.effective()),
+            "kept": kept, "dice": 0.875, "voxels_before": 10, "voxels_after": 12,
+            "predicted_iou": 0.9,
+        }
+        for each in run.request.frames
+    ]  # fmt: skip
+    run.label_map = run.request.frames[0].grid.stack(labels)
+    run.end()
 
 
 class SAMRefinePanelTest(unittest.TestCase):
     def setUp(self):
+        from SAMRefine import SAMRefineLogic
         from SAMRefineLib.panel import sams
-        from SAMRefineLib.scene import requests
-        from SRCSMSegmenterLib.scene import worker_host
 
         slicer.mrmlScene.Clear()
         self.cleanUps = contextlib.ExitStack()
         self.addCleanup(self.cleanUps.close)
         self.folder = Path(self.cleanUps.enter_context(tempfile.TemporaryDirectory()))
-        PlayedClient.asked = []
-        for target, name, value in (
-            (requests, "RefineClient", PlayedClient),
-            (worker_host, "worker", lambda: None),
-            (worker_host, "stop_worker", lambda: None),
-            (sams, "shipped_models_folder", lambda: self.folder / "Models"),
-            (sams, "downloads_folder", lambda: self.folder / "Downloads"),
+        PlayedClient.made = []
+        for patch in (
+            mock.patch.dict(os.environ, SRCSM_MODELS=str(self.folder / "Models")),
+            mock.patch.object(sams, "downloads_folder", lambda: self.folder / "Downloads"),
         ):
-            self.cleanUps.enter_context(mock.patch.object(target, name, value))
+            self.cleanUps.enter_context(patch)
         self.addShipped("sam-small-ct")
         self.widget = slicer.util.getModuleWidget("SAMRefine")
+        logic, self.widget.logic = self.widget.logic, SAMRefineLogic(makeClient=PlayedClient)
+        self.addCleanup(lambda: setattr(self.widget, "logic", logic))
         self.ui = self.widget.ui
         self.packages([])
         addView()
@@ -132,8 +119,15 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.widget.startFrom(self.segmentation, self.volume)
         return self.session
 
+    def runs(self):
+        return [run for client in PlayedClient.made for run in client.runs]
+
     def asked(self, task="refine"):
-        return [request for request in PlayedClient.asked if request.task == task]
+        return [run for run in self.runs() if run.request.task == task]
+
+    def answerAll(self, labels):
+        while waiting := [run for run in self.runs() if not run.finished]:
+            answer(waiting[0], labels)
 
     def item(self, organ, column):
         table = self.ui.organTable
@@ -163,7 +157,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         labels = np.zeros(SHAPE, np.uint8)
         labels[LIVER] = organ
         labels[8, 24, 11:15] = organ
-        self.asked()[-1].answer(labels, **{"5": "SAM is unsure"})
+        answer(self.asked()[-1], labels, **{"5": "SAM is unsure"})
 
     def voxels(self, name="liver"):
         segmentation = self.session.segmentationNode
@@ -235,8 +229,8 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.click(self.ui.addOrganButton)
         self.assertEqual(self.item("left kidney", 4).text(), "new")
         organ = self.session.organs[-1]
-        self.assertEqual(self.session.active, organ.value)
-        self.assertEqual(self.parameters.organ, organ.value)
+        self.assertEqual(self.session.active, organ.label)
+        self.assertEqual(self.parameters.organ, organ.label)
         box = organ.frames.effective()[self.session.slice]
         self.assertEqual((box.x0, box.x1, box.y0, box.y1), (10, 20, 12, 24))
 
@@ -290,7 +284,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertFalse(self.session.organ(2).shown)
         self.assertFalse(self.session.organ(2).enabled)
         self.refined()
-        self.assertEqual(self.asked()[-1].values, [1])
+        self.assertEqual(self.asked()[-1].labels, (1,))
         before = self.voxels()
         self.tick("liver", 6, True)
         self.assertEqual(self.item("liver", 4).text(), "kept")
@@ -310,7 +304,7 @@ class SAMRefinePanelTest(unittest.TestCase):
     def test_the_box_of_a_slice_is_taken_away_added_and_reset(self):
         session = self.start()
         session.jump(8)
-        self.widget._show()
+        self.widget.show()
         n = session.slice
         self.assertIn("automatic box", self.ui.sliceLabel.text)
         self.assertFalse(self.ui.addBoxButton.enabled)
@@ -340,7 +334,7 @@ class SAMRefinePanelTest(unittest.TestCase):
     def test_points_are_placed_with_slicers_own_mouse_mode(self):
         session = self.start()
         session.jump(8)
-        self.widget._show()
+        self.widget.show()
         node = session.points.node(True)
         selection, interaction = mouseNodes()
         self.click(self.ui.positivePointButton)
@@ -354,7 +348,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.volume.TransformPointToWorld((36.0, 54.0, 5.0 * session.slice), world)
         node.AddControlPointWorld(world)
         session.points.read()
-        self.assertEqual(list(session.organ(1).hints), [session.slice])
+        self.assertEqual(list(session.organ(1).points), [session.slice])
         self.click(self.ui.clearPointsButton)
         self.assertEqual(node.GetNumberOfControlPoints(), 0)
 
@@ -363,7 +357,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertFalse(self.ui.nextUncertainButton.enabled)
         self.refined()
         session.jump(3)
-        self.widget._show()
+        self.widget.show()
         self.assertFalse(self.ui.previousUncertainButton.enabled)
         self.click(self.ui.nextUncertainButton)
         self.assertEqual(session.slice, 5)
@@ -374,7 +368,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         session = self.start()
         before = self.voxels()
         self.refined()
-        self.assertEqual(self.asked()[-1].values, [1, 2])
+        self.assertEqual(self.asked()[-1].labels, (1, 2))
         self.assertEqual(self.voxels(), before + 4)
         self.assertEqual(self.item("liver", 4).text(), "refined")
         self.assertEqual(self.item("liver", 5).text(), "0.88")
@@ -390,7 +384,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.start()
         self.ui.organTable.selectRow(1)
         self.click(self.ui.refineOrganButton)
-        self.assertEqual(self.asked()[-1].values, [2])
+        self.assertEqual(self.asked()[-1].labels, (2,))
 
     def test_every_choice_reaches_the_worker(self):
         session = self.start()
@@ -399,10 +393,10 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.choose(self.ui.neighboursComboBox, "Overlap with the organ")
         self.choose(self.ui.samComboBox, "Small SAM, CT")
         self.click(self.ui.refineAllButton)
-        request = self.asked()[-1]
-        self.assertEqual(request.options["mask_threshold"], 0.75)
-        self.assertEqual(request.opening["device"], "cpu")
-        self.assertEqual(request.opening["sam"], "sam-small-ct")
+        run = self.asked()[-1]
+        self.assertEqual(run.request.parameters["mask_threshold"], 0.75)
+        self.assertEqual(run.client.opening["device"], "cpu")
+        self.assertEqual(run.client.opening["sam"], "sam-small-ct")
         self.assertEqual(session.settings.neighbours, "overlap")
 
     def test_progress_is_shown_and_what_it_depends_on_is_locked(self):
@@ -413,7 +407,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertEqual(self.ui.refineAllButton.toolTip, "A refinement is running.")
         self.assertFalse(self.ui.inputsFrame.enabled)
         self.assertFalse(self.ui.advancedCollapsibleButton.enabled)
-        self.asked()[-1].options["progress"]("encode", 0.42)
+        self.asked()[-1].callbacks.progress("encode", 0.42)
         self.assertEqual(self.ui.progressBar.value, 42)
         self.assertEqual(self.ui.progressLabel.text, "SAM looks at the slices")
 
@@ -432,7 +426,7 @@ class SAMRefinePanelTest(unittest.TestCase):
     def test_an_error_is_shown_and_logged_and_one_can_try_again(self):
         self.start()
         self.click(self.ui.refineAllButton)
-        self.asked()[-1].fail("DeviceError", "There is no <x>.", "Choose auto.", "trace 17")
+        fail(self.asked()[-1], "DeviceError", "There is no <x>.", "Choose auto.", "trace 17")
         self.assertEqual(self.ui.messageLabel.text, "There is no &lt;x&gt;. Choose auto.")
         self.assertIn("There is no <x>.\ntrace 17", self.ui.logText.plainText)
         self.refined()
@@ -469,14 +463,13 @@ class SAMRefinePanelTest(unittest.TestCase):
         session.jump(6)
         self.ui.liveCheckBox.checked = True
         self.assertTrue(session.live)
-        while waiting := [each for each in PlayedClient.asked if not each.finished]:
-            waiting[0].answer(np.zeros(SHAPE, np.uint8))
+        self.answerAll(np.zeros(SHAPE, np.uint8))
         session.edit_box(1, 6, Box(3, 4, 13, 15))
         first = self.asked()[-1]
-        self.assertEqual(list(first.frames[0].effective()), [6])
-        first.answer(np.zeros(SHAPE, np.uint8))
+        self.assertEqual(list(first.request.frames[0].effective()), [6])
+        answer(first, np.zeros(SHAPE, np.uint8))
         whole = self.asked()[-1]
-        self.assertGreater(len(whole.frames[0].effective()), 3)
+        self.assertGreater(len(whole.request.frames[0].effective()), 3)
 
     def test_live_follows_the_threshold_and_undo_takes_both_back(self):
         self.start()
@@ -485,9 +478,8 @@ class SAMRefinePanelTest(unittest.TestCase):
         before = self.voxels()
         for value in (0.6, 0.7):
             self.ui.maskThresholdSlider.value = value
-        while waiting := [each for each in PlayedClient.asked if not each.finished]:
-            waiting[0].answer(np.zeros(SHAPE, np.uint8))
-        self.assertEqual(self.asked()[-1].options["mask_threshold"], 0.7)
+        self.answerAll(np.zeros(SHAPE, np.uint8))
+        self.assertEqual(self.asked()[-1].request.parameters["mask_threshold"], 0.7)
         self.assertEqual(self.voxels(), 0)
         self.click(self.ui.undoButton)
         self.assertEqual(self.voxels(), before)
@@ -499,9 +491,9 @@ class SAMRefinePanelTest(unittest.TestCase):
     def test_how_far_sam_has_looked_ahead_is_shown(self):
         self.start()
         self.assertIn("looking ahead: 0 of 2", self.ui.embeddingLabel.text)
-        self.asked("embed")[0].answer(np.zeros(SHAPE, np.uint8))
+        answer(self.asked("embed")[0], np.zeros(SHAPE, np.uint8))
         self.assertIn("looking ahead: 1 of 2", self.ui.embeddingLabel.text)
-        self.asked("embed")[1].answer(np.zeros(SHAPE, np.uint8))
+        answer(self.asked("embed")[1], np.zeros(SHAPE, np.uint8))
         self.assertIn("redrawn at once", self.ui.embeddingLabel.text)
 
     # SAMs
@@ -607,7 +599,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.start()
         self.assertFalse(self.ui.refineAllButton.enabled)
         self.assertIn("Install", self.ui.refineAllButton.toolTip)
-        self.assertEqual(PlayedClient.asked, [])
+        self.assertEqual(self.runs(), [])
         with mock.patch.object(slicer_packages, "install") as install:
             self.packages([])
             self.ui.installButton.click()
@@ -621,7 +613,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         session = self.start()
         session.switch_off(1, 8)
         self.ui.maskThresholdSlider.value = 0.6
-        self.widget._close()
+        self.widget.closeSession()
         self.widget.update()
         self.assertIsNot(self.session, session)
         self.assertEqual(self.session.organ(1).frames.off, frozenset({8}))
@@ -684,7 +676,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         labels = np.zeros(SHAPE, np.uint8)
         labels[LIVER] = 1
         labels[8, 24, 11:15] = 1
-        self.asked()[-1].answer(labels)
+        answer(self.asked()[-1], labels)
         self.widget.enter()
         self.assertEqual(self.voxels(), before + 4)
         self.assertEqual(self.item("liver", 4).text(), "refined")
@@ -702,14 +694,14 @@ class SAMRefinePanelTest(unittest.TestCase):
 
     def test_coming_and_going_leaves_no_observer_and_no_key_behind(self):
         self.start()
-        before, keys = len(self.widget.Observations), len(self.widget._shortcuts)
+        before, keys = len(self.widget.Observations), len(self.widget.shortcuts.installed)
         for _ in range(3):
             self.widget.exit()
             self.assertEqual(len(self.widget.Observations), before - 1)
-            self.assertEqual(self.widget._shortcuts, [])
+            self.assertEqual(self.widget.shortcuts.installed, [])
             self.widget.enter()
         self.assertEqual(len(self.widget.Observations), before)
-        self.assertEqual(len(self.widget._shortcuts), keys)
+        self.assertEqual(len(self.widget.shortcuts.installed), keys)
 
 
 SHAPE = (16, 36, 30)
@@ -718,7 +710,7 @@ SPLEEN = (slice(4, 9), slice(26, 33), slice(10, 18))
 
 
 def drawnRoi():
-    from SAMRefine import drawn_roi
+    from SAMRefineLib.scene.roi_views import drawn_roi
 
     return drawn_roi()
 
@@ -738,7 +730,7 @@ def waitWhile(condition):
 
 
 def addView():
-    """A slice view, where Slicer has none."""
+    """Add a slice view if Slicer has none."""
     scene = slicer.mrmlScene
     if scene.GetFirstNodeByClass("vtkMRMLSliceNode") is None:
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
@@ -754,7 +746,7 @@ def mouseNodes():
 
 
 def addVolume(spacing=(3, 3, 5), name="MR"):
-    """A volume of `SHAPE` with axial slices."""
+    """Add a volume of `SHAPE` with axial slices."""
     array = np.random.default_rng(4).uniform(0, 900, SHAPE).astype(np.float32)
     return slicer.util.addVolumeFromArray(array, np.diag([*spacing, 1.0]), name)
 
@@ -771,14 +763,13 @@ def addSegmentation(volume, **more):
         results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25),
         results.SegmentedOrgan("spleen", 2, (157, 108, 162), "", 160.0),
     )
-    return results.place(
-        results.Result(Volume(labels, geometry), organs, **more), volume
-    ).segmentation
+    result = results.Result(Volume(labels, geometry), organs, **more)
+    return results.place(result, volume).segmentation
 
 
 @contextlib.contextmanager
 def serving(folder):
-    """The address of a server of this machine that has `CHECKPOINT`."""
+    """Serve `CHECKPOINT` on this machine, and yield the address."""
     folder.mkdir()
     (folder / "sam_vit_b_01ec64.pth").write_bytes(CHECKPOINT)
     handler = functools.partial(QuietHandler, directory=str(folder))

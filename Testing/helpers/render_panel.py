@@ -63,7 +63,7 @@ def refined(widget: object, volume: slicer.vtkMRMLScalarVolumeNode) -> None:
     widget.startFrom(segmentation, volume)
     widget.ui.refineAllButton.click()
     wait_while(lambda: widget.session.run is not None)
-    spleen = next(organ.value for organ in widget.session.organs if organ.name == "spleen")
+    spleen = next(organ.label for organ in widget.session.organs if organ.name == "spleen")
     widget.ui.organTable.selectRow(spleen - 1)
     widget.ui.nextUncertainButton.click()
     n = widget.session.slice

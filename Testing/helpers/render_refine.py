@@ -19,8 +19,9 @@ from slicer_views import View, save
 from SAMRefineLib.boxes.boxes import Box
 from SAMRefineLib.boxes.key_frames import KeyFrames
 from SAMRefineLib.scene.logic import boxes, refine
-from SAMRefineLib.scene.roi_views import ijk_to_world, show_block
+from SAMRefineLib.scene.roi_views import show_block
 from SAMRefineLib.scene.session import RefineSession
+from SAMRefineLib.scene.slice_views import ijk_to_world
 from SRCSMSegmenterLib.phantom.scans import make_case
 from SRCSMSegmenterLib.scene import logic, nodes, worker_host
 from SRCSMSegmenterLib.scene.samples import PATIENT, load_phantom

@@ -68,7 +68,7 @@ def test_a_sam_refines_what_the_network_finds(tmp_path, monkeypatch):
 
     def refine_coarse(volume, organs, grid, sam, *, modality):
         assert sam == "a SAM"
-        labels = sum(organ.value * (organ.mask > 0.3).astype(np.uint8) for organ in organs)
+        labels = sum(organ.label * (organ.mask > 0.3).astype(np.uint8) for organ in organs)
         return SimpleNamespace(labels=Volume(labels, volume.geometry))
 
     monkeypatch.setattr(demo, "segment", segment)

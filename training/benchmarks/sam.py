@@ -17,11 +17,14 @@ from torch import nn
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.boxes.key_frames import KeyFrames
-from SAMRefineLib.refine.acceptance import ANYTHING
-from SAMRefineLib.refine.refiner import OrganPrompt, Refinement, Refiner
+from SAMRefineLib.refine.acceptance import ACCEPT_ALL
+from SAMRefineLib.refine.refiner import OrganPrompt, Refiner
+from SAMRefineLib.refine.results import Refinement
+from SAMRefineLib.sam.catalogue import is_sam
+from SAMRefineLib.sam.checkpoints import CHECKPOINTS
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.embeddings import EmbeddingCache
-from SAMRefineLib.sam.models import CHECKPOINTS, SMALL, SamModel, build_sam, is_sam, load_sam
+from SAMRefineLib.sam.models import SMALL, SamModel, build_sam, load_sam
 from SAMRefineLib.sam.pixels import SRCSM
 from SAMRefineLib.sam.prediction import BOXES_AT_ONCE, MosaicMode
 from SAMRefineLib.sam.small_sam import SmallSamConfig
@@ -76,7 +79,7 @@ def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
 
     def refined(model: SamModel, mosaic: MosaicMode) -> Refinement:
         refiner = Refiner(volume, grid, model, modality=dataset.modality, mosaic=mosaic)
-        return refiner.refine([organ], trust=ANYTHING)
+        return refiner.refine([organ], acceptance=ACCEPT_ALL)
 
     rows = []
     for mosaic, title in LAYOUTS.items():
@@ -118,14 +121,16 @@ def edit_seconds(model: SamModel, side: int, mosaic: MosaicMode, moved: int) -> 
         x0, y0, x1, y1 = map(int, box.edges)
         coarse[n, y0:y1, x0:x1] = True
     refiner = Refiner(volume, grid, model, modality="MR", mosaic=mosaic)
-    refiner.refine([OrganPrompt(frames, coarse)], trust=ANYTHING)
+    refiner.refine([OrganPrompt(frames, coarse)], acceptance=ACCEPT_ALL)
     seconds = []
     for edit in range(1, 5):
         by = edit * side / 512
         others = {n: Box(*np.add(box.edges, by)) for n, box in list(boxes.items())[:moved]}
         organ = OrganPrompt(replace(frames, edited=boxes | others), coarse)
         seconds.append(
-            elapsed(lambda organ=organ: refiner.refine([organ], trust=ANYTHING), model.device)
+            elapsed(
+                lambda organ=organ: refiner.refine([organ], acceptance=ACCEPT_ALL), model.device
+            )
         )
     return statistics.median(seconds[1:])
 
@@ -180,7 +185,7 @@ def cache_table(official: SamModel, side: int = 512) -> Table:
             refiner = Refiner(volume, grid, official, modality="MR", mosaic="slices", cache=cache)
             refinement = refiner.refine(
                 [organ],
-                trust=ANYTHING,
+                acceptance=ACCEPT_ALL,
                 progress=lambda *_, cache=cache, held=held: held.append(cache.bytes),
             )
             passes.append(refinement.encoder_passes)

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     frames = [
         KeyFrames.from_coarse(
             organ.name,
-            organ.value,
+            organ.label,
             organ.mask,
             grid,
             box_confidence=arguments.box_confidence,
@@ -164,11 +164,11 @@ def _coarse_organs(arguments: argparse.Namespace, scan: "Volume") -> list["Coars
 
 
 def _rows(organs: list["CoarseOrgan"], frames: list["KeyFrames"], grid: "SliceGrid") -> Rows:
-    from SAMRefineLib.boxes.boxes import slices_without_box
+    from SAMRefineLib.boxes.coarse import slices_without_box
 
     return [
         {
-            "label": organ.value,
+            "label": organ.label,
             "name": organ.name,
             "boxes": len(boxes.automatic),
             "slices_without_box": slices_without_box(organ.mask, grid, boxes.automatic),

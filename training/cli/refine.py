@@ -15,7 +15,8 @@ from .outputs import make_folder, output_files, report_volume_errors
 from .tables import refinement_rows, refinement_text
 
 if TYPE_CHECKING:
-    from SAMRefineLib.refine.refiner import OrganPrompt, Refinement
+    from SAMRefineLib.refine.refiner import OrganPrompt
+    from SAMRefineLib.refine.results import Refinement
     from SRCSMSegmenterLib.geometry import Geometry
 
 
@@ -152,11 +153,11 @@ def _organs(arguments: argparse.Namespace, geometry: "Geometry") -> list["OrganP
     coarse = []
     if arguments.coarse:
         coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
-    masks = {organ.value: organ.mask for organ in coarse}
-    labels = {frames.value for frames in boxed}
-    others = [KeyFrames(o.name, o.value, grid) for o in coarse if o.value not in labels]
+    masks = {organ.label: organ.mask for organ in coarse}
+    labels = {frames.label for frames in boxed}
+    others = [KeyFrames(o.name, o.label, grid) for o in coarse if o.label not in labels]
     return [
-        OrganPrompt(frames, masks.get(frames.value), mask_prompt=arguments.mask_prompt)
+        OrganPrompt(frames, masks.get(frames.label), mask_prompt=arguments.mask_prompt)
         for frames in (*boxed, *others)
     ]
 
@@ -171,7 +172,7 @@ def _write(
     from SRCSMSegmenterLib.terminology import segment_for
     from SRCSMSegmenterLib.volume_io import write_labels, write_volume
 
-    segments = [segment_for(organ.frames.name, organ.frames.value) for organ in organs]
+    segments = [segment_for(organ.frames.name, organ.frames.label) for organ in organs]
     with report_volume_errors():
         write_labels(output, refinement.labels, segments)
         if confidence:

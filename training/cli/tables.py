@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from SAMRefineLib.refine.refiner import OrganReport, Refinement
+    from SAMRefineLib.refine.results import OrganReport, Refinement
     from SRCSMSegmenterLib.geometry import Geometry
 
 Rows = list[dict[str, Any]]
@@ -44,7 +44,7 @@ def ranges(slices: Sequence[int]) -> str:
 
 def _refinement_row(report: "OrganReport", voxel_ml: float) -> dict[str, Any]:
     return {
-        "label": report.value,
+        "label": report.label,
         "name": report.name,
         "boxes": report.boxes,
         "dice": report.dice,

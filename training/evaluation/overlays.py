@@ -72,7 +72,7 @@ def refinement_pictures(
     paths = []
     for organ in organs:
         if organ.frames.effective():
-            mask = refined.array == organ.frames.value
+            mask = refined.array == organ.frames.label
             outlines = [Outline("refined", mask, REFINED_COLOUR)]
             if organ.coarse is not None:
                 outlines.insert(0, Outline("coarse", organ.coarse >= 0.5, COARSE_COLOUR))

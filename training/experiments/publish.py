@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from SAMRefineLib.sam.models import is_sam, load_sam, save_sam
+from SAMRefineLib.sam.catalogue import is_sam
+from SAMRefineLib.sam.models import load_sam, save_sam
 from srcsm_training.sam.card import sam_card
 from srcsm_training.segmentation.run import model_card
 from SRCSMSegmenterLib.models.bundle import (

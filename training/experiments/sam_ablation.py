@@ -28,7 +28,7 @@ import torch
 from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseOrgan
 from SAMRefineLib.boxes.key_frames import KeyFrames
-from SAMRefineLib.refine.acceptance import ANYTHING, DEFAULT_TRUST
+from SAMRefineLib.refine.acceptance import ACCEPT_ALL, DEFAULT_ACCEPTANCE
 from SAMRefineLib.refine.box_selection import choose_prompts
 from SAMRefineLib.refine.refiner import OrganPrompt, Refiner
 from SAMRefineLib.sam.embeddings import EmbeddingCache
@@ -191,9 +191,9 @@ def score_case(
             OrganPrompt(
                 KeyFrames(
                     organ.name,
-                    organ.value,
+                    organ.label,
                     grid,
-                    organ_boxes(boxes, organ.mask, truth == organ.value, grid, THETA1),
+                    organ_boxes(boxes, organ.mask, truth == organ.label, grid, THETA1),
                 ),
                 None if kind in PAPER else organ.mask,
             )
@@ -208,8 +208,8 @@ def score_case(
         refiner = Refiner(volume, grid, model, **settings)
         given = prompts(kind)
         for theta2 in THETAS:
-            trust = DEFAULT_TRUST if kind == "refine" else ANYTHING
-            result = refiner.refine(given, mask_threshold=theta2, trust=trust)
+            acceptance = DEFAULT_ACCEPTANCE if kind == "refine" else ACCEPT_ALL
+            result = refiner.refine(given, mask_threshold=theta2, acceptance=acceptance)
             setting = {"kind": kind, "mosaic": mosaic, "theta2": theta2}
             kept = {report.name: len(report.kept) for report in result.reports}
             large = {organ.frames.name: not organ.mask_prompt for organ in given}

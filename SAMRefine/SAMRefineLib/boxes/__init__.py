@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes and coarse masks on the slices of a scan."""
+"""Boxes, coarse masks and their undo history on the slices of a scan."""

@@ -1,27 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes around organs, slice by slice: the grid they lie on, and how a coarse mask gives them.
-
-Wang et al., "Leveraging SAM for Single-Source Domain Generalization in Medical Image
-Segmentation" (SAMMed), mask filter and boxes.
+"""Boxes and points in the slices of a volume, and the grid of these slices.
 
 All coordinates are edges in voxels: voxel n covers n to n + 1, so a box over the pixels 3, 4 and 5
 reaches from 3 to 6. The voxel index of an edge is half a voxel less (2.5 and 5.5).
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
-from SRCSMSegmenterLib.components import smaller_components
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
 
 AXES = "IJK"
 SMALLEST_SIDE = 0.1
-"""Pixels; what is left of a box when it is cut counts as nothing where a side is shorter."""
+"""Pixels; a box that was cut counts as empty if one of its sides is shorter."""
+
+MISSED_SLICES = 20
+"""The first box of a missed organ reaches over one of so many slices to both sides."""
+
+
+class PointPrompt(NamedTuple):
+    """A point in a slice that SAM is given beside the box.
+
+    Attributes:
+        x, y: edge coordinates in pixels along columns and rows.
+        positive: True if the point lies in the organ, False if it lies outside.
+    """
+
+    x: float
+    y: float
+    positive: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,25 +70,34 @@ class Box:
 
     @property
     def width(self) -> float:
-        """Pixels along x."""
+        """Length along x in pixels."""
         return self.x1 - self.x0
 
     @property
     def height(self) -> float:
-        """Pixels along y."""
+        """Length along y in pixels."""
         return self.y1 - self.y0
 
     def overlap(self, other: "Box") -> "Box | None":
-        """What both boxes share; None where that is less than `SMALLEST_SIDE` wide or high."""
+        """Return the common part of two boxes; None if it is narrower than `SMALLEST_SIDE`."""
         x0, y0 = max(self.x0, other.x0), max(self.y0, other.y0)
         x1, y1 = min(self.x1, other.x1), min(self.y1, other.y1)
         return Box(x0, y0, x1, y1) if min(x1 - x0, y1 - y0) >= SMALLEST_SIDE else None
 
+    @classmethod
+    def around(cls, boxes: Iterable["Box"]) -> "Box":
+        """Return the smallest box around others, of which there is at least one."""
+        edges = np.array([box.edges for box in boxes])
+        return cls(*edges[:, :2].min(axis=0), *edges[:, 2:].max(axis=0))
+
     def clipped(self, shape: tuple[int, int]) -> "Box":
-        """The part of the box within a slice of `shape` (rows, columns).
+        """Cut the box to a slice.
+
+        Args:
+            shape: (rows, columns) of the slice.
 
         Raises:
-            PromptError: less than `SMALLEST_SIDE` is left of it.
+            PromptError: the part within the slice is narrower than `SMALLEST_SIDE`.
         """
         rows, columns = shape
         if (inside := self.overlap(Box(0, 0, columns, rows))) is None:
@@ -86,7 +108,7 @@ class Box:
         return inside
 
     def towards(self, other: "Box", share: float) -> "Box":
-        """This box (share 0), the other (share 1) or, edge by edge, one between them."""
+        """Interpolate the edges between this box (share 0) and another one (share 1)."""
         # Rounding must not carry an edge past the other box's.
         return Box(
             *(
@@ -124,12 +146,16 @@ class Box3D:
 
     @classmethod
     def around(cls, points: np.ndarray, geometry: Geometry) -> "Box3D":
-        """The smallest block around points (n, 3) in RAS mm, such as the corners of an ROI."""
+        """Return the smallest block around points such as the corners of an ROI.
+
+        Args:
+            points: (n, 3) RAS mm.
+        """
         edges = geometry.to_ijk(points) + 0.5
         return cls(edges.min(axis=0), edges.max(axis=0))
 
     def oriented(self, geometry: Geometry) -> "OrientedBox":
-        """The block in patient space.
+        """Convert the block to patient space.
 
         Raises:
             PromptError: the grid is sheared, so that its blocks have no right angles.
@@ -141,7 +167,7 @@ class Box3D:
                 "orientation in space; resample the volume first."
             )
         if np.linalg.det(axes) < 0:
-            axes[:, 2] *= -1  # the same block: it is as long to both sides of its middle
+            axes[:, 2] *= -1  # the same block, which is symmetric about its centre
         lower, upper = np.array(self.lower), np.array(self.upper)
         centre = geometry.to_ras((lower + upper) / 2 - 0.5)
         return OrientedBox(centre, axes, (upper - lower) * geometry.spacing)
@@ -149,7 +175,7 @@ class Box3D:
 
 @dataclass(frozen=True, eq=False)
 class OrientedBox:
-    """A box in patient space, as a Slicer ROI has it.
+    """A box in patient space, in the form of a Slicer ROI.
 
     Attributes:
         centre: (3,) RAS mm.
@@ -163,7 +189,7 @@ class OrientedBox:
 
     @property
     def matrix(self) -> np.ndarray:
-        """4x4, mm along the box's axes from its centre -> RAS mm (an ROI's object to node)."""
+        """4x4 matrix from mm along the box's axes to RAS mm (an ROI's object to node)."""
         matrix = np.eye(4)
         matrix[:3, :3] = self.axes
         matrix[:3, 3] = self.centre
@@ -171,7 +197,7 @@ class OrientedBox:
 
     @property
     def corners(self) -> np.ndarray:
-        """(8, 3) RAS mm."""
+        """The corners, (8, 3) RAS mm."""
         signs = np.array(list(product((-0.5, 0.5), repeat=3)))
         return self.centre + (signs * self.size) @ self.axes.T
 
@@ -181,7 +207,7 @@ class SliceGrid:
     """The slices of a volume along one of its axes.
 
     Rows and columns of a slice are the other two axes in the order of the (K, J, I) array: (J, I)
-    across K, (K, I) across J, (K, J) across I. Grids are equal where sizes, affines and axes are.
+    across K, (K, I) across J, (K, J) across I. Grids are equal if sizes, affines and axes are.
 
     Attributes:
         geometry: the volume's grid.
@@ -226,20 +252,20 @@ class SliceGrid:
 
     @property
     def spacing(self) -> tuple[float, float]:
-        """mm from row to row and from column to column."""
+        """Distance in mm from row to row and from column to column."""
         row, column = self.geometry.spacing[[self.row_axis, self.column_axis]]
         return float(row), float(column)
 
     @property
     def thickness(self) -> float:
-        """mm from slice to slice."""
+        """Distance in mm from slice to slice."""
         return float(self.geometry.spacing[self.axis])
 
     def stack(self, array: np.ndarray) -> np.ndarray:
-        """A (K, J, I) array as a view of its slices, (n, rows, columns).
+        """Return a view of a (K, J, I) array as slices, (slices, rows, columns).
 
         Raises:
-            PromptError: the array is not one of this grid.
+            PromptError: the array does not have the shape of this grid.
         """
         if array.shape != self.geometry.shape:
             raise PromptError(
@@ -248,16 +274,16 @@ class SliceGrid:
             )
         return np.moveaxis(array, 2 - self.axis, 0)
 
-    def slice_of(self, array: np.ndarray, n: int) -> np.ndarray:
-        """Slice n of a (K, J, I) array, a view of (rows, columns)."""
-        return self.stack(array)[n]
+    def slice_of(self, array: np.ndarray, slice_index: int) -> np.ndarray:
+        """Return a view of one slice of a (K, J, I) array, (rows, columns)."""
+        return self.stack(array)[slice_index]
 
     def matches(self, other: "SliceGrid", tolerance: float = 1e-3) -> bool:
-        """True where both have the same axis and no voxel is off by over `tolerance` voxel."""
+        """Check that the axes are equal and no voxel is off by more than `tolerance` voxel."""
         return self.axis == other.axis and self.geometry.matches(other.geometry, tolerance)
 
     def block(self, box: Box, first: int, last: int | None = None) -> Box3D:
-        """The voxels that a box covers in slice `first`, or in all from there to `last`."""
+        """Return the block of a box in slice `first`, or in all slices from `first` to `last`."""
         lower, upper = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
         lower[self.column_axis], upper[self.column_axis] = box.x0, box.x1
         lower[self.row_axis], upper[self.row_axis] = box.y0, box.y1
@@ -265,148 +291,23 @@ class SliceGrid:
         return Box3D(tuple(lower), tuple(upper))
 
     def box_of(self, block: Box3D) -> Box:
-        """The rectangle of a block, the same in all its slices."""
+        """Return the rectangle of a block, which is the same in all its slices."""
         column, row = self.column_axis, self.row_axis
         return Box(block.lower[column], block.lower[row], block.upper[column], block.upper[row])
 
     def slices_of(self, block: Box3D) -> range:
-        """The slices whose middle lies within a block; they may lie beyond the volume."""
+        """Return the slices whose middle lies within a block, also beyond the volume."""
         first, end = block.lower[self.axis], block.upper[self.axis]
         return range(math.ceil(first - 0.5), math.floor(end - 0.5) + 1)
 
-    def middle_slice(self, block: Box3D) -> int:
-        """The slice in which a block's middle lies; it may lie beyond the volume."""
-        return math.floor((block.lower[self.axis] + block.upper[self.axis]) / 2)
 
+def missed_organ_block(grid: SliceGrid, slice_index: int) -> Box3D:
+    """Return a first box for an organ that was missed, to be moved by hand.
 
-def filter_mask(
-    mask: np.ndarray,
-    grid: SliceGrid,
-    probability: np.ndarray | None = None,
-    *,
-    in_volume: bool = True,
-    in_slices: bool = True,
-) -> np.ndarray:
-    """Keep the largest face-connected component of a mask.
-
-    Args:
-        mask: bool (K, J, I), one organ.
-        grid: its slices.
-        probability: (K, J, I) of the organ; sure voxels weigh more (`smaller_components`).
-        in_volume: keep the largest component in three dimensions.
-        in_slices: then in every slice the largest (4-connected) component of what is left; with
-            `in_volume` off this is the paper's filter.
-
-    Returns:
-        bool (K, J, I). Of components of equal size the first in the array's order stays.
+    It covers the middle third of a slice's rows and columns, and reaches over a twentieth of the
+    slices, one at least, to both sides of it, as far as the volume goes.
     """
-    kept = mask.copy()
-    weights = None if probability is None else grid.stack(probability)
-    _filter(grid.stack(kept), weights, in_volume, in_slices)
-    return kept
-
-
-def boxes_from_coarse(
-    coarse: np.ndarray,
-    grid: SliceGrid,
-    box_confidence: float = 0.75,
-    shrink: int = 1,
-    *,
-    in_volume: bool = True,
-    in_slices: bool = True,
-) -> dict[int, Box]:
-    """A box around what a coarse network is sure of, for each slice that shows any of it.
-
-    Args:
-        coarse: (K, J, I), probabilities of one organ, or a bool mask (probabilities 0 and 1).
-        grid: its slices.
-        box_confidence: only probabilities above it count (the paper's theta 1).
-        shrink: average blocks of shrink x shrink pixels first; the paper has 4 at 512 pixels. Box
-            edges are then multiples of it, but for the slice's own edge. 1, the default, is as
-            fast.
-        in_volume, in_slices: as in `filter_mask`; both off gives unfiltered boxes.
-
-    Returns:
-        Boxes by slice number, ascending. No entry for a slice without a component; empty where the
-        organ has none at all (`slices_without_box` tells where that leaves a coarse mask alone).
-
-    Raises:
-        PromptError: `coarse` does not lie on the grid, `box_confidence` is not from [0, 1), or
-            `shrink` is less than 1.
-    """
-    if not 0 <= box_confidence < 1:
-        raise PromptError(
-            f"A box confidence of {box_confidence:g} is not a probability from 0 to below 1."
-        )
-    if shrink < 1:
-        raise PromptError(f"Slices cannot be shrunk by {shrink}; give 1 or more.")
-    stack = grid.stack(coarse)
-    if shrink > 1:
-        stack = _shrunk(stack, shrink)
-    if stack.dtype == bool:
-        sure, weights = stack.copy(), None
-    else:
-        sure, weights = stack > box_confidence, stack
-    _filter(sure, weights, in_volume, in_slices)
     rows, columns = grid.shape
-    boxes = {}
-    for n in np.flatnonzero(sure.any(axis=(1, 2))):
-        y0, y1 = _extent(sure[n].any(axis=1))
-        x0, x1 = _extent(sure[n].any(axis=0))
-        boxes[int(n)] = Box(
-            x0 * shrink, y0 * shrink, min(x1 * shrink, columns), min(y1 * shrink, rows)
-        )
-    return boxes
-
-
-def slices_without_box(coarse: np.ndarray, grid: SliceGrid, boxes: Collection[int]) -> list[int]:
-    """The slices that show the organ (probability of at least a half) but have no box.
-
-    What the coarse network found there was too unsure for a box, or not part of the largest
-    component.
-
-    Args:
-        coarse: (K, J, I), probabilities of one organ, or a bool mask.
-        grid: its slices.
-        boxes: the slices that have one.
-    """
-    shown = (grid.stack(coarse) >= 0.5).any(axis=(1, 2))
-    return [int(n) for n in np.flatnonzero(shown) if n not in boxes]
-
-
-def _filter(
-    stack: np.ndarray, weights: np.ndarray | None, in_volume: bool, in_slices: bool
-) -> None:
-    """Drop all but the largest components from a bool stack (n, rows, columns), in place.
-
-    Args:
-        weights: probabilities of the same shape; None counts every voxel alike.
-    """
-    if not stack.any():
-        return
-    # Organs fill a small part of a volume; the rest need not be searched.
-    extents = (_extent(stack.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    around = tuple(slice(*extent) for extent in extents)
-    stack, weights = stack[around], None if weights is None else weights[around]
-    if in_volume:
-        stack &= ~smaller_components(stack.view(np.uint8), weights)
-    if in_slices:
-        for n, mask in enumerate(stack):
-            mask &= ~smaller_components(
-                mask.view(np.uint8), None if weights is None else weights[n]
-            )
-
-
-def _shrunk(stack: np.ndarray, factor: int) -> np.ndarray:
-    """Means of blocks of factor x factor pixels; those at the far edges may be smaller."""
-    for axis in (1, 2):
-        starts = np.arange(0, stack.shape[axis], factor)
-        sums = np.add.reduceat(stack, starts, axis=axis, dtype=np.float32)
-        lengths = np.diff(starts, append=stack.shape[axis]).astype(np.float32)
-        stack = sums / lengths.reshape((-1, 1) if axis == 1 else -1)
-    return stack
-
-
-def _extent(line: np.ndarray) -> tuple[int, int]:
-    """First True and one past the last of a bool array that has any."""
-    return int(line.argmax()), len(line) - int(line[::-1].argmax())
+    box = Box(columns / 3, rows / 3, columns * 2 / 3, rows * 2 / 3)
+    reach = max(1, grid.count // MISSED_SLICES)
+    return grid.block(box, max(0, slice_index - reach), min(grid.count - 1, slice_index + reach))

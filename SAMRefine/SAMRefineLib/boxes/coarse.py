@@ -1,72 +1,230 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mask of an organ that a refinement starts from."""
+"""Coarse masks: the masks and probabilities that a refinement starts from, and boxes around them.
 
+Mask filter and boxes follow Wang et al., "Leveraging SAM for Single-Source Domain Generalization in
+Medical Image Segmentation" (SAMMed).
+"""
+
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
-from .boxes import SliceGrid, filter_mask
+from SRCSMSegmenterLib.components import smaller_components
+from SRCSMSegmenterLib.errors import PromptError
+
+from .boxes import Box, SliceGrid
 
 THRESHOLD = 0.5
 """Probability from which a voxel belongs to the mask."""
 
-SURE = 0.75
-"""The paper's theta 1: boxes around what is more probable."""
+BOX_CONFIDENCE = 0.75
+"""Voxels of a greater probability are certain, and get a box: the paper's theta 1."""
 
-UNSURE = 0.75
-"""A network is unsure of an organ where it is sure of a smaller part of its mask."""
+CERTAIN_SHARE = 0.75
+"""An organ is uncertain if less than this share of its mask exceeds `BOX_CONFIDENCE`."""
 
 
 @dataclass(frozen=True, eq=False)
 class CoarseOrgan:
-    """What a coarse network knows of an organ.
+    """An organ as a coarse network segmented it.
 
     Attributes:
-        mask: (K, J, I) its probability, or a bool mask.
+        name: the organ's name.
+        label: its label, 1 or more.
+        mask: (K, J, I) probabilities of the organ, or a bool mask.
     """
 
     name: str
-    value: int
+    label: int
     mask: np.ndarray
 
 
-def sureness(mask: np.ndarray) -> float:
-    """Share of a coarse mask that the network is sure of; 1 for a bool mask or an empty one."""
+def certain_share(mask: np.ndarray) -> float:
+    """Return the share of a coarse mask that exceeds `BOX_CONFIDENCE`.
+
+    Args:
+        mask: (K, J, I) probabilities of one organ, or a bool mask.
+
+    Returns:
+        The share of the voxels from `THRESHOLD` on; 1 for a bool mask or an empty one.
+    """
     if mask.dtype == bool:
         return 1.0
     shown = int((mask >= THRESHOLD).sum())
-    return int((mask > SURE).sum()) / shown if shown else 1.0
+    return int((mask > BOX_CONFIDENCE).sum()) / shown if shown else 1.0
+
+
+def is_uncertain(mask: np.ndarray) -> bool:
+    """Tell whether the network is uncertain of an organ, (K, J, I) probabilities or bool."""
+    return certain_share(mask) < CERTAIN_SHARE
 
 
 class CoarseMask:
-    """A coarse mask, its largest piece, and where it shows anything.
+    """A coarse mask, its largest component, and the slices that show it.
 
     Attributes:
         given: (K, J, I) probabilities, or a bool mask; not to be written to.
-        voxels: how many it has, for the slices that show any.
+        voxels: number of voxels by slice index, for the slices that show any.
     """
 
     def __init__(self, given: np.ndarray, grid: SliceGrid) -> None:
+        """Find the largest component of `given`, (K, J, I) on `grid`."""
         self.given = given
         self._stack = grid.stack(given)
         mask, probability = given, None
         if given.dtype != bool:
             mask, probability = given >= THRESHOLD, given
-        self._piece = grid.stack(filter_mask(mask, grid, probability, in_slices=False))
+        self._component = grid.stack(filter_mask(mask, grid, probability, in_slices=False))
         counts = grid.stack(mask).sum(axis=(1, 2))
-        self.voxels = {int(n): int(counts[n]) for n in np.flatnonzero(counts)}
+        self.voxels = {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
 
-    def shown(self, n: int) -> np.ndarray:
-        """(rows, columns) bool: the mask of slice n as it came."""
-        image = self._stack[n]
+    def shown(self, slice_index: int) -> np.ndarray:
+        """Return the mask of a slice as it was given, bool (rows, columns)."""
+        image = self._stack[slice_index]
         return image if image.dtype == bool else image >= THRESHOLD
 
-    def piece(self, n: int) -> np.ndarray:
-        """(rows, columns) bool: the mask of slice n without strays, pieces apart from the largest
-        in the volume."""
-        return self._piece[n]
+    def component(self, slice_index: int) -> np.ndarray:
+        """Return the part of the largest component in a slice, bool (rows, columns)."""
+        return self._component[slice_index]
 
-    def probability(self, n: int) -> np.ndarray:
-        """(rows, columns) float16 of slice n, 0 where it shows strays."""
-        strays = self.shown(n) & ~self.piece(n)
-        return np.where(strays, 0, self._stack[n]).astype(np.float16)
+    def probability(self, slice_index: int) -> np.ndarray:
+        """Return a slice, float16 (rows, columns), with smaller components set to 0."""
+        smaller = self.shown(slice_index) & ~self.component(slice_index)
+        return np.where(smaller, 0, self._stack[slice_index]).astype(np.float16)
+
+
+def filter_mask(
+    mask: np.ndarray,
+    grid: SliceGrid,
+    probability: np.ndarray | None = None,
+    *,
+    in_slices: bool = True,
+) -> np.ndarray:
+    """Keep the largest face-connected component of a mask.
+
+    Args:
+        mask: bool (K, J, I), one organ.
+        grid: its slices.
+        probability: (K, J, I) of the organ; certain voxels weigh more (`smaller_components`).
+        in_slices: afterwards keep in every slice the largest (4-connected) component alone.
+
+    Returns:
+        bool (K, J, I). Of components of equal size the first in the array's order stays.
+    """
+    kept = mask.copy()
+    weights = None if probability is None else grid.stack(probability)
+    _filter(grid.stack(kept), weights, True, in_slices)
+    return kept
+
+
+def boxes_from_coarse(
+    coarse: np.ndarray,
+    grid: SliceGrid,
+    box_confidence: float = BOX_CONFIDENCE,
+    shrink: int = 1,
+    *,
+    in_volume: bool = True,
+    in_slices: bool = True,
+) -> dict[int, Box]:
+    """Draw a box around the certain part of a coarse mask, for each slice that shows any of it.
+
+    Args:
+        coarse: (K, J, I), probabilities of one organ, or a bool mask (probabilities 0 and 1).
+        grid: its slices.
+        box_confidence: only greater probabilities count (the paper's theta 1).
+        shrink: average blocks of shrink x shrink pixels first; the paper has 4 at 512 pixels. Box
+            edges are then multiples of it, except at the slice's own edge. 1, the default, is as
+            fast.
+        in_volume: keep only the largest component of the volume.
+        in_slices: afterwards keep only the largest component of every slice. The paper's filter is
+            this one alone.
+
+    Returns:
+        Boxes by slice index, ascending. No entry for a slice without a component
+        (`slices_without_box` lists those that show the organ nevertheless).
+
+    Raises:
+        PromptError: `coarse` does not lie on the grid, `box_confidence` is not from [0, 1), or
+            `shrink` is less than 1.
+    """
+    if not 0 <= box_confidence < 1:
+        raise PromptError(
+            f"A box confidence of {box_confidence:g} is not a probability from 0 to below 1."
+        )
+    if shrink < 1:
+        raise PromptError(f"Slices cannot be shrunk by {shrink}; give 1 or more.")
+    stack = grid.stack(coarse)
+    if shrink > 1:
+        stack = _shrunk(stack, shrink)
+    if stack.dtype == bool:
+        certain, weights = stack.copy(), None
+    else:
+        certain, weights = stack > box_confidence, stack
+    _filter(certain, weights, in_volume, in_slices)
+    rows, columns = grid.shape
+    boxes = {}
+    for slice_index in np.flatnonzero(certain.any(axis=(1, 2))):
+        y0, y1 = _extent(certain[slice_index].any(axis=1))
+        x0, x1 = _extent(certain[slice_index].any(axis=0))
+        boxes[int(slice_index)] = Box(
+            x0 * shrink, y0 * shrink, min(x1 * shrink, columns), min(y1 * shrink, rows)
+        )
+    return boxes
+
+
+def slices_without_box(coarse: np.ndarray, grid: SliceGrid, boxes: Collection[int]) -> list[int]:
+    """List the slices that show an organ (probability of at least a half) but have no box.
+
+    The coarse mask in these slices was too uncertain for a box, or not part of the largest
+    component.
+
+    Args:
+        coarse: (K, J, I), probabilities of one organ, or a bool mask.
+        grid: its slices.
+        boxes: indices of the slices that have a box.
+    """
+    shown = (grid.stack(coarse) >= THRESHOLD).any(axis=(1, 2))
+    return [int(k) for k in np.flatnonzero(shown) if k not in boxes]
+
+
+def _filter(
+    stack: np.ndarray, weights: np.ndarray | None, in_volume: bool, in_slices: bool
+) -> None:
+    """Drop all but the largest components from a stack of slices, in place.
+
+    Args:
+        stack: bool (slices, rows, columns).
+        weights: probabilities of the same shape; None counts every voxel alike.
+    """
+    if not stack.any():
+        return
+    # Organs fill a small part of a volume; the rest need not be searched.
+    extents = (_extent(stack.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    around = tuple(slice(*extent) for extent in extents)
+    stack, weights = stack[around], None if weights is None else weights[around]
+    if in_volume:
+        stack &= ~smaller_components(stack.view(np.uint8), weights)
+    if in_slices:
+        for k, mask in enumerate(stack):
+            mask &= ~smaller_components(
+                mask.view(np.uint8), None if weights is None else weights[k]
+            )
+
+
+def _shrunk(stack: np.ndarray, factor: int) -> np.ndarray:
+    """Average blocks of factor x factor pixels of (slices, rows, columns).
+
+    Blocks at the far edges may be smaller.
+    """
+    for axis in (1, 2):
+        starts = np.arange(0, stack.shape[axis], factor)
+        sums = np.add.reduceat(stack, starts, axis=axis, dtype=np.float32)
+        lengths = np.diff(starts, append=stack.shape[axis]).astype(np.float32)
+        stack = sums / lengths.reshape((-1, 1) if axis == 1 else -1)
+    return stack
+
+
+def _extent(line: np.ndarray) -> tuple[int, int]:
+    """Return the first True and one past the last of a bool array (n,) that has any."""
+    return int(line.argmax()), len(line) - int(line[::-1].argmax())

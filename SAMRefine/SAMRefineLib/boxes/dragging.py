@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of an organ's slice boxes when the 3-D box around them is dragged."""
+"""Propagation of a drag of an organ's 3-D box to its slice boxes, and mirrored boxes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from .boxes import Box, Box3D, SliceGrid
 from .key_frames import KeyFrames
 
 STILL = 1e-3
-"""Voxels; an edge that moved by less was not moved."""
+"""Voxels; a shorter movement of an edge is rounding."""
 
 
 def differs(one: Box3D, other: Box3D) -> bool:
-    """True where an edge is off by more than what rounding does."""
+    """Tell whether an edge differs by more than rounding."""
     return bool(np.abs(_edges(one) - _edges(other)).max() > STILL)
 
 
 def dragged(frames: KeyFrames, bound: Box3D) -> KeyFrames:
-    """The boxes of an organ whose 3-D box was dragged to `bound`.
+    """Return the boxes of an organ after its 3-D box was dragged to `bound`.
 
-    - Moved as a whole, it takes all boxes along, across the slices by whole ones.
-    - A face that is dragged inwards cuts the boxes; dragged out again, it gives back what it cut.
+    - If the 3-D box is moved as a whole, all boxes move along, across slices by whole slices.
+    - A face that is dragged inwards cuts the boxes; dragged out again, it restores what it cut.
     - A face that is dragged outwards within the slices stretches the boxes: those that reached the
-      face follow it, others the less the farther they are from it. Dragged outwards across the
-      slices, it adds slices, with the box of the last one.
+      face follow it, others follow less the farther they are from it. A face that is dragged
+      outwards across the slices adds slices with the box of the last one.
 
-    Key frames stay what they are: they are dragged along, and slices in between still follow them.
-    Without any box yet, each slice of `bound` gets its rectangle.
+    Key frames remain key frames: they move along, and slices in between still follow them. If the
+    organ has no box yet, each slice of `bound` gets its rectangle.
 
     Raises:
         PromptError: nothing of `bound`, or of the boxes, is left within the volume.
@@ -38,7 +38,7 @@ def dragged(frames: KeyFrames, bound: Box3D) -> KeyFrames:
     grid = frames.grid
     before = frames.bounds3d()
     if before is None:
-        boxes = KeyFrames.drawn(frames.name, frames.value, bound, grid).automatic
+        boxes = KeyFrames.drawn(frames.name, frames.label, bound, grid).automatic
         return dataclasses.replace(frames, moved=boxes, edited={}, off=frozenset(), limit=None)
     moves = _edges(bound) - _edges(before)
     if np.ptp(moves, axis=0).max() <= STILL:
@@ -55,15 +55,15 @@ def dragged(frames: KeyFrames, bound: Box3D) -> KeyFrames:
 
 
 def mirrored(frames: KeyFrames) -> KeyFrames:
-    """The same boxes in space, on the grid whose K axis runs the other way.
+    """Return the same boxes in space on the grid with the K axis reversed.
 
     Slicer mirrors left-handed volumes when it reads them again.
     """
     grid = SliceGrid(frames.grid.geometry.mirrored(), frames.grid.axis)
     count = grid.geometry.size[2]
 
-    def slice_number(n: int) -> int:
-        return count - 1 - n if grid.axis == 2 else n
+    def mirrored_index(slice_index: int) -> int:
+        return count - 1 - slice_index if grid.axis == 2 else slice_index
 
     def box(given: Box) -> Box:
         if grid.axis == 2:
@@ -71,7 +71,7 @@ def mirrored(frames: KeyFrames) -> KeyFrames:
         return Box(given.x0, count - given.y1, given.x1, count - given.y0)  # rows run along K
 
     def boxes(given: Mapping[int, Box]) -> dict[int, Box]:
-        return {slice_number(n): box(each) for n, each in given.items()}
+        return {mirrored_index(k): box(each) for k, each in given.items()}
 
     limit = frames.limit
     if limit is not None:
@@ -80,22 +80,27 @@ def mirrored(frames: KeyFrames) -> KeyFrames:
         limit = Box3D(lower, upper)
     return KeyFrames(
         frames.name,
-        frames.value,
+        frames.label,
         grid,
         boxes(frames.automatic),
         boxes(frames.edited),
-        frozenset(map(slice_number, frames.off)),
+        frozenset(map(mirrored_index, frames.off)),
         limit,
         None if frames.moved is None else boxes(frames.moved),
     )
 
 
 def _edges(block: Box3D) -> np.ndarray:
-    """(2, 3): lower and upper edges along I, J, K."""
+    """Return lower and upper edges along I, J, K in voxels, (2, 3)."""
     return np.array((block.lower, block.upper))
 
 
 def _within(bound: Box3D, grid: SliceGrid, name: str) -> Box3D:
+    """Cut a 3-D box to the volume.
+
+    Raises:
+        PromptError: no slice is left of it.
+    """
     lower = np.clip(bound.lower, 0, grid.geometry.size)
     upper = np.clip(bound.upper, 0, grid.geometry.size)
     if (upper - lower).min() <= STILL or not grid.slices_of(Box3D(lower, upper)):
@@ -104,7 +109,7 @@ def _within(bound: Box3D, grid: SliceGrid, name: str) -> Box3D:
 
 
 def _moved(frames: KeyFrames, by: np.ndarray) -> KeyFrames:
-    """With everything moved by so many voxels along I, J, K."""
+    """Move all boxes by voxels along I, J, K, (3,)."""
     grid = frames.grid
     by = by.copy()
     by[grid.axis] = slices = round(by[grid.axis])
@@ -112,28 +117,28 @@ def _moved(frames: KeyFrames, by: np.ndarray) -> KeyFrames:
     rows, columns = grid.shape
 
     def moved(boxes: Mapping[int, Box]) -> dict[int, Box]:
-        found = {}
-        for n, box in boxes.items():
+        shifted = {}
+        for k, box in boxes.items():
             there = Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
             inside = there.overlap(Box(0, 0, columns, rows))
-            if inside is not None and 0 <= n + slices < grid.count:
-                found[n + slices] = inside
-        return found
+            if inside is not None and 0 <= k + slices < grid.count:
+                shifted[k + slices] = inside
+        return shifted
 
-    off = frozenset(n + slices for n in frames.off if 0 <= n + slices < grid.count)
+    off = frozenset(k + slices for k in frames.off if 0 <= k + slices < grid.count)
     limit = frames.limit
     if limit is not None:
         limit = _within(Box3D(*(_edges(limit) + by)), grid, frames.name)
-    found = dataclasses.replace(
+    result = dataclasses.replace(
         frames, moved=moved(frames.unedited), edited=moved(frames.edited), off=off, limit=limit
     )
-    if not found.effective():
+    if not result.effective():
         raise PromptError(f'The boxes of "{frames.name}" left the volume; move them over it.')
-    return found
+    return result
 
 
 def _stretched(frames: KeyFrames, whole: Box3D, out: Box3D) -> KeyFrames:
-    """With the boxes, of which `whole` is the bound, filling `out`, which is larger."""
+    """Stretch the boxes within `whole`, their bound, to fill the larger block `out`."""
     grid = frames.grid
     old, new, ends = _edges(whole), _edges(out), grid.geometry.size
     scale = (new[1] - new[0]) / (old[1] - old[0])
@@ -143,19 +148,19 @@ def _stretched(frames: KeyFrames, whole: Box3D, out: Box3D) -> KeyFrames:
         return [min(max(edge, 0.0), ends[axis]) for edge in mapped]
 
     def stretched(boxes: Mapping[int, Box]) -> dict[int, Box]:
-        found = {}
-        for n, box in boxes.items():
+        larger = {}
+        for k, box in boxes.items():
             x0, x1 = along(grid.column_axis, box.x0, box.x1)
             y0, y1 = along(grid.row_axis, box.y0, box.y1)
-            found[n] = Box(x0, y0, x1, y1)
-        return found
+            larger[k] = Box(x0, y0, x1, y1)
+        return larger
 
     boxes, moved = frames.limited(None).effective(), stretched(frames.unedited)
     first, last = min(boxes), max(boxes)
     added = set(grid.slices_of(out)) - set(range(first, last + 1))
-    ending = stretched({n: boxes[n] for n in (first, last)})
-    moved |= {n: ending[first if n < first else last] for n in added}
-    edited = {n: box for n, box in stretched(frames.edited).items() if n not in added}
+    ending = stretched({k: boxes[k] for k in (first, last)})
+    moved |= {k: ending[first if k < first else last] for k in added}
+    edited = {k: box for k, box in stretched(frames.edited).items() if k not in added}
     return dataclasses.replace(
         frames, moved=moved, edited=edited, off=frames.off - added, limit=None
     )

@@ -1,21 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which buttons of the panel work, and why the others do not."""
+"""Buttons of the panel: what they do, and why some of them are disabled."""
+
+from typing import TYPE_CHECKING
 
 from slicer.i18n import tr as _
 
 from ..scene.session import RefineSession
 from .panel import RefinePanel
 
+if TYPE_CHECKING:
+    from .widget import RefineWidget
+
+
+def connect_buttons(widget: "RefineWidget") -> None:
+    """Connect the buttons to the widget and its session; most are disabled without a session."""
+    ui = widget.ui
+
+    def session() -> RefineSession:
+        return widget.session
+
+    for button, clicked in {
+        ui.boxesButton: widget.onMakeBoxes,
+        ui.addOrganButton: widget.onAddOrgan,
+        ui.removeOrganButton: lambda: session().remove_organ(session().active),
+        ui.resetOrganButton: lambda: session().reset(session().active),
+        ui.resetAllButton: lambda: session().reset(),
+        ui.previousUncertainButton: lambda: session().next_uncertain(-1),
+        ui.nextUncertainButton: lambda: session().next_uncertain(1),
+        ui.addBoxButton: widget.onAddBox,
+        ui.removeBoxButton: lambda: session().switch_off(session().active),
+        ui.resetBoxButton: lambda: session().reset(session().active, session().slice),
+        ui.positivePointButton: lambda: widget.onPlacePoint(True),
+        ui.negativePointButton: lambda: widget.onPlacePoint(False),
+        ui.clearPointsButton: lambda: session().clear_points(session().active),
+        ui.refineOrganButton: lambda: widget.onRefine([session().active]),
+        ui.refineAllButton: lambda: widget.onRefine(None),
+        ui.undoButton: widget.onUndo,
+        ui.redoButton: lambda: session().redo(),
+        ui.beforeButton: lambda: session().show_before(not session().before_shown),
+        ui.editButton: widget.onEdit,
+    }.items():
+        button.connect("clicked()", clicked)
+
 
 def show_buttons(
     panel: RefinePanel, session: RefineSession | None, boxes: list[str], sam: list[str]
 ) -> None:
-    """Bring all buttons up to date.
+    """Enable the buttons that work, and explain in the others' tooltips what is missing.
 
     Args:
-        session: the boxes that are being worked on.
-        boxes: why no boxes can be made, a sentence each.
-        sam: why SAM cannot be asked.
+        panel: the panel.
+        session: the boxes that are being worked on, or None.
+        boxes: sentences why boxes cannot be made; empty if they can.
+        sam: sentences why SAM cannot be asked; empty if it can.
     """
     ui, show = panel.ui, panel.show_button
     ui.boxesButton.visible = session is None
@@ -43,12 +80,12 @@ def show_buttons(
     )
     undo = _unless(session.can_undo, _("There is nothing to undo."))
     redo = _unless(session.can_redo, _("There is nothing to redo."))
-    show(ui.undoButton, _("Take back the last edit or refinement."), going_on or undo)
-    show(ui.redoButton, _("Do again what was undone."), going_on or redo)
+    show(ui.undoButton, _("Undo the last edit or refinement."), going_on or undo)
+    show(ui.redoButton, _("Redo the step that was undone last."), going_on or redo)
     coarse = any(organ.coarse for organ in organs)
     before = _unless(coarse, _("There is no outline from before."))
     show(ui.beforeButton, _("Show the outlines from before, or those of now."), before)
-    show(ui.editButton, _("Go on by hand, in Slicer's Segment Editor."), [])
+    show(ui.editButton, _("Continue by hand in Slicer's Segment Editor."), [])
 
 
 def _show_organ_buttons(panel: RefinePanel, session: RefineSession) -> None:
@@ -61,13 +98,13 @@ def _show_organ_buttons(panel: RefinePanel, session: RefineSession) -> None:
         "the middle of the slice."
     )
     show(ui.addOrganButton, added, named)
-    show(ui.removeOrganButton, _("Take the organ's boxes away. Its segment stays."), one)
+    show(ui.removeOrganButton, _("Remove the organ's boxes. Its segment stays."), one)
     show(ui.resetOrganButton, _("Return to the automatic boxes of the organ."), one)
     show(ui.resetAllButton, _("Return to the automatic boxes of all organs."), some)
 
 
 def _show_slice_buttons(panel: RefinePanel, session: RefineSession) -> None:
-    ui, show, n = panel.ui, panel.show_button, session.slice
+    ui, show, shown = panel.ui, panel.show_button, session.slice
     if not session.active:
         none = [_("Click an organ in the table.")]
         for button in (ui.previousUncertainButton, ui.nextUncertainButton, ui.addBoxButton,
@@ -75,28 +112,28 @@ def _show_slice_buttons(panel: RefinePanel, session: RefineSession) -> None:
                        ui.negativePointButton, ui.clearPointsButton):  # fmt: skip
             show(button, "", none)
         return
-    organ, unsure = session.organ(session.active), session.uncertain_slices()
+    organ, uncertain = session.organ(session.active), session.uncertain_slices()
     frames = organ.frames
-    here = n in frames.effective()
-    before = _unless(any(m < n for m in unsure), _("No slice to check before this one."))
-    after = _unless(any(m > n for m in unsure), _("No slice to check after this one."))
-    show(ui.previousUncertainButton, _("The last slice before this one to be looked at."), before)
-    show(ui.nextUncertainButton, _("The next slice after this one to be looked at."), after)
+    here = shown in frames.effective()
+    before = _unless(any(k < shown for k in uncertain), _("No slice to check before this one."))
+    after = _unless(any(k > shown for k in uncertain), _("No slice to check after this one."))
+    show(ui.previousUncertainButton, _("Show the last slice to check before this one."), before)
+    show(ui.nextUncertainButton, _("Show the next slice to check after this one."), after)
     no_box = _unless(here, _("The organ has no box in this slice."))
     boxed = _unless(not here, _("The organ has a box in this slice."))
-    edited = n in frames.edited or n in frames.off
+    edited = shown in frames.edited or shown in frames.off
     automatic = _unless(edited, _("The box of this slice was not changed by hand."))
     show(ui.addBoxButton, _("Give the organ a box in this slice."), boxed)
-    show(ui.removeBoxButton, _("No box in this slice: the organ is not in it."), no_box)
+    show(ui.removeBoxButton, _("Remove the box of this slice: the organ is not in it."), no_box)
     show(ui.resetBoxButton, _("Return to the automatic box of this slice."), automatic)
-    positive = _("Then click into the organ: SAM is told that this is part of it.")
-    negative = _("Then click beside the organ: SAM is told that this is not part of it.")
+    positive = _("Then click into the organ: SAM includes the place.")
+    negative = _("Then click beside the organ: SAM excludes the place.")
     show(ui.positivePointButton, positive, no_box)
     show(ui.negativePointButton, negative, no_box)
-    points = _unless(organ.hints, _("The organ has no points."))
+    points = _unless(organ.points, _("The organ has no points."))
     show(ui.clearPointsButton, _("Remove the organ's points."), points)
 
 
 def _unless(fulfilled: object, sentence: str) -> list[str]:
-    """What is missing: nothing, or a sentence."""
+    """Return no sentence if a condition holds, else the one given."""
     return [] if fulfilled else [sentence]

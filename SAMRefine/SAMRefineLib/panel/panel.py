@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the panel shows things. It knows the widgets of SAMRefine.ui and nothing of the scene.
+"""Display of the panel: the widgets of SAMRefine.ui, without the scene.
 
 Attributes of widgets are set and read as Qt properties (`label.text = ...`), as in all of Slicer.
 """
@@ -15,14 +15,15 @@ from slicer.i18n import tr as _
 from SRCSMSegmenterLib.panel.common import CommonPanel, quiet, readable, swatch
 
 from ..boxes.boxes import AXES, SliceGrid
-from ..refine.organ_state import Organ
-from ..sam.catalogue import SamCard, host, megabytes
+from ..refine.organ_state import OrganState
+from ..sam.catalogue import SamCard, megabytes
+from ..sam.downloads import host
 
 SHOW, USE, NAME, EDITED, STATE, DICE, KEEP = range(7)
 """Columns of the table of organs."""
 
 TICKS = {SHOW: "shown", USE: "enabled", KEEP: "kept"}
-"""Columns with a box to tick, and what of an organ it is."""
+"""Columns with a check box, and the attribute of an organ that it shows."""
 
 _KEY = qt.Qt.UserRole
 
@@ -40,18 +41,18 @@ class RefinePanel(CommonPanel):
         header.setSectionResizeMode(NAME, qt.QHeaderView.Stretch)
 
     def stages(self) -> dict[str, str]:
-        """See `CommonPanel.stages`."""
+        """Return the texts of stages; see `CommonPanel.stages`."""
         return super().stages() | {
             "choose": _("SAM chooses the boxes"),
             "encode": _("SAM looks at the slices"),
             "decode": _("SAM outlines the organs"),
-            "combine": _("Putting the outlines together"),
+            "combine": _("Combining the outlines"),
         }
 
     # SAMs
 
     def show_sams(self, cards: dict[str, SamCard], chosen: str) -> None:
-        """The SAMs by what the parameter node calls them, and which is chosen."""
+        """Show the SAMs by key, and the card of the chosen one."""
         ui, box = self.ui, self.ui.samComboBox
         names = {
             key: card.name if card.present else _("{name} (not here yet)").format(name=card.name)
@@ -69,11 +70,16 @@ class RefinePanel(CommonPanel):
         ui.samLabel.text, ui.samLabel.visible = text, bool(text)
 
     def chosen_sam(self) -> str:
-        """What the parameter node calls the SAM that is picked."""
+        """Return the key of the SAM that is picked."""
         return self.ui.samComboBox.itemData(self.ui.samComboBox.currentIndex)
 
     def show_removal(self, card: SamCard | None, own: bool) -> None:
-        """Whether the chosen SAM can be removed, and what that means."""
+        """Show whether the chosen SAM can be removed, and what is deleted.
+
+        Args:
+            card: card of the chosen SAM, if it exists.
+            own: True if the user added it.
+        """
         button = self.ui.removeSamButton
         downloaded = card is not None and card.origin is not None and card.present and not own
         button.enabled = own or downloaded
@@ -87,18 +93,19 @@ class RefinePanel(CommonPanel):
             button.toolTip = _("Only SAMs that you added or downloaded can be removed.")
 
     def show_download(self, card: SamCard | None, received: int, running: bool) -> None:
-        """What a click would fetch, from where and under which licence; none, no row.
+        """Show size, origin and licence of a download, or its progress.
 
         Args:
-            card: of a SAM that is not here and can be fetched.
-            received: bytes of it that are here from an earlier try.
+            card: card of a SAM to be downloaded; None hides the row unless a download runs.
+            received: bytes from an earlier try.
+            running: True while a download runs.
         """
         ui = self.ui
         ui.downloadFrame.visible = running or card is not None
         ui.downloadButton.visible = not running
         ui.downloadProgressFrame.visible = running
         if card is not None:
-            size, origin = megabytes(card.origin.bytes), host(card.origin)
+            size, origin = megabytes(card.origin.bytes), host(card.origin.url)
             if received:
                 size = _("{n} of {size}").format(n=megabytes(received), size=size)
             text = _("Download {size}, {origin}, {licence}")
@@ -111,35 +118,35 @@ class RefinePanel(CommonPanel):
             ).format(url=card.origin.url, licence=card.licence, folder=card.path.parent)
 
     def show_download_progress(self, stage: str, fraction: float) -> None:
-        """How far it is."""
+        """Show the progress of a download or a check."""
         bar = self.ui.downloadProgressBar
         bar.value = round(100 * fraction)
         bar.format = _("checking %p%") if stage == "check" else "%p%"
 
-    # Organs
+    # organs
 
-    def show_organs(self, organs: Sequence[Organ], active: int) -> None:
-        """The organs, of which the one with the label `active` is being corrected."""
+    def show_organs(self, organs: Sequence[OrganState], active: int) -> None:
+        """List the organs and select the active one, `active` being its label."""
         table = self.ui.organTable
         table.visible = bool(organs)
         with quiet(table):
-            # The rows stay where they can: this is also called while one is being ticked.
-            if [self._value(row) for row in range(table.rowCount)] != [o.value for o in organs]:
+            # Rows are kept if possible: this is also called while one is being ticked.
+            if [self._label(row) for row in range(table.rowCount)] != [o.label for o in organs]:
                 table.setRowCount(len(organs))
                 for row, organ in enumerate(organs):
-                    self._make_row(row, organ.value)
+                    self._make_row(row, organ.label)
             for row, organ in enumerate(organs):
                 self._show_row(row, organ)
-            chosen = next((row for row, organ in enumerate(organs) if organ.value == active), -1)
+            chosen = next((row for row, organ in enumerate(organs) if organ.label == active), -1)
             if chosen < 0:
                 table.clearSelection()
             elif chosen not in self._selected():
                 table.selectRow(chosen)
 
-    def _make_row(self, row: int, value: int) -> None:
+    def _make_row(self, row: int, label: int) -> None:
         for column in range(KEEP + 1):
             item = qt.QTableWidgetItem()
-            item.setData(_KEY, value)
+            item.setData(_KEY, label)
             flags = qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable
             if column in TICKS:
                 flags |= qt.Qt.ItemIsUserCheckable
@@ -148,7 +155,7 @@ class RefinePanel(CommonPanel):
                 item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             self.ui.organTable.setItem(row, column, item)
 
-    def _show_row(self, row: int, organ: Organ) -> None:
+    def _show_row(self, row: int, organ: OrganState) -> None:
         table = self.ui.organTable
         for column, name in TICKS.items():
             state = qt.Qt.Checked if getattr(organ, name) else qt.Qt.Unchecked
@@ -165,33 +172,33 @@ class RefinePanel(CommonPanel):
         table.item(row, DICE).setText("" if dice is None else f"{dice:.2f}")
 
     def organ_of(self, item: "qt.QTableWidgetItem") -> int:
-        """The label of the organ that an item of the table belongs to."""
+        """Return the label of the organ of a table item."""
         return item.data(_KEY)
 
     def ticked(self, item: "qt.QTableWidgetItem") -> tuple[str, bool] | None:
-        """Which of `TICKS` an item stands for, and whether it is ticked; None for other items."""
+        """Return the attribute that an item shows, and its state; None for items without a box."""
         name = TICKS.get(item.column())
         return name and (name, item.checkState() == qt.Qt.Checked)
 
     def selected_organ(self) -> int:
-        """The label of the organ whose row is selected; 0 for none."""
+        """Return the label of the selected organ; 0 for none."""
         rows = self._selected()
-        return self._value(rows[0]) if rows else 0
+        return self._label(rows[0]) if rows else 0
 
     def _selected(self) -> list[int]:
         return sorted({item.row() for item in self.ui.organTable.selectedItems()})
 
-    def _value(self, row: int) -> int | None:
+    def _label(self, row: int) -> int | None:
         item = self.ui.organTable.item(row, NAME)
         return item.data(_KEY) if item else None
 
     def show_organ_help(self, text: str) -> None:
-        """What to do next; "" takes it away."""
+        """Tell what to do next; "" hides the text."""
         self.ui.organHelpLabel.text = escape(text)
         self.ui.organHelpLabel.visible = bool(text)
 
     def show_new_organs(self, names: Sequence[str]) -> None:
-        """Names to choose from for an organ that was missed; what is typed stays."""
+        """Offer names for an organ that was missed."""
         box = self.ui.newOrganComboBox
         if [box.itemData(n) for n in range(box.count)] != list(names):
             with quiet(box):
@@ -202,21 +209,23 @@ class RefinePanel(CommonPanel):
                 box.setEditText("")
 
     def new_organ(self) -> str:
-        """The name of the organ to be added; "" where none was given."""
+        """Return the name of the organ to be added; "" if none is given."""
         return self.ui.newOrganComboBox.currentText.strip()
 
-    # The slice
+    # the slice
 
-    def show_slice(self, n: int, grid: SliceGrid, organ: Organ | None) -> None:
-        """Which slice is shown and what box the organ has in it."""
-        text = _("{n} of {count} ({axis})").format(n=n, count=grid.count - 1, axis=AXES[grid.axis])
-        self.ui.sliceLabel.text = f"{text}<br>{_box_text(organ, n)}" if organ else text
+    def show_slice(self, slice_index: int, grid: SliceGrid, organ: OrganState | None) -> None:
+        """Show the index of the slice and the box that the organ has in it."""
+        text = _("{n} of {count} ({axis})").format(
+            n=slice_index, count=grid.count - 1, axis=AXES[grid.axis]
+        )
+        self.ui.sliceLabel.text = f"{text}<br>{_box_text(organ, slice_index)}" if organ else text
 
     def show_embeddings(self, states: Mapping[int, str]) -> None:
-        """Of how many organs SAM has seen the slices.
+        """Show for how many organs the embeddings exist.
 
         Args:
-            states: label -> "ready", "running", "waiting" or "failed"; none takes the line away.
+            states: by label, "ready", "running", "waiting" or "failed"; none hides the text.
         """
         ready, count = sum(state == "ready" for state in states.values()), len(states)
         if "failed" in states.values():
@@ -230,15 +239,15 @@ class RefinePanel(CommonPanel):
         self.ui.embeddingLabel.text = text
         self.ui.embeddingLabel.visible = bool(states)
 
-    # Buttons
+    # buttons
 
-    def show_button(self, button: "qt.QPushButton", does: str, lacking: Sequence[str]) -> None:
-        """Whether a button works; its tooltip says what it does, or what is missing."""
+    def show_button(self, button: "qt.QPushButton", effect: str, lacking: Sequence[str]) -> None:
+        """Enable a button if nothing is lacking; its tooltip tells its effect or what lacks."""
         button.enabled = not lacking
-        button.toolTip = "\n".join(lacking) or does
+        button.toolTip = "\n".join(lacking) or effect
 
     def show_running(self, running: bool) -> None:
-        """That a refinement goes on: what it depends on has to stay."""
+        """Show whether a refinement runs, and lock what it depends on."""
         ui = self.ui
         ui.progressFrame.visible = running
         self.show_button(
@@ -251,30 +260,30 @@ class RefinePanel(CommonPanel):
         ui.installButton.enabled = not running
 
     def show_before(self, before: bool) -> None:
-        """Which of the two states is in the views."""
+        """Show whether the outlines from before are in the views."""
         button = self.ui.beforeButton
         with quiet(button):
             button.checked = before
         button.text = _("After") if before else _("Before")
 
     def show_result(self, text: str) -> None:
-        """What the last refinement did; "" takes it away."""
+        """Show what the last refinement did; "" hides the text."""
         self.ui.resultLabel.text = escape(text)
         self.ui.resultLabel.visible = bool(text)
 
     def show_axis(self, text: str) -> None:
-        """What the chosen axis means for the volume."""
+        """Describe the slices along the chosen axis; "" hides the text."""
         self.ui.axisLabel.text = text
         self.ui.axisLabel.visible = bool(text)
 
     def show_shortcuts(self, keys: dict[str, str]) -> None:
-        """What keys do."""
-        parts = (f"<b>{escape(key)}</b> {escape(does)}" for key, does in keys.items())
+        """Show the effects of keys."""
+        parts = (f"<b>{escape(key)}</b> {escape(effect)}" for key, effect in keys.items())
         self.ui.shortcutsLabel.text = _("Keys: {list}.").format(list=", ".join(parts))
 
 
-def refined_text(organs: Sequence[Organ]) -> str:
-    """What a refinement of these organs did."""
+def refined_text(organs: Sequence[OrganState]) -> str:
+    """Summarise the refinement of some organs."""
     reasons = [reason for organ in organs for reason in organ.report.kept.values()]
     slices = sum(organ.report.boxes for organ in organs)
     text = _("SAM redrew {organs} in {n} slices.").format(
@@ -283,25 +292,26 @@ def refined_text(organs: Sequence[Organ]) -> str:
     return f"{text} {_kept_text(reasons)}".strip()
 
 
-def _box_text(organ: Organ, n: int) -> str:
+def _box_text(organ: OrganState, slice_index: int) -> str:
+    """Tell where the box of a slice comes from."""
     frames = organ.frames
-    if n in frames.off:
+    if slice_index in frames.off:
         return _("box taken away")
-    if n not in frames.effective():
+    if slice_index not in frames.effective():
         return _("no box")
-    if n in frames.edited:
+    if slice_index in frames.edited:
         return _("box moved by hand")
-    box = frames.effective()[n]
-    if box == frames.automatic.get(n):
+    box = frames.effective()[slice_index]
+    if box == frames.automatic.get(slice_index):
         return (
             _("automatic box") if organ.mask_prompt else _("large automatic box (unsure outline)")
         )
-    if frames.moved is not None and box == frames.moved.get(n):
+    if frames.moved is not None and box == frames.moved.get(slice_index):
         return _("box follows the 3-D box")
     return _("box follows its neighbours")
 
 
-def _state(organ: Organ) -> str:
+def _state(organ: OrganState) -> str:
     if organ.kept:
         return _("kept")
     if organ.report is None:
@@ -319,7 +329,6 @@ def _kept_text(reasons: Sequence[str]) -> str:
 
 
 def _card_text(card: SamCard) -> str:
-    # As small print: what it was made for, and what may be done with it.
     return "<b>{expects_label}</b> {expects}.<br><b>{licence_label}</b> {licence}".format(
         expects_label=_("Expects:"),
         expects=escape(card.expects.rstrip(".")),

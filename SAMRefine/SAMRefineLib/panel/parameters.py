@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user chose in the panel, kept in the scene and saved with it."""
+"""Parameters of the panel, which are kept in the scene and saved with it."""
 
 import enum
 from typing import Annotated
@@ -10,11 +10,15 @@ from slicer.parameterNodeWrapper import Decimals, SingleStep, WithinRange, param
 
 from SRCSMSegmenterLib.panel.parameters import Device
 
+from ..refine.organ_state import Settings
 from .sams import BY_MODALITY
+
+MASK_THRESHOLDS = 0.05, 0.95
+"""Range of the slider of the mask threshold."""
 
 
 class Axis(enum.Enum):
-    """The values are those of `boxes.SliceGrid.axis`."""
+    """The axis that is sliced, with the values of `boxes.SliceGrid.axis`."""
 
     ACQUISITION = None
     I = 0  # noqa: E741 - its name
@@ -22,21 +26,21 @@ class Axis(enum.Enum):
     K = 2
 
     def label(self) -> str:
-        """As the panel writes it."""
+        """Return the text in the panel."""
         if self is Axis.ACQUISITION:
             return _("As acquired (across the coarsest axis)")
         return _("Across {axis}").format(axis=self.name)
 
 
-class Neighbours(enum.Enum):
-    """The values are those of `organ_state.Neighbours`."""
+class NeighbourChoice(enum.Enum):
+    """The rule for segments that are not refined: `organ_state.NeighbourRule`."""
 
     KEEP = "keep"
     OVERWRITE = "overwrite"
     OVERLAP = "overlap"
 
     def label(self) -> str:
-        """As the panel writes it."""
+        """Return the text in the panel."""
         return {
             "keep": _("Keep what they have"),
             "overwrite": _("Give way to the organ"),
@@ -45,15 +49,21 @@ class Neighbours(enum.Enum):
 
 
 OLD_NAMES = {"threshold": "mask_threshold"}
-"""Names of parameters in scenes that older versions saved -> their names now."""
+"""Names of parameters in scenes of older versions -> their names now."""
 
 
 def rename_old_parameters(node: vtkMRMLScriptedModuleNode) -> None:
-    """Give parameters of a scene that an older version saved the names they have now."""
+    """Rename the parameters of a scene that an older version saved."""
     for old, new in OLD_NAMES.items():
-        if value := node.GetParameter(old):
+        if text := node.GetParameter(old):
             node.UnsetParameter(old)
-            node.SetParameter(new, value)
+            node.SetParameter(new, text)
+
+
+def shown_mask_threshold(settings: Settings) -> float:
+    """Return the slider's position for a mask threshold, which a script may have set."""
+    least, most = MASK_THRESHOLDS
+    return round(min(max(settings.mask_threshold, least), most), 2)
 
 
 @parameterNodeWrapper
@@ -61,21 +71,25 @@ class Parameters:
     """The panel's state.
 
     Attributes:
-        segmentation: whose segments get boxes and are redrawn; None to draw boxes on nothing.
-        sam: see `sams.sam_cards`.
-        axis: across which slices are taken.
-        mask_threshold: of SAM's probabilities (the paper's theta 2).
-        live: redraw whenever a handle is let go.
-        neighbours: what happens to segments that are not redrawn.
-        organ: label of the one whose boxes have handles; 0 for none.
+        inputVolume: the scan.
+        segmentation: the segmentation to get boxes and to be redrawn; None to start without.
+        sam: key of a SAM, see `sams.sam_cards`.
+        axis: the axis that is sliced.
+        mask_threshold: threshold of SAM's probabilities (the paper's theta 2).
+        live: redraw when a handle is released.
+        neighbours: rule for segments that are not redrawn.
+        device: the device that computes.
+        organ: label of the active organ; 0 for none.
     """
 
     inputVolume: vtkMRMLScalarVolumeNode
     segmentation: vtkMRMLSegmentationNode
     sam: str = BY_MODALITY
     axis: Axis = Axis.ACQUISITION
-    mask_threshold: Annotated[float, WithinRange(0.05, 0.95), Decimals(2), SingleStep(0.05)] = 0.5
+    mask_threshold: Annotated[
+        float, WithinRange(*MASK_THRESHOLDS), Decimals(2), SingleStep(0.05)
+    ] = 0.5
     live: bool = False
-    neighbours: Neighbours = Neighbours.KEEP
+    neighbours: NeighbourChoice = NeighbourChoice.KEEP
     device: Device = Device.AUTO
     organ: int = 0

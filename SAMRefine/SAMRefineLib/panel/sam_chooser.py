@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing a SAM in the panel: the list, files of the user's, official ones by download."""
+"""Choice of a SAM in the panel: the list, the user's own files, and downloads."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,23 +23,30 @@ WATCH_MS = 200
 
 
 class SamChooser:
-    """The rows of the panel that are about SAMs.
+    """The rows of the panel about SAMs.
 
     Attributes:
-        cards: see `sams.sam_cards`.
-        chosen: the key of the one that is picked.
+        cards: cards by key (`sams.sam_cards`).
+        chosen: the key of the chosen SAM.
+        work: the download or check that runs, or None.
+        timer: the timer that polls it.
     """
 
     def __init__(self, panel: RefinePanel, picked: Callable[[str], None]) -> None:
-        """`picked` is called with the key when the user picks a SAM, or one came or went."""
+        """Connect the widgets.
+
+        Args:
+            panel: the panel.
+            picked: called with a key when the user picks a SAM, or one was added or removed.
+        """
         self.cards: dict[str, SamCard] = {}
         self.chosen = ""
         self._panel, self._picked = panel, picked
-        self._work: InBackground | None = None
+        self.work: InBackground | None = None
         self._finish: Callable[[InBackground], None] = lambda work: None
-        self._timer = qt.QTimer()
-        self._timer.setInterval(WATCH_MS)
-        self._timer.connect("timeout()", self._watch)
+        self.timer = qt.QTimer()
+        self.timer.setInterval(WATCH_MS)
+        self.timer.connect("timeout()", self._watch)
         ui = panel.ui
         ui.samComboBox.connect("currentIndexChanged(int)", self.onPicked)
         ui.downloadButton.connect("clicked()", self.onDownload)
@@ -49,21 +56,21 @@ class SamChooser:
         ui.removeSamButton.connect("clicked()", self.onRemove)
 
     def show(self, chosen: str) -> None:
-        """Show the list and what is to be known of the chosen SAM."""
+        """Show the list and the card of the chosen SAM."""
         self.chosen, card = chosen, self.cards.get(chosen)
         self._panel.show_sams(self.cards, chosen)
         self._panel.show_removal(card, own=chosen in sams.own_sams())
         absent = card if card and card.origin and not card.present else None
         self._panel.show_download(
-            absent, received(absent.path) if absent else 0, running=self._work is not None
+            absent, received(absent.path) if absent else 0, running=self.work is not None
         )
 
     def refresh(self) -> None:
-        """Look again which SAMs there are."""
+        """List the existing SAMs anew."""
         self.cards = sams.sam_cards()
 
     def lacking(self) -> list[str]:
-        """Why the chosen SAM cannot be used; empty where it can."""
+        """Explain why the chosen SAM cannot be used; empty if it can."""
         card = self.cards.get(self.chosen)
         if card is None:
             return [_("Choose a SAM.")]
@@ -77,54 +84,55 @@ class SamChooser:
         if card is None or self.chosen == sams.BY_MODALITY:
             return replace(settings, sam="", sam_kind=None)
         kind = card.kind if card.kind in CHECKPOINTS else None
-        # A shipped one by its name: the worker may run on another machine.
+        # A shipped SAM is given by name, as the worker may run on another machine.
         shipped = self.chosen == card.path.name
         return replace(settings, sam=self.chosen if shipped else str(card.path), sam_kind=kind)
 
     def onPicked(self, index: int) -> None:
-        """Another one is picked."""
+        """Take over another choice."""
         if index >= 0:
             self._picked(self._panel.chosen_sam())
 
-    # Downloads
+    # downloads
 
     def onDownload(self) -> None:
-        """Fetch the chosen SAM; the button said what, how large and from where."""
+        """Download the chosen SAM, which the button described with size and origin."""
         card = self.cards[self.chosen]
         origin = card.origin
         fetch = partial(download, origin.url, card.path, origin.bytes, origin.sha256)
-        self._start(fetch, self._fetched)
+        self.start(fetch, self._fetched)
 
     def _fetched(self, work: InBackground) -> None:
         if work.error is None:
             self._panel.log(_("Downloaded {path}.").format(path=self.cards[self.chosen].path))
 
     def stop(self) -> None:
-        """End a download or a check; what has arrived is kept."""
-        if self._work is not None:
-            self._work.stop()
+        """Stop a download or a check; received bytes are kept."""
+        if self.work is not None:
+            self.work.stop()
 
     def close(self) -> None:
-        """The same, without waiting for its end."""
+        """Stop a download or a check without waiting for its end."""
         self.stop()
-        self._timer.stop()
-        self._work = None
+        self.timer.stop()
+        self.work = None
 
-    def _start(self, work: Callable, finish: Callable[[InBackground], None]) -> None:
-        if self._work is None:
+    def start(self, work: Callable, finish: Callable[[InBackground], None]) -> None:
+        """Run work on files in the background unless some runs; `finish` is called at its end."""
+        if self.work is None:
             self._panel.show_message("")
             self._panel.show_download_progress("", 0.0)
-            self._work, self._finish = InBackground(work), finish
-            self._timer.start()
+            self.work, self._finish = InBackground(work), finish
+            self.timer.start()
             self.show(self.chosen)
 
     def _watch(self) -> None:
-        work = self._work
+        work = self.work
         self._panel.show_download_progress(work.stage, work.fraction)
         if not work.finished:
             return
-        self._timer.stop()
-        self._work = None
+        self.timer.stop()
+        self.work = None
         if work.error is not None and not isinstance(work.error, Cancelled):
             self._panel.show_message(str(work.error))
         self._finish(work)
@@ -135,10 +143,10 @@ class SamChooser:
         self.show(chosen)
         self._picked(chosen)
 
-    # The user's own
+    # the user's own SAMs
 
     def onAddFile(self) -> None:
-        """Let the user point at a checkpoint file."""
+        """Ask the user for a checkpoint file."""
         path = qt.QFileDialog.getOpenFileName(
             slicer.util.mainWindow(), _("A checkpoint of SAM or MedSAM"), "", "*.pth *.pt"
         )
@@ -148,7 +156,7 @@ class SamChooser:
     def addFile(self, path: str) -> None:
         """Check a checkpoint file and choose it."""
         check = partial(sha256_of, Path(path))
-        self._start(check, lambda work: self._checked(path, work))
+        self.start(check, lambda work: self._checked(path, work))
 
     def _checked(self, path: str, work: InBackground) -> None:
         if work.error is not None:
@@ -172,7 +180,7 @@ class SamChooser:
         self.chosen = sams.add_sam(Path(path), kind)
 
     def onAddFolder(self) -> None:
-        """Let the user point at a folder of ours."""
+        """Ask the user for the folder of a SAM of this program."""
         folder = qt.QFileDialog.getExistingDirectory(
             slicer.util.mainWindow(), _("Folder of a SAM that srcsm train-sam made")
         )
@@ -190,7 +198,7 @@ class SamChooser:
         self._changed(key)
 
     def onRemove(self) -> None:
-        """Take the chosen one off the list, or delete what was downloaded of it."""
+        """Remove the chosen SAM from the list, or delete its download."""
         if self.chosen in sams.own_sams():
             sams.forget_sam(self.chosen)
         else:

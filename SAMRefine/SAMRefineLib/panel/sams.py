@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SAMs that the panel offers: shipped ones, official ones, and the user's own files."""
+"""SAMs that the panel offers: shipped ones, official ones, and the user's own files."""
 
 import json
 from dataclasses import replace
@@ -11,30 +11,29 @@ from slicer.i18n import tr as _
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 
-from ..sam.catalogue import SamCard, checkpoint_card, find_sam_folders, read_sam_card
+from ..sam.catalogue import SamCard, checkpoint_card, find_sams, read_sam_card
 from ..sam.checkpoints import CHECKPOINTS
 
 SETTING = "SRCSM/SamFiles"
 
 BY_MODALITY = ""
-"""Of the shipped SAMs the one that learned from the scan's modality; see
-`organ_state.Settings.sam`."""
+"""Key of the shipped SAM that was trained on the scan's modality (`organ_state.Settings.sam`)."""
 
 
 def sam_cards() -> dict[str, SamCard]:
-    """What the parameter node calls a SAM -> its card.
+    """Return the cards of the SAMs by the key in the parameter node.
 
-    That is a shipped one's name, an official one's kind, or the path of one of the user's.
-    Official ones are listed whether they are here or not, the user's where they are.
+    The key is the name of a shipped SAM, the kind of an official one, or the path of one of the
+    user's. Official ones are listed even if they are not downloaded, the user's only if they exist.
     """
-    cards, shipped = {}, find_sam_folders(shipped_models_folder())
+    cards, shipped = {}, find_sams(shipped_models_folder())
     folders = {folder.name: (folder, "") for folder in shipped}
     folders |= {path: (Path(path), kind) for path, kind in own_sams().items()}
     for key, (path, kind) in folders.items():
         try:
             card = checkpoint_card(path, kind) if kind else read_sam_card(path)
         except BundleError:
-            continue  # on a drive that is not there today, perhaps; the setting keeps it
+            continue  # perhaps on a drive that is not connected; the setting keeps it
         if card.present:
             cards[key] = card
     if small := [cards[folder.name] for folder in shipped if folder.name in cards]:
@@ -49,17 +48,21 @@ def sam_cards() -> dict[str, SamCard]:
 
 
 def downloads_folder() -> Path:
-    """Beside Slicer's settings: it outlives updates of Slicer and of this extension."""
+    """Return the folder of downloads, which updates of Slicer and of this extension keep."""
     return Path(slicer.app.slicerUserSettingsFilePath).parent / "SRCSM" / "Models"
 
 
 def own_sams() -> dict[str, str]:
-    """Path of each that the user added -> its kind; "" for a folder, which says so itself."""
+    """Return the kind of each SAM that the user added, by path; "" for a folder of this program."""
     return json.loads(slicer.app.userSettings().value(SETTING) or "{}")
 
 
 def add_sam(path: Path, kind: str = "") -> str:
-    """Remember a checkpoint file of a kind, or a folder of ours; returns its key.
+    """Add a checkpoint file or folder to the user's SAMs, and return its key.
+
+    Args:
+        path: the file or folder.
+        kind: the kind of a file; "" for a folder of this program.
 
     Raises:
         BundleError: the folder holds no SAM.
@@ -72,7 +75,7 @@ def add_sam(path: Path, kind: str = "") -> str:
 
 
 def forget_sam(key: str) -> None:
-    """Take one of the user's off the list; its file stays."""
+    """Remove one of the user's SAMs from the list; its files stay."""
     _remember({path: kind for path, kind in own_sams().items() if path != key})
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is SAM's mask of a slice better than the coarse one? What can be told without the truth."""
+"""Acceptance of SAM's masks: criteria, known without the truth, to prefer them to coarse masks."""
 
 import math
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ BLANK = "the picture is blank"
 EMPTY = "SAM found nothing"
 OUTSIDE = "SAM's mask leaves the box"
 PARTIAL = "SAM's mask fills too little of the box"
-UNSURE = "SAM is unsure"
+LOW_IOU = "SAM is unsure"
 DISAGREES = "SAM and the coarse mask hardly overlap"
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What SAM's mask of a slice must be like to replace the coarse one (see `rejection_reason`).
+class Acceptance:
+    """Limits that SAM's mask of a slice must meet to replace the coarse one.
 
     Attributes:
         outside: largest share of the mask outside the box.
         reach: least share of the box that the mask's own box covers.
-        predicted_iou: least of SAM's own estimates.
-        agreement: least Dice with the coarse mask, where SAM saw that as a first guess.
+        predicted_iou: least of SAM's own estimates of the IoU.
+        agreement: least Dice with the coarse mask, if SAM was given that as a mask prompt.
     """
 
     outside: float = 0.1
@@ -36,23 +36,30 @@ class Trust:
     agreement: float = 0.5
 
 
-DEFAULT_TRUST = Trust()
-ANYTHING = Trust(outside=1.0, reach=0.0, predicted_iou=-math.inf, agreement=0.0)
-"""Whatever SAM finds; only an empty mask is refused."""
+DEFAULT_ACCEPTANCE = Acceptance()
+ACCEPT_ALL = Acceptance(outside=1.0, reach=0.0, predicted_iou=-math.inf, agreement=0.0)
+"""Rejects empty masks only."""
 
 
 def rejection_reason(
-    mask: np.ndarray, box: Box, predicted_iou: float, coarse: np.ndarray | None, trust: Trust
+    mask: np.ndarray,
+    box: Box,
+    predicted_iou: float,
+    coarse: np.ndarray | None,
+    acceptance: Acceptance,
 ) -> str | None:
-    """Why SAM's mask of a slice is likely worse than the coarse one; None where it is not.
+    """Return why SAM's mask of a slice is likely worse than the coarse one; None if it is not.
 
-    A box is drawn tightly around an organ, so a good mask lies within it and reaches its edges;
-    SAM itself says how sure it is; and where the two masks hardly overlap, one is wrong, and the
-    one that was found without being shown where to look has the better claim.
+    A box is drawn tightly around an organ, so a good mask lies within it and reaches its edges, and
+    SAM estimates the IoU of its mask. If the masks hardly overlap, the coarse one is kept: it was
+    found without a box prompt.
 
     Args:
-        mask: (rows, columns) bool.
-        coarse: (rows, columns) bool, or None where agreement is no sign.
+        mask: SAM's mask, bool (rows, columns).
+        box: the box that SAM was given.
+        predicted_iou: SAM's own estimate of the mask's IoU.
+        coarse: the coarse mask, bool (rows, columns); None if they need not agree.
+        acceptance: the limits.
     """
     area = int(mask.sum())
     if not area:
@@ -60,19 +67,19 @@ def rejection_reason(
     rows = slice(math.floor(box.y0), math.ceil(box.y1))
     columns = slice(math.floor(box.x0), math.ceil(box.x1))
     inside = mask[rows, columns]
-    if area - inside.sum() > trust.outside * area:
+    if area - inside.sum() > acceptance.outside * area:
         return OUTSIDE
-    if _covered(inside) < trust.reach * inside.size:
+    if _covered(inside) < acceptance.reach * inside.size:
         return PARTIAL
-    if predicted_iou < trust.predicted_iou:
-        return UNSURE
-    if coarse is not None and dice(mask, coarse, empty=1.0) < trust.agreement:
+    if predicted_iou < acceptance.predicted_iou:
+        return LOW_IOU
+    if coarse is not None and dice(mask, coarse, empty=1.0) < acceptance.agreement:
         return DISAGREES
     return None
 
 
 def _covered(mask: np.ndarray) -> int:
-    """Pixels of the box around a mask."""
+    """Count the pixels of the box around a mask (rows, columns)."""
     if not mask.any():
         return 0
     extents = (np.flatnonzero(mask.any(axis)) for axis in (0, 1))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which boxes to draw around what a coarse network found, told without the truth.
+"""Selection of automatic boxes around what a coarse network found, without the truth.
 
-A network that is sure of what it finds gets boxes around what it is sure of, and SAM its mask as a
-first guess beside them; slices that show only what it is unsure of are left empty. A network on
-a modality that it was not made for finds parts of organs, and is unsure of the rest: there boxes
-around all that may be the organ are better, without a guess that would hold SAM to the part. How
-sure the network is, and SAM's own estimates of its masks, tell which. The numbers were set on
-eight development cases (BENCHMARKS.md).
+If the network is certain of an organ, boxes are drawn around what it is certain of, SAM is given
+its mask as a mask prompt, and slices that show only uncertain voxels are left empty. On a modality
+that it was not made for, a network finds parts of organs and is uncertain of the rest. Then boxes
+around all that may be the organ are better, without a mask prompt that would hold SAM to the part.
+The network's certainty and SAM's own estimates of its masks decide. The limits were set on eight
+development cases (BENCHMARKS.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,17 +14,18 @@ from collections.abc import Callable, Sequence
 from SRCSMSegmenterLib.geometry import Volume
 
 from ..boxes.boxes import SliceGrid
-from ..boxes.coarse import SURE, UNSURE, CoarseOrgan, sureness
+from ..boxes.coarse import BOX_CONFIDENCE, CoarseOrgan, is_uncertain
 from ..boxes.key_frames import KeyFrames
 from ..sam.models import SamModel
 from ..sam.prediction import Progress
-from .refiner import OrganPrompt, Refinement, Refiner
+from .refiner import OrganPrompt, Refiner
+from .results import Refinement
 
 POSSIBLE = 0.1
-"""As `SURE`, for boxes around all that may be the organ."""
+"""Probability above which a voxel may be the organ, for large boxes."""
 
 TOLERANCE = 0.03
-"""SAM's estimated IoU in the large boxes may be lower by so much: it is asked in more slices."""
+"""Allowed loss of SAM's estimated IoU in large boxes, as these cover more slices."""
 
 
 def refine_coarse(
@@ -36,7 +37,7 @@ def refine_coarse(
     modality: str | None = None,
     progress: Progress = lambda stage, fraction: None,
 ) -> Refinement:
-    """Choose the boxes and refine, all by default; for errors see `Refiner`."""
+    """Choose boxes and refine with default settings; for arguments and errors see `Refiner`."""
     refiner = Refiner(volume, grid, model, modality=modality)
     return refiner.refine(choose_prompts(refiner, organs, progress=progress), progress=progress)
 
@@ -48,19 +49,19 @@ def choose_prompts(
     progress: Progress = lambda stage, fraction: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[OrganPrompt]:
-    """Boxes of each organ, and whether SAM is to see its coarse mask.
+    """Choose the boxes of each organ, and whether SAM is given its coarse mask.
 
-    What the refiner encodes here it does not encode again. The stage that progress is told of is
-    "choose"; for the other arguments and errors see `Refiner.refine`.
+    Canvases that are encoded here are not encoded again by the refiner. The stage reported to
+    `progress` is "choose"; for the other arguments and errors see `Refiner.refine`.
     """
     grid = refiner.grid
-    chosen = {organ.value: prompt(organ, grid, SURE) for organ in organs}
-    unsure = [organ for organ in organs if sureness(organ.mask) < UNSURE]
-    if not unsure:
+    chosen = {organ.label: prompt(organ, grid, BOX_CONFIDENCE) for organ in organs}
+    uncertain = [organ for organ in organs if is_uncertain(organ.mask)]
+    if not uncertain:
         return list(chosen.values())
     small, large = (
-        {organ.value: prompt(organ, grid, confidence, mask_prompt=False) for organ in unsure}
-        for confidence in (SURE, POSSIBLE)
+        {organ.label: prompt(organ, grid, confidence, mask_prompt=False) for organ in uncertain}
+        for confidence in (BOX_CONFIDENCE, POSSIBLE)
     )
     small_iou, large_iou = (
         refiner.estimates(
@@ -70,17 +71,20 @@ def choose_prompts(
         )
         for half, prompts in enumerate((small, large))
     )
-    for value, rival in large.items():
-        if value in large_iou and large_iou[value] + TOLERANCE > small_iou.get(value, 0.0):
-            chosen[value] = rival
+    for label, rival in large.items():
+        if label in large_iou and large_iou[label] + TOLERANCE > small_iou.get(label, 0.0):
+            chosen[label] = rival
     return list(chosen.values())
 
 
 def prompt(
     organ: CoarseOrgan, grid: SliceGrid, box_confidence: float, *, mask_prompt: bool = True
 ) -> OrganPrompt:
-    """Boxes around what is more probable than `box_confidence`; with `mask_prompt` nothing else."""
+    """Draw boxes around voxels more probable than `box_confidence`.
+
+    Without `mask_prompt` slices without a box keep the coarse mask; with it they are left empty.
+    """
     frames = KeyFrames.from_coarse(
-        organ.name, organ.value, organ.mask, grid, box_confidence=box_confidence
+        organ.name, organ.label, organ.mask, grid, box_confidence=box_confidence
     )
     return OrganPrompt(frames, organ.mask, mask_prompt=mask_prompt, keep_unboxed=not mask_prompt)

@@ -1,164 +1,280 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A volume at the worker: sent once, and again where the worker has forgotten it.
+"""Client of the worker's refinement tasks: a volume is sent once, and again if it was forgotten.
 
-Needs neither Slicer nor torch.
+It needs neither Slicer nor torch.
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.worker.client import Job, Worker
-from SRCSMSegmenterLib.worker.protocol import WorkerError
+from SRCSMSegmenterLib.worker.protocol import WorkerError, as_worker_error
 
 from ..boxes.key_frames import KeyFrames, boxes_to_json
-from .organ_state import PointPrompt
-from .tasks import UNKNOWN_SESSION
+from .organ_state import OrganState, Settings
+from .tasks import UNKNOWN_VOLUME
+
+if TYPE_CHECKING:
+    import slicer
+
+    from ..scene.session import RefineSession
 
 GRACE = 30.0
-"""Seconds that the worker has to notice that it was cancelled: a large SAM takes some for a canvas,
-and killing the worker costs the SAM, the volume and all embeddings."""
+"""Seconds until a cancelled job is stopped by force: a large SAM takes some for a canvas, and a
+killed worker loses the SAM, the volume and all embeddings."""
 
 
+@dataclass(frozen=True, eq=False)
 class Request:
-    """Something the worker was asked.
+    """A request to the worker about organs of a volume.
 
     Attributes:
-        client: which asked it.
-        finished: True at the end, however it ended.
-        error: where it failed or was cancelled (kind "Cancelled").
-        reports: of "refine", what became of the organs (`tasks.refine`).
-        chosen: boxes that were chosen, and what goes with them (`tasks.refine`), or None.
-        labels: of "refine", (n, rows, columns), slice by slice; the client's own, to be read before
-            anything else is asked.
+        task: the worker's task.
+        frames: the boxes to send, one entry for each organ.
+        parameters: other parameters of the task (`tasks.refine`), such as mask_threshold.
+        organs: the organs when they were asked about.
     """
 
-    def __init__(self, client: "RefineClient", done: Callable[["Request"], None]) -> None:
-        self.client, self.finished = client, False
+    task: Literal["embed", "refine"]
+    frames: tuple[KeyFrames, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    organs: tuple[OrganState, ...] = ()
+
+    @classmethod
+    def about(
+        cls,
+        task: Literal["embed", "refine"],
+        organs: Sequence[OrganState],
+        settings: Settings,
+        slices: Collection[int] | None = None,
+    ) -> "Request":
+        """Ask about organs, in some slices with boxes only, or in all."""
+        sent = [
+            organ if slices is None else organ.with_frames(only(organ.frames, slices))
+            for organ in organs
+        ]
+        chooses = task == "embed" or slices is None
+        parameters = {
+            "points": {
+                str(organ.label): {
+                    str(k): [list(point) for point in points]
+                    for k, points in organ.usable_points().items()
+                }
+                for organ in sent
+            },
+            "choose": [organ.label for organ in organs if organ.awaits_choice and chooses],
+            "mask_prompt": [
+                organ.label for organ in organs if organ.mask_prompt and settings.mask_prompt
+            ],
+            "keep_unboxed": [organ.label for organ in organs if organ.keep_unboxed],
+            "mask_threshold": settings.mask_threshold,
+        }
+        return cls(task, tuple(organ.frames for organ in sent), parameters, tuple(organs))
+
+
+def only(frames: KeyFrames, slices: Collection[int]) -> KeyFrames:
+    """Return the boxes of some slices with boxes alone; SAM sees the same crops of them."""
+    boxes, slices = frames.effective(), frozenset(slices)
+    off = frozenset(range(frames.grid.count)) - slices
+    return replace(frames, edited={k: boxes[k] for k in slices}, off=off, limit=None)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that a run calls.
+
+    Attributes:
+        progress: called with the stage and its fraction done, until the run is finished.
+        log: called with lines for the user, until the run is finished.
+        answered: called once at the end, to take the answer over; raises why it cannot.
+        done: called once after it, whether the run succeeded, failed or was cancelled.
+    """
+
+    progress: Callable[[str, float], None] = lambda stage, fraction: None
+    log: Callable[[str], None] = lambda line: None
+    answered: Callable[["RefineRun"], None] = lambda run: None
+    done: Callable[["RefineRun"], None] = lambda run: None
+
+
+NOT_CALLED = Callbacks()
+
+
+class RefineRun:
+    """A request under way and, at the end, its answer.
+
+    Attributes:
+        client: the client that was asked.
+        request: what was asked.
+        session: the session that asked; None outside Slicer.
+        job: the worker's job; a new one if the volume had to be sent again.
+        finished: True after the end, whether it succeeded, failed or was cancelled.
+        error: why it failed; of kind "Cancelled" if it was cancelled.
+        messages: sentences about the result for the user.
+        reports: summaries of the organs (`tasks.refine`).
+        chosen: boxes that SAM chose (`tasks.refine`), or None.
+        label_map: (slices, rows, columns); later runs write to it.
+    """
+
+    def __init__(
+        self,
+        client: "RefineClient",
+        request: Request,
+        callbacks: Callbacks,
+        session: "RefineSession | None" = None,
+    ) -> None:
+        """Prepare a run, which `RefineClient.submit` starts."""
+        self.client, self.request, self.session = client, request, session
+        self.callbacks = callbacks
+        self.job: Job | None = None
+        self.finished = False
         self.error: WorkerError | None = None
+        self.messages: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self.chosen: dict[str, Any] | None = None
-        self.labels: np.ndarray | None = None
-        self.job: Job | None = None
-        self._done = done
+        self.label_map: np.ndarray | None = None
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Labels of the organs that are asked about."""
+        return tuple(frames.label for frames in self.request.frames)
 
     def cancel(self) -> None:
-        """End it at once. The worker is given time to notice; what comes next waits for it."""
-        self.job.cancel()
-        self.end(WorkerError("Cancelled", "The refinement was cancelled; nothing was changed."))
+        """End the run at once and change nothing; the worker has `GRACE` seconds to notice."""
+        if not self.finished:
+            self.job.cancel()
+            self.end(WorkerError("Cancelled", "The refinement was cancelled; nothing was changed."))
 
     def end(self, error: WorkerError | None = None) -> None:
-        """It is finished, unless it is already."""
-        if not self.finished:
-            self.finished, self.error = True, error
-            self._done(self)
+        """Finish the run, unless it is finished already."""
+        if self.finished:
+            return
+        self.finished, self.error = True, error
+        try:
+            self.callbacks.answered(self)
+        except Exception as reason:  # to whoever waits; here it would end in the event loop
+            self.error = as_worker_error(reason)
+        self.callbacks.done(self)
+
+    def wait(self) -> "slicer.vtkMRMLSegmentationNode":
+        """Wait for the end, while Slicer goes on drawing, and return the segmentation.
+
+        Raises:
+            WorkerError: it failed or was cancelled.
+        """
+        return self.session.wait_for(self)
 
 
 class RefineClient:
-    """A volume with a SAM and a mosaic, at a worker."""
+    """A volume with a SAM and a mosaic at a worker."""
 
     def __init__(self, worker: Worker, volume: Volume, opening: Mapping[str, Any]) -> None:
-        """Nothing is sent yet.
+        """Prepare; nothing is sent yet.
 
         Args:
+            worker: the worker.
             volume: not to be written to any more.
-            opening: parameters of the task "refine" that open a session: sam, sam_kind, modality,
-                mosaic, device.
+            opening: parameters of the task "refine" that describe how to load the volume: sam,
+                sam_kind, modality, mosaic, device.
         """
         self._worker, self._volume = worker, volume
-        self._opening = {
-            **opening,
-            "session": uuid.uuid4().hex,
-            **volume.geometry.to_json(),
-        }
+        self._opening = {**opening, "volume": uuid.uuid4().hex, **volume.geometry.to_json()}
         self._sent: set[str] = set()
-        # The session's last result, None if it is uncertain, and how many are being made.
-        self._labels: np.ndarray | None = None
+        # The worker's last result, None if it is uncertain, and how many are under way.
+        self._last: np.ndarray | None = None
         self._awaited = 0
 
     def submit(
         self,
-        task: str,
-        frames: Sequence[KeyFrames],
+        request: Request,
         coarse: Callable[[int], np.ndarray | None],
-        *,
-        hints: Mapping[int, Mapping[int, Sequence[PointPrompt]]] | None = None,
-        progress: Callable[[str, float], None] = lambda stage, fraction: None,
-        log: Callable[[str], None] = lambda line: None,
-        done: Callable[[Request], None] = lambda request: None,
-        **parameters: Any,  # noqa: ANN401
-    ) -> Request:
-        """Ask for "embed" or "refine".
+        callbacks: Callbacks = NOT_CALLED,
+        session: "RefineSession | None" = None,
+    ) -> RefineRun:
+        """Send a request.
 
         Args:
-            coarse: the coarse mask of the organ with a label, or None; asked where it is needed.
-            hints: by label and slice number.
-            progress, log: called until it is finished or cancelled.
-            done: called once, when it is finished, in whatever way.
-            parameters: others of the task, such as mask_threshold.
+            request: what to ask.
+            coarse: called with a label if the worker lacks its coarse mask; returns (K, J, I)
+                probabilities, a bool mask, or None.
+            callbacks: functions to call.
+            session: the session that asks.
         """
-        points = {
-            str(value): {str(n): [list(hint) for hint in some] for n, some in slices.items()}
-            for value, slices in (hints or {}).items()
-        }
-        message = self._opening | {"boxes": boxes_to_json(frames), "points": points, **parameters}
-        request = Request(self, done)
+        run = RefineRun(self, request, callbacks, session)
+        self._send(run, coarse, again=True)
+        return run
 
-        def unsent() -> dict[str, np.ndarray]:
-            found = {} if "image" in self._sent else {"image": self._volume.array}
-            for organ in frames:
-                if (name := f"coarse_{organ.value}") not in self._sent:
-                    self._sent.add(name)
-                    if (mask := coarse(organ.value)) is not None:
-                        found[name] = mask
-            self._sent.add("image")
-            return found
+    def _send(
+        self, run: RefineRun, coarse: Callable[[int], np.ndarray | None], *, again: bool
+    ) -> None:
+        """Submit the job of a run; with `again` once more if the worker forgot the volume."""
+        request, callbacks = run.request, run.callbacks
+        # The reply holds changes of the last result if that is certain to be the worker's as well.
+        last = self._last if self._awaited == 0 else None
+        self._awaited += request.task == "refine"
+        boxes = boxes_to_json(request.frames)
 
-        def send(again: bool = True) -> None:
-            # What changed is told of the last result if that is certain to be the worker's too.
-            last = self._labels if self._awaited == 0 else None
-            self._awaited += task == "refine"
-            request.job = self._worker.submit(
-                task,
-                message | {"whole": last is None},
-                unsent(),
-                progress=lambda *told: request.finished or progress(*told),
-                log=lambda line: request.finished or log(line),
-                done=lambda job: end(job, last, again),
-                grace=GRACE,
-            )
-
-        def end(job: Job, last: np.ndarray | None, again: bool) -> None:
-            self._awaited -= task == "refine"
-            if job.error is not None:
-                self._labels = None
-                # What a task was given before it said its first word is kept by the session, or
-                # the whole session is lost, which the next reply tells.
-                if job.error.kind != "Cancelled" or job.stage == "start":
-                    self._sent.clear()
-                if again and not request.finished and job.error.kind == UNKNOWN_SESSION:
-                    send(again=False)
-                    return
+        def done(job: Job) -> None:
+            self._receive(run, job, last)
+            unknown = job.error is not None and job.error.kind == UNKNOWN_VOLUME
+            if again and unknown and not run.finished:
+                self._send(run, coarse, again=False)
             else:
-                request.chosen = job.reply.values["chosen"]
-                if task == "refine":
-                    self._labels = request.labels = _updated(job, last)
-                    request.reports = job.reply.values["organs"]
-            request.end(job.error)
+                run.end(job.error)
 
-        send()
-        return request
+        run.job = self._worker.submit(
+            request.task,
+            {**self._opening, **request.parameters, "boxes": boxes, "whole": last is None},
+            self._unsent(request.frames, coarse),
+            progress=lambda *told: run.finished or callbacks.progress(*told),
+            log=lambda line: run.finished or callbacks.log(line),
+            done=done,
+            grace=GRACE,
+        )
+
+    def _unsent(
+        self, frames: Sequence[KeyFrames], coarse: Callable[[int], np.ndarray | None]
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays, (K, J, I) each, that the worker needs and lacks."""
+        arrays = {} if "image" in self._sent else {"image": self._volume.array}
+        for organ in frames:
+            if (name := f"coarse_{organ.label}") not in self._sent:
+                self._sent.add(name)
+                if (mask := coarse(organ.label)) is not None:
+                    arrays[name] = mask
+        self._sent.add("image")
+        return arrays
+
+    def _receive(self, run: RefineRun, job: Job, last: np.ndarray | None) -> None:
+        """Keep track of what the worker knows after a job, and store its reply.
+
+        Args:
+            last: the result before the job, (slices, rows, columns), or None.
+        """
+        self._awaited -= run.request.task == "refine"
+        if job.error is not None:
+            self._last = None
+            # Arrays that arrived before the first progress stay with the worker, unless it lost
+            # the whole volume, which the next reply tells.
+            if job.error.kind != "Cancelled" or job.stage == "start":
+                self._sent.clear()
+            return
+        run.chosen = job.reply.values["chosen"]
+        if run.request.task == "refine":
+            self._last = run.label_map = _updated(job, last)
+            run.reports = job.reply.values["organs"]
 
 
 def _updated(job: Job, last: np.ndarray | None) -> np.ndarray:
-    """Return the labels after a reply, slice by slice.
+    """Return the label map after a reply, (slices, rows, columns).
 
     Args:
-        last: the result that the reply tells changes of, (n, rows, columns), which is written to;
-            None if the reply tells all.
+        last: the result that the reply holds changes of, (slices, rows, columns), which is written
+            to; None if the reply holds all slices.
     """
     labels, values = job.reply.arrays["labels"], job.reply.values
     if last is None:

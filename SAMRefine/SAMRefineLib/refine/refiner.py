@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From boxes to masks on the volume's own grid (after Wang et al.).
+"""Refinement: from boxes to masks on the volume's own grid (after Wang et al.).
 
-SAM is asked about every box (`prediction`); where its mask is not to be trusted, the coarse one
-stays (`acceptance`). Where organs claim the same voxel, the more probable one has it; SAM's
-probability counts by its own estimate of the mask: with the box of a liver it may be sure of the
-kidney in it, but not that this is the mask that was wanted.
+SAM is asked about every box (`prediction`). If its mask is rejected, the coarse one is kept
+(`acceptance`). Overlaps go to the organ with the highest probability x predicted IoU: inside a
+liver's box SAM may be certain, but about the kidney.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,123 +14,39 @@ import numpy as np
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Volume
 
-from ..boxes.boxes import Box, SliceGrid
+from ..boxes.boxes import Box, PointPrompt, SliceGrid
 from ..boxes.coarse import CoarseMask
 from ..boxes.key_frames import KeyFrames
-from ..sam.crops import around, crops
+from ..sam.crops import crops
 from ..sam.embeddings import EmbeddingCache
 from ..sam.models import SamModel
 from ..sam.mosaic import Rectangle
-from ..sam.prediction import Answer, MosaicMode, Place, Point, Predictor, Progress, Question
-from .acceptance import BLANK, DEFAULT_TRUST, NO_BOX, Trust, rejection_reason
+from ..sam.prediction import Answer, MosaicMode, Place, Predictor, Progress, Question
+from .acceptance import BLANK, DEFAULT_ACCEPTANCE, NO_BOX, Acceptance, rejection_reason
+from .results import OrganReport, Outcome, Refinement
 
 
 @dataclass(frozen=True, eq=False)
 class OrganPrompt:
-    """What is known of an organ.
+    """The boxes, points and coarse mask of an organ.
 
     Attributes:
         frames: its boxes.
-        coarse: (K, J, I) probabilities, or a bool mask; None where there is no coarse mask. Not to
-            be written to while a `Refiner` knows it.
-        points: by slice number; only slices with a box can have some.
-        mask_prompt: give SAM the coarse mask as its first guess, and want the two to agree
-            (`Trust`); not so where a box was edited: who edits it disagrees with the coarse mask.
+        coarse: (K, J, I) probabilities, or a bool mask; None if there is no coarse mask. Not to be
+            written to while a `Refiner` knows it.
+        points: by slice index; only slices with a box can have some.
+        mask_prompt: give SAM the coarse mask as a mask prompt, and require the two to agree
+            (`Acceptance`); in slices with an edited box neither is done, as the user disagrees with
+            the coarse mask.
         keep_unboxed: slices without a box keep the coarse mask; else they show nothing, unless the
             organ had no automatic box at all.
     """
 
     frames: KeyFrames
     coarse: np.ndarray | None = None
-    points: Mapping[int, Sequence[Point]] = field(default_factory=dict)
+    points: Mapping[int, Sequence[PointPrompt]] = field(default_factory=dict)
     mask_prompt: bool = True
     keep_unboxed: bool = True
-
-
-@dataclass(frozen=True)
-class OrganReport:
-    """What happened to an organ.
-
-    Attributes:
-        boxes: number of slices that SAM was asked about.
-        kept: why the coarse mask stayed, by slice number; where there is no coarse mask, why SAM's
-            mask, which stayed, may be bad.
-        dice: between the coarse mask and the result; None without a coarse mask.
-        voxels_before, voxels_after: of the coarse mask and of the result.
-        predicted_iou: SAM's own estimate, mean over its slices; None without any.
-    """
-
-    value: int
-    name: str
-    boxes: int
-    kept: dict[int, str]
-    dice: float | None
-    voxels_before: int
-    voxels_after: int
-    predicted_iou: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """An organ in one slice, (rows, columns).
-
-    Attributes:
-        probability: float16.
-        mask: bool, what the organ claims.
-        kept: why SAM was not trusted; None where it was.
-        predicted_iou: None where SAM was not asked.
-        weight: what the probability counts where organs compete.
-        basis: all that this was decided by.
-    """
-
-    probability: np.ndarray
-    mask: np.ndarray
-    kept: str | None
-    predicted_iou: float | None
-    weight: float
-    basis: tuple
-
-
-@dataclass(frozen=True, eq=False)
-class Refinement:
-    """The result on the volume's own grid.
-
-    Attributes:
-        labels: uint8 (uint16 where a value needs it).
-        reports: one per organ, in the order of the prompts.
-        changed: numbers of the slices that were decided anew; no others differ from the result
-            before.
-        encoder_passes: canvases that had to be encoded.
-        seconds: duration per stage: "encode", "decode".
-        outcomes: by label and slice number.
-    """
-
-    labels: Volume
-    reports: tuple[OrganReport, ...]
-    changed: tuple[int, ...]
-    encoder_passes: int
-    seconds: dict[str, float]
-    grid: SliceGrid
-    outcomes: dict[int, dict[int, Outcome]]
-
-    def probability(self, value: int) -> np.ndarray:
-        """(K, J, I) float16 of the organ with that label; 0 in slices that show nothing of it."""
-        found = np.zeros(self.labels.array.shape, np.float16)
-        stack = self.grid.stack(found)
-        for n, outcome in self.outcomes[value].items():
-            stack[n] = outcome.probability
-        return found
-
-    def confidence(self) -> np.ndarray:
-        """(K, J, I) float16: the probability of what each voxel is labelled."""
-        sure = np.ones(self.labels.array.shape, np.float16)
-        stack, labels = self.grid.stack(sure), self.grid.stack(self.labels.array)
-        for value, outcomes in self.outcomes.items():
-            for n, outcome in outcomes.items():
-                # A label's own probability in it; on background one less the largest of all.
-                np.minimum(stack[n], 1 - outcome.probability, out=stack[n], where=labels[n] == 0)
-                np.copyto(stack[n], outcome.probability, where=labels[n] == value)
-        return sure
 
 
 def refine(
@@ -142,27 +57,18 @@ def refine(
     modality: str | None = None,
     mosaic: MosaicMode = "crops",
     mask_threshold: float = 0.5,
-    trust: Trust = DEFAULT_TRUST,
-    cache: EmbeddingCache | None = None,
     progress: Progress = lambda stage, fraction: None,
-    cancelled: Callable[[], bool] = lambda: False,
 ) -> Refinement:
     """Refine organs once; for the arguments see `Refiner` and `Refiner.refine`."""
     if not organs:
         raise PromptError("There is no organ to refine; make boxes first.")
     grid = SliceGrid(volume.geometry, organs[0].frames.grid.axis)
-    refiner = Refiner(volume, grid, model, modality=modality, mosaic=mosaic, cache=cache)
-    return refiner.refine(
-        organs,
-        mask_threshold=mask_threshold,
-        trust=trust,
-        progress=progress,
-        cancelled=cancelled,
-    )
+    refiner = Refiner(volume, grid, model, modality=modality, mosaic=mosaic)
+    return refiner.refine(organs, mask_threshold=mask_threshold, progress=progress)
 
 
 class Refiner:
-    """A volume to be refined again and again: only what an edit changes is computed anew.
+    """A volume to be refined repeatedly: only what an edit changes is computed anew.
 
     Attributes:
         grid: its slices.
@@ -178,18 +84,19 @@ class Refiner:
         mosaic: MosaicMode = "crops",
         cache: EmbeddingCache | None = None,
     ) -> None:
-        """For the arguments and errors see `Predictor`."""
+        """Prepare the volume; for the arguments and errors see `Predictor`."""
         self._geometry, self.grid, self._mosaic = volume.geometry, grid, mosaic
         self._predictor = Predictor(
             volume, grid, model, modality=modality, mosaic=mosaic, cache=cache
         )
         self._coarse: dict[int, CoarseMask] = {}
         self._labels = np.zeros(volume.array.shape, np.uint8)
-        self._shown: dict[int, dict[int, Outcome]] = {}  # by slice: what its labels come from
+        # By slice index and label: the outcomes that the labels were combined from.
+        self._combined: dict[int, dict[int, Outcome]] = {}
 
     @property
     def passes(self) -> int:
-        """Canvases that went through the encoder so far."""
+        """Number of canvases that were encoded so far."""
         return self._predictor.passes
 
     def embed(
@@ -213,44 +120,46 @@ class Refiner:
         progress: Progress = lambda stage, fraction: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> dict[int, float]:
-        """SAM's own estimate of its masks' IoU, mean over the boxes of each organ that has some, by
-        label. The result, and what is refined later, stay as they are.
+        """Return SAM's own estimate of its masks' IoU, mean over an organ's boxes, by label.
+
+        Organs without a box are left out. The result, and later refinements, do not change.
 
         Raises:
             PromptError, DeviceError, Cancelled: as `refine`.
         """
         answers = self._predictor.anew().ask(self._questions(organs), progress, cancelled)
-        found: dict[int, list[float]] = {}
-        for (value, _), answer in answers.items():
-            found.setdefault(value, []).append(answer.predicted_iou)
-        return {value: float(np.mean(ious)) for value, ious in found.items()}
+        estimates: dict[int, list[float]] = {}
+        for (label, _), answer in answers.items():
+            estimates.setdefault(label, []).append(answer.predicted_iou)
+        return {label: float(np.mean(ious)) for label, ious in estimates.items()}
 
     def refine(
         self,
         organs: Sequence[OrganPrompt],
         *,
         mask_threshold: float = 0.5,
-        trust: Trust = DEFAULT_TRUST,
+        acceptance: Acceptance = DEFAULT_ACCEPTANCE,
         progress: Progress = lambda stage, fraction: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Refinement:
-        """Masks for the boxes of all organs.
+        """Refine all organs within their boxes.
 
-        Slices without a box keep the coarse mask (but see `OrganPrompt.keep_unboxed`) without
-        strays: pieces apart from the organ's largest. Slices that are switched off, or lie beyond
-        the boxes' limit, show nothing.
+        Slices without a box keep the largest component of the coarse mask (but see
+        `OrganPrompt.keep_unboxed`). Disabled slices, and those beyond the boxes' limit, show
+        nothing.
 
         Args:
-            mask_threshold: of SAM's probabilities (the paper's theta 2).
-            trust: when to keep the coarse mask.
+            organs: boxes, points and coarse masks.
+            mask_threshold: threshold of SAM's probabilities (the paper's theta 2).
+            acceptance: limits for accepting SAM's masks.
             progress: called with the stage and the fraction of it that is done.
-            cancelled: asked between two canvases and between two batches of boxes.
+            cancelled: called between canvases and between batches of boxes.
 
         Raises:
             PromptError: no organ, two with one label, boxes or coarse masks of another grid, a
                 point outside its slice or in a slice without a box, an impossible `mask_threshold`.
             DeviceError: out of memory.
-            Cancelled: `cancelled` said so.
+            Cancelled: `cancelled` returned True.
         """
         if not 0 < mask_threshold < 1:
             raise PromptError(
@@ -262,15 +171,15 @@ class Refiner:
         progress("combine", 0.0)
         outcomes = {}
         for organ in organs:
-            value = organ.frames.value
-            found = {
-                n: (questions[other, n].box, answer)
-                for (other, n), answer in answers.items()
-                if other == value
+            label = organ.frames.label
+            answered = {
+                slice_index: (questions[other, slice_index].box, answer)
+                for (other, slice_index), answer in answers.items()
+                if other == label
             }
-            outcomes[value] = self._outcomes(organ, found, mask_threshold, trust)
+            outcomes[label] = self._outcomes(organ, answered, mask_threshold, acceptance)
         changed = self._combine(outcomes)
-        reports = tuple(self._report(organ, outcomes[organ.frames.value]) for organ in organs)
+        reports = tuple(self._report(organ, outcomes[organ.frames.label]) for organ in organs)
         progress("combine", 1.0)
         return Refinement(
             Volume(self._labels.copy(), self._geometry),
@@ -283,12 +192,12 @@ class Refiner:
         )
 
     def _questions(self, organs: Sequence[OrganPrompt]) -> dict[Place, Question]:
-        """One for each organ and slice with a box, everything about them checked."""
-        values = [organ.frames.value for organ in organs]
+        """Check the organs and return a question for each box, by label and slice index."""
+        labels = [organ.frames.label for organ in organs]
         if not organs:
             raise PromptError("There is no organ to refine; make boxes first.")
-        if len(set(values)) < len(values):
-            raise PromptError(f"Two organs have the same label; their labels are {values}.")
+        if len(set(labels)) < len(labels):
+            raise PromptError(f"Two organs have the same label; their labels are {labels}.")
         questions = {}
         for organ in organs:
             frames = organ.frames
@@ -297,73 +206,76 @@ class Refiner:
             boxes = frames.effective()
             _check_points(organ, boxes)
             sources = self._sources(organ, boxes)
-            for n, box in boxes.items():
-                points = tuple(organ.points.get(n, ()))
-                guess = coarse if _counts_coarse(organ, n, box) else None
-                questions[frames.value, n] = Question(box, sources[n], points, guess)
+            for slice_index, box in boxes.items():
+                points = tuple(organ.points.get(slice_index, ()))
+                mask_prompt = coarse if _uses_coarse(organ, slice_index, box) else None
+                question = Question(box, sources[slice_index], points, mask_prompt)
+                questions[frames.label, slice_index] = question
         return questions
 
     def _coarse_of(self, organ: OrganPrompt) -> CoarseMask | None:
-        """What there is to know of the coarse mask, found out once."""
-        value = organ.frames.value
+        """Return the coarse mask with its largest component, which is computed once."""
+        label = organ.frames.label
         if organ.coarse is None:
-            self._coarse.pop(value, None)
-        elif value not in self._coarse or self._coarse[value].given is not organ.coarse:
-            self._coarse[value] = CoarseMask(organ.coarse, self.grid)
-        return self._coarse.get(value)
+            self._coarse.pop(label, None)
+        elif label not in self._coarse or self._coarse[label].given is not organ.coarse:
+            self._coarse[label] = CoarseMask(organ.coarse, self.grid)
+        return self._coarse.get(label)
 
     def _sources(self, organ: OrganPrompt, boxes: Mapping[int, Box]) -> dict[int, Rectangle]:
-        """What SAM gets to see: the slices, or crops with their boxes and points."""
+        """Return the rectangle that SAM sees of each slice: all, or a crop around the prompts."""
         rows, columns = self.grid.shape
         if self._mosaic != "crops":
             return dict.fromkeys(boxes, (0, 0, columns, rows))
         needed = {}
-        for n, box in boxes.items():
-            points = organ.points.get(n, ())
-            hints = (Box(p.x - 0.5, p.y - 0.5, p.x + 0.5, p.y + 0.5) for p in points)
-            needed[n] = around([box, *(hint.clipped(self.grid.shape) for hint in hints)])
+        for slice_index, box in boxes.items():
+            points = organ.points.get(slice_index, ())
+            pixels = (Box(p.x - 0.5, p.y - 0.5, p.x + 0.5, p.y + 0.5) for p in points)
+            inside = (pixel.clipped(self.grid.shape) for pixel in pixels)
+            needed[slice_index] = Box.around([box, *inside])
         return crops(organ.frames.automatic, needed, self.grid)
 
     def _outcomes(
         self,
         organ: OrganPrompt,
-        found: Mapping[int, tuple[Box, Answer]],
+        answered: Mapping[int, tuple[Box, Answer]],
         mask_threshold: float,
-        trust: Trust,
+        acceptance: Acceptance,
     ) -> dict[int, Outcome]:
-        """The organ in every slice where it has a box or a coarse mask, by slice number."""
-        frames, coarse = organ.frames, self._coarse.get(organ.frames.value)
+        """Decide on the organ in every slice with a box or a coarse mask, by slice index."""
+        frames, coarse = organ.frames, self._coarse.get(organ.frames.label)
         unboxed: set[int] = set()
         if coarse is not None and (organ.keep_unboxed or not frames.automatic):
             within = range(self.grid.count)
             if frames.limit is not None:
                 within = self.grid.slices_of(frames.limit)
-            unboxed = (coarse.voxels.keys() & set(within)) - frames.off - found.keys()
+            unboxed = (coarse.voxels.keys() & set(within)) - frames.off - answered.keys()
         outcomes = {}
-        for n in sorted(found.keys() | unboxed):
-            box, answer = found.get(n, (None, None))
-            agree = answer is not None and _counts_coarse(organ, n, box)
-            basis = (coarse, box, answer, agree, mask_threshold, trust)
-            # The same object again where nothing changed: such slices are not combined anew.
-            last = self._shown.get(n, {}).get(frames.value)
+        for slice_index in sorted(answered.keys() | unboxed):
+            box, answer = answered.get(slice_index, (None, None))
+            agree = answer is not None and _uses_coarse(organ, slice_index, box)
+            basis = (coarse, box, answer, agree, mask_threshold, acceptance)
+            # The same object again if nothing changed: such slices are not combined anew.
+            last = self._combined.get(slice_index, {}).get(frames.label)
             unchanged = last is not None and last.basis == basis
-            outcomes[n] = last if unchanged else self._outcome(n, *basis)
+            outcomes[slice_index] = last if unchanged else self._outcome(slice_index, *basis)
         return outcomes
 
     def _outcome(
         self,
-        n: int,
+        slice_index: int,
         coarse: CoarseMask | None,
         box: Box | None,
         answer: Answer | None,
         agree: bool,
         mask_threshold: float,
-        trust: Trust,
+        acceptance: Acceptance,
     ) -> Outcome:
-        """SAM's mask of a slice, or the coarse one; `agree` asks them to be alike."""
-        basis = (coarse, box, answer, agree, mask_threshold, trust)
+        """Choose SAM's mask of a slice or the coarse one; `agree` requires them to be alike."""
+        basis = (coarse, box, answer, agree, mask_threshold, acceptance)
         if answer is None:
-            return Outcome(coarse.probability(n), coarse.piece(n), NO_BOX, None, 1.0, basis)
+            kept = coarse.probability(slice_index), coarse.component(slice_index)
+            return Outcome(*kept, NO_BOX, None, 1.0, basis)
         probability = np.zeros(self.grid.shape, np.float16)
         x0, y0, x1, y1 = answer.source
         probability[y0:y1, x0:x1] = answer.probability
@@ -371,54 +283,60 @@ class Refiner:
         weight = min(max(answer.predicted_iou, 0.01), 1.0)
         reason = BLANK
         if not answer.blank:
-            rival = coarse.piece(n) if coarse is not None and agree else None
-            reason = rejection_reason(mask, box, answer.predicted_iou, rival, trust)
+            rival = coarse.component(slice_index) if coarse is not None and agree else None
+            reason = rejection_reason(mask, box, answer.predicted_iou, rival, acceptance)
         if reason and coarse is not None:
-            probability, mask, weight = coarse.probability(n), coarse.piece(n), 1.0
+            probability, mask = coarse.probability(slice_index), coarse.component(slice_index)
+            weight = 1.0
         return Outcome(probability, mask, reason, answer.predicted_iou, weight, basis)
 
     def _combine(self, outcomes: Mapping[int, Mapping[int, Outcome]]) -> tuple[int, ...]:
-        """Write what differs from last time into the labels; returns these slices' numbers."""
+        """Write changed slices into the labels and return their indices.
+
+        Args:
+            outcomes: by label and slice index.
+        """
         needed = np.result_type(np.uint8, np.min_scalar_type(max(outcomes)))
         self._labels = self._labels.astype(needed, copy=False)
         by_slice: dict[int, dict[int, Outcome]] = {}
-        for value in sorted(outcomes):
-            for n, outcome in outcomes[value].items():
-                by_slice.setdefault(n, {})[value] = outcome
+        for label in sorted(outcomes):
+            for slice_index, outcome in outcomes[label].items():
+                by_slice.setdefault(slice_index, {})[label] = outcome
         changed = [
-            n
-            for n in sorted(by_slice.keys() | self._shown.keys())
-            if by_slice.get(n) != self._shown.get(n)
+            slice_index
+            for slice_index in sorted(by_slice.keys() | self._combined.keys())
+            if by_slice.get(slice_index) != self._combined.get(slice_index)
         ]
         stack = self.grid.stack(self._labels)
-        for n in changed:
-            stack[n] = 0
+        for slice_index in changed:
+            stack[slice_index] = 0
             best = np.zeros(self.grid.shape, np.float32)
-            for value, outcome in by_slice.get(n, {}).items():
+            for label, outcome in by_slice.get(slice_index, {}).items():
                 claim = np.where(outcome.mask, outcome.probability * np.float32(outcome.weight), 0)
-                stack[n][claim > best] = value
+                stack[slice_index][claim > best] = label
                 np.maximum(best, claim, out=best)
-        self._shown = by_slice
+        self._combined = by_slice
         return tuple(changed)
 
     def _report(self, organ: OrganPrompt, outcomes: Mapping[int, Outcome]) -> OrganReport:
-        value, coarse = organ.frames.value, self._coarse.get(organ.frames.value)
+        """Compare an organ in the labels with its coarse mask."""
+        label, coarse = organ.frames.label, self._coarse.get(organ.frames.label)
         stack = self.grid.stack(self._labels)
         before = sum(coarse.voxels.values()) if coarse is not None else 0
         after, shared = 0, 0
-        for n in outcomes:
-            mask = stack[n] == value
+        for slice_index in outcomes:
+            mask = stack[slice_index] == label
             after += int(mask.sum())
             if coarse is not None:
-                shared += int((mask & coarse.shown(n)).sum())
+                shared += int((mask & coarse.shown(slice_index)).sum())
         total = before + after
         dice = 2 * shared / total if total else 1.0
         ious = [o.predicted_iou for o in outcomes.values() if o.predicted_iou is not None]
         return OrganReport(
-            value,
+            label,
             organ.frames.name,
             len(ious),
-            {n: outcome.kept for n, outcome in outcomes.items() if outcome.kept},
+            {k: outcome.rejection for k, outcome in outcomes.items() if outcome.rejection},
             dice if coarse is not None else None,
             before,
             after,
@@ -426,21 +344,23 @@ class Refiner:
         )
 
 
-def _counts_coarse(organ: OrganPrompt, n: int, box: Box) -> bool:
-    """True where SAM is to see the coarse mask, and to agree with it."""
-    return organ.mask_prompt and box == organ.frames.automatic.get(n)
+def _uses_coarse(organ: OrganPrompt, slice_index: int, box: Box) -> bool:
+    """Tell whether SAM is given the coarse mask of a slice, and has to agree with it."""
+    return organ.mask_prompt and box == organ.frames.automatic.get(slice_index)
 
 
 def _check_points(organ: OrganPrompt, boxes: Mapping[int, Box]) -> None:
+    """Raise PromptError if a point lies outside its slice or in a slice without a box."""
     rows, columns = organ.frames.grid.shape
-    for n, points in organ.points.items():
-        if points and n not in boxes:
+    for slice_index, points in organ.points.items():
+        if points and slice_index not in boxes:
             raise PromptError(
-                f'"{organ.frames.name}" has a point but no box in slice {n}; draw a box there.'
+                f'"{organ.frames.name}" has a point but no box in slice {slice_index}; draw a box '
+                "there."
             )
         for point in points:
             if not (0 <= point.x <= columns and 0 <= point.y <= rows):
                 raise PromptError(
                     f'The point ({point.x:g}, {point.y:g}) of "{organ.frames.name}" lies outside '
-                    f"slice {n}; set it within {columns} columns and {rows} rows."
+                    f"slice {slice_index}; set it within {columns} columns and {rows} rows."
                 )

@@ -1,132 +1,135 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a session has the worker do unasked, and in which order.
+"""Schedule of a session's background jobs: redraws that are due, and embeddings that exist.
 
-After an edit in live mode the slice that is shown is redrawn, then the whole organ; where nothing
-is left to redraw, embeddings are computed before they are needed. This is only the list; who has
-it does one thing at a time. Needs neither Slicer nor torch.
+After an edit in live mode the shown slice is redrawn, then the whole organ. If nothing is left to
+redraw, embeddings are computed ahead of need. This is only the queue; `runner` runs one job at a
+time. It needs neither Slicer nor torch.
 """
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from ..boxes.key_frames import KeyFrames
-from .organ_state import Organ
+from .organ_state import OrganState
 
 NEAR = 4
-"""Slices to both sides of the one shown whose embeddings are computed ahead, where every slice has
-one of its own."""
+"""Slices to both sides of the shown one whose embeddings are computed ahead, if every slice has an
+embedding of its own."""
 
 
-class Errand(NamedTuple):
-    """Something to be done.
+class BackgroundJob(NamedTuple):
+    """A job that the user did not request.
 
     Attributes:
-        kind: what.
-        value: label of the organ.
-        n: the slice; None for all.
+        kind: "redraw" or "embed".
+        label: label of the organ.
+        slice_index: the slice; None for all.
     """
 
     kind: Literal["redraw", "embed"]
-    value: int
-    n: int | None = None
+    label: int
+    slice_index: int | None = None
 
 
 class View(NamedTuple):
-    """Where the user looks.
+    """What the user looks at.
 
     Attributes:
-        n: the slice that is shown.
+        slice_index: the shown slice.
         active: label of the organ that is worked on, or None.
-        apart: every slice has an embedding of its own, which is wanted only near the shown one.
+        apart: True if every slice has an embedding of its own, computed only near the shown one.
     """
 
-    n: int
+    slice_index: int
     active: int | None
     apart: bool
 
-    def wanted(self, organ: Organ) -> frozenset[int]:
-        """The slices whose embeddings an organ wants ahead."""
+    def wanted(self, organ: OrganState) -> frozenset[int]:
+        """Return the slices whose embeddings an organ needs ahead."""
         slices = frozenset(organ.frames.effective())
-        return slices & frozenset(range(self.n - NEAR, self.n + NEAR + 1)) if self.apart else slices
+        if not self.apart:
+            return slices
+        return slices & frozenset(range(self.slice_index - NEAR, self.slice_index + NEAR + 1))
 
 
-class Agenda:
-    """What is left to redraw, and which embeddings there are."""
+class Schedule:
+    """Redraws that are due, and embeddings that exist."""
 
     def __init__(self) -> None:
-        self._redraws: list[Errand] = []
+        """Schedule nothing yet."""
+        self._redraws: list[BackgroundJob] = []
         self._embedded: dict[int, tuple[KeyFrames, frozenset[int]]] = {}
 
-    # redrawing
+    # redraws
 
     def __bool__(self) -> bool:
-        """Something is left to redraw."""
+        """Tell whether a redraw is due."""
         return bool(self._redraws)
 
     @property
     def urgent(self) -> bool:
-        """What comes next is a slice that the user looks at."""
-        return bool(self._redraws) and self._redraws[0].n is not None
+        """True if the next redraw is that of a single slice, which the user looks at."""
+        return bool(self._redraws) and self._redraws[0].slice_index is not None
 
-    def redraw(self, organ: Organ, shown: int) -> None:
-        """An organ was edited: first the slice that is shown, then all of it."""
-        rest = [errand for errand in self._redraws if errand.value != organ.value]
+    def redraw(self, organ: OrganState, shown: int) -> None:
+        """Schedule an organ that was edited: first the shown slice, then all of it."""
+        rest = [job for job in self._redraws if job.label != organ.label]
         if shown in organ.frames.effective():
-            rest.insert(0, Errand("redraw", organ.value, shown))
-        self._redraws = [*rest, Errand("redraw", organ.value)]
+            rest.insert(0, BackgroundJob("redraw", organ.label, shown))
+        self._redraws = [*rest, BackgroundJob("redraw", organ.label)]
 
-    def put_off(self, errand: Errand) -> None:
-        """It has to make way; a redrawing comes again later, embeddings are asked for anyway."""
-        later = Errand("redraw", errand.value)
-        if errand.kind == "redraw" and later not in self._redraws:
+    def postpone(self, job: BackgroundJob) -> None:
+        """Schedule an interrupted redraw again; embeddings are scheduled anyway."""
+        later = BackgroundJob("redraw", job.label)
+        if job.kind == "redraw" and later not in self._redraws:
             self._redraws.append(later)
 
     def clear(self) -> None:
-        """Redraw nothing."""
+        """Drop all redraws."""
         self._redraws.clear()
 
-    def next_redraw(self, organs: Sequence[Organ]) -> tuple[Organ, int | None] | None:
-        """The organ, and the slice or None for all; taken from the list."""
-        by_value = {organ.value: organ for organ in organs}
+    def next_redraw(self, organs: Sequence[OrganState]) -> tuple[OrganState, int | None] | None:
+        """Take the next redraw: the organ, and the slice or None for all; None if none is due."""
+        by_label = {organ.label: organ for organ in organs}
         while self._redraws:
-            _, value, n = self._redraws.pop(0)
-            organ = by_value.get(value)
-            if organ is not None and {n} <= {None, *organ.frames.effective()}:
-                return organ, n
+            _, label, slice_index = self._redraws.pop(0)
+            organ = by_label.get(label)
+            if organ is not None and {slice_index} <= {None, *organ.frames.effective()}:
+                return organ, slice_index
         return None
 
     # embeddings
 
-    def embeddings(self, organs: Sequence[Organ], view: View) -> dict[int, bool]:
-        """Label -> whether all that is wanted is there, of the organs that want any."""
+    def embeddings(self, organs: Sequence[OrganState], view: View) -> dict[int, bool]:
+        """Tell by label whether all needed embeddings exist, for organs that need any."""
         return {
-            organ.value: self._has(organ, wanted)
+            organ.label: self._has(organ, wanted)
             for organ in organs
             if organ.enabled and (wanted := view.wanted(organ))
         }
 
-    def next_embedding(self, organs: Sequence[Organ], view: View) -> Organ | None:
-        """The organ to embed: the active one, else the one nearest to the slice that is shown."""
+    def next_embedding(self, organs: Sequence[OrganState], view: View) -> OrganState | None:
+        """Return the organ to embed: the active one, else that nearest to the shown slice."""
 
-        def urgency(organ: Organ) -> tuple[bool, int]:
-            nearest = min(abs(n - view.n) for n in organ.frames.effective())
-            return organ.value != view.active, nearest
+        def urgency(organ: OrganState) -> tuple[bool, int]:
+            nearest = min(abs(k - view.slice_index) for k in organ.frames.effective())
+            return organ.label != view.active, nearest
 
         ready = self.embeddings(organs, view)
-        waiting = [organ for organ in organs if not ready.get(organ.value, True)]
+        waiting = [organ for organ in organs if not ready.get(organ.label, True)]
         return min(waiting, key=urgency, default=None)
 
-    def embedded(self, organ: Organ, slices: frozenset[int]) -> None:
-        """Embeddings of an organ's slices are there now."""
-        frames, before = self._embedded.get(organ.value, (None, frozenset()))
+    def embedded(self, organ: OrganState, slices: frozenset[int]) -> None:
+        """Record that the embeddings of an organ's slices exist."""
+        frames, before = self._embedded.get(organ.label, (None, frozenset()))
         if frames == organ.frames:
             slices |= before
-        self._embedded[organ.value] = organ.frames, slices
+        self._embedded[organ.label] = organ.frames, slices
 
     def forget_embeddings(self) -> None:
-        """There are none any more."""
+        """Record that no embeddings exist."""
         self._embedded.clear()
 
-    def _has(self, organ: Organ, wanted: frozenset[int]) -> bool:
-        frames, slices = self._embedded.get(organ.value, (None, frozenset()))
+    def _has(self, organ: OrganState, wanted: frozenset[int]) -> bool:
+        frames, slices = self._embedded.get(organ.label, (None, frozenset()))
         return frames == organ.frames and wanted <= slices

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a worker can do for the refinement (see `SRCSMSegmenterLib.worker.tasks`).
+"""Refinement tasks of a worker (see `SRCSMSegmenterLib.worker.tasks`).
 
-A session is a volume that was sent once: it stays with the worker, so that a moved box costs the
-message about the box alone.
+A volume is sent once and stays with the worker, so that a moved box costs only the message about
+the box.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.worker.protocol import WorkerError
 from SRCSMSegmenterLib.worker.tasks import Context, Task
 
-from ..boxes.boxes import SliceGrid
+from ..boxes.boxes import PointPrompt, SliceGrid
 from ..boxes.coarse import CoarseOrgan
 from ..boxes.key_frames import KeyFrames, boxes_from_json, boxes_to_json
 
@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     from ..sam.models import SamModel
     from .refiner import OrganPrompt, Refiner
 
-UNKNOWN_SESSION = "UnknownSession"
+UNKNOWN_VOLUME = "UnknownVolume"
 """Kind of the `WorkerError` after which the volume has to be sent again."""
 
 
 @dataclass(frozen=True, eq=False)
-class Session:
-    """A volume with its coarse masks, by label."""
+class SentVolume:
+    """A volume at the worker.
+
+    Attributes:
+        refiner: the volume, to be refined repeatedly.
+        model: its SAM.
+        grid: its slices.
+        coarse: coarse masks by label, (K, J, I) probabilities or bool.
+    """
 
     refiner: "Refiner"
     model: "SamModel"
@@ -41,23 +48,24 @@ class Session:
 def embed(
     parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Open a session and compute the embeddings that its boxes need, ahead of `refine`.
+    """Load a volume and compute the embeddings that its boxes need, ahead of `refine`.
 
     Args:
-        parameters: as `refine`; mask_threshold and whole play no part.
+        parameters: as `refine`; mask_threshold and whole are ignored.
         arrays: as `refine`.
+        context: progress and cancellation.
 
     Returns:
-        {chosen, encoder_passes, device}.
+        {chosen, encoder_passes, device}, and no arrays.
     """
-    session, organs = _opened(parameters, arrays, context)
-    before = session.refiner.passes
-    organs, chosen = _chosen(session, organs, parameters.get("choose", ()), context)
-    session.refiner.embed(organs, progress=context.progress, cancelled=context.cancelled)
+    sent, organs = _opened(parameters, arrays, context)
+    before = sent.refiner.passes
+    organs, chosen = _chosen(sent, organs, parameters.get("choose", ()), context)
+    sent.refiner.embed(organs, progress=context.progress, cancelled=context.cancelled)
     return {
         "chosen": chosen,
-        "encoder_passes": session.refiner.passes - before,
-        "device": str(session.model.device),
+        "encoder_passes": sent.refiner.passes - before,
+        "device": str(sent.model.device),
     }, {}
 
 
@@ -67,57 +75,55 @@ def refine(
     """Refine organs (`refiner.Refiner`).
 
     Args:
-        parameters: session: a name for this volume, SAM and mosaic together, another one for
-            anything else; boxes: text of `boxes_to_json`; to open a session, sam: name, folder or
-            file (`load_sam`); size: (I, J, K); affine: 16 numbers, row by row, IJK -> RAS mm. May
-            be left out: sam_kind; modality: "CT", "MR" or None (guessed); mosaic: see
-            `MosaicMode`; device: see `resolve_device`; points: {label: {slice: [[x, y, positive],
-            ...]}}; mask_prompt, keep_unboxed: labels of the organs for which these are so (see
-            `OrganPrompt`), left out where it is so for all; choose: labels of organs whose boxes
-            are to be chosen anew from their coarse masks (`box_selection`);
-            mask_threshold: see `Refiner.refine`; whole: False for changed slices.
-        arrays: to open a session, image: raw intensities (K, J, I); then or later coarse_LABEL:
+        parameters: volume: a name for the combination of volume, SAM and mosaic; boxes: text of
+            `boxes_to_json`; to load the volume, sam: name, folder or file (`load_sam`); size:
+            (I, J, K); affine: four rows, IJK -> RAS mm. Optional are sam_kind; modality: "CT", "MR"
+            or None (guessed); mosaic: see `MosaicMode`; device: see `resolve_device`; points:
+            {label: {slice: [[x, y, positive], ...]}}; mask_prompt, keep_unboxed: labels of the
+            organs with these flags (see `OrganPrompt`), by default all; choose: labels of organs
+            whose boxes are to be chosen from their coarse masks (`box_selection`); mask_threshold:
+            see `Refiner.refine`; whole: False for changed slices only.
+        arrays: to load the volume, image: raw intensities (K, J, I); then or later coarse_LABEL:
             (K, J, I) probabilities, or a bool mask, for any of the organs.
+        context: progress and cancellation.
 
     Returns:
-        Reply: axis: 0, 1 or 2 (I, J or K), which is sliced; changed: numbers of the slices that
-        were decided anew since the session's last result; chosen: boxes, mask_prompt and
-        keep_unboxed of the organs whose boxes were chosen, None without any; organs:
-        `OrganReport`s, {value, name,
+        Reply: axis: 0, 1 or 2 (I, J or K), which is sliced; changed: indices of the slices that
+        were decided anew since the last result; chosen: boxes, mask_prompt and keep_unboxed of the
+        organs whose boxes were chosen, None without any; organs: `OrganReport`s, {label, name,
         boxes, kept: {slice: reason}, dice, voxels_before, voxels_after, predicted_iou};
         encoder_passes; seconds: per stage; sam: {name, kind, identity}; device.
-        Arrays: labels, (K, J, I); or, where `whole` is False, (changed, rows, columns).
+        Arrays: labels, (K, J, I); or, if `whole` is False, (changed slices, rows, columns).
 
     Raises:
-        WorkerError: of kind `UNKNOWN_SESSION`, the worker was started anew or had to forget.
+        WorkerError: of kind `UNKNOWN_VOLUME`, the worker was restarted or had to forget.
         BundleError, DeviceError, VolumeError, PromptError, Cancelled: as `load_sam` and `Refiner`.
     """
-    session, organs = _opened(parameters, arrays, context)
-    before = session.refiner.passes
-    organs, chosen = _chosen(session, organs, parameters.get("choose", ()), context)
-    found = session.refiner.refine(
+    sent, organs = _opened(parameters, arrays, context)
+    before = sent.refiner.passes
+    organs, chosen = _chosen(sent, organs, parameters.get("choose", ()), context)
+    refinement = sent.refiner.refine(
         organs,
         mask_threshold=parameters.get("mask_threshold", 0.5),
         progress=context.progress,
         cancelled=context.cancelled,
     )
-    model = session.model
     reply = {
-        "axis": session.grid.axis,
-        "changed": list(found.changed),
+        "axis": sent.grid.axis,
+        "changed": list(refinement.changed),
         "chosen": chosen,
         "organs": [
-            asdict(report) | {"kept": {str(n): reason for n, reason in report.kept.items()}}
-            for report in found.reports
+            asdict(report) | {"kept": {str(k): reason for k, reason in report.kept.items()}}
+            for report in refinement.reports
         ],
-        "encoder_passes": session.refiner.passes - before,
-        "seconds": found.seconds,
-        "sam": model.identify(),
-        "device": str(model.device),
+        "encoder_passes": sent.refiner.passes - before,
+        "seconds": refinement.seconds,
+        "sam": sent.model.identify(),
+        "device": str(sent.model.device),
     }
-    labels = found.labels.array
+    labels = refinement.labels.array
     if not parameters.get("whole", True):
-        labels = session.grid.stack(labels)[list(found.changed)]
+        labels = sent.grid.stack(labels)[list(refinement.changed)]
     return reply, {"labels": labels}
 
 
@@ -126,61 +132,65 @@ TASKS: dict[str, Task] = {"embed": embed, "refine": refine}
 
 def _opened(
     parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
-) -> tuple[Session, list["OrganPrompt"]]:
-    """The session, a new one where there is none yet, and what is asked of it."""
-    from ..sam.prediction import Point
+) -> tuple[SentVolume, list["OrganPrompt"]]:
+    """Return the volume, loaded if it is new, and the organs that are asked about."""
     from .refiner import OrganPrompt
 
     frames = boxes_from_json(parameters["boxes"], "The request")
     if not frames:
         raise PromptError("There is no organ to refine; make boxes first.")
-    session = context.models.get(
-        f"refinement {parameters['session']}", lambda: _open(parameters, arrays, frames, context)
+    sent = context.models.get(
+        f"refinement {parameters['volume']}", lambda: _open(parameters, arrays, frames, context)
     )
     for name, array in arrays.items():
         if name.startswith("coarse_"):
-            session.coarse[int(name.removeprefix("coarse_"))] = array
+            sent.coarse[int(name.removeprefix("coarse_"))] = array
     points = {
-        int(value): {int(n): tuple(Point(*point) for point in some) for n, some in slices.items()}
-        for value, slices in parameters.get("points", {}).items()
+        int(label): {
+            int(k): tuple(PointPrompt(*point) for point in some) for k, some in slices.items()
+        }
+        for label, slices in parameters.get("points", {}).items()
     }
-    everything = [organ.value for organ in frames]
-    return session, [
+    everything = [organ.label for organ in frames]
+    return sent, [
         OrganPrompt(
             organ,
-            session.coarse.get(organ.value),
-            points.get(organ.value, {}),
-            mask_prompt=organ.value in parameters.get("mask_prompt", everything),
-            keep_unboxed=organ.value in parameters.get("keep_unboxed", everything),
+            sent.coarse.get(organ.label),
+            points.get(organ.label, {}),
+            mask_prompt=organ.label in parameters.get("mask_prompt", everything),
+            keep_unboxed=organ.label in parameters.get("keep_unboxed", everything),
         )
         for organ in frames
     ]
 
 
 def _chosen(
-    session: Session, organs: list["OrganPrompt"], values: Sequence[int], context: Context
+    sent: SentVolume, organs: list["OrganPrompt"], labels: Sequence[int], context: Context
 ) -> tuple[list["OrganPrompt"], dict[str, Any] | None]:
-    """The organs, those with the labels `values` with other boxes, and what the reply says of it.
-    Without a coarse mask there is nothing to choose from."""
+    """Choose the boxes of the organs with some labels, as far as they have a coarse mask.
+
+    Returns:
+        All organs, and the choice for the reply; None if nothing was to be chosen.
+    """
     coarse = [
-        CoarseOrgan(organ.frames.name, organ.frames.value, organ.coarse)
+        CoarseOrgan(organ.frames.name, organ.frames.label, organ.coarse)
         for organ in organs
-        if organ.frames.value in values and organ.coarse is not None
+        if organ.frames.label in labels and organ.coarse is not None
     ]
     if not coarse:
         return organs, None
     from .box_selection import choose_prompts
 
-    found = choose_prompts(
-        session.refiner, coarse, progress=context.progress, cancelled=context.cancelled
+    prompts = choose_prompts(
+        sent.refiner, coarse, progress=context.progress, cancelled=context.cancelled
     )
-    told = {
-        "boxes": boxes_to_json([prompt.frames for prompt in found]),
-        "mask_prompt": [prompt.frames.value for prompt in found if prompt.mask_prompt],
-        "keep_unboxed": [prompt.frames.value for prompt in found if prompt.keep_unboxed],
+    choice = {
+        "boxes": boxes_to_json([prompt.frames for prompt in prompts]),
+        "mask_prompt": [prompt.frames.label for prompt in prompts if prompt.mask_prompt],
+        "keep_unboxed": [prompt.frames.label for prompt in prompts if prompt.keep_unboxed],
     }
-    by_value = {prompt.frames.value: prompt for prompt in found}
-    return [by_value.get(organ.frames.value, organ) for organ in organs], told
+    by_label = {prompt.frames.label: prompt for prompt in prompts}
+    return [by_label.get(organ.frames.label, organ) for organ in organs], choice
 
 
 def _open(
@@ -188,10 +198,11 @@ def _open(
     arrays: dict[str, np.ndarray],
     frames: tuple[KeyFrames, ...],
     context: Context,
-) -> Session:
+) -> SentVolume:
+    """Load a volume and its SAM."""
     if "image" not in arrays:
         raise WorkerError(
-            UNKNOWN_SESSION, "The worker does not know this volume any more.", "Send it again."
+            UNKNOWN_VOLUME, "The worker does not know this volume any more.", "Send it again."
         )
     from ..sam.embeddings import EmbeddingCache
     from ..sam.models import load_sam
@@ -211,4 +222,4 @@ def _open(
         mosaic=parameters.get("mosaic", "crops"),
         cache=context.models.get("embeddings", EmbeddingCache),
     )
-    return Session(refiner, model, grid)
+    return SentVolume(refiner, model, grid)

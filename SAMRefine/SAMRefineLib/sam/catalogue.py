@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which SAMs there are and what they say of themselves; without torch.
+"""Catalogue of SAMs: folders of this program, official checkpoints and their cards.
 
-Slicer's panel shows this before PyTorch is installed. What a folder says is only read here;
-`models.load_sam` checks it before use.
+It needs no torch: Slicer's panel shows it before PyTorch is installed. Cards are read unchecked;
+`models.load_sam` checks a SAM before use.
 """
 
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from SRCSMSegmenterLib.errors import BundleError
-from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG, shipped_folder, shipped_models_folder
+from SRCSMSegmenterLib.models.catalogue import (
+    SAM_CONFIG,
+    candidate_folders,
+    shipped_folder,
+    shipped_models_folder,
+)
 from SRCSMSegmenterLib.models.hashed_folder import SUMS
 
 from .checkpoints import CHECKPOINTS, Checkpoint
@@ -20,15 +24,15 @@ from .checkpoints import CHECKPOINTS, Checkpoint
 
 @dataclass(frozen=True)
 class SamCard:
-    """What is known of a SAM.
+    """A model card: a SAM's name, purpose, licence and origin.
 
     Attributes:
-        path: its folder or file, which need not be there.
+        path: its folder or file, which need not exist.
         kind: "small" or a key of `CHECKPOINTS`.
-        name: for people.
-        expects: what it is for, a sentence.
-        licence: of its weights.
-        origin: the `CHECKPOINTS` entry, where it can be downloaded.
+        name: the name to show.
+        expects: its purpose, a sentence.
+        licence: the licence of its weights.
+        origin: the `CHECKPOINTS` entry if it can be downloaded, else None.
     """
 
     path: Path
@@ -40,15 +44,15 @@ class SamCard:
 
     @property
     def present(self) -> bool:
-        """Its files are here."""
+        """True if its files exist."""
         return self.path.exists()
 
 
 def read_sam_card(folder: Path) -> SamCard:
-    """The card of a folder of ours, unchecked.
+    """Read the card of a SAM's folder, unchecked.
 
     Raises:
-        BundleError: it is none.
+        BundleError: the folder holds no SAM of this program.
     """
     try:
         config = json.loads((folder / SAM_CONFIG).read_bytes())
@@ -72,7 +76,7 @@ def read_sam_card(folder: Path) -> SamCard:
 
 
 def checkpoint_card(path: Path, kind: str) -> SamCard:
-    """The card of a checkpoint file made by others."""
+    """Return the card of a checkpoint file made by others."""
     entry = CHECKPOINTS[kind]
     expects = (
         "photographs; on CT and MR it outlines what a tight box surrounds, slice by slice"
@@ -83,21 +87,19 @@ def checkpoint_card(path: Path, kind: str) -> SamCard:
     return SamCard(path, kind, entry.title, expects, entry.licence, origin)
 
 
-def find_sam_folders(folder: Path) -> list[Path]:
-    """The SAMs of ours in a folder, by name."""
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [
-        path
-        for path in inside
-        if not path.name.startswith(".")
-        and (path / SAM_CONFIG).is_file()
-        and (path / SUMS).is_file()
-    ]
-
-
 def default_for(modality: str) -> str:
-    """Return the name of the shipped SAM for a modality, "CT" or "MR"."""
+    """Return the name of the shipped SAM that was trained on a modality, "CT" or "MR"."""
     return f"sam-small-{modality.lower()}"
+
+
+def is_sam(folder: Path) -> bool:
+    """Tell whether a folder looks like a SAM of this program, complete or not."""
+    return (Path(folder) / SAM_CONFIG).is_file() and (Path(folder) / SUMS).is_file()
+
+
+def find_sams(*folders: Path) -> list[Path]:
+    """List the SAMs of this program among `folders` and their direct subfolders, by name."""
+    return [folder for folder in candidate_folders(*folders) if is_sam(folder)]
 
 
 def find_sam(sam: str) -> Path:
@@ -112,7 +114,7 @@ def find_sam(sam: str) -> Path:
     path, shipped, folder = Path(sam), shipped_folder(sam), shipped_models_folder()
     if path.exists():
         return path
-    known = find_sam_folders(folder)
+    known = find_sams(folder)
     if shipped in known:
         return shipped
     names = ", ".join(path.name for path in known) or "none"
@@ -123,21 +125,16 @@ def find_sam(sam: str) -> Path:
 
 
 def kind_of(sha256: str) -> str | None:
-    """The kind of an official file; None for any other."""
+    """Return the kind of an official file by its SHA-256; None for any other."""
     return next((kind for kind, entry in CHECKPOINTS.items() if entry.sha256 == sha256), None)
 
 
 def megabytes(size: int) -> str:
-    """A size as people write it, "375 MB", "2.6 GB"."""
+    """Format a size in bytes, such as "375 MB" or "2.6 GB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def host(origin: Checkpoint) -> str:
-    """Where a checkpoint comes from, such as "dl.fbaipublicfiles.com"."""
-    return urlsplit(origin.url or "").hostname or ""
-
-
 def _line(card: str, key: str) -> str:
-    """What a model card says after "- Key:", lines that go on included."""
-    found = re.search(rf"^- {key}: (.+(?:\n  .+)*)", card, re.MULTILINE)
-    return " ".join(found[1].split()) if found else ""
+    """Return the text of a model card after "- Key:", continuation lines included."""
+    line = re.search(rf"^- {key}: (.+(?:\n  .+)*)", card, re.MULTILINE)
+    return " ".join(line[1].split()) if line else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SAM checkpoints of others that can be used, and where they come from; without torch."""
+"""SAM checkpoints made by others: what they are and where they come from; without torch."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ class Checkpoint:
     """A checkpoint file made by others.
 
     Attributes:
-        title: for people.
+        title: the name to show.
         architecture: key of segment_anything's registry.
         pixels: normalisation it was trained with.
-        sha256: of the file; None where none is known.
+        sha256: SHA-256 of the file; None if its authors publish none.
         file: its usual name.
-        bytes: its size; None where it has no known address.
-        url: where its authors offer it; None where there is no plain address.
-        licence: as its authors state it.
+        bytes: its size; None if it has no known address.
+        url: address at its authors; None if there is no plain one.
+        licence: licence that its authors state.
     """
 
     title: str

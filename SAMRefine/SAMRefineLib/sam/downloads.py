@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetching a checkpoint, on request only: resumable, checked, removable; standard library alone.
+"""Downloads of checkpoints: resumable, checked and removable, with the standard library alone.
 
-What has arrived waits in NAME.part; NAME itself appears when it is whole and has the right SHA-256.
+Received bytes are kept in NAME.part. NAME itself appears when the file is complete and has the
+right SHA-256.
 """
 
 import hashlib
@@ -27,12 +28,12 @@ Progress = Callable[[str, float], None]
 
 
 def part_of(path: Path) -> Path:
-    """Where a download waits until it is whole."""
+    """Return the path of an incomplete download."""
     return path.with_name(f"{path.name}.part")
 
 
 def received(path: Path) -> int:
-    """Bytes of a download that have arrived so far; 0 where none was begun."""
+    """Count the bytes of a download that have arrived; 0 if none was begun."""
     return part_of(path).stat().st_size if part_of(path).exists() else 0
 
 
@@ -44,15 +45,19 @@ def download(
     progress: Progress = lambda stage, fraction: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Fetch a file, from where an earlier try left off.
+    """Fetch a file; an incomplete download is resumed.
 
     Args:
-        size: of the whole file in bytes.
-        sha256: of the whole file; one with another is deleted.
+        url: address of the file.
+        path: the file to write.
+        size: size of the whole file in bytes.
+        sha256: SHA-256 of the whole file; a file with another one is deleted.
+        progress: called with the stage ("download", "check") and its fraction done.
+        cancelled: asked after every chunk.
 
     Raises:
-        BundleError: no connection, no space, or not the file that was promised.
-        Cancelled: what has arrived is kept for the next time.
+        BundleError: no connection, no space, or another SHA-256.
+        Cancelled: received bytes are kept for the next time.
     """
     part = part_of(path)
     try:
@@ -60,16 +65,17 @@ def download(
         _check_space(path.parent, size - received(path))
         if received(path) < size:
             _fetch(url, part, size, progress, cancelled)
-        found = sha256_of(part, progress, cancelled)
-        if found == sha256:
+        received_sha256 = sha256_of(part, progress, cancelled)
+        if received_sha256 == sha256:
             os.replace(part, path)
             return
         part.unlink()
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise BundleError(_reason(url, error)) from error
     raise BundleError(
-        f"What {_host(url)} sent as {path.name} is not the file that its authors published (its "
-        f"SHA-256 is {found}); it was deleted. Try again, or take the file from elsewhere."
+        f"What {host(url)} sent as {path.name} is not the file that its authors published (its "
+        f"SHA-256 is {received_sha256}); it was deleted. Try again, or take the file from "
+        "elsewhere."
     )
 
 
@@ -78,11 +84,11 @@ def sha256_of(
     progress: Progress = lambda stage, fraction: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits.
+    """Compute the SHA-256 of a file, 64 hexadecimal digits.
 
     Raises:
-        OSError: it cannot be read.
-        Cancelled: `cancelled` said so.
+        OSError: the file cannot be read.
+        Cancelled: `cancelled` returned True.
     """
     digest, size, done = hashlib.sha256(), max(path.stat().st_size, 1), 0
     with open(path, "rb") as file:
@@ -96,7 +102,7 @@ def sha256_of(
 
 
 def remove(path: Path) -> None:
-    """Delete a downloaded file and what there is of it."""
+    """Delete a downloaded file, complete or not."""
     path.unlink(missing_ok=True)
     part_of(path).unlink(missing_ok=True)
 
@@ -104,6 +110,7 @@ def remove(path: Path) -> None:
 def _fetch(
     url: str, part: Path, size: int, progress: Progress, cancelled: Callable[[], bool]
 ) -> None:
+    """Append the rest of a file of `size` bytes to `part`; for the rest see `download`."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "SlicerSRCSM"}
     if start:
@@ -111,7 +118,7 @@ def _fetch(
     with urllib.request.urlopen(
         urllib.request.Request(url, headers=headers), timeout=TIMEOUT
     ) as answer:
-        if answer.status != 206:  # the server sends all of it, whatever was asked for
+        if answer.status != 206:  # the server ignores the range and sends the whole file
             start = 0
         with open(part, "r+b" if start else "wb") as file:
             file.seek(start)
@@ -126,6 +133,7 @@ def _fetch(
 
 
 def _check_space(folder: Path, needed: int) -> None:
+    """Raise OSError if the folder's disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -134,35 +142,37 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _reason(url: str, error: Exception) -> str:
+    """Explain to the user why a download failed."""
     if isinstance(error, urllib.error.HTTPError):
-        what = f"{_host(url)} answered {error.code} ({error.reason})"
+        what = f"{host(url)} answered {error.code} ({error.reason})"
     elif isinstance(error, urllib.error.URLError):
-        what = f"{_host(url)} cannot be reached ({error.reason})"
+        what = f"{host(url)} cannot be reached ({error.reason})"
     elif isinstance(error, http.client.IncompleteRead):
-        what = f"the connection to {_host(url)} broke off"
+        what = f"the connection to {host(url)} broke off"
     elif isinstance(error, OSError):
         what = error.strerror or str(error)
     else:
-        what = f"{_host(url)} did not answer as expected ({error})"
+        what = f"{host(url)} did not answer as expected ({error})"
     return f"The download did not finish: {what}. What has arrived is kept; try again to resume."
 
 
-def _host(url: str) -> str:
+def host(url: str) -> str:
+    """Return the host of an address, such as "dl.fbaipublicfiles.com"."""
     return urlsplit(url).hostname or url
 
 
 class InBackground:
-    """Work on files in a thread of its own; who started it asks now and then how far it is.
+    """Work on files in its own thread, to be polled by the thread that started it.
 
     Attributes:
-        stage, fraction: how far it is.
-        finished: True at the end, however it ended.
+        stage, fraction: the last progress.
+        finished: True after the end, whether it succeeded or failed.
         result: what the work returned.
-        error: what it raised; None where it went well.
+        error: what it raised; None if it succeeded.
     """
 
     def __init__(self, work: Callable[[Progress, Callable[[], bool]], Any]) -> None:
-        """Start; `work` is called with `progress` and `cancelled`, see `download`."""
+        """Start; `work` is called with `progress` and `cancelled` (see `download`)."""
         self.stage, self.fraction, self.finished = "", 0.0, False
         self.result: Any = None
         self.error: Exception | None = None
@@ -171,17 +181,17 @@ class InBackground:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Request its end."""
         self._stop.set()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until it has ended."""
+        """Wait until it has ended, or for some seconds."""
         self._thread.join(seconds)
 
     def _run(self, work: Callable[[Progress, Callable[[], bool]], Any]) -> None:
         try:
             self.result = work(self._progress, self._stop.is_set)
-        except Exception as error:  # handed to whoever asks
+        except Exception as error:  # reported to the polling thread
             self.error = error
         self.finished = True
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM checkpoints: the official ones, MedSAM, and folders of our own.
+"""SAM models: official checkpoints, MedSAM, and folders of this program.
 
-Official files are read from a path the user gives; nothing is ever fetched. A folder of ours holds
+Official files are read from a path the user gives; nothing is fetched. A folder of this program
+holds
 
     config.json          what it is: kind, sizes, pixels, training
     model.safetensors    weights, float16
@@ -29,7 +30,7 @@ from segment_anything.modeling import Sam
 
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, SRCSMError
-from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG, candidate_folders, shipped_folder
+from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG, shipped_folder
 from SRCSMSegmenterLib.models.hashed_folder import (
     SUMS,
     check_format,
@@ -43,7 +44,8 @@ from SRCSMSegmenterLib.models.hashed_folder import (
     write_folder,
 )
 
-from .checkpoints import CHECKPOINTS as CHECKPOINTS
+from .catalogue import is_sam
+from .checkpoints import CHECKPOINTS
 from .pixels import PixelRule
 from .small_sam import SmallSamConfig, build_small_sam
 
@@ -55,20 +57,20 @@ LICENCE = "LICENSE"
 REQUIRED = (SAM_CONFIG, WEIGHTS, CARD, LICENCE)
 
 SMALL = "small"
-"""The kind of our own SAM; the other kinds are those of `CHECKPOINTS`."""
+"""The kind of this program's own SAM; the other kinds are those of `CHECKPOINTS`."""
 
 
 @dataclass(frozen=True, eq=False)
 class SamModel:
-    """A SAM with what its use needs to know.
+    """A SAM with its sizes, pixel normalisation and identity.
 
     Attributes:
-        sam: in evaluation mode, without gradients where it was loaded.
-        name: for people.
+        sam: the network in evaluation mode; without gradients if it was loaded.
+        name: the name to show.
         kind: "small" or a key of `CHECKPOINTS`.
         pixels: normalisation of its images (`pixels.to_pixels`).
         config: sizes of a small SAM; None for the others.
-        identity: SHA-256 of the checkpoint file or of the folder's SHA256SUMS; "" for one that
+        identity: SHA-256 of the checkpoint file or of the folder's SHA256SUMS; "" for a SAM that
             was never saved.
         training: summary of a small or fine-tuned SAM's training, plain JSON values.
     """
@@ -82,7 +84,7 @@ class SamModel:
     training: dict = field(default_factory=dict)
 
     def identify(self) -> dict[str, str]:
-        """Return the name, the kind and the identity, which names one exact SAM."""
+        """Return what names one exact SAM, as JSON values: its name, kind and identity."""
         return {"name": self.name, "kind": self.kind, "identity": self.identity}
 
     @property
@@ -97,68 +99,67 @@ class SamModel:
 
     @property
     def window(self) -> int | None:
-        """Side in pixels of the windows that an encoder without a view of the whole canvas looks
-        at, each by itself; None for one that sees all."""
+        """Side in pixels of the windows that a small SAM encodes separately; None for others."""
         return self.config.window if self.config else None
 
     @property
     def step(self) -> int:
-        """Pixels; the corners of a mosaic's tiles lie on its multiples."""
+        """Pixels of whose multiples the corners of a mosaic's tiles are."""
         return self.window or self.patch
 
     @property
     def local_positions(self) -> bool:
-        """Prompts and embeddings have positions within their tile, not on the canvas."""
+        """True if positions count from the tile's corner, False if from the canvas's."""
         return self.window is not None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.sam.parameters()).device
 
     @cached_property
     def encoder_identity(self) -> str:
-        """SHA-256 of the encoder's weights and input normalisation: what embeddings depend on.
+        """SHA-256 of the encoder's weights and input normalisation, on which embeddings depend.
 
-        Computed once: not for an encoder that is being trained.
+        It is computed once: not for an encoder that is being trained.
         """
         digest = hashlib.sha256(repr((self.pixels.mean, self.pixels.deviation)).encode())
-        for name, value in sorted(self.sam.image_encoder.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+        for name, weights in sorted(self.sam.image_encoder.state_dict().items()):
+            digest.update(f"{name} {tuple(weights.shape)} {weights.dtype}".encode())
+            digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
 def load_sam(path: str | Path, kind: str | None = None, device: str = "auto") -> SamModel:
-    """Load a checkpoint file, or a folder of ours.
+    """Load a checkpoint file, or a folder of this program.
 
     Args:
         path: a .pth file, a folder, or the name of a folder among the shipped models.
-        kind: "small" or a key of `CHECKPOINTS`; None takes what a folder says, and recognises the
-            official files by their SHA-256. MedSAM's has no known SHA-256: name its kind.
+        kind: "small" or a key of `CHECKPOINTS`; None takes the kind that a folder states, and
+            recognises official files by their SHA-256. MedSAM's is not published: name its kind.
         device: see `resolve_device`.
 
     Raises:
         BundleError: absent, truncated, altered, or of another architecture.
         DeviceError: unknown or absent device.
     """
-    where = resolve_device(device)
+    resolved = resolve_device(device)
     path = Path(path)
     if not path.exists() and (shipped := shipped_folder(path)) and shipped.is_dir():
         path = shipped
     model = _load_folder(path) if path.is_dir() else _load_file(path, kind)
     if kind not in (None, model.kind):
         raise BundleError(f'{path} holds a SAM of kind "{model.kind}", not "{kind}".')
-    model.sam.to(where)
+    model.sam.to(resolved)
     return model
 
 
 def save_sam(folder: Path, model: SamModel, card: str, licence: str) -> str:
-    """Write a small or fine-tuned SAM; an older one of that name is replaced once this is whole.
+    """Write a small or fine-tuned SAM; an older one of that name is replaced atomically.
 
     Args:
         card: the model card, Markdown.
-        licence: text of the LICENSE file.
+        licence: the text of the LICENSE file.
 
     Returns:
         The folder's identity.
@@ -170,8 +171,8 @@ def save_sam(folder: Path, model: SamModel, card: str, licence: str) -> str:
     if folder.exists() and not is_sam(folder) and not is_empty(folder):
         raise BundleError(f"{folder} exists and is no SAM's folder; choose another name.")
     weights = {
-        name: value.detach().to("cpu", torch.float16).contiguous()
-        for name, value in model.sam.state_dict().items()
+        name: tensor.detach().to("cpu", torch.float16).contiguous()
+        for name, tensor in model.sam.state_dict().items()
     }
     config = {
         "format_version": FORMAT_VERSION,
@@ -189,35 +190,25 @@ def save_sam(folder: Path, model: SamModel, card: str, licence: str) -> str:
 
 
 def build_sam(kind: str, config: SmallSamConfig | None = None) -> Sam:
-    """A SAM of that architecture with random weights, in evaluation mode.
+    """Build a SAM with random weights, in evaluation mode.
 
     Args:
         kind: "small" or a key of `CHECKPOINTS`.
-        config: sizes, for "small" (default: `SmallSamConfig()`).
+        config: sizes of a small SAM (default: `SmallSamConfig()`).
     """
     if kind == SMALL:
         return build_small_sam(config or SmallSamConfig())
     return sam_model_registry[CHECKPOINTS[kind].architecture]()
 
 
-def is_sam(folder: Path) -> bool:
-    """True where a folder looks like a SAM of ours, whole or not."""
-    return (Path(folder) / SAM_CONFIG).is_file() and (Path(folder) / SUMS).is_file()
-
-
-def find_sams(*folders: Path) -> list[Path]:
-    """The SAMs of ours among `folders` and their direct subfolders, in order, by name."""
-    return [folder for folder in candidate_folders(*folders) if is_sam(folder)]
-
-
 def verify_sam(folder: Path) -> list[str]:
-    """What is wrong with a SAM's files: missing, altered and extra ones; empty where whole."""
+    """List missing, altered and extra files of a SAM's folder; empty if it is complete."""
     return read_folder(Path(folder), REQUIRED)[1]
 
 
 @dataclass(frozen=True)
 class _Config:
-    """config.json, but for the format version."""
+    """Contents of config.json except the format version."""
 
     name: str
     kind: str
@@ -227,6 +218,7 @@ class _Config:
 
 
 def _load_folder(folder: Path) -> SamModel:
+    """Load a folder of this program; for errors see `load_sam`."""
     files = read_whole_folder(folder, REQUIRED)
     try:
         content = from_json(files[SAM_CONFIG], SAM_CONFIG)
@@ -236,7 +228,7 @@ def _load_folder(folder: Path) -> SamModel:
         config = typed(content, _Config, SAM_CONFIG)
         if config.kind not in (SMALL, *CHECKPOINTS) or (config.kind == SMALL) != bool(config.sizes):
             raise BundleError(f'{SAM_CONFIG} names an unknown kind, "{config.kind}".')
-        weights = {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()}
+        weights = {name: tensor.float() for name, tensor in load_tensors(files[WEIGHTS]).items()}
         sam = _with_weights(config.kind, config.sizes, weights)
     except (SRCSMError, SafetensorError, ValueError) as error:
         raise BundleError(f"The SAM in {folder} cannot be used: {error}") from error
@@ -252,6 +244,7 @@ def _load_folder(folder: Path) -> SamModel:
 
 
 def _load_file(path: Path, kind: str | None) -> SamModel:
+    """Load a checkpoint file made by others; for errors see `load_sam`."""
     if kind is not None and kind not in CHECKPOINTS:
         raise BundleError(f'There is no SAM of kind "{kind}"; choose {", ".join(CHECKPOINTS)}.')
     try:
@@ -289,16 +282,16 @@ def _load_file(path: Path, kind: str | None) -> SamModel:
 def _with_weights(
     kind: str, sizes: SmallSamConfig | None, weights: Mapping[str, torch.Tensor]
 ) -> Sam:
-    """A SAM of a kind with these weights (shared, not copied), checked against its architecture.
+    """Build a SAM of a kind with these weights, which are shared, not copied.
 
     Raises:
-        BundleError: they are another architecture's.
+        BundleError: the weights are those of another architecture.
     """
     with torch.device("meta"):
         sam = build_sam(kind, sizes)
     expected = sam.state_dict()
     if not isinstance(weights, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in weights.values()
+        isinstance(tensor, torch.Tensor) for tensor in weights.values()
     ):
         raise BundleError("it holds no table of weights.")
     missing = expected.keys() - weights.keys()
@@ -310,7 +303,7 @@ def _with_weights(
             f"its weights are not those of a {kind} SAM: {len(missing)} are missing, "
             f"{len(unknown)} unknown, {len(odd)} of another shape, such as {example}."
         )
-    sam.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-    # Not among the weights; `PixelRule` has taken their place.
+    sam.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    # Not among the weights; `PixelRule` replaces them.
     sam.pixel_mean, sam.pixel_std = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
     return sam.eval().requires_grad_(False)

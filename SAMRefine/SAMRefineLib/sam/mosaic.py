@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many slices on few canvases, so that one pass of SAM's encoder serves them all (Wang et al.).
+"""Mosaics: many slices on few canvases, so that one encoder pass serves them all (Wang et al.).
 
 A canvas is a picture of the model's input size; a tile is the part of it that shows one slice, or
 a rectangle cut from one. All coordinates are edge coordinates: pixel n covers n..n+1, x runs along
 columns, y along rows. A tile's own coordinates count from its corner on the canvas.
 
 Slices smaller than sixteen patches are worth scaling up: SAM decodes a mask of 4 x 4 pixels per
-patch, and a tile of few patches leaves it little to look at. Larger ones keep their own pixels as
-long as they fit on a canvas. `pack` does what its caller decides between `at_least` and `at_most`.
+patch, and a tile of few patches shows it little. Larger ones keep their own pixels as long as they
+fit on a canvas. The limits of `pack`, `at_least` and `at_most`, decide.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,12 +24,12 @@ Rectangle = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """Where a rectangle of a slice lies on a canvas.
+    """Position of a rectangle of a slice on a canvas.
 
     Attributes:
-        canvas: its number.
-        x, y: the tile's corner on the canvas.
-        width, height: of the tile in canvas pixels.
+        canvas: index of the canvas.
+        x, y: the tile's corner in canvas pixels.
+        width, height: the tile's size in canvas pixels.
         source: the rectangle of the slice that it shows.
     """
 
@@ -47,15 +47,15 @@ class Tile:
         return self.width / (x1 - x0), self.height / (y1 - y0)
 
     def to_tile(self, xy: np.ndarray) -> np.ndarray:
-        """(..., 2) x and y on the slice -> on the tile."""
+        """Convert (..., 2) x and y in slice pixels to canvas pixels from the tile's corner."""
         return (np.asarray(xy) - self.source[:2]) * self.scale
 
-    def to_slice(self, xy: np.ndarray) -> np.ndarray:
-        """(..., 2) x and y on the tile -> on the slice."""
-        return np.asarray(xy) / self.scale + self.source[:2]
-
     def patches(self, patch: int) -> tuple[slice, slice]:
-        """The rows and columns of the canvas's embedding that see this tile."""
+        """Return the rows and columns of the canvas's embedding that cover the tile.
+
+        Args:
+            patch: side of a patch in canvas pixels.
+        """
         rows = slice(self.y // patch, -(-(self.y + self.height) // patch))
         columns = slice(self.x // patch, -(-(self.x + self.width) // patch))
         return rows, columns
@@ -63,13 +63,13 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class Mosaic:
-    """Slices laid out on canvases, which are drawn when they are asked for.
+    """Slices laid out on canvases, which are drawn on demand.
 
     Attributes:
         slices: (rows, columns) float32 each, ready for the encoder.
         tiles: one for each slice, in order.
-        side: of a canvas in pixels.
-        fill: the value where a canvas shows no slice.
+        side: side of a canvas in pixels.
+        fill: the value of pixels that show no slice.
     """
 
     slices: Sequence[np.ndarray]
@@ -79,16 +79,16 @@ class Mosaic:
 
     @cached_property
     def members(self) -> tuple[tuple[int, ...], ...]:
-        """For each canvas the numbers of the slices on it."""
-        found: list[list[int]] = [
+        """For each canvas the positions in `slices` of those on it."""
+        members: list[list[int]] = [
             [] for _ in range(1 + max((t.canvas for t in self.tiles), default=-1))
         ]
         for number, tile in enumerate(self.tiles):
-            found[tile.canvas].append(number)
-        return tuple(map(tuple, found))
+            members[tile.canvas].append(number)
+        return tuple(map(tuple, members))
 
     def canvas(self, number: int) -> np.ndarray:
-        """One canvas, (side, side) float32."""
+        """Draw a canvas, (side, side) float32."""
         drawn = np.full((self.side, self.side), self.fill, np.float32)
         for member in self.members[number]:
             tile = self.tiles[member]
@@ -108,18 +108,19 @@ def pack(
     aspect: float = 1.0,
     fill: float = 0.0,
 ) -> Mosaic:
-    """Lay slices, or rectangles of them, out on as few canvases as first fit finds.
+    """Lay slices, or rectangles of them, out on canvases by first fit.
 
     Args:
         slices: (rows, columns) float32 each, ready for the encoder, of any sizes. The same array
             may come several times, with other rectangles.
-        side: of a canvas in pixels, a multiple of `step`.
+        side: side of a canvas in pixels, a multiple of `step`.
         step: tile corners lie on its multiples: the model's patch or, for an encoder whose
             attention stays within windows, its window.
         at_least, at_most: limits of a tile's longer side in pixels. In between a slice keeps its
             own pixels; equal limits give every tile that size.
-        sources: what to show of each slice (default: all).
+        sources: the rectangle to show of each slice (default: all of it).
         aspect: a slice's row spacing over its column spacing; tiles have square pixels.
+        fill: the value of pixels that show no slice.
 
     Returns:
         Tiles in the order of `slices`. Larger tiles are placed first, equal ones in order.
@@ -140,11 +141,13 @@ def pack(
 def place(sizes: Iterable[tuple[int, int]], side: int, step: int) -> list[tuple[int, int, int]]:
     """Pack rectangles without overlap, their corners on multiples of `step`.
 
-    The largest first, each into the first free place (by row, then column) of the first canvas
-    that has one; places are looked up in a map of the cells of `step` x `step` pixels.
+    Larger rectangles are placed first, each into the first free place (by row, then column) of the
+    first canvas that has one, on a map of cells of `step` x `step` pixels.
 
     Args:
         sizes: (width, height) in pixels, none over `side`.
+        side: side of a canvas in pixels.
+        step: side of a cell in pixels.
 
     Returns:
         (canvas, x, y) for each, in the order of `sizes`.
@@ -170,14 +173,16 @@ def place(sizes: Iterable[tuple[int, int]], side: int, step: int) -> list[tuple[
 
 
 def mask_from_tile(logits: torch.Tensor, tile: Tile, patch: int) -> torch.Tensor:
-    """What SAM decodes for a tile, on the pixels of the slice.
+    """Interpolate logits of a tile at the pixels of its slice.
 
     Args:
         logits: (..., h, w), covering the patches of the tile (`Tile.patches`) evenly.
+        tile: the tile.
+        patch: side of a patch in canvas pixels.
 
     Returns:
-        (..., rows, columns) of the tile's source rectangle: the logits interpolated linearly at
-        the middle of each of the slice's pixels.
+        Logits (..., rows, columns) of the tile's source rectangle, interpolated linearly at the
+        middle of each pixel.
     """
     x0, y0, x1, y1 = tile.source
     rows, columns = tile.patches(patch)
@@ -191,10 +196,12 @@ def mask_from_tile(logits: torch.Tensor, tile: Tile, patch: int) -> torch.Tensor
 
 
 def mask_to_tile(probability: np.ndarray, tile: Tile, patch: int) -> torch.Tensor:
-    """A slice's mask as SAM decodes one for the tile; 0 where the tile's patches show no slice.
+    """Resample a slice's mask to the pixels of SAM's masks for a tile; 0 outside the slice.
 
     Args:
         probability: (rows, columns) of the whole slice, or a bool mask.
+        tile: the tile.
+        patch: side of a patch in canvas pixels.
 
     Returns:
         (4 h, 4 w) float32 probabilities, h and w being the tile's patches.
@@ -207,7 +214,7 @@ def mask_to_tile(probability: np.ndarray, tile: Tile, patch: int) -> torch.Tenso
 
 
 def _shown(image: np.ndarray, tile: Tile) -> torch.Tensor:
-    """(height, width) float32: what a tile shows of its slice."""
+    """Resample the source rectangle of an image (rows, columns) to float32 (height, width)."""
     x0, y0, x1, y1 = tile.source
     part = torch.from_numpy(np.ascontiguousarray(image[y0:y1, x0:x1], np.float32))
     if part.shape == (tile.height, tile.width):
@@ -222,7 +229,7 @@ def _shown(image: np.ndarray, tile: Tile) -> torch.Tensor:
 
 
 def _tile_size(source: Rectangle, at_least: int, at_most: int, aspect: float) -> tuple[int, int]:
-    """(width, height) of a tile: the finer spacing at its own scale, or what the limits make it."""
+    """Return (width, height) of a tile: the finer spacing at its own scale, within the limits."""
     x0, y0, x1, y1 = source
     width, height = (x1 - x0) / min(1, aspect), (y1 - y0) * aspect / min(1, aspect)
     longer = max(width, height)
@@ -231,7 +238,11 @@ def _tile_size(source: Rectangle, at_least: int, at_most: int, aspect: float) ->
 
 
 def _first_free(taken: np.ndarray, width: int, height: int) -> tuple[int, int] | None:
-    """(row, column) of the first place for width x height cells, None where there is none."""
+    """Find (row, column) of the first place for width x height cells; None if there is none.
+
+    Args:
+        taken: bool (rows, columns) of cells.
+    """
     summed = np.zeros(np.add(taken.shape, 1), np.int32)
     taken.cumsum(0, np.int32).cumsum(1, out=summed[1:, 1:])
     inside = (
@@ -246,11 +257,13 @@ def _first_free(taken: np.ndarray, width: int, height: int) -> tuple[int, int] |
 
 
 def _interpolation(pixels: int, shown: int, covered: int, samples: int) -> torch.Tensor:
-    """(pixels, samples) weights that interpolate linearly at the middles of a slice's pixels.
+    """Return weights (pixels, samples) for linear interpolation at the middles of pixels.
 
     Args:
-        pixels: of the slice; the tile shows them on `shown` canvas pixels.
-        covered: canvas pixels that `samples` values cover evenly, from the same corner on.
+        pixels: number of pixels of the slice.
+        shown: canvas pixels that show them.
+        covered: canvas pixels that the samples cover evenly, from the same corner on.
+        samples: number of samples.
     """
     middles = (torch.arange(pixels, dtype=torch.float64) + 0.5) * shown / pixels
     position = (middles * samples / covered - 0.5).clamp(0, samples - 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intensities as a SAM checkpoint wants them, each by a rule of its own."""
+"""Pixels of a SAM: intensities normalised by the rule that its checkpoint was trained with."""
 
 from dataclasses import dataclass
 
@@ -11,19 +11,19 @@ from SRCSMSegmenterLib.modality import guess_modality
 
 @dataclass(frozen=True)
 class PixelRule:
-    """How raw intensities become pixels.
+    """Normalisation of raw intensities.
 
-    The window, or the quantiles of the whole volume, go to the lower and upper value; what lies
-    beyond is clipped. Where `equalise` is set, each slice's own minimum and maximum go there and
-    its histogram is made even; of CT the window is cut out before.
+    The window (CT), or the quantiles of the whole volume (MR), are mapped to the lower and upper
+    value; intensities beyond are clipped. With `equalise`, each slice's histogram is equalised
+    between its own minimum and maximum, for CT after clipping to the window.
 
     Attributes:
         lower, upper: pixel values.
-        window: HU, for CT.
-        quantiles: for MR.
-        equalise: per slice, see above.
-        mean, deviation: per channel of the encoder, or one for all; subtracted and divided by on
-            the way into the encoder (`embeddings.encode`).
+        window: lower and upper HU, for CT.
+        quantiles: lower and upper quantile, for MR.
+        equalise: equalise histograms slice by slice.
+        mean, deviation: one value for each channel of the encoder, or one for all; pixels are
+            standardised by them before the encoder (`embeddings.encode`).
     """
 
     lower: float
@@ -44,38 +44,39 @@ class PixelRule:
 
     @property
     def fill(self) -> float:
-        """The pixel value where a canvas shows nothing: black."""
+        """The value of pixels that show no slice: black."""
         return self.lower
 
 
 OFFICIAL = PixelRule(0.0, 255.0, mean=(123.675, 116.28, 103.53), deviation=(58.395, 57.12, 57.375))
-"""The official checkpoints': SAM's mean and deviation of RGB on 0..255."""
+"""Rule of the official checkpoints: SAM's mean and deviation of RGB on 0..255."""
 
 UNIT = PixelRule(0.0, 1.0)
-"""MedSAM's."""
+"""Rule of MedSAM."""
 
 EQUALISED = PixelRule(0.0, 1.0, equalise=True)
-"""That of Wang et al. for the decoders they fine-tune."""
+"""Rule of Wang et al. for the decoders they fine-tune."""
 
 SRCSM = PixelRule(-1.0, 1.0)
-"""Our small SAMs'."""
+"""Rule of this program's small SAMs."""
 
 SAMPLES = 2**21
-"""Voxels that quantiles are taken of: of larger volumes so many, drawn the same way every time.
-That is off by about 0.0001 of the distribution."""
+"""Voxels of larger volumes that quantiles are estimated from, drawn with a fixed seed. The error is
+about 0.0001 of the distribution."""
 
 
 def to_pixels(slices: np.ndarray, rule: PixelRule, modality: str | None = None) -> np.ndarray:
-    """Raw intensities -> pixels.
+    """Normalise raw intensities to pixels.
 
     Args:
-        slices: (n, rows, columns) of any real dtype, all slices of a volume: what is bright is
-            decided once for all of them.
+        slices: (n, rows, columns) of any real dtype, all slices of a volume, as quantiles are
+            those of all of them.
+        rule: the SAM's normalisation.
         modality: "CT" or "MR"; None guesses (`guess_modality`).
 
     Returns:
-        (n, rows, columns) float32 from `rule.lower` to `rule.upper`; a slice or volume of one
-        value is `rule.lower` everywhere.
+        (n, rows, columns) float32 from `rule.lower` to `rule.upper`; `rule.lower` everywhere if a
+        slice or volume has one value only.
 
     Raises:
         VolumeError: NaN or infinite voxels.
@@ -97,6 +98,7 @@ def to_pixels(slices: np.ndarray, rule: PixelRule, modality: str | None = None) 
 
 
 def _quantiles(values: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
+    """Estimate two quantiles of an array of any shape."""
     if values.size > SAMPLES:
         drawn = np.random.default_rng(0)
         values = values[tuple(drawn.integers(length, size=SAMPLES) for length in values.shape)]
@@ -104,7 +106,7 @@ def _quantiles(values: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
 
 
 def _unit(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Linear, low -> 0, high -> 1, clipped; 0 everywhere where they are the same."""
+    """Map low to 0 and high to 1, clipped, in an array of any shape; to 0 if low equals high."""
     if not low < high:
         return np.zeros_like(values)
     scaled = values - np.float32(low)
@@ -113,7 +115,7 @@ def _unit(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _equalised(image: np.ndarray) -> np.ndarray:
-    """A slice whose grey values, 256 of them, are evenly frequent from 0 to 1."""
+    """Equalise the histogram, of 256 grey values, of a slice (rows, columns) to 0..1."""
     grey = np.rint(_unit(image, float(image.min()), float(image.max())) * 255).astype(np.uint8)
     summed = np.bincount(grey.ravel(), minlength=256).cumsum()
     first = summed[grey.min()]  # the darkest value stays black

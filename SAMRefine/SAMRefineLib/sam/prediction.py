@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM's answers to prompts in the slices of a volume, each computed once.
+"""SAM's answers to prompts in the slices of a volume, each computed only once.
 
 Slices with boxes are laid out on canvases (`mosaic`), encoded (`embeddings`) and decoded box by
 box (`decoding`).
@@ -18,7 +18,7 @@ import torch
 from SRCSMSegmenterLib.errors import Cancelled
 from SRCSMSegmenterLib.geometry import Volume
 
-from ..boxes.boxes import Box, SliceGrid
+from ..boxes.boxes import Box, PointPrompt, SliceGrid
 from ..boxes.coarse import CoarseMask
 from .decoding import Prompts, decode
 from .embeddings import EmbeddingCache
@@ -27,58 +27,49 @@ from .mosaic import Mosaic, Rectangle, Tile, mask_from_tile, mask_to_tile, pack
 from .pixels import to_pixels
 
 MosaicMode = Literal["slices", "crops", "off"]
-"""Whole slices side by side; squares around the organ, scaled to one size; a canvas per slice."""
+"""What tiles show: whole slices ("slices"), squares around the organ of one size ("crops"), or a
+canvas for each slice ("off")."""
 
 TILE_PATCHES = 16
-"""Sides of a crop's tile, and least of a slice's, in patches: 256 pixels of an official SAM, of
-which sixteen fill a canvas; 128, a window, of a small one."""
+"""Side of a crop's tile, and least side of a slice's, in patches: 256 pixels of an official SAM, of
+which sixteen fill a canvas; 128 pixels, one window, of a small one."""
 
 CANVASES_AT_ONCE = 4
 BOXES_AT_ONCE = 16
 
 Progress = Callable[[str, float], None]
+"""Called with the stage and the fraction of it that is done."""
+
 Place = tuple[int, int]
-"""An organ's label and the number of a slice."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A hint beside the box, in edge coordinates of the slice: x along columns, y along rows.
-
-    Attributes:
-        positive: it lies in the organ; else it does not.
-    """
-
-    x: float
-    y: float
-    positive: bool = True
+"""An organ's label and a slice index."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What SAM is asked about an organ in a slice.
+    """The prompts for an organ in a slice.
 
     Attributes:
-        box: around the organ.
-        source: what to show of the slice.
-        points: hints beside the box.
-        guess: coarse mask to begin with, or None.
+        box: the box around the organ.
+        source: the rectangle of the slice that SAM sees.
+        points: points in the organ or outside.
+        mask_prompt: the coarse mask that SAM is given as well, or None.
     """
 
     box: Box
     source: Rectangle
-    points: tuple[Point, ...] = ()
-    guess: CoarseMask | None = None
+    points: tuple[PointPrompt, ...] = ()
+    mask_prompt: CoarseMask | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """SAM's mask.
+    """SAM's mask for a question.
 
     Attributes:
-        probability: float16 on the `source` rectangle of the slice, which is what SAM saw.
-        predicted_iou: SAM's own estimate.
-        blank: SAM saw one and the same intensity everywhere.
+        probability: float16 (rows, columns) on the `source` rectangle of the slice.
+        source: the rectangle of the slice that SAM saw.
+        predicted_iou: SAM's own estimate of the mask's IoU.
+        blank: True if the rectangle has one intensity only.
     """
 
     probability: np.ndarray
@@ -89,7 +80,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class _Canvas:
-    """A canvas of a mosaic, and the tiles on it that questions are about."""
+    """A canvas of a mosaic, and the tiles on it that questions refer to."""
 
     mosaic: Mosaic
     number: int
@@ -97,10 +88,10 @@ class _Canvas:
 
 
 class Predictor:
-    """A volume that SAM can be asked about again and again: only what is new is computed.
+    """A volume to be asked about repeatedly: only new questions are computed.
 
     Attributes:
-        seconds: spent so far per stage: "encode", "decode".
+        seconds: time spent so far on each stage, "encode" and "decode".
     """
 
     def __init__(
@@ -116,11 +107,12 @@ class Predictor:
         """Prepare the volume's pixels.
 
         Args:
-            volume: raw intensities.
+            volume: raw intensities (K, J, I).
             grid: its slices.
+            model: the SAM.
             modality: "CT" or "MR"; None guesses.
-            mosaic: what a tile shows.
-            cache: of embeddings, may be shared; None makes one.
+            mosaic: what tiles show.
+            cache: a cache of embeddings, which may be shared; None makes one.
 
         Raises:
             VolumeError: NaN or infinite voxels.
@@ -129,21 +121,23 @@ class Predictor:
         self._grid, self._model, self._mode = grid, model, mosaic
         self._cache = EmbeddingCache() if cache is None else cache
         self._pixels = to_pixels(grid.stack(volume.array), model.pixels, modality)
-        # What shares canvases, in order. Slices are only ever added, so that canvases stay full of
-        # what they were full of.
+        # Rectangles that share canvases, in order. They are only ever appended, so that existing
+        # canvases and their cached embeddings stay valid.
         self._layouts: dict[int, dict[int, Rectangle]] = {}
         self._answers: dict[Place, tuple[Question, Answer]] = {}
 
     def anew(self) -> Self:
-        """One that shares pixels and embeddings, and was not asked anything yet: what it is asked
-        does not change what this one has laid out."""
+        """Return a predictor that shares pixels and embeddings, but has no questions yet.
+
+        Questions to it leave the layouts of this one as they are.
+        """
         other = copy.copy(self)
         other._layouts, other._answers = {}, {}
         return other
 
     @property
     def passes(self) -> int:
-        """Canvases that went through the encoder so far."""
+        """Number of canvases that were encoded so far."""
         return self._cache.passes
 
     def embed(
@@ -152,11 +146,11 @@ class Predictor:
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> None:
-        """Compute the embeddings that answers will need.
+        """Compute the embeddings that answers to the questions will need.
 
         Raises:
             DeviceError: out of memory.
-            Cancelled: `cancelled`, which is asked between two canvases, said so.
+            Cancelled: `cancelled`, called between two canvases, returned True.
         """
         for _ in self._embedded(questions, progress, cancelled):
             pass
@@ -167,11 +161,11 @@ class Predictor:
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> dict[Place, Answer]:
-        """SAM's answers; a question that was asked before gets the same object again.
+        """Answer questions; a question that was asked before gets the same object again.
 
         Raises:
             DeviceError: out of memory.
-            Cancelled: `cancelled`, asked between two canvases or batches of boxes, said so.
+            Cancelled: `cancelled`, called between canvases and batches of boxes, returned True.
         """
         new = {
             place: question
@@ -189,7 +183,7 @@ class Predictor:
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> Iterator[tuple[list[_Canvas], list[torch.Tensor]]]:
-        """The canvases that the questions need, a few at a time, with their embeddings."""
+        """Yield the canvases that questions need, a few at a time, with embeddings (C, h, w)."""
         canvases = self._canvases(questions)
 
         def step(done: int) -> None:
@@ -207,13 +201,14 @@ class Predictor:
             yield group, embeddings
 
     def _canvases(self, questions: Mapping[Place, Question]) -> list[_Canvas]:
-        """Lay out what the questions need beside what is laid out already."""
+        """Lay out the rectangles that questions need, in addition to the existing ones."""
         wanted: dict[int, list[int]] = {}
-        for value, n in sorted(questions):
-            # All organs share whole slices; crops are an organ's own; or every slice is apart.
-            layout = {"slices": 0, "crops": value, "off": n}[self._mode]
-            self._layouts.setdefault(layout, {})[n] = questions[value, n].source
-            wanted.setdefault(layout, []).append((value, n))
+        for label, slice_index in sorted(questions):
+            # Whole slices are shared by all organs, crops belong to one, or each slice is separate.
+            layout = {"slices": 0, "crops": label, "off": slice_index}[self._mode]
+            source = questions[label, slice_index].source
+            self._layouts.setdefault(layout, {})[slice_index] = source
+            wanted.setdefault(layout, []).append((label, slice_index))
         canvases: list[_Canvas] = []
         for layout, places in wanted.items():
             sources = self._layouts[layout]
@@ -234,13 +229,18 @@ class Predictor:
         questions: Mapping[Place, Question],
         cancelled: Callable[[], bool],
     ) -> None:
-        """Answer the questions on these canvases; those on tiles of one size go together."""
+        """Answer the questions on some canvases; those on tiles of one size are one batch.
+
+        Args:
+            canvases: the canvases.
+            embeddings: (C, h, w) of each.
+        """
         alike: dict[tuple, list[tuple[Place, Tile, torch.Tensor]]] = {}
         for canvas, embedding in zip(canvases, embeddings, strict=True):
             for place, tile in canvas.tiles.items():
                 rows, columns = tile.patches(self._model.patch)
                 part = embedding[:, rows, columns]
-                kind = (part.shape, questions[place].guess is None)
+                kind = (part.shape, questions[place].mask_prompt is None)
                 alike.setdefault(kind, []).append((place, tile, part))
         for jobs in alike.values():
             for first in range(0, len(jobs), BOXES_AT_ONCE):
@@ -258,10 +258,11 @@ class Predictor:
                     answer = self._answer(place[1], tile, logit, iou)
                     self._answers[place] = questions[place], answer
 
-    def _answer(self, n: int, tile: Tile, logits: torch.Tensor, iou: float) -> Answer:
+    def _answer(self, slice_index: int, tile: Tile, logits: torch.Tensor, iou: float) -> Answer:
+        """Convert logits (h, w) of a tile to an answer on the pixels of its slice."""
         probability = mask_from_tile(logits, tile, self._model.patch).sigmoid()
         x0, y0, x1, y1 = tile.source
-        blank = bool(np.ptp(self._pixels[n, y0:y1, x0:x1]) == 0)
+        blank = bool(np.ptp(self._pixels[slice_index, y0:y1, x0:x1]) == 0)
         return Answer(probability.half().cpu().numpy(), tile.source, iou, blank)
 
 
@@ -272,11 +273,14 @@ def lay_out(
     model: SamModel,
     mode: MosaicMode,
 ) -> Mosaic:
-    """Rectangles of slices on canvases.
+    """Lay rectangles of slices out on canvases.
 
     Args:
-        pixels: (n, rows, columns), all slices of the grid, ready for the model's encoder.
-        sources: by slice number.
+        pixels: (slices, rows, columns), all slices of the grid, ready for the model's encoder.
+        sources: the rectangle to show, by slice index.
+        grid: the slices.
+        model: the SAM that will see the canvases.
+        mode: what tiles show.
     """
     tile = min(TILE_PATCHES * model.patch, model.canvas)
     at_least, at_most = {
@@ -286,7 +290,7 @@ def lay_out(
     }[mode]
     row_mm, column_mm = grid.spacing
     return pack(
-        [pixels[n] for n in sources],
+        [pixels[k] for k in sources],
         side=model.canvas,
         step=model.step,
         at_least=at_least,
@@ -303,7 +307,7 @@ def _prompts(
     questions: Mapping[Place, Question],
     patch: int,
 ) -> Prompts:
-    """Questions in the coordinates of their tiles; all or none of them have a guess."""
+    """Convert questions to prompts on their tiles; all or none of them have a mask prompt."""
     asked = [questions[place] for place in places]
     boxes = [
         tile.to_tile(np.reshape(question.box.edges, (2, 2))).ravel()
@@ -317,23 +321,25 @@ def _prompts(
             for column, point in enumerate(question.points):
                 points[row, column] = torch.from_numpy(tile.to_tile(np.array([point.x, point.y])))
                 labels[row, column] = float(point.positive)
-    if asked[0].guess is not None:
-        guesses = [
-            mask_to_tile(question.guess.probability(n), tile, patch)
-            for question, (_, n), tile in zip(asked, places, tiles, strict=True)
+    if asked[0].mask_prompt is not None:
+        mask_prompts = [
+            mask_to_tile(question.mask_prompt.probability(slice_index), tile, patch)
+            for question, (_, slice_index), tile in zip(asked, places, tiles, strict=True)
         ]
-        # Limited to what SAM's own logits reach, which is what it was trained to be given back.
-        masks = torch.logit(torch.stack(guesses), eps=1e-4)[:, None]
+        # Limited to the range of SAM's own logits, which it was trained on as prompts.
+        masks = torch.logit(torch.stack(mask_prompts), eps=1e-4)[:, None]
     return Prompts(torch.from_numpy(np.array(boxes, np.float32)), points, labels, masks)
 
 
 def _stop_if(cancelled: Callable[[], bool]) -> None:
+    """Raise Cancelled if the caller requests it."""
     if cancelled():
         raise Cancelled("The refinement was cancelled; nothing was changed.")
 
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time spent in the context to a stage."""
     started = time.perf_counter()
     try:
         yield

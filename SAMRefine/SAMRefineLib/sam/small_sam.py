@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own small SAM, made of segment_anything's classes.
+"""The small SAM of this program, built of segment_anything's classes.
 
-A SAM with windows for tiles: all attention of its encoder stays within windows of 128 pixels, so
-what lies on one tile of a mosaic is encoded as if there were no others, and positions count from
-the tile's own corner. Patches of 8 pixels rather than 16 give masks at half the tile's resolution.
+All attention of its encoder stays within windows of 128 pixels, so that a tile of a mosaic is
+encoded independently of the others, and positions count from the tile's own corner. Patches of 8
+pixels rather than 16 give masks at half the tile's resolution.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from SRCSMSegmenterLib.errors import ConfigError
 
 @dataclass(frozen=True)
 class SmallSamConfig:
-    """Sizes.
+    """Sizes of a small SAM.
 
     Attributes:
         canvas: side in pixels of a mosaic's canvas.
         window: side in pixels of the window that attention stays within.
         patch: side in pixels of a token of the encoder; a decoded mask has 4 x 4 pixels a patch.
-        embed_dim, depth, heads, mlp_ratio: of the encoder.
+        embed_dim, depth, heads, mlp_ratio: sizes of the encoder.
         prompt_dim: channels of the embedding and of the decoder.
-        decoder_heads, decoder_mlp: of the decoder's two layers.
+        decoder_heads, decoder_mlp: sizes of the decoder's two layers.
     """
 
     canvas: int = 512
@@ -58,7 +58,10 @@ class SmallSamConfig:
 
 
 def build_small_sam(config: SmallSamConfig) -> Sam:
-    """A SAM with random weights, in evaluation mode; `embeddings.encode` runs its encoder."""
+    """Build a small SAM with random weights, in evaluation mode.
+
+    Run its encoder with `embeddings.encode`, which cuts canvases to windows.
+    """
     tokens = config.canvas // config.patch
     sam = Sam(
         image_encoder=ImageEncoderViT(
@@ -96,7 +99,7 @@ def build_small_sam(config: SmallSamConfig) -> Sam:
         pixel_mean=[0.0],
         pixel_std=[1.0],
     )
-    # Positions are given over the canvas; a window is to span as many waves as SAM's image does.
+    # Positions are encoded over the canvas; a window spans as many periods as SAM's image does.
     positions = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     positions *= config.canvas / config.window
     return sam.eval()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refining organs of the scene with SAM, from boxes that can be edited; without widgets.
+"""Refinement of organs of the scene with SAM, from boxes that can be edited; without widgets.
 
     from SAMRefineLib.scene.logic import boxes, refine
     session = boxes(segmentationNode, volumeNode)     # ROIs appear; move them, or
     session.edit_box(session.active, 12, Box(40, 52, 96, 110))
     refine(session)                                   # the segments are redrawn
 
-A session (`session`) is kept in the scene, and goes on from there (`open_boxes`). All
-computing is done by the worker that SRCSMSegmenter uses. Main thread only.
+A session (`session`) is kept in the scene and can be opened again (`open_boxes`). All computing is
+done by the worker that SRCSMSegmenter uses. Main thread only.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,23 +15,21 @@ from collections.abc import Callable, Sequence
 import slicer
 
 from SRCSMSegmenterLib.errors import PromptError
-from SRCSMSegmenterLib.scene import nodes as slicer_scene
+from SRCSMSegmenterLib.scene import nodes
 
 from ..boxes.boxes import AXES, Box3D, SliceGrid
-from ..refine.organ_state import DEFAULT_SETTINGS, Patch, Saved, Settings, organs_from_json
+from ..boxes.patches import Patch
+from ..refine.client import RefineRun
+from ..refine.organ_state import DEFAULT_SETTINGS, Settings
+from ..refine.saved_state import SavedState, state_from_json
+from .box_editor import BOXES, VOLUME
 from .masks import add_segment, fits, read_masks
-from .roi_views import BOUND, remove_node
+from .observers import remove_node
+from .outlines import BEFORE, SEGMENTATION
+from .requests import MakeClient, worker_client
+from .roi_views import BOUND
 from .segments import copied, new_segmentation, organ_of, segment_ids
-from .session import (
-    BEFORE,
-    BOXES,
-    SEGMENTATION,
-    VOLUME,
-    Progress,
-    RefineRun,
-    RefineSession,
-    sessions,
-)
+from .session import Progress, RefineSession, sessions
 
 
 def boxes(
@@ -41,24 +39,27 @@ def boxes(
     axis: str | int | None = None,
     box_confidence: float | None = None,
     settings: Settings = DEFAULT_SETTINGS,
+    make_client: MakeClient = worker_client,
 ) -> RefineSession:
     """Put boxes around the segments of a segmentation.
 
-    The segmentation may come from SRCSMSegmenter, whose probabilities then tell what is sure enough
-    for a box, or from anywhere else. One on another grid than the volume's, or made of surfaces, is
-    left as it is: its segments are copied to a new one, which is refined. Boxes that were made for
-    it before are replaced.
+    If the segmentation comes from SRCSMSegmenter, boxes are drawn around voxels with high
+    probabilities. If it lies on another grid than the volume's, or is made of surfaces, it is left
+    unchanged: its segments are copied to a new one, which is refined. Boxes that were made for it
+    before are replaced.
 
     Args:
-        segmentationNode: None makes an empty one, for boxes to be drawn (`add_organ`).
+        segmentationNode: the segmentation; None makes an empty one, for boxes to be drawn
+            (`add_organ`).
         volumeNode: the scan; None takes the segmentation's own.
         organs: names or IDs of segments; None for all.
-        axis: across which slices are taken, "I", "J", "K" or 0, 1, 2; None for the one across which
-            the volume was acquired.
-        box_confidence: of coarse probabilities (the paper's theta 1). None: boxes around what the
-            network is sure of; where it is too unsure, SAM chooses before it refines
-            (`box_selection`).
-        settings: how the session is to refine.
+        axis: the axis that is sliced, "I", "J", "K" or 0, 1, 2; None for the one across which the
+            volume was acquired.
+        box_confidence: threshold of coarse probabilities (the paper's theta 1). None draws boxes
+            around what the network is certain of; if it is too uncertain of an organ, SAM chooses
+            its boxes before it refines it (`box_selection`).
+        settings: how to refine.
+        make_client: makes the client that asks the worker.
 
     Raises:
         VolumeError: no scalar volume.
@@ -67,9 +68,9 @@ def boxes(
     if volumeNode is None and segmentationNode is not None:
         role = segmentationNode.GetReferenceImageGeometryReferenceRole()
         volumeNode = segmentationNode.GetNodeReference(role)
-    geometry = slicer_scene.node_geometry(volumeNode)
+    geometry = nodes.node_geometry(volumeNode)
     grid = SliceGrid(geometry, _axis(axis, geometry))
-    Box3D((0, 0, 0), geometry.size).oriented(geometry)  # or there are no ROIs on it
+    Box3D((0, 0, 0), geometry.size).oriented(geometry)  # raises if ROIs are impossible
     for node in saved_boxes():
         if segmentationNode is not None and node.GetNodeReference(SEGMENTATION) is segmentationNode:
             _forget(node)
@@ -83,45 +84,52 @@ def boxes(
             target, masks = copied(segmentationNode, ids, volumeNode, geometry)
     before = new_segmentation(volumeNode, f"{target.GetName()} before refinement")
     before.SetDisplayVisibility(False)
-    found = []
-    for value, (id, mask) in enumerate(masks.items(), start=1):
-        organ = organ_of(target, id, mask, value, grid, box_confidence)
+    states = []
+    for label, (id, mask) in enumerate(masks.items(), start=1):
+        organ = organ_of(target, id, mask, label, grid, box_confidence)
         add_segment(before, geometry, Patch.of(mask), id, organ.name, organ.color)
-        found.append(organ)
+        states.append(organ)
     node = slicer.mrmlScene.AddNewNodeByClass(
         "vtkMRMLScriptedModuleNode", f"{target.GetName()} boxes"
     )
     node.SetAttribute(BOXES, "1")
     for role, other in ((VOLUME, volumeNode), (SEGMENTATION, target), (BEFORE, before)):
         node.SetNodeReferenceID(role, other.GetID())
-    saved = Saved(tuple(found), grid, settings, len(found))
-    return RefineSession(node, saved)
+    saved = SavedState(tuple(states), grid, settings, len(states))
+    return RefineSession(node, saved, make_client)
 
 
 def saved_boxes() -> list[slicer.vtkMRMLScriptedModuleNode]:
-    """The nodes of the scene that keep boxes."""
-    nodes = slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")
-    return [node for node in nodes if node.GetAttribute(BOXES)]
+    """List the nodes of the scene that keep boxes."""
+    scripted = slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")
+    return [node for node in scripted if node.GetAttribute(BOXES)]
 
 
-def open_boxes(node: slicer.vtkMRMLScriptedModuleNode) -> RefineSession:
-    """Go on with boxes that the scene holds, such as one that was loaded.
+def open_boxes(
+    node: slicer.vtkMRMLScriptedModuleNode, make_client: MakeClient = worker_client
+) -> RefineSession:
+    """Open boxes that the scene holds, such as those of a loaded scene.
+
+    Args:
+        node: the node that keeps the boxes (`saved_boxes`).
+        make_client: makes the client that asks the worker.
 
     Raises:
-        PromptError: they cannot be read, their volume or segmentation is gone, or is another.
+        PromptError: the boxes cannot be read, their volume or segmentation is gone, or has another
+            grid.
     """
     if (session := sessions.get(node.GetID())) is not None:
         return session
-    where = f'The node "{node.GetName()}"'
-    saved = organs_from_json(node.GetParameter(BOXES), where)
+    source = f'The node "{node.GetName()}"'
+    saved = state_from_json(node.GetParameter(BOXES), source)
     volume, segmentation = node.GetNodeReference(VOLUME), node.GetNodeReference(SEGMENTATION)
     if volume is None or segmentation is None:
-        raise PromptError(f"{where} has lost its volume or segmentation; make new boxes.")
-    geometry = slicer_scene.node_geometry(volume)
+        raise PromptError(f"{source} has lost its volume or segmentation; make new boxes.")
+    geometry = nodes.node_geometry(volume)
     if not saved.grid.geometry.matches(geometry):
         if not saved.grid.geometry.mirrored().matches(geometry):
             raise PromptError(
-                f'{where} belongs to another grid than "{volume.GetName()}" has; make new boxes.'
+                f'{source} belongs to another grid than "{volume.GetName()}" has; make new boxes.'
             )
         saved = saved.mirrored()
     if not fits(segmentation, volume, geometry):
@@ -129,7 +137,7 @@ def open_boxes(node: slicer.vtkMRMLScriptedModuleNode) -> RefineSession:
             f'The segmentation "{segmentation.GetName()}" does not lie on the grid of '
             f'"{volume.GetName()}" any more; make new boxes.'
         )
-    return RefineSession(node, saved)
+    return RefineSession(node, saved, make_client)
 
 
 def refine(
@@ -143,32 +151,35 @@ def refine(
     """Redraw organs.
 
     Args:
-        session: of `boxes`.
+        session: the boxes.
         organs: names or labels; None for all that are enabled.
+        progress: called with stage, fraction and seconds left (`session.Progress`).
         log: called with lines for the user.
-        done: called at the end, however it ends.
-        wait: until it is done; Slicer goes on drawing meanwhile.
+        done: called at the end with the run, whether it succeeded, failed or was cancelled.
+        wait: wait for the end, while Slicer goes on drawing.
 
     Returns:
         The segmentation, or without `wait` the run.
 
     Raises:
-        PromptError: no such organ, or nothing to refine; VolumeError: the volume was changed.
-        WorkerError: with `wait`, what went wrong; its `remedy` says what to do.
+        PromptError: no such organ, or nothing to refine.
+        VolumeError: the volume was changed.
+        WorkerError: with `wait`, why it failed; its `remedy` tells what to do.
     """
-    names = {organ.name: organ.value for organ in session.organs}
+    labels = {organ.name: organ.label for organ in session.organs}
     if organs is not None:
-        unknown = [organ for organ in organs if organ not in (*names, *names.values())]
+        unknown = [organ for organ in organs if organ not in (*labels, *labels.values())]
         if unknown:
             raise PromptError(
-                f"There are no boxes of {unknown[0]}; there are of {', '.join(names)}."
+                f"There are no boxes of {unknown[0]}; there are of {', '.join(labels)}."
             )
-        organs = [names.get(organ, organ) for organ in organs]
+        organs = [labels.get(organ, organ) for organ in organs]
     run = session.refine(organs, progress, log, done)
     return run.wait() if wait else run
 
 
-def _axis(axis: str | int | None, geometry: slicer_scene.Geometry) -> int:
+def _axis(axis: str | int | None, geometry: nodes.Geometry) -> int:
+    """Return the number of an axis; None stands for the coarsest one."""
     if axis is None:
         return geometry.coarsest_axis
     if axis not in (*AXES, 0, 1, 2):
@@ -177,7 +188,7 @@ def _axis(axis: str | int | None, geometry: slicer_scene.Geometry) -> int:
 
 
 def _forget(node: slicer.vtkMRMLScriptedModuleNode) -> None:
-    """Remove boxes and what belongs to them."""
+    """Remove boxes with their ROIs and coarse masks."""
     before = node.GetNodeReference(BEFORE)
     roles = [node.GetNthNodeReferenceRole(n) for n in range(node.GetNumberOfNodeReferenceRoles())]
     bounds = [node.GetNodeReference(role) for role in roles if role.startswith(BOUND)]

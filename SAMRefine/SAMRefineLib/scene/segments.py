@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From segments to organs with boxes, and segments for organs."""
+"""Conversion of segments to organs with boxes, and segments of organs."""
 
 from collections.abc import Sequence
 
@@ -9,30 +9,34 @@ import vtk
 
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
 from SRCSMSegmenterLib.scene.probabilities import probabilities
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
 
 from ..boxes.boxes import SliceGrid
-from ..boxes.coarse import SURE, UNSURE, sureness
+from ..boxes.coarse import BOX_CONFIDENCE, is_uncertain
 from ..boxes.key_frames import KeyFrames
-from ..refine.organ_state import Organ, Patch, packed
+from ..boxes.patches import Patch, packed_slices
+from ..refine.acceptance import NO_BOX
+from ..refine.organ_state import OrganState
 from .masks import add_segment, any_mask, lay_on, read_masks
 
 DRAWN = "SRCSM.Drawn"
-"""Segment tag: made for a box that was drawn on nothing."""
+"""Segment tag: the segment was made for an organ without a coarse mask."""
 
-SURELY_EDITED = 0.2
-"""A voxel of a segment to which the network gave less than this was drawn by hand."""
+DRAWN_PROBABILITY = 0.2
+"""Voxels of a segment with a smaller probability were drawn by hand."""
 
 
 def segment_ids(
     node: slicer.vtkMRMLSegmentationNode, organs: Sequence[str] | None = None
 ) -> list[str]:
-    """IDs of segments.
+    """Find segments and return their IDs.
 
     Args:
-        organs: their names or IDs; None for all.
+        node: the segmentation.
+        organs: names or IDs of segments; None for all.
 
     Raises:
         PromptError: there is no such segment.
@@ -41,77 +45,103 @@ def segment_ids(
     ids = list(segmentation.GetSegmentIDs())
     if organs is None:
         return ids
-    found = []
+    chosen = []
     for organ in organs:
         id = organ if organ in ids else segmentation.GetSegmentIdBySegmentName(organ)
         if not id:
             raise PromptError(f'The segmentation "{node.GetName()}" has no segment "{organ}".')
-        found.append(id)
-    return found
+        chosen.append(id)
+    return chosen
 
 
 def organ_of(
     node: slicer.vtkMRMLSegmentationNode,
     id: str,
     mask: np.ndarray,
-    value: int,
+    label: int,
     grid: SliceGrid,
     box_confidence: float | None,
-) -> Organ:
-    """A segment with automatic boxes.
+) -> OrganState:
+    """Make an organ with automatic boxes of a segment.
 
     Args:
+        node: the segmentation.
+        id: the segment's ID.
         mask: its voxels, bool (K, J, I).
+        label: the organ's label.
+        grid: the slices.
         box_confidence: see `logic.boxes`.
     """
     segment = node.GetSegmentation().GetSegment(id)
-    coarse = coarse_chances(node, id, mask, grid)
+    coarse = coarse_probabilities(node, id, mask, grid)
     given = box_confidence is not None
     frames = KeyFrames.from_coarse(
         segment.GetName(),
-        value,
+        label,
         coarse,
         grid,
-        box_confidence=box_confidence if given else SURE,
+        box_confidence=box_confidence if given else BOX_CONFIDENCE,
     )
-    result = {n: packed(shown) for n, shown in enumerate(grid.stack(mask)) if shown.any()}
-    return Organ(
+    result = packed_slices(dict(enumerate(grid.stack(mask))))
+    return OrganState(
         frames,
         id,
         tuple(segment.GetColor()),
         coarse=bool(result),
         keep_unboxed=given,
-        undecided=not given and sureness(coarse) < UNSURE,
+        undecided=not given and is_uncertain(coarse),
         result=result,
     )
 
 
-def coarse_chances(
+def coarse_probabilities(
     node: slicer.vtkMRMLSegmentationNode, id: str, mask: np.ndarray, grid: SliceGrid
 ) -> np.ndarray:
-    """The network's probabilities of a segment, (K, J, I), where they are still there, or `mask`.
+    """Return the network's probabilities of a segment if they are known, or its mask.
 
-    They agree with the mask, which may have been edited since they were found: at least a half in
-    it, less outside.
+    Args:
+        node: the segmentation.
+        id: the segment's ID.
+        mask: its voxels, bool (K, J, I), which the user may have edited.
+        grid: the slices.
+
+    Returns:
+        (K, J, I) probabilities that agree with the mask, at least a half inside and less outside;
+        or `mask`.
     """
-    chances = probabilities(node).get(organ_tag(node, id))
-    if chances is None or chances.shape != grid.geometry.shape:
+    known = probabilities(node).get(organ_tag(node, id))
+    if known is None or known.shape != grid.geometry.shape:
         return mask
-    inside = np.where(chances < SURELY_EDITED, np.float16(1), np.maximum(chances, np.float16(0.5)))
-    outside = np.where(chances < 0.5, chances, np.float16(0))
+    drawn = known < DRAWN_PROBABILITY
+    inside = np.where(drawn, np.float16(1), np.maximum(known, np.float16(0.5)))
+    outside = np.where(known < 0.5, known, np.float16(0))
     return np.where(mask, inside, outside)
 
 
 def organ_tag(node: slicer.vtkMRMLSegmentationNode, id: str) -> str:
-    """What SRCSMSegmenter calls the organ of a segment; "" where it does not know it."""
+    """Return SRCSMSegmenter's name of a segment's organ; "" if the segment is not its own."""
     segment = node.GetSegmentation().GetSegment(id)
     return _tag(segment, ORGAN_TAG) if segment else ""
+
+
+def uncertain_slices(
+    node: slicer.vtkMRMLSegmentationNode, organ: OrganState, grid: SliceGrid
+) -> list[int]:
+    """List slices in which SAM's mask was rejected, or the network was least certain."""
+    kept = organ.report.kept if organ.report else {}
+    slices = {k for k, reason in kept.items() if reason != NO_BOX}
+    tag = organ_tag(node, organ.segment)
+    if grid.axis == 2:
+        for measure in measures(node):
+            if measure.name == tag:
+                slices |= {k for k, _ in measure.least_certain}
+    return sorted(slices)
 
 
 def new_segmentation(
     volume_node: slicer.vtkMRMLScalarVolumeNode, name: str
 ) -> slicer.vtkMRMLSegmentationNode:
-    """An empty one on a volume's grid, beside it in the subject hierarchy."""
+    """Add an empty segmentation on a volume's grid, beside it in the subject hierarchy."""
     scene = slicer.mrmlScene
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
     node.CreateDefaultDisplayNodes()
@@ -130,7 +160,11 @@ def copied(
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     geometry: Geometry,
 ) -> tuple[slicer.vtkMRMLSegmentationNode, dict[str, np.ndarray]]:
-    """A segmentation on the volume's grid with segments of another, and their masks."""
+    """Copy segments to a new segmentation on a volume's grid.
+
+    Returns:
+        The new segmentation, and the masks by segment ID, bool (K, J, I).
+    """
     masks = {id: any_mask(node, id, volume_node) for id in ids}
     target = new_segmentation(volume_node, f"{node.GetName()} refined")
     entry = slicer.vtkSegment.GetTerminologyEntryTagName()
@@ -143,12 +177,18 @@ def copied(
 
 
 def sync_segments(
-    node: slicer.vtkMRMLSegmentationNode, organs: Sequence[Organ], geometry: Geometry, owner: str
+    node: slicer.vtkMRMLSegmentationNode,
+    organs: Sequence[OrganState],
+    geometry: Geometry,
+    owner: str,
 ) -> None:
-    """Every organ has a segment; one made for a box that is gone is gone as well if empty.
+    """Add missing segments of organs, and remove empty ones made for organs that are gone.
 
     Args:
-        owner: who makes segments for boxes, and removes no others.
+        node: the segmentation.
+        organs: the organs.
+        geometry: the grid.
+        owner: ID of the session's node; only segments that were made for it are removed.
     """
     segmentation = node.GetSegmentation()
     wanted = {organ.segment for organ in organs}
@@ -159,12 +199,12 @@ def sync_segments(
     empty = Patch.of(np.zeros((0, 0, 0), bool))
     for organ in organs:
         if segmentation.GetSegment(organ.segment) is None:
-            label = segment_for(organ.name, organ.value)
+            known = segment_for(organ.name, organ.label)
             entry = slicer.vtkSegment.GetTerminologyEntryTagName()
-            tags = {entry: terminology_entry(label), DRAWN: owner}
+            tags = {entry: terminology_entry(known), DRAWN: owner}
             add_segment(node, geometry, empty, organ.segment, organ.name, organ.color, tags)
 
 
 def _tag(segment: slicer.vtkSegment, name: str) -> str:
-    value = vtk.reference("")
-    return str(value) if segment.GetTag(name, value) else ""
+    text = vtk.reference("")
+    return str(text) if segment.GetTag(name, text) else ""

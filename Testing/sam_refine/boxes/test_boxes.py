@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes from coarse masks, slice by slice, and boxes in patient space."""
+"""Boxes, the slices that they lie in, and boxes in patient space."""
 
 import math
 
@@ -8,18 +8,13 @@ import pytest
 from geometries import geometries, oblique_left_handed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
-from scipy import ndimage
 
 from SAMRefineLib.boxes.boxes import (
     Box,
     Box3D,
     SliceGrid,
-    boxes_from_coarse,
-    filter_mask,
-    slices_without_box,
+    missed_organ_block,
 )
-from SAMRefineLib.boxes.coarse import CoarseMask
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
 
@@ -29,14 +24,6 @@ few = settings(max_examples=40, deadline=None)
 def grid_of(shape, axis=2) -> SliceGrid:
     """A grid for arrays of `shape` (K, J, I)."""
     return SliceGrid(oblique_left_handed(shape[::-1]), axis)
-
-
-@st.composite
-def masks(draw, max_side=6):
-    """A bool (K, J, I) mask with some pieces, and an axis."""
-    shape = draw(arrays.array_shapes(min_dims=3, max_dims=3, max_side=max_side))
-    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
-    return rng.random(shape) < draw(st.sampled_from((0.1, 0.4, 0.7))), draw(st.integers(0, 2))
 
 
 @st.composite
@@ -150,7 +137,6 @@ def test_a_box_in_some_slices_is_a_block_and_back(block, axis, n, more):
     made = grid.block(box, n, n + more)
     assert grid.box_of(made) == box
     assert list(grid.slices_of(made)) == list(range(n, n + more + 1))
-    assert grid.middle_slice(grid.block(box, n)) == n
 
 
 def test_a_block_holds_the_slices_whose_middle_it_holds():
@@ -158,159 +144,19 @@ def test_a_block_holds_the_slices_whose_middle_it_holds():
     assert list(grid.slices_of(Box3D((0, 0, 1.4), (1, 1, 3.6)))) == [1, 2, 3]
     assert list(grid.slices_of(Box3D((0, 0, 1.6), (1, 1, 3.4)))) == [2]
     assert list(grid.slices_of(Box3D((0, 0, 1.6), (1, 1, 2.4)))) == []
-    assert grid.middle_slice(Box3D((0, 0, 3.7), (1, 1, 4.6))) == 4
 
 
-# --- from coarse masks
-
-
-@few
-@given(masks())
-def test_an_unfiltered_box_holds_exactly_the_mask_of_its_slice(drawn):
-    mask, axis = drawn
-    grid = grid_of(mask.shape, axis)
-    boxes = boxes_from_coarse(mask, grid, in_volume=False, in_slices=False)
-    assert list(boxes) == sorted(boxes)
-    for n in range(grid.count):
-        rows, columns = np.nonzero(grid.slice_of(mask, n))
-        if len(rows) == 0:
-            assert n not in boxes
-        else:
-            expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            assert boxes[n].edges == expected
-
-
-@few
-@given(masks(), st.booleans(), st.booleans())
-def test_the_filter_keeps_one_piece_and_none_is_larger(drawn, in_volume, in_slices):
-    mask, axis = drawn
-    grid = grid_of(mask.shape, axis)
-    before = mask.copy()
-    kept = filter_mask(mask, grid, in_volume=in_volume, in_slices=in_slices)
-    np.testing.assert_array_equal(mask, before)
-    assert not (kept & ~mask).any()
-
-    pairs = [(mask, kept)] if in_volume and not in_slices else []
-    if in_slices:
-        whole = filter_mask(mask, grid, in_slices=False) if in_volume else mask
-        pairs += zip(grid.stack(whole), grid.stack(kept), strict=True)
-    for pieces, piece in pairs:
-        assert ndimage.label(piece)[1] == min(1, pieces.sum())
-        assert piece.sum() == max(np.bincount(ndimage.label(pieces)[0].ravel())[1:], default=0)
-    if not in_volume and not in_slices:
-        np.testing.assert_array_equal(kept, mask)
-
-
-def two_organs_and_a_speck() -> np.ndarray:
-    """(K, J, I): a piece in slices 0 to 2, a larger one in 2 to 4 which is two in slice 4."""
-    mask = np.zeros((5, 8, 12), bool)
-    mask[0:3, 0:2, 0:3] = True
-    mask[2:5, 4:8, 5:8] = True
-    mask[3, 7, 8:12] = mask[4, 7, 10:12] = True
-    return mask
-
-
-def test_volume_first_then_slices():
-    mask = two_organs_and_a_speck()
-    grid = grid_of(mask.shape)
-    small, large, wide = Box(0, 0, 3, 2), Box(5, 4, 8, 8), Box(5, 4, 12, 8)
-    assert boxes_from_coarse(mask, grid) == {2: large, 3: wide, 4: large}
-    assert boxes_from_coarse(mask, grid, in_slices=False) == {2: large, 3: wide, 4: wide}
-    assert boxes_from_coarse(mask, grid, in_volume=False) == {
-        **{0: small, 1: small},
-        **{2: large, 3: wide, 4: large},
-    }
-    assert boxes_from_coarse(mask, grid, in_volume=False, in_slices=False)[2] == Box(0, 0, 8, 8)
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_sure_voxels_weigh_more(axis):
-    probability = np.zeros((4, 6, 7), np.float16)
-    probability[:2, :3, :3] = 0.55  # a large piece, hardly likelier than not
-    probability[2:, 4:, 4:] = 0.95
-    grid, small = grid_of(probability.shape, axis), probability > 0.9
-    kept = filter_mask(probability > 0.5, grid, probability)
-    np.testing.assert_array_equal(kept, small)
-    assert boxes_from_coarse(probability, grid, 0.5) == boxes_from_coarse(small, grid)
-    np.testing.assert_array_equal(CoarseMask(probability, grid).piece(3), grid.stack(small)[3])
-    assert not (filter_mask(probability > 0.5, grid) & small).any()
-
-
-def test_pixels_that_touch_by_a_corner_are_two_pieces():
-    mask = np.zeros((1, 6, 6), bool)
-    mask[0, 1:3, 1:3] = mask[0, 3, 3] = True
-    assert boxes_from_coarse(mask, grid_of(mask.shape)) == {0: Box(1, 1, 3, 3)}
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_only_what_is_above_the_threshold_counts(dtype):
-    probability = np.zeros((2, 6, 9), dtype)
-    probability[0, 1:5, 2:8] = 0.75
-    probability[0, 2:4, 3:7] = 0.76
-    grid = grid_of(probability.shape)
-    assert boxes_from_coarse(probability, grid) == {0: Box(3, 2, 7, 4)}
-    assert boxes_from_coarse(probability, grid, box_confidence=0.5) == {0: Box(2, 1, 8, 5)}
-    assert boxes_from_coarse(probability, grid, box_confidence=0.8) == {}
-
-
-def test_slices_that_lost_their_organ_are_named():
-    probability = np.zeros((6, 6, 9), np.float32)
-    probability[1, 1:3, 1:3] = 0.6  # unsure
-    probability[2, 1:5, 1:5] = 0.9
-    probability[4, 1:3, 1:3] = 0.9  # not part of the largest piece
-    probability[5] = 0.4  # not shown at all
-    grid = grid_of(probability.shape)
-    boxes = boxes_from_coarse(probability, grid)
-    assert list(boxes) == [2]
-    assert slices_without_box(probability, grid, boxes) == [1, 4]
-    assert slices_without_box(probability > 0.5, grid, boxes) == [1, 4]
-    nothing = np.zeros(grid.geometry.shape, bool)
-    assert (boxes_from_coarse(nothing, grid), slices_without_box(nothing, grid, {})) == ({}, [])
-
-
-def test_a_shrunk_box_reaches_to_the_end_of_its_last_pixel():
-    probability = np.zeros((1, 12, 16), np.float32)
-    probability[0, 4:8, 8:12] = 1
-    assert boxes_from_coarse(probability, grid_of(probability.shape), shrink=4) == {
-        0: Box(8, 4, 12, 8)
-    }
-
-
-def test_shrinking_averages_and_ends_with_the_slice():
-    probability = np.zeros((1, 6, 10), np.float32)
-    probability[0, 0:4, 0:4] = 0.7  # a mean of 0.7: unsure
-    probability[0, 4:6, 4:10] = 0.8  # blocks of 2 x 4 and 2 x 2 pixels
-    probability[0, 0:4, 4:8] = np.kron([[0.9, 0.5], [1, 1]], np.ones((2, 2)))  # a mean of 0.85
-    grid = grid_of(probability.shape)
-    assert boxes_from_coarse(probability, grid, shrink=4) == {0: Box(4, 0, 10, 6)}
-
-
-@few
-@given(masks(max_side=4), st.integers(2, 4))
-def test_shrinking_a_mask_of_whole_blocks_changes_nothing(drawn, shrink):
-    mask, axis = drawn
-    for side in {0, 1, 2} - {2 - axis}:
-        mask = mask.repeat(shrink, side)
-    grid = grid_of(mask.shape, axis)
-    assert boxes_from_coarse(mask, grid, shrink=shrink) == boxes_from_coarse(mask, grid)
-
-
-def test_impossible_options_and_arrays_are_refused():
-    grid = grid_of((2, 6, 9))
-    coarse = np.zeros((2, 6, 9))
-    for confidence in (75, -0.1, 1.0, math.nan):
-        with pytest.raises(PromptError, match="box confidence"):
-            boxes_from_coarse(coarse, grid, confidence)
-    with pytest.raises(PromptError, match="shrunk by 0"):
-        boxes_from_coarse(coarse, grid, shrink=0)
-    with pytest.raises(PromptError, match="does not fit"):
-        boxes_from_coarse(coarse[:1], grid)
-
-
-def test_a_volume_of_one_slice_has_a_box():
-    mask = np.zeros((1, 6, 9), bool)
-    mask[0, 2, 3:8] = True
-    assert boxes_from_coarse(mask, grid_of(mask.shape)) == {0: Box(3, 2, 8, 3)}
+@pytest.mark.parametrize(
+    ("slices", "slice_index", "first", "end"),
+    [(9, 4, 3, 6), (9, 0, 0, 2), (9, 8, 7, 9), (100, 50, 45, 56), (100, 98, 93, 100)],
+)
+def test_the_box_of_a_missed_organ_is_a_third_of_the_slice_and_a_tenth_of_the_slices(
+    slices, slice_index, first, end
+):
+    grid = grid_of((slices, 60, 30))
+    block = missed_organ_block(grid, slice_index)
+    np.testing.assert_allclose(block.lower, (10, 20, first))
+    np.testing.assert_allclose(block.upper, (20, 40, end))
 
 
 # --- in patient space

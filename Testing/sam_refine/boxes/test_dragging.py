@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What dragging a 3-D box does to slice boxes, and how organs are kept with a scene."""
-
-from dataclasses import replace
+"""What dragging a 3-D box does to slice boxes, and mirrored boxes."""
 
 import numpy as np
 import pytest
@@ -12,16 +10,6 @@ from hypothesis import strategies as st
 from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.boxes.dragging import dragged, mirrored
 from SAMRefineLib.boxes.key_frames import KeyFrames
-from SAMRefineLib.refine.organ_state import (
-    Organ,
-    Patch,
-    Report,
-    Settings,
-    organs_from_json,
-    organs_to_json,
-    packed,
-    unpacked,
-)
 from SRCSMSegmenterLib.errors import PromptError
 
 GRID = SliceGrid(oblique_left_handed((40, 30, 20)), 2)
@@ -171,84 +159,3 @@ def test_mirrored_boxes_cover_the_same_places(axis):
     assert corners[0] == corners[1]
     assert found != one
     assert mirrored(found).effective() == one.effective()
-
-
-# organs
-
-
-def test_edits_mark_an_organ_as_changed_and_count():
-    organ = Organ(frames(), "liver", changed=False)
-    assert organ.edited == 0
-    assert organ.with_frames(frames()) is organ
-    assert organ.with_hints({4: []}) is organ
-    assert organ.with_box(7, Box(9, 9, 20, 20)).changed
-    assert organ.with_bound(moved(upper=(-1, 0, 0))).edited == 1
-    assert organ.with_frames(frames().switch_off(6)).edited == 1
-    assert organ.with_hints({6: [(3, 4, True)], 15: [(1, 1, False)]}).usable_hints().keys() == {6}
-    assert organ.near_box(19) == frames().automatic[10]
-    assert Organ(KeyFrames("new", 1, GRID), "x").near_box(3) is None
-
-
-def test_everything_comes_back_from_its_text():
-    report = Report(6, {7: "SAM is unsure"}, 0.75, 100, 90, None)
-    first = Organ(
-        dragged(frames(), moved((0, 0, 0), (3, 0, -1))).edit(8, Box(3, 3, 9, 9)),
-        "Segment_1",
-        (0.25, 0.5, 0.75),
-        True,
-        {8: ((3.5, 4.25, True), (5.0, 6.0, False))},
-        shown=False,
-        enabled=False,
-        kept=True,
-        changed=False,
-        report=report,
-    )
-    second = Organ(replace(frames(), name="spleen", value=9), "Segment_2")
-    settings = Settings("mine", "medsam", "MR", "off", 0.6, True, "cpu", "overlap")
-    text = organs_to_json([first, second], GRID, settings, highest=11)
-    saved = organs_from_json(text)
-    assert saved.organs == (first, second)
-    assert saved.settings == settings
-    assert saved.grid == GRID
-    assert saved.highest == 11
-    old = text.replace('"mask_threshold"', '"threshold"')
-    assert old != text
-    assert organs_from_json(old).settings == settings
-    empty = organs_from_json(organs_to_json([], GRID, Settings(), highest=0))
-    assert empty.organs == ()
-    assert empty.grid == GRID
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"version": 1', '"version": 7'),
-        ('"srcsm-refinement"', '"something"'),
-        ('"organs": [', '"organs": [{}, '),
-        ('"mask_threshold": 0.5', '"surprise": 0.5'),
-        ("{", ""),
-    ],
-)
-def test_other_text_is_refused(old, new):
-    text = organs_to_json([Organ(frames(), "liver")], GRID, Settings(), highest=3)
-    with pytest.raises(PromptError, match="The scene"):
-        organs_from_json(text.replace(old, new, 1), "The scene")
-
-
-def test_a_patch_is_the_mask_it_was_made_of():
-    mask = np.zeros((5, 6, 7), bool)
-    mask[1, 2:4, 5] = mask[3, 3, 2] = True
-    patch = Patch.of(mask)
-    assert patch.mask.shape == (3, 2, 4)
-    np.testing.assert_array_equal(patch.whole(mask.shape), mask)
-    assert not Patch.of(np.zeros((2, 3, 4), bool)).whole((2, 3, 4)).any()
-
-
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**81 - 1))
-def test_packed_masks_are_unpacked(rows, columns, bits):
-    flat = [bits >> n & 1 for n in range(rows * columns)]
-    mask = np.array(flat, bool).reshape(rows, columns)
-    found = unpacked(packed(mask), mask.shape)
-    assert found.dtype == bool
-    np.testing.assert_array_equal(found, mask)
-    assert packed(mask) == packed(mask.copy())

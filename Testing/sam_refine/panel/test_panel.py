@@ -41,7 +41,7 @@ UNBOUND = {"sam", "organ"}
 
 
 def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
-    from SAMRefineLib.panel.parameters import Axis, Neighbours, Parameters
+    from SAMRefineLib.panel.parameters import Axis, NeighbourChoice, Parameters
     from SRCSMSegmenterLib.panel.parameters import Device
 
     bound = qt_host.bound_widgets("SAMRefine")
@@ -57,7 +57,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
         "axis": ("QComboBox", Axis),
         "mask_threshold": ("SliderWidget", float),
         "live": ("QCheckBox", bool),
-        "neighbours": ("QComboBox", Neighbours),
+        "neighbours": ("QComboBox", NeighbourChoice),
         "device": ("QComboBox", Device),
     }
 
@@ -65,10 +65,10 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
 def test_the_choices_are_the_engines():
     from typing import get_args
 
-    from SAMRefineLib.panel.parameters import Neighbours
-    from SAMRefineLib.refine.organ_state import Neighbours as Known
+    from SAMRefineLib.panel.parameters import NeighbourChoice
+    from SAMRefineLib.refine.organ_state import NeighbourRule
 
-    assert {each.value for each in Neighbours} == set(get_args(Known))
+    assert {each.value for each in NeighbourChoice} == set(get_args(NeighbourRule))
 
 
 def test_a_slider_without_a_range_is_refused(window):
@@ -118,12 +118,12 @@ def test_a_panel_that_is_made_but_not_opened_takes_no_keys_and_does_nothing(wind
     window.reload()
     widget = window.self()
     addSegmentation(addVolume())
-    assert widget._shortcuts == []
+    assert widget.shortcuts.installed == []
     assert widget._parameterNode is None
     slicer.mrmlScene.Clear(0)
     assert widget._parameterNode is None
     widget.enter()
-    assert len(widget._shortcuts) == 6
+    assert len(widget.shortcuts.installed) == 6
 
 
 def test_starting_from_elsewhere_opens_the_module(window):
@@ -171,7 +171,7 @@ def test_reloading_goes_on_with_the_boxes_and_leaves_nothing_of_the_old(window):
     assert new is not old
     assert session.closed
     assert old.Observations == []
-    assert old._shortcuts == []
+    assert old.shortcuts.installed == []
     assert new.session.organ(1).frames.off == frozenset({8})
     assert type(new.session) is not type(session)
 
@@ -192,8 +192,8 @@ def test_ending_closes_the_session_and_leaves_no_observer_or_timer(window, monke
     assert stopped == [True]
     assert session.closed
     assert widget.Observations == []
-    assert widget._shortcuts == []
-    assert not widget.sams._timer.active
+    assert widget.shortcuts.installed == []
+    assert not widget.sams.timer.active
     assert [each.HasObserver(vtk.vtkCommand.ModifiedEvent) for each in nodes] == before
     event = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
     assert not volume.HasObserver(event)
@@ -211,26 +211,23 @@ def test_a_download_under_way_ends_with_the_panel(window, monkeypatch):
         raise Cancelled("stopped")
 
     sams = window.self().sams
-    sams._start(endless, lambda work: None)
-    work = sams._work
+    sams.start(endless, lambda work: None)
+    work = sams.work
     assert isinstance(work, InBackground)
-    assert sams._timer.active
+    assert sams.timer.active
     window.self().cleanup()
     work.wait(60)
     assert work.finished
-    assert not sams._timer.active
+    assert not sams.timer.active
 
 
 def test_the_logic_only_forwards(window):
     logic = sys.modules["SAMRefine"].SAMRefineLogic()
     work = sys.modules["SAMRefineLib.scene.logic"]
-    for name, function in {
-        "boxes": work.boxes,
-        "savedBoxes": work.saved_boxes,
-        "openBoxes": work.open_boxes,
-        "refine": work.refine,
-    }.items():
-        assert getattr(logic, name) is function
+    assert logic.boxes.func is work.boxes
+    assert logic.openBoxes.func is work.open_boxes
+    assert logic.savedBoxes is work.saved_boxes
+    assert logic.refine is work.refine
 
 
 @pytest.mark.parametrize("modules", [("SRCSMSegmenter", "SAMRefine")])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
-from SAMRefineLib.boxes.coarse import CoarseOrgan, sureness
+from SAMRefineLib.boxes.coarse import CoarseOrgan, certain_share
 from SAMRefineLib.refine import box_selection
 from SAMRefineLib.refine.box_selection import choose_prompts
 from SRCSMSegmenterLib.geometry import Geometry
@@ -35,7 +35,7 @@ def refiner():
         for fraction in (0.0, 0.5, 1.0):
             arguments["progress"]("encode", fraction)
         size = 0 if any(len(p.frames.automatic) == 1 for p in prompts) else 1
-        ious = {p.frames.value: given[p.frames.value][size] for p in prompts}
+        ious = {p.frames.label: given[p.frames.label][size] for p in prompts}
         return {value: iou for value, iou in ious.items() if iou is not None}
 
     return SimpleNamespace(given=given, asked=asked, grid=GRID, estimates=estimates)
@@ -45,11 +45,11 @@ SMALL, LARGE = {1: Box(2, 5, 5, 10)}, Box(2, 5, 15, 10)
 
 
 def test_how_sure_a_network_is_of_its_mask():
-    assert sureness(organ(1, 3, 1, 5).mask) == pytest.approx(15 / 25)
-    assert sureness(organ(1, 3, 0, 5).mask) == 1
-    assert sureness(organ(1, 0, 2, 5).mask) == 0
-    assert sureness(np.zeros(SHAPE, np.float16)) == 1
-    assert sureness(organ(1, 3, 4, 5).mask > 0.5) == 1
+    assert certain_share(organ(1, 3, 1, 5).mask) == pytest.approx(15 / 25)
+    assert certain_share(organ(1, 3, 0, 5).mask) == 1
+    assert certain_share(organ(1, 0, 2, 5).mask) == 0
+    assert certain_share(np.zeros(SHAPE, np.float16)) == 1
+    assert certain_share(organ(1, 3, 4, 5).mask > 0.5) == 1
 
 
 def test_a_sure_network_gets_small_boxes_and_sam_its_mask(refiner):
@@ -57,7 +57,7 @@ def test_a_sure_network_gets_small_boxes_and_sam_its_mask(refiner):
     assert chosen.frames.automatic == {1: Box(2, 5, 10, 10)}
     assert chosen.mask_prompt
     assert not chosen.keep_unboxed  # slice 2 shows it, but unsure
-    assert (chosen.frames.value, chosen.frames.name) == (3, "organ 3")
+    assert (chosen.frames.label, chosen.frames.name) == (3, "organ 3")
     assert not refiner.asked
 
 
@@ -86,7 +86,7 @@ def test_of_an_unsure_one_sam_tells_which_boxes_are_better(refiner, small, large
     else:
         assert one.frames.automatic == SMALL
     for prompts, arguments in refiner.asked:
-        assert [p.frames.value for p in prompts] == [1]
+        assert [p.frames.label for p in prompts] == [1]
         assert not prompts[0].mask_prompt
         arguments["cancelled"]()
     assert len(told) == 2

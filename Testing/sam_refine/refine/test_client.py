@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from geometries import oblique_left_handed
 
-from SAMRefineLib.boxes.boxes import Box, SliceGrid
+from SAMRefineLib.boxes.boxes import Box, PointPrompt, SliceGrid
 from SAMRefineLib.boxes.key_frames import KeyFrames
-from SAMRefineLib.refine.client import RefineClient
-from SAMRefineLib.refine.tasks import UNKNOWN_SESSION
+from SAMRefineLib.refine.client import Callbacks, RefineClient, Request, only
+from SAMRefineLib.refine.organ_state import OrganState, Settings
+from SAMRefineLib.refine.tasks import UNKNOWN_VOLUME
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.worker.protocol import WorkerError
 
@@ -37,7 +38,7 @@ class HeldWorker:
         return job
 
     def answer(self, job, labels, changed=()):
-        values = {"axis": GRID.axis, "changed": list(changed), "organs": [{"value": 2}]}
+        values = {"axis": GRID.axis, "changed": list(changed), "organs": [{"label": 2}]}
         values["chosen"] = None
         job.reply, job.stage = SimpleNamespace(values=values, arrays={"labels": labels}), "combine"
         job.done(job)
@@ -56,9 +57,10 @@ def worker():
 def ask(worker):
     client = RefineClient(worker, VOLUME, {"sam": "s"})
 
-    def ask(task="refine", **more):
-        request = client.submit(task, [LIVER], lambda value: COARSE, **more)
-        return request, worker.jobs[-1]
+    def ask(task="refine", parameters=None, **callbacks):
+        request = Request(task, (LIVER,), parameters or {})
+        run = client.submit(request, lambda label: COARSE, Callbacks(**callbacks))
+        return run, worker.jobs[-1]
 
     return ask
 
@@ -68,46 +70,46 @@ def labels(*values):
     return np.broadcast_to(np.array(values, np.uint8)[None, :, None], (3, 4, 5))
 
 
-def per_slice(request):
-    return [int(each.max()) for each in request.labels]
+def per_slice(run):
+    return [int(each.max()) for each in run.label_map]
 
 
 def test_the_volume_and_coarse_masks_are_sent_once(worker, ask):
     _, first = ask("embed")
     assert sorted(first.arrays) == ["coarse_2", "image"]
     worker.answer(first, labels(0, 0, 0, 0))
-    request, second = ask(mask_threshold=0.5)
+    run, second = ask(parameters={"mask_threshold": 0.5})
     assert second.arrays == {}
     assert second.parameters["mask_threshold"] == 0.5
-    assert second.parameters["session"] == first.parameters["session"]
+    assert second.parameters["volume"] == first.parameters["volume"]
     worker.answer(second, labels(0, 2, 2, 0))
-    assert request.finished
-    assert request.labels.shape == (4, 3, 5)
-    assert per_slice(request) == [0, 2, 2, 0]
+    assert run.finished
+    assert run.label_map.shape == (4, 3, 5)
+    assert per_slice(run) == [0, 2, 2, 0]
 
 
 def test_of_later_results_the_changed_slices_travel_alone(worker, ask):
     worker.answer(ask()[1], labels(0, 2, 2, 0))
-    request, job = ask()
+    run, job = ask()
     assert not job.parameters["whole"]
     worker.answer(job, np.full((2, 3, 5), 300, np.uint16), changed=(0, 2))
-    assert per_slice(request) == [300, 2, 300, 0]
-    request, job = ask()
+    assert per_slice(run) == [300, 2, 300, 0]
+    run, job = ask()
     worker.answer(job, np.zeros((0, 3, 5), np.uint16))
-    assert per_slice(request) == [300, 2, 300, 0]
+    assert per_slice(run) == [300, 2, 300, 0]
 
 
-def test_a_cancelled_request_ends_at_once_and_once(worker, ask):
+def test_a_cancelled_run_ends_at_once_and_once(worker, ask):
     ends, heard = [], []
-    request, job = ask(done=ends.append, progress=lambda *told: heard.append(told))
+    run, job = ask(done=ends.append, progress=lambda *told: heard.append(told))
     job.progress("encode", 0.5)
-    request.cancel()
-    assert ends == [request]
-    assert request.error.kind == "Cancelled"
+    run.cancel()
+    assert ends == [run]
+    assert run.error.kind == "Cancelled"
     assert not job.wanted
     job.progress("encode", 0.6)
     worker.fail(job, CANCELLED)
-    assert ends == [request]
+    assert ends == [run]
     assert heard == [("encode", 0.5)]
 
 
@@ -115,7 +117,7 @@ def test_after_a_result_that_was_cancelled_all_slices_travel(worker, ask):
     worker.answer(ask()[1], labels(0, 2, 2, 0))
     dropped, late = ask()
     dropped.cancel()
-    request, job = ask()  # before the worker noticed
+    run, job = ask()  # before the worker noticed
     assert job.parameters["whole"]
     late.stage = "combine"
     worker.fail(late, CANCELLED)
@@ -123,7 +125,7 @@ def test_after_a_result_that_was_cancelled_all_slices_travel(worker, ask):
     assert after.parameters["whole"]
     worker.answer(job, labels(0, 0, 2, 2))
     worker.answer(after, labels(2, 0, 0, 2))
-    assert per_slice(request) == [0, 0, 2, 2]
+    assert per_slice(run) == [0, 0, 2, 2]
     assert per_slice(again) == [2, 0, 0, 2]
     assert not ask()[1].parameters["whole"]
 
@@ -134,31 +136,31 @@ def test_changes_are_told_of_the_result_that_was_known_when_they_were_asked_for(
     worker.answer(ask()[1], labels(0, 2, 2, 0))
     ahead, embedding = ask("embed")
     ahead.cancel()
-    request, job = ask()
+    run, job = ask()
     assert not job.parameters["whole"]
     embedding.stage = stage
     worker.fail(embedding, CANCELLED)
     worker.answer(job, np.full((1, 3, 5), 2, np.uint8), changed=(0,))
-    assert request.finished
-    assert request.error is None
-    assert per_slice(request) == [2, 2, 2, 0]
+    assert run.finished
+    assert run.error is None
+    assert per_slice(run) == [2, 2, 2, 0]
     worker.answer(ask()[1], np.zeros((1, 3, 5), np.uint8), changed=(1,))
 
 
 @pytest.mark.parametrize(("stage", "sent"), [("start", True), ("encode", False)])
 def test_what_has_surely_arrived_is_not_sent_again_after_cancelling(worker, ask, stage, sent):
-    request, job = ask()
+    run, job = ask()
     job.stage = stage
-    request.cancel()
+    run.cancel()
     worker.fail(job, CANCELLED)
     assert ("image" in ask()[1].arrays) == sent
 
 
 def test_all_is_sent_again_after_an_error(worker, ask):
-    request, job = ask()
+    run, job = ask()
     job.stage = "encode"
     worker.fail(job, WorkerError("WorkerDied", "It died."))
-    assert request.error.kind == "WorkerDied"
+    assert run.error.kind == "WorkerDied"
     _, job = ask()
     assert sorted(job.arrays) == ["coarse_2", "image"]
     assert job.parameters["whole"]
@@ -167,8 +169,8 @@ def test_all_is_sent_again_after_an_error(worker, ask):
 def test_a_worker_that_has_forgotten_is_told_once_more(worker, ask):
     worker.answer(ask()[1], labels(0, 2, 2, 0))
     ends = []
-    request, job = ask(done=ends.append)
-    forgotten = WorkerError(UNKNOWN_SESSION, "Who?")
+    run, job = ask(done=ends.append)
+    forgotten = WorkerError(UNKNOWN_VOLUME, "Who?")
     worker.fail(job, forgotten)
     assert ends == []
     again = worker.jobs[-1]
@@ -176,16 +178,55 @@ def test_a_worker_that_has_forgotten_is_told_once_more(worker, ask):
     assert sorted(again.arrays) == ["coarse_2", "image"]
     assert again.parameters["whole"]
     worker.answer(again, labels(0, 2, 0, 0))
-    assert per_slice(request) == [0, 2, 0, 0]
-    request, job = ask(done=ends.append)
+    assert per_slice(run) == [0, 2, 0, 0]
+    run, job = ask(done=ends.append)
     worker.fail(job, forgotten)
     worker.fail(worker.jobs[-1], forgotten)
-    assert request.error is forgotten
-    assert ends[1:] == [request]
+    assert run.error is forgotten
+    assert ends[1:] == [run]
 
 
-def test_a_request_that_was_cancelled_is_not_sent_again(worker, ask):
-    request, job = ask()
-    request.cancel()
-    worker.fail(job, WorkerError(UNKNOWN_SESSION, "Who?"))
+def test_a_run_that_was_cancelled_is_not_sent_again(worker, ask):
+    run, job = ask()
+    run.cancel()
+    worker.fail(job, WorkerError(UNKNOWN_VOLUME, "Who?"))
     assert len(worker.jobs) == 1
+
+
+def test_a_run_whose_answer_cannot_be_taken_over_fails(worker, ask):
+    def full(run):
+        raise WorkerError("VolumeError", "There is no place for it.")
+
+    ends = []
+    run, job = ask(answered=full, done=ends.append)
+    worker.answer(job, labels(0, 2, 2, 0))
+    assert ends == [run]
+    assert str(run.error) == "There is no place for it."
+
+
+def test_a_request_about_organs_holds_what_the_worker_has_to_know():
+    frames = KeyFrames("liver", 2, GRID, {1: Box(0, 0, 2, 2), 2: Box(0, 0, 3, 3)})
+    points = {1: (PointPrompt(1, 1, False),), 3: (PointPrompt(1, 2),)}
+    liver = OrganState(frames, "L", points=points, keep_unboxed=False)
+    spleen = OrganState(KeyFrames("spleen", 4, GRID, {0: Box(0, 0, 1, 1)}), "S", undecided=True)
+    request = Request.about("refine", [liver, spleen], Settings(mask_threshold=0.75))
+    assert request.organs == (liver, spleen)
+    assert request.frames == (liver.frames, spleen.frames)
+    assert request.parameters == {
+        "points": {"2": {"1": [[1, 1, False]]}, "4": {}},
+        "choose": [4],
+        "mask_prompt": [2, 4],
+        "keep_unboxed": [4],
+        "mask_threshold": 0.75,
+    }
+    of_a_slice = Request.about("refine", [spleen], Settings(mask_prompt=False), {0})
+    assert of_a_slice.parameters["choose"] == []
+    assert of_a_slice.parameters["mask_prompt"] == []
+    assert Request.about("embed", [spleen], Settings(), {0}).parameters["choose"] == [4]
+
+
+def test_the_boxes_of_some_slices_stay_as_they_are():
+    frames = KeyFrames("liver", 2, GRID, {0: Box(0, 0, 2, 2), 2: Box(0, 0, 3, 3)})
+    frames = frames.edit(3, Box(1, 1, 4, 3))
+    assert only(frames, {2}).effective() == {2: frames.effective()[2]}
+    assert only(frames, {2}).automatic == frames.automatic

@@ -11,19 +11,19 @@ import torch
 from tiny_sam import FOUR_TILES
 from torch.nn import functional as F
 
-from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
+from SAMRefineLib.boxes.boxes import Box, Box3D, PointPrompt, SliceGrid
 from SAMRefineLib.boxes.coarse import CoarseMask
 from SAMRefineLib.boxes.key_frames import KeyFrames
 from SAMRefineLib.refine.acceptance import (
-    ANYTHING,
+    ACCEPT_ALL,
     BLANK,
     DISAGREES,
     EMPTY,
+    LOW_IOU,
     NO_BOX,
     OUTSIDE,
     PARTIAL,
-    UNSURE,
-    Trust,
+    Acceptance,
     rejection_reason,
 )
 from SAMRefineLib.refine.refiner import OrganPrompt, Refiner, refine
@@ -32,7 +32,6 @@ from SAMRefineLib.sam.crops import crops
 from SAMRefineLib.sam.embeddings import EmbeddingCache
 from SAMRefineLib.sam.models import SamModel, build_sam
 from SAMRefineLib.sam.pixels import SRCSM
-from SAMRefineLib.sam.prediction import Point
 from SRCSMSegmenterLib.errors import Cancelled, PromptError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 
@@ -131,7 +130,14 @@ def with_frames(organ: OrganPrompt, frames: KeyFrames) -> OrganPrompt:
 
 
 def run(sam, volume, *organs, **options):
-    return refine(volume, organs, sam.model, modality="MR", cache=sam.cache, **options)
+    return once(volume, organs, sam.model, cache=sam.cache, **options)
+
+
+def once(volume, organs, model, *, mosaic="crops", cache=None, **options):
+    """As `refine`, with all options of the refiner."""
+    grid = SliceGrid(volume.geometry, organs[0].frames.grid.axis if organs else 2)
+    refiner = Refiner(volume, grid, model, modality="MR", mosaic=mosaic, cache=cache)
+    return refiner.refine(organs, **options)
 
 
 def dice(one, other):
@@ -142,14 +148,14 @@ def dice(one, other):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_masks_lie_where_the_organs_are(a_looking_sam, mosaic, axis):
     organs = prompt(LIVER, 1, axis), prompt(SPLEEN, 3, axis, "spleen")
-    found = run(a_looking_sam, scan(LIVER, SPLEEN), *organs, mosaic=mosaic, trust=ANYTHING)
+    found = run(a_looking_sam, scan(LIVER, SPLEEN), *organs, mosaic=mosaic, acceptance=ACCEPT_ALL)
     assert found.labels.array.dtype == np.uint8
     assert found.labels.geometry is not None
     assert dice(found.labels.array == 1, LIVER) > 0.97
     assert dice(found.labels.array == 3, SPLEEN) > 0.97
     assert set(np.unique(found.labels.array)) == {0, 1, 3}
     liver = found.reports[0]
-    assert (liver.name, liver.value, liver.kept) == ("liver", 1, {})
+    assert (liver.name, liver.label, liver.kept) == ("liver", 1, {})
     assert liver.boxes == len(organs[0].frames.effective())
     assert liver.dice == pytest.approx(dice(found.labels.array == 1, LIVER))
     assert liver.voxels_before == LIVER.sum()
@@ -173,8 +179,8 @@ def test_probabilities_and_threshold(a_looking_sam):
     image = scan(LIVER)
     image.array[:, 25:][LIVER[:, 25:]] = 0.55  # pixels of 0.1, a probability of 0.65
     organ = prompt(LIVER, 2, coarse=None)
-    sure = run(a_looking_sam, image, organ, trust=ANYTHING, mask_threshold=0.8)
-    all_of_it = run(a_looking_sam, image, organ, trust=ANYTHING)
+    sure = run(a_looking_sam, image, organ, acceptance=ACCEPT_ALL, mask_threshold=0.8)
+    all_of_it = run(a_looking_sam, image, organ, acceptance=ACCEPT_ALL)
     assert (sure.labels.array == 2)[:, :24].sum() == (all_of_it.labels.array == 2)[:, :24].sum()
     assert not sure.labels.array[:, 27:].any()
     assert (all_of_it.labels.array == 2)[:, 27:].sum() > 100
@@ -204,7 +210,7 @@ def test_the_more_probable_organ_has_a_voxel_whatever_the_order(a_looking_sam):
     a_looking_sam.answer = answer
     organs = prompt(one, 1, coarse=None), prompt(other, 2, coarse=None)
     for order in (organs, organs[::-1]):
-        found = run(a_looking_sam, scan(one, other), *order, mosaic="slices", trust=ANYTHING)
+        found = run(a_looking_sam, scan(one, other), *order, mosaic="slices", acceptance=ACCEPT_ALL)
         assert (found.labels.array[both] == 1).all()
         assert (found.labels.array[other & ~one] == 2).any()
 
@@ -222,12 +228,18 @@ def test_sam_s_probability_counts_by_its_estimate_of_the_mask(a_looking_sam):
 
     a_looking_sam.answer = answer
     organs = prompt(liver, 1, coarse=None), prompt(spleen, 2, coarse=None)
-    found = run(a_looking_sam, scan(liver, spleen), *organs, mosaic="slices", trust=ANYTHING)
+    found = run(a_looking_sam, scan(liver, spleen), *organs, mosaic="slices", acceptance=ACCEPT_ALL)
     assert (found.labels.array[spleen] == 2).mean() > 0.9  # but for voxels at the box's edge
     # A coarse mask that is kept counts as it is.
     sure = prompt(liver, 1, coarse=liver)
-    found = run(a_looking_sam, scan(liver, spleen), sure, organs[1], trust=Trust(predicted_iou=0.8))
-    assert set(found.reports[0].kept.values()) == {UNSURE}
+    found = run(
+        a_looking_sam,
+        scan(liver, spleen),
+        sure,
+        organs[1],
+        acceptance=Acceptance(predicted_iou=0.8),
+    )
+    assert set(found.reports[0].kept.values()) == {LOW_IOU}
     assert (found.labels.array[liver & spleen] == 1).all()
 
 
@@ -283,7 +295,7 @@ def test_without_a_coarse_mask_sam_s_stays_and_is_reported(a_looking_sam):
         (np.s_[10:20, 4:17], 0.9, np.s_[10:20, 5:15], OUTSIDE),
         (np.s_[30:32, 30:33], 0.9, np.s_[10:20, 5:15], OUTSIDE),
         (np.s_[10:14, 5:15], 0.9, np.s_[10:20, 5:15], PARTIAL),
-        (np.s_[10:20, 5:15], 0.4, np.s_[10:20, 5:15], UNSURE),
+        (np.s_[10:20, 5:15], 0.4, np.s_[10:20, 5:15], LOW_IOU),
         (np.s_[10:20, 5:15], 0.9, np.s_[17:25, 5:15], DISAGREES),
         (np.s_[10:20, 5:15], 0.9, None, None),
     ],
@@ -296,9 +308,9 @@ def test_what_makes_a_mask_suspicious(mask, iou, coarse, reason):
         rival = np.zeros((40, 40), bool)
         rival[coarse] = True
     box = Box(5.2, 10, 15, 19.5)
-    assert rejection_reason(drawn, box, iou, rival, Trust()) == reason
+    assert rejection_reason(drawn, box, iou, rival, Acceptance()) == reason
     if reason not in (None, EMPTY):
-        assert rejection_reason(drawn, box, iou, rival, ANYTHING) is None
+        assert rejection_reason(drawn, box, iou, rival, ACCEPT_ALL) is None
 
 
 def test_slices_without_a_box_keep_the_coarse_mask_without_strays(a_looking_sam):
@@ -426,7 +438,7 @@ def test_sam_is_told_where_on_its_canvas_a_tile_lies(a_looking_sam):
 def test_points_reach_sam_in_the_coordinates_of_their_tile(a_looking_sam):
     organ = prompt(LIVER)
     n = 4
-    organ = replace(organ, points={n: (Point(18, 20), Point(3, 60, positive=False))})
+    organ = replace(organ, points={n: (PointPrompt(18, 20), PointPrompt(3, 60, positive=False))})
     run(a_looking_sam, scan(LIVER), organ, mosaic="off")
     rows = [
         (p.points[row], p.point_labels[row])
@@ -448,7 +460,7 @@ def test_points_reach_sam_in_the_coordinates_of_their_tile(a_looking_sam):
 
 
 def test_a_crop_shows_the_points_too(a_looking_sam):
-    organ = replace(prompt(LIVER), points={4: (Point(57, 66, positive=False),)})
+    organ = replace(prompt(LIVER), points={4: (PointPrompt(57, 66, positive=False),)})
     run(a_looking_sam, scan(LIVER), organ, mosaic="crops")
     found = [p for p in a_looking_sam.asked if p.points is not None]
     (row,) = np.flatnonzero(found[0].point_labels[:, 0] == 0)
@@ -457,7 +469,7 @@ def test_a_crop_shows_the_points_too(a_looking_sam):
     assert 0 < y < 64
 
 
-def test_the_coarse_mask_is_sam_s_first_guess_unless_it_is_not_wanted(a_looking_sam):
+def test_the_coarse_mask_is_a_mask_prompt_unless_it_is_not_wanted(a_looking_sam):
     coarse = np.where(LIVER, 0.9, 0.02).astype(np.float32)
     organ = prompt(LIVER, coarse=coarse)
     run(a_looking_sam, scan(LIVER), replace(organ, mask_prompt=False), mosaic="off")
@@ -474,7 +486,7 @@ def test_the_coarse_mask_is_sam_s_first_guess_unless_it_is_not_wanted(a_looking_
 
 
 @pytest.mark.parametrize("mask_prompt", [True, False])
-def test_only_a_first_guess_that_nobody_corrected_is_to_be_agreed_with(a_looking_sam, mask_prompt):
+def test_only_a_mask_prompt_that_nobody_corrected_is_to_be_agreed_with(a_looking_sam, mask_prompt):
     """SAM finds the liver; the coarse mask is a part of it."""
     coarse = LIVER.copy()
     coarse[:, :, 15:] = False
@@ -490,8 +502,8 @@ def test_only_a_first_guess_that_nobody_corrected_is_to_be_agreed_with(a_looking
     assert 4 not in disagreeing
     assert disagreeing or not mask_prompt
     assert found.reports[0].kept == dict.fromkeys(sorted(disagreeing), DISAGREES)
-    guesses = sum(len(p.boxes) for p in a_looking_sam.asked if p.masks is not None)
-    assert guesses == len(disagreeing)
+    mask_prompts = sum(len(p.boxes) for p in a_looking_sam.asked if p.masks is not None)
+    assert mask_prompts == len(disagreeing)
 
 
 def test_a_black_slice_keeps_the_coarse_mask(a_looking_sam):
@@ -535,12 +547,14 @@ def test_bad_prompts_are_refused(a_looking_sam):
         run(a_looking_sam, volume, organ, prompt(SPLEEN, 1))
     with pytest.raises(PromptError, match="no organ"):
         run(a_looking_sam, volume)
+    with pytest.raises(PromptError, match="no organ"):
+        refine(volume, [], a_looking_sam.model)
     with pytest.raises(PromptError, match="does not fit"):
         run(a_looking_sam, volume, replace(organ, coarse=LIVER[1:]))
     with pytest.raises(PromptError, match="no box in slice 8"):
-        run(a_looking_sam, volume, replace(organ, points={8: (Point(3, 3),)}))
+        run(a_looking_sam, volume, replace(organ, points={8: (PointPrompt(3, 3),)}))
     with pytest.raises(PromptError, match="outside slice 4"):
-        run(a_looking_sam, volume, replace(organ, points={4: (Point(61, 3),)}))
+        run(a_looking_sam, volume, replace(organ, points={4: (PointPrompt(61, 3),)}))
     for threshold in (0.0, 1.0, float("nan")):
         with pytest.raises(PromptError, match="mask threshold"):
             run(a_looking_sam, volume, organ, mask_threshold=threshold)
@@ -600,7 +614,7 @@ def test_strays_are_pieces_apart_from_the_largest():
     coarse = CoarseMask(mask, grid)
     assert coarse.voxels == {n: mask[:, n].sum() for n in range(70) if mask[:, n].any()}
     assert (coarse.shown(25) == mask[:, 25]).all()
-    assert (coarse.piece(25) == LIVER[:, 25]).all()
+    assert (coarse.component(25) == LIVER[:, 25]).all()
     assert (coarse.probability(25) == LIVER[:, 25]).all()
 
 
@@ -614,10 +628,10 @@ def test_a_random_sam_gives_the_same_in_a_session_and_alone(a_random_sam):
     refiner = Refiner(volume, liver.frames.grid, a_random_sam, modality="MR", cache=cache)
     refiner.embed([liver, spleen])
     assert refiner.passes == 4
-    together = refiner.refine([liver, spleen], trust=ANYTHING)
+    together = refiner.refine([liver, spleen], acceptance=ACCEPT_ALL)
     assert together.encoder_passes == 0
     assert cache.passes == 4
-    alone = refine(volume, [spleen], a_random_sam, modality="MR", trust=ANYTHING)
+    alone = once(volume, [spleen], a_random_sam, acceptance=ACCEPT_ALL)
     np.testing.assert_allclose(together.probability(2), alone.probability(2), atol=2e-2)
     assert together.probability(2).any()
 
@@ -631,9 +645,9 @@ def test_estimates_are_those_of_the_masks_and_leave_no_trace(a_random_sam):
     small = replace(liver.frames, automatic=dict(list(liver.frames.automatic.items())[2:4]))
     first = refiner.estimates([with_frames(liver, small)])
     both = refiner.estimates([liver, spleen, nowhere])
-    fresh = refine(volume, [liver, spleen], a_random_sam, modality="MR", trust=ANYTHING)
-    found = refiner.refine([liver, spleen], trust=ANYTHING)
-    assert both == {report.value: report.predicted_iou for report in fresh.reports}
+    fresh = once(volume, [liver, spleen], a_random_sam, acceptance=ACCEPT_ALL)
+    found = refiner.refine([liver, spleen], acceptance=ACCEPT_ALL)
+    assert both == {report.label: report.predicted_iou for report in fresh.reports}
     assert first.keys() == {1}
     assert first[1] != both[1]
     assert found.encoder_passes == 0

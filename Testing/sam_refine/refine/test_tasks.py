@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the worker does for the refinement: sessions, replies, and nothing sent twice."""
+"""What the worker does for the refinement: volumes, replies, and nothing sent twice."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from SAMRefineLib.boxes.key_frames import KeyFrames, boxes_from_json, boxes_to_j
 from SAMRefineLib.refine.box_selection import choose_prompts, refine_coarse
 from SAMRefineLib.refine.refiner import OrganPrompt, Refiner
 from SAMRefineLib.refine.refiner import refine as refine_once
-from SAMRefineLib.refine.tasks import TASKS, UNKNOWN_SESSION
+from SAMRefineLib.refine.tasks import TASKS, UNKNOWN_VOLUME
 from SAMRefineLib.sam.models import SamModel, build_sam, load_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
 from SRCSMSegmenterLib.errors import PromptError
@@ -52,7 +52,7 @@ def organ():
 
 def parameters(sam, frames, **more):
     return {
-        "session": "one",
+        "volume": "one",
         "sam": str(sam),
         "size": list(GEOMETRY.size),
         "affine": GEOMETRY.affine.ravel().tolist(),
@@ -77,7 +77,7 @@ def test_a_volume_is_sent_once_and_a_moved_box_brings_its_slice(a_sam, context):
     assert reply["axis"] == 2
     assert reply["sam"]["name"] == "tiny"
     (row,) = reply["organs"]
-    assert (row["value"], row["name"], row["boxes"]) == (3, "liver", 4)
+    assert (row["label"], row["name"], row["boxes"]) == (3, "liver", 4)
     assert row["dice"] == alone.reports[0].dice
     assert row["kept"] == {str(n): reason for n, reason in alone.reports[0].kept.items()}
 
@@ -85,7 +85,7 @@ def test_a_volume_is_sent_once_and_a_moved_box_brings_its_slice(a_sam, context):
     for n in (1, 3):
         moved = moved.edit(n, frames.automatic[n])
     moved = moved.edit(2, Box(9, 11, 20, 25))
-    request = {"session": "one", "boxes": boxes_to_json([moved]), "whole": False}
+    request = {"volume": "one", "boxes": boxes_to_json([moved]), "whole": False}
     reply, found = TASKS["refine"](request, {}, context)
     assert 2 in reply["changed"]
     assert reply["encoder_passes"] == 0
@@ -145,15 +145,15 @@ def test_boxes_are_chosen_as_the_command_line_chooses_them(a_sam, context, ahead
         assert reply["chosen"]["keep_unboxed"] == [3] * wanted.keep_unboxed
 
 
-def test_a_forgotten_session_asks_for_the_volume(a_sam, context):
+def test_a_forgotten_volume_is_asked_for(a_sam, context):
     image, coarse, frames = organ()
     with pytest.raises(WorkerError) as caught:
         TASKS["refine"](parameters(a_sam, frames), {}, context)
-    assert caught.value.kind == UNKNOWN_SESSION
+    assert caught.value.kind == UNKNOWN_VOLUME
     TASKS["refine"](parameters(a_sam, frames), {"image": image, "coarse_3": coarse}, context)
     TASKS["refine"](parameters(a_sam, frames), {}, context)
     with pytest.raises(WorkerError):
-        TASKS["refine"](parameters(a_sam, frames, session="two"), {}, context)
+        TASKS["refine"](parameters(a_sam, frames, volume="two"), {}, context)
 
 
 def test_the_coarse_mask_may_be_replaced(a_sam, context):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embeddings: one pass a canvas ever, limits that hold, and windows that do not see each other."""
 
-import os
 from contextlib import nullcontext
 
 import numpy as np
@@ -120,60 +119,6 @@ def test_more_canvases_than_the_limit_holds_all_come_back(model):
     cache = EmbeddingCache(limit_bytes=ONE - 1)
     assert len(cache.embed(model, canvases(3))) == 3
     assert cache.bytes == 0
-
-
-def test_clearing_forgets(model):
-    cache = EmbeddingCache()
-    cache.embed(model, canvases(2))
-    assert cache.bytes == 2 * ONE
-    cache.clear()
-    assert cache.bytes == 0
-
-
-def test_a_folder_outlives_the_cache(model, tmp_path):
-    first = EmbeddingCache(folder=tmp_path / "new" / "cache").embed(model, canvases(2))
-    cache = EmbeddingCache(folder=tmp_path / "new" / "cache")
-    again = cache.embed(model, canvases(2))
-    assert cache.passes == 0
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"", lambda c: b"x" * 99])
-def test_a_broken_file_is_made_anew(model, tmp_path, damage):
-    [expected] = EmbeddingCache(folder=tmp_path).embed(model, canvases(1))
-    [path] = tmp_path.iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(damage(whole))
-    cache = EmbeddingCache(folder=tmp_path)
-    [found] = cache.embed(model, canvases(1))
-    assert cache.passes == 1
-    assert torch.equal(found, expected)
-    assert path.read_bytes() == whole
-
-
-def test_the_folders_limit_holds_and_other_files_stay(model, tmp_path):
-    (tmp_path / "thesis.safetensors").write_bytes(b"x" * 3 * ONE)
-    size = ONE + 200  # with its header
-    cache = EmbeddingCache(limit_bytes=0, folder=tmp_path, folder_limit_bytes=2 * size)
-    images = canvases(3)
-    cache.embed(model, images[:2])
-    older = sorted(tmp_path.glob("?" * 64 + "*"), key=lambda p: p.stat().st_mtime_ns)
-    for age, path in enumerate(older):
-        os.utime(path, ns=(0, age))
-    cache.embed(model, images[:1])  # used again, so the other one is the oldest
-    cache.embed(model, images[2:])
-    assert len(list(tmp_path.iterdir())) == 3
-    assert (tmp_path / "thesis.safetensors").exists()
-    cache.embed(model, images[:1])
-    assert cache.passes == 3
-    cache.embed(model, images[1:2])
-    assert cache.passes == 4
-
-
-def test_a_folder_that_cannot_be_written_costs_only_speed(model, tmp_path):
-    (tmp_path / "file").write_text("")
-    cache = EmbeddingCache(folder=tmp_path / "file" / "cache")
-    assert len(cache.embed(model, canvases(1))) == 1
 
 
 def test_progress_is_told_before_each_pass_and_may_cancel(model):

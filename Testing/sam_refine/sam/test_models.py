@@ -13,12 +13,11 @@ from segment_anything import sam_model_registry
 from tiny_sam import SMALL, official_model, small_model
 
 from SAMRefineLib.sam import models
+from SAMRefineLib.sam.catalogue import find_sams, is_sam
+from SAMRefineLib.sam.checkpoints import CHECKPOINTS
 from SAMRefineLib.sam.models import (
-    CHECKPOINTS,
     SamModel,
     build_sam,
-    find_sams,
-    is_sam,
     load_sam,
     save_sam,
     verify_sam,

@@ -200,13 +200,12 @@ def test_what_no_slice_covers_has_the_fill():
 
 
 @given(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(1, 60), st.integers(1, 60)))
-def test_coordinates_go_to_the_tile_and_back(rectangle):
+def test_coordinates_go_to_the_tile(rectangle):
     x0, y0, width, height = rectangle
     tile = Tile(3, 128, 64, 77, 50, (x0, y0, x0 + width, y0 + height))
     corners = np.array([[x0, y0], [x0 + width, y0 + height], [x0 + 0.25 * width, y0 + height]])
     expected = [[0, 0], [77, 50], [77 / 4, 50]]
     np.testing.assert_allclose(tile.to_tile(corners), expected, atol=1e-9)
-    np.testing.assert_allclose(tile.to_slice(tile.to_tile(corners)), corners, atol=1e-9)
 
 
 def test_a_tile_s_patches_are_those_it_touches():

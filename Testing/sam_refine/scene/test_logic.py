@@ -15,11 +15,15 @@ from scene_cases import add_transform, add_volume, draw, state, voxels
 from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
-from SAMRefineLib.refine.organ_state import Settings, organs_from_json
-from SAMRefineLib.scene import requests
-from SAMRefineLib.scene import session as slicer_session
+from SAMRefineLib.refine.client import RefineClient
+from SAMRefineLib.refine.organ_state import Settings
+from SAMRefineLib.refine.saved_state import state_from_json
+from SAMRefineLib.scene.box_editor import BOXES
 from SAMRefineLib.scene.logic import boxes, open_boxes, refine, saved_boxes
-from SAMRefineLib.scene.roi_views import BOUND, align_views, read_block, show_block
+from SAMRefineLib.scene.requests import TASKS
+from SAMRefineLib.scene.roi_views import BOUND, read_block, show_block
+from SAMRefineLib.scene.session import sessions
+from SAMRefineLib.scene.slice_views import align_views
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.scene import nodes as slicer_scene
@@ -66,7 +70,7 @@ def dice(one, other):
 def scene():
     with empty_scene() as scene:
         yield scene
-        for session in list(slicer_session.sessions.values()):
+        for session in list(sessions.values()):
             session.close()
 
 
@@ -74,7 +78,7 @@ def scene():
 def one_worker():
     """Started once for all tests, with a SAM that knows its way."""
     with pytest.MonkeyPatch.context() as patch:
-        modules = ["SRCSMSegmenterLib.worker.tasks", requests.TASKS, "picture_tasks"]
+        modules = ["SRCSMSegmenterLib.worker.tasks", TASKS, "picture_tasks"]
         patch.setattr(worker_host, "_task_modules", modules)
         worker_host.stop_worker()
         yield
@@ -110,8 +114,8 @@ def mask(session, name="liver"):
     return voxels(session.segmentationNode, name, session.volumeNode)
 
 
-def value(session, name="liver"):
-    return next(organ.value for organ in session.organs if organ.name == name)
+def label(session, name="liver"):
+    return next(organ.label for organ in session.organs if organ.name == name)
 
 
 def configure(session, **changes):
@@ -128,7 +132,13 @@ def wait_for(ready):
 
 
 def settle(session):
-    wait_for(lambda: session.run is None and session._busy is None and not session._agenda)
+    wait_for(
+        lambda: (
+            session.run is None
+            and session.background.busy is None
+            and not session.background.schedule
+        )
+    )
 
 
 def drag(session, roi, block):
@@ -139,7 +149,7 @@ def drag(session, roi, block):
 
 def widened(session, organ=None):
     """The bound of the liver where the liver ends."""
-    block = session.organ(value(session)).frames.bounds3d()
+    block = session.organ(label(session)).frames.bounds3d()
     return Box3D(block.lower, (33, *block.upper[1:]))
 
 
@@ -148,8 +158,8 @@ def widened(session, organ=None):
 
 def test_every_segment_gets_boxes(session):
     liver, spleen = session.organs
-    assert (liver.name, liver.segment, liver.value) == ("liver", "liver", 1)
-    assert (spleen.name, spleen.value) == ("spleen", 2)
+    assert (liver.name, liver.segment, liver.label) == ("liver", "liver", 1)
+    assert (spleen.name, spleen.label) == ("spleen", 2)
     np.testing.assert_allclose(spleen.color, np.array((157, 108, 162)) / 255, atol=1e-6)
     assert session.grid.axis == 2
     k, j, i = np.nonzero(COARSE)
@@ -283,7 +293,7 @@ def test_where_the_network_is_unsure_sam_chooses_the_boxes(unsure):
     np.testing.assert_array_equal(mask(session), COARSE)
     assert reach(session)[1] == 31
     assert not session.can_undo
-    again = organs_from_json(session.node.GetParameter(slicer_session.BOXES)).organs[0]
+    again = state_from_json(session.node.GetParameter(BOXES)).organs[0]
     assert again.frames == session.organ(1).frames
     assert (again.undecided, again.mask_prompt, again.keep_unboxed) == (False, False, True)
 
@@ -391,10 +401,10 @@ def test_results_lie_where_they_should_on_any_grid_under_any_transform(scene, sa
 
 def test_all_or_some_are_refined(session):
     run = refine(session, wait=False)
-    assert run.values == (1, 2)
+    assert run.labels == (1, 2)
     run.wait()
     session.set_enabled(1, False)
-    assert refine(session, wait=False).values == (2,)
+    assert refine(session, wait=False).labels == (2,)
     settle(session)
     session.set_enabled(2, False)
     with pytest.raises(PromptError, match="no organ with a box"):
@@ -433,8 +443,8 @@ def test_a_box_drawn_on_nothing_becomes_a_segment(scene, sam):
 
 def test_points_count_where_there_is_a_box(session):
     organ = session.organ(1)
-    hints = {4: [(10.5, 25.5, False)], 8: [(10.5, 25.5, True)]}
-    session._edit(organ.with_hints(hints))
+    points = {4: [(10.5, 25.5, False)], 8: [(10.5, 25.5, True)]}
+    session.edit(organ.with_points(points))
     run = refine(session, ["liver"], wait=False)
     run.wait()
     assert not mask(session)[4, 25, 10]
@@ -523,7 +533,7 @@ def test_organs_that_are_refined_together_hand_voxels_to_each_other(scene, sam):
         1, Box3D((i.min(), j.min(), k.min()), (i.max() + 1, j.max() + 1, k.max() + 1))
     )
     k, j, i = np.nonzero(SPLEEN)
-    session._edit(session.organ(2).with_frames(session.organ(2).frames.reset()))
+    session.edit(session.organ(2).with_frames(session.organ(2).frames.reset()))
     session.edit_bound(2, Box3D((35, 40, 2), (53, 60, 9)))
     refine(session)
     assert dice(mask(session), LIVER) > 0.85
@@ -592,7 +602,7 @@ def test_the_coarse_mask_is_kept_when_asked_for(session):
     session.keep_coarse(1, True)
     np.testing.assert_array_equal(mask(session), COARSE)
     assert session.organ(1).kept
-    assert refine(session, wait=False).values == (2,)
+    assert refine(session, wait=False).labels == (2,)
     settle(session)
     np.testing.assert_array_equal(mask(session), COARSE)
     session.keep_coarse(1, False)
@@ -653,8 +663,8 @@ def test_a_slice_gets_a_box_and_loses_it(session):
     np.testing.assert_array_equal(mask(session), COARSE)
 
 
-def test_long_histories_forget_their_beginning(session, monkeypatch):
-    monkeypatch.setattr(slicer_session, "STEPS", 3)
+def test_long_histories_forget_their_beginning(session):
+    session.history.steps = replace(session.history.steps, limit=3)
     for x in range(3, 8):
         session.edit_box(1, 4, Box(x, 4, 20, 30))
     for _ in range(4):
@@ -681,7 +691,7 @@ def test_surfaces_follow_when_all_is_redrawn_and_those_of_others_stay(session):
     assert surface(session, "spleen") is spleen
     session.live = True
     old, heard = surface(session), []
-    session.changed = lambda: heard.append((session._busy, surface(session) is old))
+    session.changed = lambda: heard.append((session.background.busy, surface(session) is old))
     session.edit_box(1, 4, Box(8, 11, 25, 39))
     settle(session)
     assert (("redraw", 1, None), True) in heard  # the slice is there, the surface is not yet
@@ -719,22 +729,33 @@ def test_letting_go_of_a_box_redraws_the_slice_and_then_the_organ(session):
     assert dice(mask(session), LIVER) > 0.93
 
 
-def test_the_slice_that_is_looked_at_goes_before_whole_organs_and_embeddings(session):
+def test_the_slice_that_is_looked_at_goes_before_whole_organs_and_embeddings(scene, sam):
+    order = []
+
+    class WrittenDown(RefineClient):
+        def submit(self, request, *more):
+            boxes = request.frames[0].effective()
+            slices = list(boxes) if len(boxes) == 1 else "all"
+            order.append((request.task, request.frames[0].label, slices))
+            return super().submit(request, *more)
+
+    volume = a_scan()
+    session = boxes(
+        segmented(volume),
+        volume,
+        settings=Settings(sam=sam, device="cpu"),
+        make_client=lambda volume, opening: WrittenDown(worker_host.worker(), volume, opening),
+    )
     session.ahead = True
-    assert session._busy == ("embed", 1, None)
-    session.live, order, submit = True, [], session._submit
-
-    def written_down(task, organs, frames=None, **more):
-        boxes = (frames or {}).get(organs[0].value, organs[0].frames).effective()
-        order.append((task, organs[0].value, list(boxes) if len(boxes) == 1 else "all"))
-        return submit(task, organs, frames, **more)
-
-    session._submit = written_down
+    assert session.background.busy == ("embed", 1, None)
+    assert [task for task, *_ in order] == ["embed"]
+    order.clear()
+    session.live = True
     session.edit_box(1, 4, Box(8, 11, 30, 39))
-    assert session._busy == ("redraw", 1, 4)
-    wait_for(lambda: session._busy == ("redraw", 1, None))
+    assert session.background.busy == ("redraw", 1, 4)
+    wait_for(lambda: session.background.busy == ("redraw", 1, None))
     session.edit_box(2, 4, Box(36, 42, 52, 58))
-    assert session._busy == ("redraw", 2, 4)
+    assert session.background.busy == ("redraw", 2, 4)
     settle(session)
     assert order[:5] == [
         ("refine", 1, [4]),
@@ -768,7 +789,7 @@ def test_without_live_nothing_is_redrawn(session):
 @pytest.mark.parametrize("quickly", [True, False])
 def test_theta_2_redraws_at_once_and_is_undone_in_one_step(session, quickly):
     refine(session)
-    start, undone = mask(session, "spleen"), session._history.past
+    start, undone = mask(session, "spleen"), session.history.steps.past
     session.live = True
     for threshold in (0.6, 0.8, 0.95):
         configure(session, mask_threshold=threshold)
@@ -780,7 +801,7 @@ def test_theta_2_redraws_at_once_and_is_undone_in_one_step(session, quickly):
     assert not any(organ.changed for organ in session.organs)
     session.undo()
     assert session.settings.mask_threshold == 0.5
-    assert session._history.past == undone
+    assert session.history.steps.past == undone
     np.testing.assert_array_equal(mask(session, "spleen"), start)
     session.redo()
     assert session.settings.mask_threshold == 0.95
@@ -907,7 +928,7 @@ def test_cancelling_is_instant_and_the_worker_keeps_what_it_knows(session, monke
     monkeypatch.setattr(worker, "_carry", written_down)
     session.edit_bound(1, widened(session))
     run = session.refine()
-    wait_for(lambda: run._request.job.stage != "start")
+    wait_for(lambda: run.job.stage != "start")
     session.cancel()
     assert run.finished
     assert run.error.kind == "Cancelled"
@@ -966,8 +987,7 @@ def test_what_vanishes_during_a_run_is_no_exception_but_a_sentence(session, scen
     assert session.run is None
     if what != "grid":
         assert slicer.util.getNodesByClass("vtkMRMLMarkupsROINode") == []
-        assert not session._observers._observed
-        assert not session._views._observers._observed
+        assert len(session.observers) == len(session.views.observers) == 0
     session.undo()
     session.close()
 
@@ -982,10 +1002,10 @@ def test_segments_that_were_deleted_come_back_refined(session):
 
 def test_deleting_an_roi_removes_the_organs_boxes(session, scene):
     scene.RemoveNode(session.bound(1))
-    assert [organ.value for organ in session.organs] == [2]
+    assert [organ.label for organ in session.organs] == [2]
     session.undo()
     assert session.bound(1) is not None
-    assert [organ.value for organ in session.organs] == [1, 2]
+    assert [organ.label for organ in session.organs] == [1, 2]
 
 
 def test_changed_voxels_are_sent_anew(session):
@@ -1004,9 +1024,9 @@ def test_closing_lets_go_of_everything(session):
     session.close()
     session.close()
     assert session.closed
-    assert slicer_session.sessions == {}
-    for observers in (session._observers, session._views._observers, session.points._observers):
-        assert not observers._observed
+    assert sessions == {}
+    for observers in (session.observers, session.views.observers, session.points.observers):
+        assert len(observers) == 0
     assert not nodes[1].GetDisplayNode().GetVisibility()
     assert slicer.util.getNodesByClass("vtkMRMLMarkupsFiducialNode") == []
     again = open_boxes(session.node)
@@ -1045,15 +1065,15 @@ def test_boxes_settings_and_coarse_masks_come_back_from_the_scenes_file(
     session.edit_bound(1, widened(session))
     n = sorted(session.organ(1).frames.effective())[2]
     session.edit_box(1, n, Box(7, 3, 31, 8) if axis == "J" else Box(9, 12, 31, 38))
-    session._edit(session.organ(1).with_hints({n: [(20.5, 5.5, True)]}))
+    session.edit(session.organ(1).with_points({n: [(20.5, 5.5, True)]}))
     session.set_shown(2, False)
     refine(session, ["liver"])
     session.edit_box(2, n + 1 if axis == "K" else 45, Box(36, 4, 50, 7))
 
     def where(session):
         return [
-            slicer.util.arrayFromVTKMatrix(session.bound(value).GetObjectToWorldMatrix())[:3, 3]
-            for value in (1, 2)
+            slicer.util.arrayFromVTKMatrix(session.bound(organ).GetObjectToWorldMatrix())[:3, 3]
+            for organ in (1, 2)
         ]  # fmt: skip
 
     places, sums = where(session), [mask(session, name).sum() for name in ("liver", "spleen")]
@@ -1091,7 +1111,7 @@ def test_boxes_without_their_volume_or_of_another_grid_are_refused(session, scen
     scene.RemoveNode(session.volumeNode)
     with pytest.raises(PromptError, match="lost its volume"):
         open_boxes(node)
-    node.SetParameter(slicer_session.BOXES, "{")
+    node.SetParameter(BOXES, "{")
     with pytest.raises(PromptError, match="no boxes that can be read"):
         open_boxes(node)
 
@@ -1099,6 +1119,6 @@ def test_boxes_without_their_volume_or_of_another_grid_are_refused(session, scen
 def test_a_scripts_last_change_of_an_roi_is_saved(session):
     show_block(session.bound(1), widened(session), session.volumeNode, GRID)
     slicer.mrmlScene.InvokeEvent(slicer.vtkMRMLScene.StartSaveEvent)
-    saved = organs_from_json(session.node.GetParameter(slicer_session.BOXES))
+    saved = state_from_json(session.node.GetParameter(BOXES))
     assert saved.organs[0].frames.bounds3d().upper[0] == pytest.approx(33, abs=1e-3)
-    assert json.loads(session.node.GetParameter(slicer_session.BOXES))["version"] == 1
+    assert json.loads(session.node.GetParameter(BOXES))["version"] == 2

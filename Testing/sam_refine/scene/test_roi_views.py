@@ -19,15 +19,18 @@ from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
 from SAMRefineLib.boxes.key_frames import KeyFrames
-from SAMRefineLib.refine.organ_state import Organ
+from SAMRefineLib.refine.organ_state import OrganState
 from SAMRefineLib.scene.point_views import PointViews
 from SAMRefineLib.scene.roi_views import (
+    BoxListener,
     BoxViews,
+    read_block,
+    show_block,
+)
+from SAMRefineLib.scene.slice_views import (
     align_views,
     ijk_to_world,
     jump_to,
-    read_block,
-    show_block,
     slice_in_view,
     world_to_ijk,
 )
@@ -173,7 +176,7 @@ class Edits:
     """A little of what a session does."""
 
     def __init__(self, *organs, transform=False, grid=SLICES):
-        self.volume = add_volume(grid.geometry)
+        self.grid, self.volume = grid, add_volume(grid.geometry)
         if transform:
             add_transform(self.volume)
         self.owner = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode")
@@ -182,22 +185,19 @@ class Edits:
             self.owner,
             self.volume,
             grid,
-            self.edited,
-            self.removed.append,
-            self.errors.append,
-            self.slices.append,
+            BoxListener(self.edited, self.removed.append, self.errors.append, self.slices.append),
         )
         OPEN.append(self.views)
-        self.views.show(organs, organs[0].value)
+        self.views.show(organs, organs[0].label)
 
     def edited(self, organ):
         self.heard.append(organ)
-        self.organs = tuple(organ if o.value == organ.value else o for o in self.organs)
-        self.views.show(self.organs, self.organs[0].value)
+        self.organs = tuple(organ if o.label == organ.label else o for o in self.organs)
+        self.views.show(self.organs, self.organs[0].label)
 
     def drag(self, roi, lower, upper):
         """As the mouse does: the ROI follows, and is let go of."""
-        block = read_block(roi, self.volume, self.views._grid.geometry)
+        block = read_block(roi, self.volume, self.grid.geometry)
         moved = Box3D(np.add(block.lower, lower), np.add(block.upper, upper))
         roi.InvokeCustomModifiedEvent(roi.PointStartInteractionEvent)
         for share in (0.5, 1.0):
@@ -205,7 +205,7 @@ class Edits:
                 np.add(block.lower, np.multiply(lower, share)),
                 np.add(block.upper, np.multiply(upper, share)),
             )
-            box = part.oriented(self.views._grid.geometry)
+            box = part.oriented(self.grid.geometry)
             transform = vtk.vtkGeneralTransform()
             slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
                 self.volume.GetParentTransformNode(), None, transform
@@ -216,13 +216,13 @@ class Edits:
         return moved
 
 
-def liver(value=1, **more):
-    frames = KeyFrames("liver", value, SLICES, {n: Box(4, 5, 12 + n, 14) for n in range(2, 8)})
-    return Organ(frames, "liver", (0.9, 0.5, 0.4), **more)
+def liver(label=1, **more):
+    frames = KeyFrames("liver", label, SLICES, {n: Box(4, 5, 12 + n, 14) for n in range(2, 8)})
+    return OrganState(frames, "liver", (0.9, 0.5, 0.4), **more)
 
 
 def block_of(edits, roi):
-    return read_block(roi, edits.volume, edits.views._grid.geometry)
+    return read_block(roi, edits.volume, edits.grid.geometry)
 
 
 def assert_block(block, lower, upper, tolerance=2e-4):  # Slicer keeps points in 32 bits
@@ -266,7 +266,7 @@ def test_dragging_a_slice_box_makes_that_slice_a_key_frame(scene, transform):
 def test_dragging_the_bound_changes_the_slice_boxes(scene, axis, transform):
     grid = SliceGrid(GRID, axis)
     frames = KeyFrames("liver", 1, grid, dict.fromkeys(range(2, 8), Box(3, 4, 9, 10)))
-    edits = Edits(Organ(frames, "liver"), transform=transform, grid=grid)
+    edits = Edits(OrganState(frames, "liver"), transform=transform, grid=grid)
     bound = edits.drag(edits.views.bound(1), (1, 0, -1), (0, -2, 0))
     (organ,) = edits.heard
     found = organ.frames.bounds3d()
@@ -408,7 +408,7 @@ def test_closing_leaves_no_observers(scene, remove):
     nodes = [edits.volume, view, edits.views.bound(1), edits.views.bound(5)]
     assert observers(*nodes) > before
     edits.views.close(remove=remove)
-    assert not edits.views._observers._observed
+    assert len(edits.views.observers) == 0
     assert observers(edits.views.bound(1) or nodes[2]) == 0
     left = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")
     assert len(left) == (0 if remove else 2)
@@ -442,18 +442,18 @@ def place(points, positive, ijk):
     )
 
 
-def hints(organ):  # Slicer keeps points in 32 bits
-    return {n: [tuple(np.round(h, 3)) for h in some] for n, some in organ.hints.items()}
+def rounded(organ):  # Slicer keeps points in 32 bits
+    return {n: [tuple(np.round(h, 3)) for h in some] for n, some in organ.points.items()}
 
 
 def test_points_belong_to_slices(points):
     place(points, True, (6.25, 7, 3.2))
     place(points, False, (8, 9.5, 3))
     place(points, False, (8, 9, 5))
-    assert hints(points.heard[-1]) == {3: [(6.75, 7.5, 1), (8.5, 10, 0)], 5: [(8.5, 9.5, 0)]}
+    assert rounded(points.heard[-1]) == {3: [(6.75, 7.5, 1), (8.5, 10, 0)], 5: [(8.5, 9.5, 0)]}
     assert points.heard[-1].changed
     points.node(False).RemoveNthControlPoint(0)
-    assert hints(points.heard[-1]) == {3: [(6.75, 7.5, 1)], 5: [(8.5, 9.5, 0)]}
+    assert rounded(points.heard[-1]) == {3: [(6.75, 7.5, 1)], 5: [(8.5, 9.5, 0)]}
 
 
 def test_points_outside_the_volume_do_not_count(points):
@@ -470,11 +470,11 @@ def test_points_that_are_moved_are_read_when_they_are_let_go(points):
     )
     assert len(points.heard) == 1
     node.InvokeCustomModifiedEvent(node.PointEndInteractionEvent)
-    assert hints(points.heard[-1]) == {3: [(10.5, 7.5, 1)]}
+    assert rounded(points.heard[-1]) == {3: [(10.5, 7.5, 1)]}
 
 
 def test_points_are_shown_again_for_whom_they_belong_to(points):
-    organ = liver().with_hints({3: [(6.5, 7.5, True)], 4: [(3.5, 2.5, False)]})
+    organ = liver().with_points({3: [(6.5, 7.5, True)], 4: [(3.5, 2.5, False)]})
     assert points.node(True).GetNumberOfControlPoints() == 0
     points.show(organ)
     assert points.node(True).GetNumberOfControlPoints() == 1
@@ -492,10 +492,10 @@ def test_points_are_shown_again_for_whom_they_belong_to(points):
 def test_points_whose_list_was_never_shown_stay(scene):
     heard = []
     views = PointViews(add_volume(GRID), SLICES, heard.append)
-    views.show(liver().with_hints({4: [(3.5, 2.5, False)]}))
+    views.show(liver().with_points({4: [(3.5, 2.5, False)]}))
     views.volume = slicer.util.getNode("scan")
     place(views, True, (6, 7, 3))
-    assert hints(heard[-1]) == {4: [(3.5, 2.5, 0)], 3: [(6.5, 7.5, 1)]}
+    assert rounded(heard[-1]) == {4: [(3.5, 2.5, 0)], 3: [(6.5, 7.5, 1)]}
     slicer.mrmlScene.RemoveNode(views.node(True))
     views.read()
     assert len(heard) == 1

@@ -97,9 +97,10 @@ def test_boxes_lie_around_what_is_sure(files, tmp_path, capsys):
     assert run("boxes", files["scan"], "-o", out, *options, "--pictures", tmp_path / "p") == 0
     said = json.loads(capsys.readouterr().out)
     # Voxels of 2.5 x 2 x 3 mm: slices lie across K.
-    liver, spleen = load_boxes(out, SliceGrid(files["geometry"], 2))
+    liver, spleen = load_boxes(out)
+    liver.require(SliceGrid(files["geometry"], 2))
     labels = files["labels"]
-    assert (liver.name, liver.value, spleen.name, spleen.value) == ("liver", 1, "spleen", 2)
+    assert (liver.name, liver.label, spleen.name, spleen.label) == ("liver", 1, "spleen", 2)
     shown = [n for n in range(24) if (labels[n] == 1).any()]
     assert sorted(liver.automatic) == [n for n in shown if n < 9]
     n = shown[2]

@@ -12,12 +12,11 @@ from scene_cases import add_volume, draw, voxels
 from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
+from SAMRefineLib.refine.client import RefineRun
 from SAMRefineLib.refine.organ_state import Settings
-from SAMRefineLib.scene import requests
+from SAMRefineLib.scene.changes import apply, changes_to, joined
 from SAMRefineLib.scene.logic import boxes, refine
-from SAMRefineLib.scene.masks import apply, joined, redrawn
 from SRCSMSegmenterLib.geometry import Geometry
-from SRCSMSegmenterLib.scene import worker_host
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -66,7 +65,7 @@ def test_joined_changes_do_what_they_do_one_after_the_other(seed, redraws, neigh
                 name: {int(n): rng.random(GRID.shape) < 0.5 for n in rng.choice(4, 2, False)}
                 for name in rng.choice(NAMES[:2], rng.integers(1, 3), replace=False)
             }
-            more = redrawn(segmentation, GRID, wanted, neighbours)
+            more = changes_to(segmentation, GRID, wanted, neighbours)
             apply(more, segmentation, GEOMETRY)
             changes = joined(changes, more)
         after = drawn(segmentation, volume)
@@ -80,31 +79,32 @@ def test_joined_changes_do_what_they_do_one_after_the_other(seed, redraws, neigh
 class RandomClient:
     """SAM's answers are random masks, and come when the test says so."""
 
-    def __init__(self, worker, volume, opening):
-        self.waiting = []
+    def __init__(self, volume, opening):
+        self.runs = []
         RandomClient.current = self
 
-    def submit(self, task, frames, coarse, *, done, **options):
-        request = SimpleNamespace(client=self, task=task, frames=frames, done=done, error=None)
-        request.job, request.chosen, request.finished = SimpleNamespace(state=""), None, False
-        request.cancel = lambda: None
-        self.waiting.append(request)
-        return request
+    @property
+    def waiting(self):
+        return [run for run in self.runs if not run.finished]
+
+    def submit(self, request, coarse, callbacks, session):
+        run = RefineRun(self, request, callbacks, session)
+        run.job = SimpleNamespace(state="running", cancel=lambda: None)
+        self.runs.append(run)
+        return run
 
     def answer(self, rng):
         """Answer what was asked first."""
-        request = self.waiting.pop(0)
-        values = [organ.value for organ in request.frames]
-        request.labels = rng.choice([0, *values], (GRID.count, *GRID.shape))
-        request.reports = [
+        run = self.waiting[0]
+        run.label_map = rng.choice([0, *run.labels], (GRID.count, *GRID.shape))
+        run.reports = [
             {
-                "value": value, "boxes": 1, "kept": {}, "dice": 0.5, "voxels_before": 1,
+                "label": label, "boxes": 1, "kept": {}, "dice": 0.5, "voxels_before": 1,
                 "voxels_after": 1, "predicted_iou": 0.5,
             }
-            for value in values
+            for label in run.labels
         ]  # fmt: skip
-        request.finished = True
-        request.done(request)
+        run.end()
 
 
 @given(
@@ -117,19 +117,21 @@ def test_whatever_is_redrawn_live_undo_and_redo_find_every_states_own_voxels(
     seed, steps, neighbours
 ):
     rng = np.random.default_rng(seed)
-    with empty_scene(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(requests, "RefineClient", RandomClient)
-        patch.setattr(worker_host, "worker", lambda: None)
+    with empty_scene():
         volume, segmentation = a_segmentation()
         session = boxes(
-            segmentation, volume, NAMES[:2], settings=Settings(sam="any", neighbours=neighbours)
+            segmentation,
+            volume,
+            NAMES[:2],
+            settings=Settings(sam="any", neighbours=neighbours),
+            make_client=RandomClient,
         )
         refine(session, wait=False)
         RandomClient.current.answer(rng)
         session.live = True
         past, future = [None], []  # the voxels of each state when it was left
         for step in [*steps, "answer all", "undo", "redo"]:
-            now, known = drawn(segmentation, volume), len(session._history.past)
+            now, known = drawn(segmentation, volume), len(session.history.steps.past)
             match step:
                 case "edit":
                     x, y = rng.integers(0, 4, 2).tolist()
@@ -150,7 +152,7 @@ def test_whatever_is_redrawn_live_undo_and_redo_find_every_states_own_voxels(
                     session.redo()
                     past.append(now)
                     assert_same(drawn(segmentation, volume), future.pop())
-            if step in ("edit", "move") and len(session._history.past) > known:
+            if step in ("edit", "move") and len(session.history.steps.past) > known:
                 past.append(now)
                 future = []
         session.close()

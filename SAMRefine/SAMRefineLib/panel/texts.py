@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts of the panel that depend on the volume, the segmentation and the boxes."""
+
+from collections.abc import Iterable
+
+import slicer
+from slicer.i18n import tr as _
+
+from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.panel import models
+from SRCSMSegmenterLib.scene.nodes import node_geometry
+
+from ..boxes.boxes import SliceGrid
+from ..refine.organ_state import OrganState
+from ..scene.masks import fits
+from .parameters import Parameters
+
+PLANES = ("sagittal", "coronal", "axial")
+"""Names of slices across R, A and S."""
+
+
+def lacking_volume(volume: "slicer.vtkMRMLScalarVolumeNode | None") -> list[str]:
+    """Explain why boxes cannot be made on a volume; empty if they can."""
+    if volume is None:
+        return [_("Choose a volume.")]
+    try:
+        node_geometry(volume)
+    except VolumeError as error:
+        return [str(error)]
+    return []
+
+
+def grid_warnings(parameters: Parameters) -> list[str]:
+    """Warn if the chosen segmentation has another grid than the chosen volume."""
+    volume, segmentation = parameters.inputVolume, parameters.segmentation
+    if lacking_volume(volume) or segmentation is None:
+        return []
+    if fits(segmentation, volume, node_geometry(volume)):
+        return []
+    return [
+        _(
+            "The segmentation does not lie on the volume's grid. It stays as it is; its organs are "
+            "copied to a new one, which is refined."
+        )
+    ]
+
+
+def axis_text(parameters: Parameters) -> str:
+    """Describe the slices of the chosen volume along the chosen axis; "" without a volume."""
+    if lacking_volume(parameters.inputVolume):
+        return ""
+    geometry, axis = node_geometry(parameters.inputVolume), parameters.axis.value
+    grid = SliceGrid(geometry, geometry.coarsest_axis if axis is None else axis)
+    plane = PLANES[int(abs(geometry.direction[:, grid.axis]).argmax())]
+    return _("{n} {plane} slices, {mm:.1f} mm apart").format(
+        n=grid.count, plane=plane, mm=grid.thickness
+    )
+
+
+def organ_help(organs: Iterable[OrganState]) -> str:
+    """Tell what to do first with boxes; "" once an organ was refined."""
+    organs = list(organs)
+    if not organs:
+        return _("Add an organ, then move its box over it.")
+    if all(organ.report is None for organ in organs):
+        return _(
+            "Scroll through the slices and drag what does not fit: a slice's own box in the "
+            "slice views, the box around the whole organ in the other views."
+        )
+    return ""
+
+
+def missed_organ_names(organs: Iterable[OrganState]) -> list[str]:
+    """List organs of the known networks that have no boxes yet."""
+    known = models.model_cards().values()
+    names = dict.fromkeys(organ.name for card in known for organ in card.organs)
+    taken = {organ.name.replace(" ", "_") for organ in organs}
+    return [name for name in names if name not in taken]

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Widget of SAM Refine: from the user's actions to the parameter node and the session.
+
+`panel` shows the state, the session changes the scene, and a worker process computes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SRCSMSegmenterLib.errors import SRCSMError
+from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
+
+from ..boxes.boxes import SliceGrid
+from ..refine.client import RefineRun
+from ..refine.organ_state import Settings
+from ..refine.saved_state import state_from_json
+from ..scene.box_editor import BOXES, VOLUME
+from ..scene.outlines import SEGMENTATION
+from ..scene.roi_views import drawn_roi
+from ..scene.session import RefineSession
+from ..scene.slice_views import align_views
+from .buttons import connect_buttons, show_buttons
+from .panel import RefinePanel, refined_text
+from .parameters import NeighbourChoice, shown_mask_threshold
+from .sam_chooser import SamChooser
+from .shortcuts import Shortcuts
+from .texts import axis_text, grid_warnings, lacking_volume, missed_organ_names, organ_help
+
+
+class RefineWidget(ModuleWidget):
+    """The base of the module's widget class.
+
+    Attributes:
+        session: the boxes that are being worked on, or None.
+        sams: the rows of the panel about SAMs.
+        shortcuts: the keys of the panel.
+    """
+
+    def __init__(self, parent: "qt.QWidget | None" = None) -> None:
+        """Make a widget, which `setup` fills."""
+        self.session: RefineSession | None = None
+        self.sams: SamChooser | None = None
+        self.shortcuts: Shortcuts | None = None
+        self._result = ""
+        super().__init__(parent)
+
+    # life cycle
+
+    def setup(self) -> None:
+        """Build the panel, when the module is opened first and after a reload."""
+        super().setup()
+        self.requirements = Path(self.resourcePath("sam-requirements.txt"))
+        ui = self.ui
+        for selector in (ui.inputSelector, ui.segmentationSelector):
+            selector.setMRMLScene(slicer.mrmlScene)
+        self.panel = RefinePanel(ui)
+        keys = self._keys()
+        self.shortcuts = Shortcuts({key: button for key, _effect, button in keys})
+        self.panel.show_shortcuts({key: effect for key, effect, _button in keys})
+        self.sams = SamChooser(self.panel, self.onSamPicked)
+        ui.organTable.connect("itemChanged(QTableWidgetItem*)", self.onOrganTicked)
+        ui.organTable.connect("itemSelectionChanged()", self.onOrganChosen)
+        ui.newOrganComboBox.connect("editTextChanged(QString)", self.onOrganNamed)
+        connect_buttons(self)
+        self.begin()
+
+    def _keys(self) -> list[tuple[str, str, "qt.QPushButton"]]:
+        """List keys, their effects and their buttons; Slicer's views use none of these keys."""
+        return [
+            ("P", _("previous slice to check"), self.ui.previousUncertainButton),
+            ("N", _("next slice to check"), self.ui.nextUncertainButton),
+            ("D", _("redraw the organ"), self.ui.refineOrganButton),
+            ("Z", _("undo"), self.ui.undoButton),
+            ("Y", _("redo"), self.ui.redoButton),
+            ("C", _("compare before and after"), self.ui.beforeButton),
+        ]
+
+    def enter(self) -> None:
+        """Show the present scene; Slicer calls this when the user comes to the module."""
+        self.sams.refresh()
+        super().enter()
+        parameters = self._parameterNode
+        volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
+        if scalar and parameters.inputVolume is None:
+            parameters.inputVolume = scalar[0]
+            parameters.segmentation = _segmentation_of(scalar[0])
+        self.shortcuts.install()
+
+    def exit(self) -> None:
+        """Stop background jobs; Slicer calls this when the user goes to another module."""
+        self.shortcuts.remove()
+        if self.session is not None:
+            self.session.live = self.session.ahead = False
+        super().exit()
+
+    def forget(self) -> None:
+        """Release everything that belongs to this scene."""
+        self.shortcuts.remove()
+        self.sams.close()
+        self.closeSession()
+
+    def startFrom(
+        self,
+        segmentationNode: "slicer.vtkMRMLSegmentationNode | None",
+        volumeNode: "slicer.vtkMRMLScalarVolumeNode | None" = None,
+    ) -> None:
+        """Make boxes of a segmentation on a volume, or open those that exist."""
+        if self._parameterNode is None:
+            slicer.util.selectModule(self.moduleName)
+        parameters = self._parameterNode
+        if volumeNode is not None:
+            parameters.inputVolume = volumeNode
+        parameters.segmentation = segmentationNode
+        if self.session is None and not lacking_volume(parameters.inputVolume):
+            self.onMakeBoxes()
+
+    # the session
+
+    def update(self, caller: object = None, event: object = None) -> None:
+        """Follow the parameter node, and show the state."""
+        if self._parameterNode is None:
+            return
+        if self.session is not None and not self._fits(self.session):
+            self.closeSession()
+        if self.session is None:
+            self._reopen()
+        if self.session is not None:
+            self._configure()
+        self.show()
+
+    def _fits(self, session: RefineSession) -> bool:
+        """Tell whether a session is that of the chosen nodes and axis."""
+        parameters = self._parameterNode
+        nodes = session.volumeNode, session.segmentationNode
+        chosen = parameters.inputVolume, parameters.segmentation
+        return not session.closed and nodes == chosen and self._is_chosen(session.grid)
+
+    def _is_chosen(self, grid: SliceGrid) -> bool:
+        axis = self._parameterNode.axis.value
+        return grid.axis == (grid.geometry.coarsest_axis if axis is None else axis)
+
+    def _reopen(self) -> None:
+        """Open boxes of the chosen nodes and axis that are in the scene."""
+        parameters = self._parameterNode
+        for node in self.logic.savedBoxes():
+            nodes = node.GetNodeReference(VOLUME), node.GetNodeReference(SEGMENTATION)
+            if None in nodes or nodes != (parameters.inputVolume, parameters.segmentation):
+                continue
+            try:
+                saved = state_from_json(node.GetParameter(BOXES), f'"{node.GetName()}"')
+                if not self._is_chosen(saved.grid):
+                    continue
+                session = self.logic.openBoxes(node)
+            except SRCSMError as error:
+                self.panel.show_message(str(error))
+                continue
+            self._use(session)
+            parameters.mask_threshold = shown_mask_threshold(session.settings)
+            parameters.neighbours = NeighbourChoice(session.settings.neighbours)
+            return
+
+    def _use(self, session: RefineSession) -> None:
+        self.session, self._result = session, ""
+        session.changed, session.message = self.show, self.panel.show_message
+
+    def _configure(self) -> None:
+        """Give the session what was chosen in the panel."""
+        parameters, session = self._parameterNode, self.session
+        session.configure(self._chosen_in(session.settings))
+        session.live = parameters.live
+        session.ahead = not self._lacking_sam()
+        if parameters.organ in [organ.label for organ in session.organs]:
+            session.active = parameters.organ
+
+    def _chosen_in(self, settings: Settings) -> Settings:
+        """Return settings with what was chosen in the panel; the others stay."""
+        parameters = self._parameterNode
+        return replace(
+            self.sams.chosen_in(settings),
+            mask_threshold=round(parameters.mask_threshold, 2),
+            device=parameters.device.value,
+            neighbours=parameters.neighbours.value,
+        )
+
+    def closeSession(self) -> None:
+        """Release the boxes, which stay in the scene."""
+        if self.session is not None:
+            self.session.changed = lambda: None
+            self.session.close()
+            self.session = None
+
+    def _lacking_sam(self) -> list[str]:
+        return self.lackingPackages() + self.sams.lacking()
+
+    @contextmanager
+    def _errors_shown(self) -> Iterator[None]:
+        """Show an error of the context, which changed nothing."""
+        self.panel.show_message("")
+        try:
+            yield
+        except SRCSMError as error:
+            self.panel.show_message(str(error))
+
+    # display
+
+    def show(self) -> None:
+        """Show everything; called after every change."""
+        parameters, panel = self._parameterNode, self.panel
+        if parameters is None:
+            return
+        if self.session is not None and self.session.closed:
+            self.session = None
+        session = self.session
+        if session is not None:
+            shown = shown_mask_threshold(session.settings)
+            if shown != round(parameters.mask_threshold, 2):
+                parameters.mask_threshold = shown  # it was undone
+        self.sams.show(parameters.sam)
+        organs = session.organs if session else ()
+        panel.show_organs(organs, (session.active or 0) if session else 0)
+        panel.show_new_organs(missed_organ_names(organs))
+        panel.show_organ_help(organ_help(organs) if session else "")
+        panel.show_warnings([] if session else grid_warnings(parameters))
+        panel.show_axis(axis_text(parameters))
+        panel.show_running(session is not None and session.run is not None)
+        panel.show_before(session is not None and session.before_shown)
+        panel.show_result(self._result)
+        if session is not None:
+            organ = session.organ(session.active) if session.active else None
+            panel.show_slice(session.slice, session.grid, organ)
+            panel.show_embeddings(session.embeddings if session.ahead else {})
+        self._show_buttons()
+
+    def _show_buttons(self) -> None:
+        parameters = self._parameterNode
+        make = _("Make boxes") if parameters.segmentation else _("Start without boxes")
+        self.ui.boxesButton.text = make
+        lacking = lacking_volume(parameters.inputVolume)
+        show_buttons(self.panel, self.session, lacking, self._lacking_sam())
+
+    # boxes
+
+    def onSamPicked(self, key: str) -> None:
+        """Take over another SAM, or follow one that was added or removed."""
+        if self._parameterNode is not None:
+            self._parameterNode.sam = key
+            self.update()
+
+    def onMakeBoxes(self) -> None:
+        """Make boxes around the segments, or start without any."""
+        parameters = self._parameterNode
+        with self._errors_shown():
+            session = self.logic.boxes(
+                parameters.segmentation,
+                parameters.inputVolume,
+                axis=parameters.axis.value,
+                settings=self._chosen_in(Settings()),
+            )
+            self._use(session)
+            parameters.segmentation = session.segmentationNode
+            align_views(session.volumeNode)
+            boxes = session.organ(session.active).frames.effective() if session.active else {}
+            if boxes and session.slice not in boxes:
+                session.jump(sorted(boxes)[len(boxes) // 2])
+        self.update()
+
+    def onOrganTicked(self, item: "qt.QTableWidgetItem") -> None:
+        """Show, use or keep an organ, or stop doing so."""
+        tick = self.panel.ticked(item)
+        if tick is None:
+            return
+        name, ticked = tick
+        calls = {
+            "shown": self.session.set_shown,
+            "enabled": self.session.set_enabled,
+            "kept": self.session.keep_coarse,
+        }
+        with self._errors_shown():
+            calls[name](self.panel.organ_of(item), ticked)
+        self.show()
+
+    def onOrganChosen(self) -> None:
+        """Make another organ the active one."""
+        if self.session is not None and (label := self.panel.selected_organ()):
+            self.session.active = self._parameterNode.organ = label
+
+    def onOrganNamed(self, text: str) -> None:
+        """Follow the name of a missed organ that is typed."""
+        self._show_buttons()
+
+    def onAddOrgan(self) -> None:
+        """Add a missed organ, in the ROI that the user drew if there is one."""
+        with self._errors_shown():
+            label = self.session.add_organ(self.panel.new_organ(), roi=drawn_roi())
+            self._parameterNode.organ = label
+
+    def onAddBox(self) -> None:
+        """Add a box in this slice."""
+        with self._errors_shown():
+            self.session.add_slice_box(self.session.active)
+
+    def onPlacePoint(self, positive: bool) -> None:
+        """Let the next click into a view place a point in the organ, or one outside."""
+        markups = slicer.modules.markups.logic()
+        markups.SetActiveList(self.session.points.node(positive))
+        markups.StartPlaceMode(False)
+
+    # refinement
+
+    def onRefine(self, labels: list[int] | None) -> None:
+        """Redraw the organs with some labels; None for all that are ticked."""
+        self._result = ""
+        self.panel.show_progress("", 0.0, None)
+        with self._errors_shown():
+            self.logic.refine(
+                self.session,
+                labels,
+                progress=self.panel.show_progress,
+                log=self.panel.log,
+                done=self.onDone,
+                wait=False,
+            )
+        self.show()
+
+    def onCancel(self) -> None:
+        """Stop the refinement, if one runs; the scene does not change."""
+        if self.session is not None:
+            self.session.cancel()
+
+    def onDone(self, run: RefineRun) -> None:
+        """Show the end of a refinement, whether it succeeded, failed or was cancelled."""
+        if run.error is None:
+            refined = [o for o in run.session.organs if o.label in run.labels and o.report]
+            self._result = " ".join([refined_text(refined), *run.messages])
+            self.panel.log(self._result)
+        elif run.error.kind == "Cancelled":
+            self.panel.log(str(run.error))
+        else:
+            self.panel.show_message(f"{run.error} {run.error.remedy}")
+            self.panel.log(f"{run.error}\n{run.error.details}")
+        self.show()
+
+    def onUndo(self) -> None:
+        """Undo the last step."""
+        self._result = ""
+        self.session.undo()
+
+    def onEdit(self) -> None:
+        """Open the segmentation in Slicer's Segment Editor."""
+        edit_segmentation(self.session.segmentationNode, self.session.volumeNode)
+
+
+def _segmentation_of(
+    volume: "slicer.vtkMRMLScalarVolumeNode",
+) -> "slicer.vtkMRMLSegmentationNode | None":
+    """Return the first segmentation that was drawn on a volume."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume:
+            return node
+    return None

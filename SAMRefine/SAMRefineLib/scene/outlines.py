@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outlines of a session's organs: the segments that are redrawn, and the coarse masks from before.
+
+Main thread only, as all of MRML.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import slicer
+
+from ..boxes.boxes import SliceGrid
+from ..refine.organ_state import NeighbourRule, OrganState
+from .changes import VoxelChange, apply, changes_to, renew_surfaces
+from .masks import read_masks
+from .segments import coarse_probabilities, sync_segments
+
+SEGMENTATION, BEFORE = "SRCSM.Segmentation", "SRCSM.Before"
+"""Roles of references of a session's node: the refined segmentation, and the coarse masks."""
+
+
+class Outlines:
+    """The segments of a session's organs, and their coarse masks."""
+
+    def __init__(self, node: slicer.vtkMRMLScriptedModuleNode, grid: SliceGrid) -> None:
+        """Take the segmentations that a session's node references."""
+        self._node, self._grid = node, grid
+        self._segmentation = node.GetNodeReference(SEGMENTATION)
+        self._outdated: set[str] = set()  # IDs of segments with outdated surfaces
+
+    # drawing
+
+    def sync(self, organs: Sequence[OrganState]) -> None:
+        """Add missing segments of organs, and remove empty ones of organs that are gone."""
+        sync_segments(self._segmentation, organs, self._grid.geometry, owner=self._node.GetID())
+
+    def changes_to(
+        self, masks: Mapping[str, Mapping[int, np.ndarray]], neighbours: NeighbourRule
+    ) -> list[VoxelChange]:
+        """Return the changes that draw masks, bool (rows, columns) by segment ID and slice."""
+        return changes_to(self._segmentation, self._grid, masks, neighbours)
+
+    def draw(self, changes: Iterable[VoxelChange], *, backwards: bool = False) -> None:
+        """Make changes of segments, or undo them."""
+        self._outdated |= apply(
+            changes, self._segmentation, self._grid.geometry, backwards=backwards
+        )
+
+    def renew_surfaces(self) -> None:
+        """Compute the surfaces of segments that were redrawn."""
+        if self._outdated:
+            ids, self._outdated = self._outdated, set()
+            renew_surfaces(self._segmentation, ids)
+
+    # coarse masks
+
+    @property
+    def _before(self) -> slicer.vtkMRMLSegmentationNode | None:
+        return self._node.GetNodeReference(BEFORE)
+
+    def coarse_mask(self, organ: OrganState) -> np.ndarray | None:
+        """Return the coarse mask of an organ, bool (K, J, I); None if there is none."""
+        before = self._before
+        if not organ.coarse or before is None:
+            return None
+        return read_masks(before, [organ.segment], self._grid.geometry).get(organ.segment)
+
+    def coarse_probabilities(self, organ: OrganState) -> np.ndarray | None:
+        """Return an organ's probabilities if they are known, or its coarse mask, (K, J, I)."""
+        mask = self.coarse_mask(organ)
+        if mask is None:
+            return None
+        return coarse_probabilities(self._segmentation, organ.segment, mask, self._grid)
+
+    @property
+    def before_shown(self) -> bool:
+        """True if the coarse masks are shown in place of the segments."""
+        before = self._before
+        return before is not None and bool(before.GetDisplayVisibility())
+
+    def show_before(self, show: bool, organs: Iterable[OrganState]) -> bool:
+        """Show the coarse masks in place of the segments, or the segments again.
+
+        No voxel changes.
+
+        Returns:
+            True if the views changed.
+        """
+        before = self._before
+        if before is None or show == self.before_shown:
+            return False
+        before.SetAndObserveTransformNodeID(self._segmentation.GetTransformNodeID())
+        old, new = before.GetDisplayNode(), self._segmentation.GetDisplayNode()
+        source, target = (new, old) if show else (old, new)
+        segmentations = [node.GetSegmentation() for node in (before, self._segmentation)]
+        for organ in organs:
+            if all(segmentation.GetSegment(organ.segment) for segmentation in segmentations):
+                visible = source.GetSegmentVisibility(organ.segment)
+                target.SetSegmentVisibility(organ.segment, visible)
+                if show:
+                    new.SetSegmentVisibility(organ.segment, False)
+        before.SetDisplayVisibility(show)
+        return True
