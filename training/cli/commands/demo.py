@@ -2,20 +2,20 @@
 """``srcsm demo``."""
 
 import argparse
+import math
 from contextlib import ExitStack
 
 import pandas as pd
 
 from ...demo import run_demo
+from ...engine.estimate import duration
 from ...engine.fit import Progress
 from ...evaluation.evaluate import markdown_table
-from ...segmentation.presets import preset
 from ..console import making, progress_display, say, writing
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demonstration and print its table."""
-    steps = arguments.steps or preset("abdomen-tiny").optimisation.steps
     displays = ExitStack()
     shown = {}
 
@@ -23,13 +23,16 @@ def run(arguments: argparse.Namespace) -> int:
         displays.close()  # a line would break a bar that is still open
         say(line)
 
-    def bar(title: str, progress: Progress) -> None:
+    def bar(title: str, progress: Progress, steps: int, seconds_left: float) -> None:
         if title not in shown:
             shown[title] = displays.enter_context(progress_display(title))
-        shown[title](progress.step, steps, f"loss {progress.loss:.3f}")
+        note = f"loss {progress.loss:.3f}"
+        if not math.isnan(seconds_left):
+            note += f", {duration(seconds_left)} left in all"
+        shown[title](progress.step, steps, note)
 
     with making(arguments.output), writing(), displays:
-        dice = run_demo(arguments.output, tell, bar, steps)
+        dice = run_demo(arguments.output, arguments.minutes, tell, bar, arguments.steps)
     rows = [{"training": variant, **values} for variant, values in dice.items()]
     print("Dice on the phantom's MR after training on its CT:\n")
     print(markdown_table(pd.DataFrame(rows).round(3)))

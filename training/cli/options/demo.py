@@ -11,8 +11,8 @@ def add(commands: arguments.Commands) -> None:
         commands,
         "demo",
         "train on a phantom's CT, segment its MR, and show what SRC, SM and SAM bring",
-        "Under ten minutes on two CPU cores. One that was stopped goes on where it was.",
-        "  srcsm demo\n  srcsm demo -o somewhere/else",
+        "One that was stopped goes on where it was.",
+        "  srcsm demo\n  srcsm demo --minutes 15 -o somewhere/else",
     )
     parser.add_argument(
         "-o",
@@ -22,4 +22,14 @@ def add(commands: arguments.Commands) -> None:
         metavar="FOLDER",
         help="for all that is made (default: demo-output)",
     )
-    parser.add_argument("--steps", type=arguments.positive, metavar="N", help="of each training")
+    time = parser.add_mutually_exclusive_group()
+    time.add_argument(
+        "--minutes",
+        type=float,
+        default=6.0,
+        metavar="M",
+        help="for all of it; the trainings get as many steps as fit (default: 6)",
+    )
+    time.add_argument(
+        "--steps", type=arguments.positive, metavar="N", help="of each training, whatever the time"
+    )
