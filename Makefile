@@ -41,7 +41,7 @@ ifdef INPUT
 	@echo "Segmenting $(INPUT) with $(MODEL); the labels go to $(OUTPUT)/."
 	$(BIN)/srcsm segment "$(INPUT)" --model "$(MODEL)" --format .seg.nrrd -o "$(OUTPUT)/"
 else
-	@echo "The demonstration: under ten minutes on two CPU cores; the results go to $(OUTPUT)/."
+	@echo "The demonstration: about six minutes; the results go to $(OUTPUT)/."
 	$(BIN)/srcsm demo -o "$(OUTPUT)"
 endif
 

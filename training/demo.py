@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demonstration: train on phantom CT, segment phantom MR; what SRC, SM and SAM bring."""
 
+import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,11 +30,14 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
 from .data.dataset import Case, Dataset, read_dataset
 from .data.phantom import write_dataset
 from .engine.checkpoint import CheckpointError
+from .engine.estimate import duration, measure_training
 from .engine.limits import Limits
 from .engine.progress import Progress
+from .engine.run_folder import write_text
 from .evaluation.evaluate import evaluate
 from .evaluation.scores import summarise
 from .plots import COLOURS, draw_slice, save
+from .segmentation.config import TrainingConfig
 from .segmentation.presets import preset
 from .segmentation.run import run_training
 
@@ -49,21 +56,58 @@ VARIANTS = {
 SAM = "sam-small-ct"
 """Of the source's modality: it has seen no MR, and no phantom."""
 
+LEAST_STEPS = 400
+"""Of each training; with fewer the rows of the table may change places."""
+
+TEST_STEPS = 250
+"""Training steps that take as long as segmenting and refining the MRs."""
+
+MARGIN = 0.9
+"""Share of the time that is planned for."""
+
+Bar = Callable[[str, Progress, int, float], None]
+
+
+class Countdown:
+    """The time that is left of a number of steps, from the pace of those seen."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._first: tuple[int, float] | None = None
+
+    def seconds_left(self, done: int, now: float) -> float:
+        """Return the seconds until all steps are done; NaN at the first call: no pace is known yet.
+
+        Args:
+            done: steps done, more than at the call before.
+            now: seconds on a clock that never goes back.
+        """
+        if self._first is None:
+            self._first = (done, now)
+            return math.nan
+        before, then = self._first
+        return (now - then) / (done - before) * (self._steps - done)
+
 
 def run_demo(
     output: Path,
+    minutes: float,
     say: Callable[[str], None] = print,
-    bar: Callable[[str, Progress], None] = lambda title, progress: None,
+    bar: Bar = lambda title, progress, steps, seconds_left: None,
     steps: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Make phantoms, train on CT without and with SRC, segment the MRs, and compare.
 
     What lies in `output` from an earlier run is used again. Left there: the two datasets, the two
-    runs, ``labels/VARIANT/CASE.seg.nrrd``, which open in Slicer, and ``overview.png``.
+    runs and their number of steps, ``labels/VARIANT/CASE.seg.nrrd``, which open in Slicer, and
+    ``overview.png``.
 
     Args:
-        bar: called after every training step with the training's name.
-        steps: of each training; the preset's by default.
+        minutes: for all of it. The number of training steps is chosen to fit, from `LEAST_STEPS` to
+            the preset's, unless an earlier run in `output` has chosen it.
+        bar: called after every training step with the training's name, its progress, its number
+            of steps, and the seconds left of the whole demonstration, NaN at the first.
+        steps: of each training, whatever the time.
 
     Returns:
         Variant -> label -> mean Dice over the MRs, in the order of `VARIANTS`; "mean" is a label.
@@ -72,36 +116,11 @@ def run_demo(
     Raises:
         CheckpointError: an earlier run was of another version of the demonstration.
     """
-    output = Path(output)
+    output, end = Path(output), time.monotonic() + 60 * minutes
     say("1/4  Making phantom patients, CT-like and MR-like ...")
-    datasets = {}
-    for modality, (cases, seed) in CASES.items():
-        folder = output / f"Dataset{900 + (modality == 'MR')}_Phantom{modality}"
-        if not (folder / "dataset.json").exists():
-            write_dataset(folder, modality, cases, seed)
-        datasets[modality] = read_dataset(folder)
-
-    config = preset("abdomen-tiny")
-    config = replace(config, data=replace(config.data, folds=0))
-    if steps is not None:
-        config = replace(config, optimisation=replace(config.optimisation, steps=steps))
-    bundles = {}
-    for number, (title, mode) in enumerate(TRAININGS.items(), start=2):
-        say(f"{number}/4  Training on CT, {title} ({config.optimisation.steps} steps) ...")
-        try:
-            result = run_training(
-                datasets["CT"].folder,
-                replace(config, random_convolution=mode),
-                output / "runs" / title.lower(),
-                cache=output / "cache",
-                limits=Limits(
-                    say=lambda line: None,
-                    report=lambda progress, title=title: bar(title, progress),
-                ),
-            )
-        except CheckpointError as error:  # such as one of another version's demonstration
-            raise CheckpointError(f"{error} To begin anew, delete {output}.") from error
-        bundles[title] = load_bundle(result.model)
+    datasets = {modality: _phantoms(output, modality) for modality in CASES}
+    steps = _number_of_steps(output, datasets["CT"], steps, end, say)
+    bundles = _trained(output, datasets["CT"], steps, say, bar)
 
     say("4/4  Segmenting the MRs ...")
     sam = load_sam(SAM) if is_sam(shipped_models_folder() / SAM) else None
@@ -116,6 +135,94 @@ def run_demo(
     rows = _rows(datasets, output, list(dice))
     overview(output / "overview.png", rows, list(datasets["MR"].labels))
     return dice
+
+
+def _phantoms(output: Path, modality: str) -> Dataset:
+    """Make a modality's dataset, if it is not there yet, and read it."""
+    folder = output / f"Dataset{900 + (modality == 'MR')}_Phantom{modality}"
+    if not (folder / "dataset.json").exists():
+        write_dataset(folder, modality, *CASES[modality])
+    return read_dataset(folder)
+
+
+def _config() -> TrainingConfig:
+    config = preset("abdomen-tiny")
+    return replace(config, data=replace(config.data, folds=0))
+
+
+def _number_of_steps(
+    output: Path, source: Dataset, wanted: int | None, end: float, say: Callable[[str], None]
+) -> int:
+    """Take the number of steps that is wanted, was chosen before, or fits the time; keep it.
+
+    Args:
+        end: when the demonstration is to end, by the monotonic clock.
+    """
+    kept = output / "steps.json"
+    if wanted is None and kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))["steps"]
+    steps = wanted
+    if steps is None:
+        say("     Measuring how long a training step takes here ...")
+        pace = _seconds_per_step(output, source)
+        steps = steps_within(end - time.monotonic(), pace, _config().optimisation.steps)
+        left = duration(_all_steps(steps) * pace)
+        say(f"     {pace:.2g} s: {steps} steps of each training; about {left} left.")
+    if not kept.exists():
+        write_text(kept, json.dumps({"steps": steps}) + "\n")
+    return steps
+
+
+def _seconds_per_step(output: Path, source: Dataset) -> float:
+    """Measure a training step on this machine."""
+
+    training = partial(run_training, source.folder, cache=output / "cache")
+    return measure_training(training, _config(), source.cases, "auto").seconds
+
+
+def _trained(
+    output: Path, source: Dataset, steps: int, say: Callable[[str], None], bar: Bar
+) -> dict[str, ModelBundle]:
+    """Train, or take what is trained already: the title of a training -> its network."""
+    config = _config()
+    config = replace(config, optimisation=replace(config.optimisation, steps=steps))
+    countdown = Countdown(_all_steps(steps))
+    bundles = {}
+    for index, (title, mode) in enumerate(TRAININGS.items()):
+        say(f"{index + 2}/4  Training on CT, {title} ({steps} steps) ...")
+
+        def report(progress: Progress, title: str = title, before: int = steps * index) -> None:
+            left = countdown.seconds_left(before + progress.step, time.monotonic())
+            bar(title, progress, steps, left)
+
+        try:
+            result = run_training(
+                source.folder,
+                replace(config, random_convolution=mode),
+                output / "runs" / title.lower(),
+                cache=output / "cache",
+                limits=Limits(say=lambda line: None, report=report),
+            )
+        except CheckpointError as error:  # such as one of another version's demonstration
+            raise CheckpointError(f"{error} To begin anew, delete {output}.") from error
+        bundles[title] = load_bundle(result.model)
+    return bundles
+
+
+def steps_within(seconds: float, pace: float, most: int) -> int:
+    """Steps of each training that fit a time with all that follows, at least `LEAST_STEPS`.
+
+    Args:
+        pace: seconds per step.
+        most: limit of the steps.
+    """
+    fitting = (MARGIN * seconds / pace - TEST_STEPS) / len(TRAININGS)
+    return min(most, max(LEAST_STEPS, int(fitting)))
+
+
+def _all_steps(steps: int) -> int:
+    """Steps of all trainings, and what takes as long as `TEST_STEPS`."""
+    return steps * len(TRAININGS) + TEST_STEPS
 
 
 def _labels(output: Path, variant: str) -> Path:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demonstration's last step and its overview picture."""
+"""The demonstration: its time, its last step and its overview picture."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,7 +49,45 @@ def test_another_versions_folder_is_named_as_what_to_delete(tmp_path, monkeypatc
     monkeypatch.setattr(demo, "read_dataset", lambda folder: SimpleNamespace(folder=folder))
     monkeypatch.setattr(demo, "run_training", refuse)
     with pytest.raises(CheckpointError, match=f"another training's.*delete {tmp_path}"):
-        demo.run_demo(tmp_path, say=lambda line: None)
+        demo.run_demo(tmp_path, 6.0, say=lambda line: None, steps=7)
+
+
+def test_the_steps_fit_the_time_with_what_follows_the_trainings():
+    # 0.9 of 300 s at 0.2 s a step are 1350 steps, 250 of them for what follows.
+    assert demo.steps_within(300, 0.2, 1500) == 550
+    assert demo.steps_within(300, 0.01, 1500) == 1500
+    assert demo.steps_within(300, 2.0, 1500) == demo.LEAST_STEPS
+
+
+def test_the_number_of_steps_is_measured_once_and_kept(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(training, config, cases, device):
+        measured.append((cases, device))
+        return SimpleNamespace(seconds=0.2)
+
+    monkeypatch.setattr(demo, "measure_training", measure)
+    monkeypatch.setattr(demo.time, "monotonic", lambda: 1000.0)
+    source, said = SimpleNamespace(cases=["a case"]), []
+    for end in (1300.0, 1900.0):
+        assert demo._number_of_steps(tmp_path, source, None, end, said.append) == 550
+    assert measured == [(["a case"], "auto")]
+    assert "550 steps" in said[-1]
+    assert "4 min left" in said[-1]  # 1350 steps
+
+
+def test_steps_that_were_asked_for_need_no_measurement(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "measure_training", None)
+    source = SimpleNamespace(cases=[])
+    for wanted, steps in ((7, 7), (None, 7), (9, 9), (None, 7)):  # 9 are another training's
+        assert demo._number_of_steps(tmp_path, source, wanted, 0.0, print) == steps
+
+
+def test_the_time_left_follows_the_steps_since_the_first_one_seen():
+    countdown = demo.Countdown(100)
+    assert math.isnan(countdown.seconds_left(41, now=1000.0))
+    assert countdown.seconds_left(43, now=1004.0) == pytest.approx(2 * 57)
+    assert countdown.seconds_left(51, now=1005.0) == pytest.approx(0.5 * 49)
 
 
 def test_a_sam_refines_what_the_network_finds(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 """``srcsm demo``."""
 
 import argparse
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,8 @@ def add(commands: options.Commands) -> None:
         commands,
         "demo",
         "train on a phantom's CT, segment its MR, and show what SRC, SM and SAM bring",
-        "Under ten minutes on two CPU cores. One that was stopped goes on where it was.",
-        "  srcsm demo\n  srcsm demo -o somewhere/else",
+        "If it is stopped, the same command resumes it.",
+        "  srcsm demo\n  srcsm demo --minutes 15 -o somewhere/else",
     )
     parser.add_argument(
         "-o",
@@ -31,7 +32,17 @@ def add(commands: options.Commands) -> None:
         metavar="FOLDER",
         help="for all that is made (default: demo-output)",
     )
-    parser.add_argument("--steps", type=options.positive, metavar="N", help="of each training")
+    time = parser.add_mutually_exclusive_group()
+    time.add_argument(
+        "--minutes",
+        type=float,
+        default=6.0,
+        metavar="M",
+        help="for all of it; the trainings get as many steps as fit (default: 6)",
+    )
+    time.add_argument(
+        "--steps", type=options.positive, metavar="N", help="of each training, whatever the time"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,10 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from ..demo import run_demo
+    from ..engine.estimate import duration
     from ..evaluation.report import markdown_table
-    from ..segmentation.presets import preset
 
-    steps = arguments.steps or preset("abdomen-tiny").optimisation.steps
     displays = ExitStack()
     shown = {}
 
@@ -50,13 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
         displays.close()  # a line would break a bar that is still open
         say(line)
 
-    def bar(title: str, progress: "Progress") -> None:
+    def bar(title: str, progress: "Progress", steps: int, seconds_left: float) -> None:
         if title not in shown:
             shown[title] = displays.enter_context(progress_display(title))
-        shown[title](progress.step, steps, f"loss {progress.loss:.3f}")
+        note = f"loss {progress.loss:.3f}"
+        if not math.isnan(seconds_left):
+            note += f", {duration(seconds_left)} left in all"
+        shown[title](progress.step, steps, note)
 
     with report_os_errors(arguments.output), report_volume_errors(), displays:
-        dice = run_demo(arguments.output, tell, bar, steps)
+        dice = run_demo(arguments.output, arguments.minutes, tell, bar, arguments.steps)
     rows = [{"training": variant, **values} for variant, values in dice.items()]
     print("Dice on the phantom's MR after training on its CT:\n")
     print(markdown_table(pd.DataFrame(rows).round(3)))

@@ -842,11 +842,11 @@ def test_phantom_needs_a_case(tmp_path, capsys):
 
 
 def test_demo_prints_its_table(tmp_path, capsys, monkeypatch):
-    def quick(output, say, bar, steps):
-        assert output == tmp_path
+    def quick(output, minutes, say, bar, steps):
+        assert (output, minutes, steps) == (tmp_path, 6.0, 7)
         say("1/4")
         for title in ("plain", "SRC"):
-            bar(title, Progress(step=steps, gradient_norm=1.0, loss=0.5))
+            bar(title, Progress(step=steps, gradient_norm=1.0, loss=0.5), steps, 90.0)
             say("next")
         return {
             "plain": {"liver": 0.125, "mean": 0.25},
