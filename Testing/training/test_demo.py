@@ -68,7 +68,7 @@ def test_the_number_of_steps_is_measured_once_and_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "measure_training", measure)
     monkeypatch.setattr(demo.time, "monotonic", lambda: 1000.0)
-    source, said = SimpleNamespace(cases=["a case"]), []
+    source, said = SimpleNamespace(folder=tmp_path, cases=["a case"]), []
     for end in (1300.0, 1900.0):
         assert demo._number_of_steps(tmp_path, source, None, end, said.append) == 550
     assert measured == [(["a case"], "auto")]
