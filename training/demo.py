@@ -210,18 +210,18 @@ def _trained(
 
 
 def steps_within(seconds: float, pace: float, most: int) -> int:
-    """Steps of each training that fit a time with all that follows, at least `LEAST_STEPS`.
+    """Compute how many steps of each training fit a time with all that follows.
 
     Args:
         pace: seconds per step.
-        most: limit of the steps.
+        most: limit of the steps; `LEAST_STEPS` is the other one.
     """
     fitting = (MARGIN * seconds / pace - TEST_STEPS) / len(TRAININGS)
     return min(most, max(LEAST_STEPS, int(fitting)))
 
 
 def _all_steps(steps: int) -> int:
-    """Steps of all trainings, and what takes as long as `TEST_STEPS`."""
+    """Add up the steps of all trainings, and what takes as long as `TEST_STEPS`."""
     return steps * len(TRAININGS) + TEST_STEPS
 
 
@@ -279,7 +279,7 @@ def _rows(
 
 
 def _panel(title: str, case: Case, labels: Path) -> "Panel":
-    """The axial slice of a case that shows the organs best, in patient axes."""
+    """Draw the axial slice of a case that shows the organs best, in patient axes."""
     volume, truth = read_volume(case.image), read_labels(case.labels)
     spec = GridSpec((200, 160, 60), (2.0, 2.0, 5.0))
     where = np.argwhere(truth.array > 0)[:, ::-1].mean(0)

@@ -15,7 +15,6 @@ from geometries import geometries
 from hypothesis import HealthCheck, given, settings
 from scipy.spatial.transform import Rotation
 from threshold_network import SHARPNESS, THRESHOLDS, a_bundle
-from torch import nn
 
 from srcsm_training.data import cases
 from srcsm_training.segmentation import training as loop
@@ -26,7 +25,7 @@ from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import guess_modality, segment
 from SRCSMSegmenterLib.intensity import IntensityRule, normalise, scale
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, save_bundle
-from SRCSMSegmenterLib.network import NetworkConfig, UNet
+from SRCSMSegmenterLib.network import Convolution, NetworkConfig, UNet
 from SRCSMSegmenterLib.resampling import smooth_mm
 from SRCSMSegmenterLib.source_matching import fit, match, to_integers
 
@@ -413,14 +412,14 @@ def test_a_saved_network_gives_the_same_result_twice(tmp_path):
 def test_the_network_computes_in_fp32_on_a_processor_that_has_bfloat16(tmp_path, monkeypatch):
     can = {"amx_bf16": True, "avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
-    forward, seen = nn.Conv3d.forward, []
+    forward, seen = Convolution.forward, []
 
     def noted(self, x):
         result = forward(self, x)
         seen.append((x.dtype, result.dtype))
         return result
 
-    monkeypatch.setattr(nn.Conv3d, "forward", noted)
+    monkeypatch.setattr(Convolution, "forward", noted)
     plain(a_scan(around_origin((24, 25, 30), (3.0, 2.5, 4.0))), random_bundle(tmp_path))
     assert set(seen) == {(torch.float32, torch.float32)}
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.network import (
+    Convolution,
     InstanceNorm,
     NetworkConfig,
     SwitchableNorm,
@@ -63,6 +64,34 @@ def test_upsampling_equals_the_librarys(factors):
         x, scale_factor=tuple(map(float, factors[::-1])), mode="trilinear", align_corners=False
     )
     torch.testing.assert_close(upsample(x, factors), expected)
+
+
+@pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 3, 3), (1, 3, 3)])
+def test_a_convolution_of_one_sample_equals_the_librarys_and_so_do_its_gradients(kernel):
+    torch.manual_seed(0)
+    ours = Convolution(3, 5, kernel, padding=tuple(k // 2 for k in kernel))
+    theirs = nn.Conv3d(3, 5, kernel, padding=tuple(k // 2 for k in kernel))
+    theirs.load_state_dict(ours.state_dict())
+    x = noise(1, 3, 4, 6, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
+    for convolution in (ours, theirs):
+        convolution(x).square().sum().backward()
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    torch.testing.assert_close(ours.bias.grad, theirs.bias.grad)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_one_window_takes_no_slow_convolution():
+    with torch.autograd.profiler.profile() as profile, torch.inference_mode():
+        seeded(SMALL)(noise(1, 1, 4, 8, 16))
+    names = {event.name for event in profile.function_events}
+    assert "aten::mkldnn_convolution" in names
+    assert "aten::slow_conv3d_forward" not in names
+
+
+def test_a_convolution_of_one_sample_is_in_reduced_precision_when_asked_for():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Convolution(3, 5, 3)(noise(1, 3, 4, 6, 7)).dtype == torch.bfloat16
 
 
 def test_instance_norm_equals_the_librarys():
