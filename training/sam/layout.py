@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from SAMRefineLib.boxes.boxes import Box, SliceGrid, boxes_from_coarse
+from SAMRefineLib.boxes.boxes import Box, SliceGrid
+from SAMRefineLib.boxes.coarse import boxes_from_coarse
 from SAMRefineLib.sam.crops import crops
 from SAMRefineLib.sam.models import SamModel
 from SAMRefineLib.sam.mosaic import Mosaic, Tile
