@@ -345,18 +345,17 @@ from pathlib import Path
 import torch
 sys.path.insert(0, {testing!r})
 import tiny
-from dataclasses import replace
-from srcsm_training.engine import fit
+from srcsm_training.engine.limits import Limits
 from srcsm_training.segmentation import run, training
 torch.set_num_threads(1)
-original = fit.train
-def recorded(*arguments, **named):
-    state, weights = original(*arguments, **named)
-    rank = named["accelerator"].process_index
-    assert named["accelerator"].num_processes == 2
+original = training.train
+def recorded(opened, *arguments, **named):
+    state, weights = original(opened, *arguments, **named)
+    rank = opened.accelerator.process_index
+    assert opened.accelerator.num_processes == 2
     torch.save([weights, vars(state)], Path({output!r}) / f"rank{{rank}}.pt")
     return state, weights
-fit.train = recorded
+training.train = recorded
 steps = iter(range(1, 99))
 for name, stop in (("whole", 99), ("parts", 9), ("parts", 99)):
     run.run_training(
