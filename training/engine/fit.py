@@ -74,8 +74,7 @@ def fit(
     config, recipe, accelerator = run.config, run.config.optimisation, run.accelerator
     model, optimiser = accelerator.prepare(network, optimiser)
     state = State.of(network, optimiser, accelerator.scaler, recipe)
-    if checkpoint := run.take_checkpoint():
-        state.load(checkpoint)
+    state.load(run.take_checkpoint())
     progress = state.progress
     time_is_up, saved = limits.start(), time.monotonic()
     model.train()
@@ -159,8 +158,10 @@ class State:
         }
 
     @torch.no_grad()
-    def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from what `to_checkpoint` returned."""
+    def load(self, checkpoint: dict[str, Any] | None) -> None:
+        """Go on from what `to_checkpoint` returned; None: from the beginning."""
+        if checkpoint is None:
+            return
         self.network.load_state_dict(checkpoint["network"], strict=False)
         for name, average in self.average.items():
             average.copy_(checkpoint["average"][name])

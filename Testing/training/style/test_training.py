@@ -13,6 +13,7 @@ import tiny
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import nn
+from training_runs import last
 
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.checkpoint import CheckpointError
@@ -163,6 +164,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, ema):
     assert ended.step == 6
     assert torch.equal(whole.value, parts.value)
     assert torch.equal(whole.frozen, torch.tensor([5.0]))
+    assert last(tmp_path / "parts")["network"].keys() == {"value"}  # what is trained
     again, _ = run_fit(tmp_path / "parts", recipe)  # finished: nothing but the result
     assert torch.equal(again.value, parts.value)
 
