@@ -226,7 +226,7 @@ def _all_steps(steps: int) -> int:
 
 
 def _labels(output: Path, variant: str) -> Path:
-    """Folder of a variant's label maps."""
+    """Return the folder of a variant's label maps."""
     return output / "labels" / variant.removeprefix("+ ").replace(" ", "-")
 
 
@@ -262,7 +262,7 @@ def _test(
 def _rows(
     datasets: dict[str, Dataset], output: Path, variants: Sequence[str]
 ) -> list[list["Panel"]]:
-    """One row per MR: a source CT, the MR with the truth, and each variant's labels."""
+    """Make one row per MR: a source CT, the MR with the truth, and each variant's labels."""
     rows = []
     for number, case in enumerate(datasets["MR"].cases):
         source = datasets["CT"].cases[number]

@@ -17,7 +17,8 @@ PLAUSIBLE = 0.1
 SLAB = 8
 """Slices of the scan decided at a time."""
 
-Box = tuple[slice, slice, slice]
+VoxelBlock = tuple[slice, slice, slice]
+"""A part of a scan, slices (K, J, I)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ def decide(
     coarse: Geometry,
     scan: Geometry,
     keep: bool = False,
-    step: Callable[[float], None] = lambda fraction: None,
+    progress: Callable[[float], None] = lambda fraction: None,
 ) -> Decision:
     """Interpolate probabilities linearly onto a scan's grid and take the likeliest label.
 
@@ -47,7 +48,7 @@ def decide(
         probabilities: (classes, K, J, I) float32 on `coarse`, background first.
         weight: (K, J, I), what each voxel of `coarse` counts for.
         keep: return the probabilities on the scan's grid too.
-        step: called with the fraction that is done.
+        progress: called with the fraction that is done.
     """
     classes, slices = len(probabilities), scan.size[2]
     labels = np.empty(scan.shape, np.uint8)
@@ -59,7 +60,7 @@ def decide(
     interpolate = _Interpolation(probabilities * weight, weight, to_coarse)
 
     for k in range(0, slices, SLAB):
-        step(k / slices)
+        progress(k / slices)
         slab = slice(k, min(k + SLAB, slices))
         best = interpolate(0, (slab, slice(0, scan.size[1]), slice(0, scan.size[0])))
         winner = torch.zeros_like(best, dtype=torch.uint8)
@@ -87,7 +88,9 @@ def decide(
     return Decision(labels, confidence, kept, least_certain)
 
 
-def label_boxes(probabilities: torch.Tensor, coarse: Geometry, scan: Geometry) -> dict[int, Box]:
+def label_boxes(
+    probabilities: torch.Tensor, coarse: Geometry, scan: Geometry
+) -> dict[int, VoxelBlock]:
     """Find the box of the scan in which each label can win or is plausible.
 
     An interpolated probability is at most the largest of the eight around it, and a label wins
@@ -128,8 +131,8 @@ class _Interpolation:
         self.weighted, self.weight, self.to_coarse = weighted, weight, to_coarse
         self.even = bool((weight == 1).all())
 
-    def __call__(self, label: int, part: Box) -> torch.Tensor:
-        """(K, J, I) of a part of the scan."""
+    def __call__(self, label: int, part: VoxelBlock) -> torch.Tensor:
+        """Interpolate a label on a part of the scan: (K, J, I)."""
         matrix = self.to_coarse.copy()
         matrix[:3, 3] += matrix[:3, :3] @ [axis.start for axis in reversed(part)]
         size = tuple(axis.stop - axis.start for axis in reversed(part))

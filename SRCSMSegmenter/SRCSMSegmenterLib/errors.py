@@ -11,7 +11,7 @@ class VolumeError(SRCSMError):
 
 
 class SourceMatchingError(SRCSMError):
-    """Source matching is undefined for these intensities."""
+    """Intensities for which source matching is undefined."""
 
 
 class BundleError(SRCSMError):

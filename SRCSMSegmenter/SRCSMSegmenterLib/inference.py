@@ -99,7 +99,8 @@ def segment(
         volume: raw intensities, (K, J, I).
         modality: "CT" or "MR"; None guesses (`guess_modality`) and says so in the messages.
         source_matching: match the scan onto the bundle's source histogram. Without, the network
-            gets the scan normalised by the rule of its own modality.
+            gets the scan normalised by the rule of its own modality. It is meant for other
+            modalities than the source's: `source_matching.wanted` decides so by "auto".
         device: see `resolve_device`.
         keep_largest: keep only the largest connected piece of every label, weighted by confidence,
             and relabel the rest as background (`keep_largest_component`); the probabilities do not

@@ -118,7 +118,7 @@ def upsample(x: torch.Tensor, factors: Triple) -> torch.Tensor:
 
 
 def _linear_matrix(length: int, factor: int, like: torch.Tensor) -> torch.Tensor:
-    """(length * factor, length): each row holds the weights of the two nearest inputs."""
+    """Make (length * factor, length): each row weighs the two nearest inputs."""
     rows = torch.arange(length * factor, device=like.device)
     position = ((rows + 0.5) / factor - 0.5).clamp(0, length - 1)
     columns = torch.arange(length, device=like.device)

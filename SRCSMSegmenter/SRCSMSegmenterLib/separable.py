@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Smoothing and resampling of a whole scan in one step: one banded matrix per axis.
 
-The network's grid is some times coarser than a scan. If their axes are parallel, smoothing by a
+The network's grid is several times coarser than a scan. If their axes are parallel, smoothing by a
 Gaussian and linear interpolation are a matrix per axis, and the axis that shrinks most goes first,
 so that nearly all voxels of the scan are read once and not written at all.
 """

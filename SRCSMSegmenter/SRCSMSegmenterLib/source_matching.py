@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Source matching (SM): give a scan the intensity distribution of the training images.
+"""Source matching (SM) of a scan to the intensity distribution of the training images.
 
 Thaler et al. 2026 (arXiv 2512.01510). It works on a scan's own voxels, before smoothing and
 resampling. Five points, which are more exact than the paper, decide every integer:

@@ -66,12 +66,15 @@ def test_least_certain_slices_count_every_plausible_voxel(seed):
     decision = decide(probabilities, weight, coarse, scan)
     area = np.prod(scan.spacing[:2])
     for label in range(1, 4):
-        chance = expected[label].where(expected[label] >= PLAUSIBLE + 1e-4, 0).double()
+        chance = expected[label].double()
+        # Whether a voxel on the threshold counts is a matter of rounding.
+        clear = ((chance - PLAUSIBLE).abs() > 1e-4).all(2).all(1)
+        chance = chance.where(chance >= PLAUSIBLE, 0)
         sums, wrong = chance.sum((1, 2)), chance.minimum(1 - chance).sum((1, 2))
-        there = dict(decision.least_certain[label])
-        for k in torch.nonzero(sums)[:, 0].tolist():
-            assert there[k] == pytest.approx(
-                float(wrong[k] * np.sqrt(area) / sums[k].sqrt()), rel=0.05, abs=0.02
+        slices = dict(decision.least_certain[label])
+        for k in torch.nonzero((sums > 0) & clear)[:, 0].tolist():
+            assert slices[k] == pytest.approx(
+                float(wrong[k] * np.sqrt(area) / sums[k].sqrt()), rel=1e-3, abs=1e-4
             )
 
 

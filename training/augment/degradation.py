@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from .spatial import elastic_field
+from .spatial import spline_field
 
 CONTROL_POINTS = 5
-"""Of a bias field, per axis."""
+"""Control points of a bias field, per axis."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _degraded(
     biased, coarse, noisy = (torch.rand(3, generator=generator) < config.chance).tolist()
     if biased:
         control = torch.rand(1, *(CONTROL_POINTS,) * 3, generator=generator) * 2 - 1
-        field = elastic_field(control.to(image.device), image.shape[1:])[None, ..., 0]
+        field = spline_field(control.to(image.device), image.shape[1:])[None, ..., 0]
         image = (image + 1) * 2 ** (config.bias * field) - 1
     if coarse:
         along_k, factor = torch.rand(2, generator=generator).tolist()

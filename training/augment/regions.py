@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random partitions of unlabelled tissue into regions, each with a random look of its own.
 
-SRC as published gives all unlabelled tissue one random look a step, so that fat never looks like an
-organ while muscle does not. Here unlabelled tissue is partitioned by intensity and again in space,
+SRC as published gives all unlabelled tissue one random look a step, so fat and muscle always change
+together. Here unlabelled tissue is partitioned by intensity and again in space,
 and every region and label gets a random convolution network or a signed affine of its own voxels,
 which keeps their texture (after PALETTE; class-wise location and scale after SLAug, arXiv
 2211.10805).
@@ -97,11 +97,11 @@ def random_looks(
         flat = random_looks(images[:, :, 0], labels[:, 0], mode, config, generator)
         return flat[:, :, None]
     chances = torch.rand(2, len(images), generator=generator)
-    divided = chances[0] < config.share
-    convolved = ~divided & (chances[1] >= config.untouched)
+    with_regions = chances[0] < config.share
+    convolved = ~with_regions & (chances[1] >= config.untouched)
     looks = images.clone()
-    if divided.any():
-        chosen = divided.to(images.device)
+    if with_regions.any():
+        chosen = with_regions.to(images.device)
         regions = partition(images[chosen], labels[chosen], config, generator)
         looks[chosen] = region_looks(images[chosen], regions, mode, config, generator)
     if convolved.any():

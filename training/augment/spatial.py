@@ -101,7 +101,7 @@ def transformed_points(
     if not draw.control.any():
         return where
     linear = torch.as_tensor(to_source[:3, :3], dtype=torch.float32, device=device)
-    return where + elastic_field(draw.control.to(device), window.shape) @ linear.T
+    return where + spline_field(draw.control.to(device), window.shape) @ linear.T
 
 
 def cropped(
@@ -129,7 +129,7 @@ def cropped(
     return image.masked_fill(~within, outside), labels.masked_fill(~within, 0)
 
 
-def elastic_field(control: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+def spline_field(control: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     """Evaluate a uniform cubic B-spline over its control points (D, n, n, n) at (K, J, I).
 
     Returns:
@@ -215,7 +215,7 @@ def strong_changes(
     draws = torch.rand(3, count, generator=generator) * 2 - 1
     draws = draws.to(device)[:, :, None, None, None, None]
     control = torch.rand(count, 5, 5, 5, generator=generator) * 2 - 1
-    field = elastic_field(control.to(device), windows.shape[2:]).movedim(-1, 0)[:, None]
+    field = spline_field(control.to(device), windows.shape[2:]).movedim(-1, 0)[:, None]
     noise = torch.randn(windows.shape, generator=generator).to(device)
     x = ((windows + 1) / 2).clamp(min=0) ** (2 ** (strength * draws[0]))
     x = x * 2 ** (strength * field)

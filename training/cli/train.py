@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
                 cache=arguments.cache,
                 limits=limits,
             )
-        except BundleError as error:  # of the bundle that is written: none is read
+        except BundleError as error:  # of the bundle that is written: the others are a ConfigError
             raise OutputError(str(error)) from error
 
     done = "Network: {model}\nNext: srcsm segment SCAN --model {model} -o labels.nii.gz"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``srcsm worker``: serve a worker of this machine over a socket."""
+"""The command ``srcsm worker``: a worker of this machine behind a socket."""
 
 import argparse
 import importlib.util

@@ -60,8 +60,8 @@ def fit(
             averaged and saved.
         optimiser: of those parameters.
         draw: returns the batch of a forward pass, from the step's generator.
-        loss: called as loss(model, batch, generator), random convolution included; called again if
-            the loss is not finite, at most `nan_redraws` times.
+        loss: called as loss(model, batch, generator); it applies random convolution. Called again
+            if the loss is not finite, at most `nan_redraws` times.
         validate: returns one or all of `SCORES`, Dice per label of the averaged network; the best
             weights are those with the highest `mean_score`.
         preview: called after every validation, or when one would be due, with the averaged network,
@@ -111,7 +111,7 @@ def fit(
         if stopping:
             break
     accelerator.wait_for_everyone()
-    state.keep_best()
+    state.load_final_weights()
     return progress
 
 
@@ -192,7 +192,7 @@ class State:
             self.network.train()
             self._exchange()
 
-    def keep_best(self) -> None:
+    def load_final_weights(self) -> None:
         """Give the network the weights to keep: the best, the averaged or the last ones."""
         if self.best:
             self.network.load_state_dict(self.best, strict=False)

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
-from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
@@ -230,10 +230,12 @@ def start_weights(config: TrainingConfig, labels: Sequence[str]) -> dict[str, to
         labels: of the outputs, in their order.
 
     Raises:
-        BundleError: `config.start` names no trained network.
-        ConfigError: its network has another shape.
+        ConfigError: `config.start` names no trained network, or one of another shape.
     """
-    bundle = load_bundle(find_model(config.start))
+    try:
+        bundle = load_bundle(find_model(config.start))
+    except BundleError as error:
+        raise ConfigError(f"start: {error}") from error
     wanted = replace(config.network, classes=bundle.network.classes, dropout=bundle.network.dropout)
     if bundle.network != wanted:
         raise ConfigError(

@@ -2,8 +2,8 @@
 """Refinement: from boxes to masks on the volume's own grid (after Wang et al.).
 
 SAM is asked about every box (`prediction`). If its mask is rejected, the coarse one is kept
-(`acceptance`). Overlaps go to the organ with the highest probability x predicted IoU: inside a
-liver's box SAM may be certain, but about the kidney.
+(`acceptance`). Overlaps go to the organ with the highest probability x predicted IoU: inside the
+liver's box SAM may confidently outline the kidney instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence

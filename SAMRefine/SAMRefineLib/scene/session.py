@@ -203,7 +203,7 @@ class RefineSession(BoxEditor):
 
     @property
     def live(self) -> bool:
-        """Redraw after each edit: the shown slice at once, then the organ."""
+        """True if each edit redraws the shown slice at once, and then the organ."""
         return self.background.live
 
     @live.setter
@@ -214,7 +214,7 @@ class RefineSession(BoxEditor):
 
     @property
     def ahead(self) -> bool:
-        """Compute embeddings ahead of need, if nothing else is to be done."""
+        """True if embeddings are computed ahead of need while nothing else is to be done."""
         return self.background.ahead
 
     @ahead.setter

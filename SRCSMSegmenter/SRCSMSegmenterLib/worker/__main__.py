@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker process: ``python -m SRCSMSegmenterLib.worker --tasks MODULE... --folder FOLDER``.
 
-Started by `client.Worker`. Requests come through standard input and are done one after the other;
-progress and replies go through standard output. The process ends when its standard input does.
+Started by `connections.Child`, for `client.Worker`. Requests come through standard input and are
+done one after the other; progress and replies go through standard output. The process ends when its
+standard input does.
 """
 
 import argparse

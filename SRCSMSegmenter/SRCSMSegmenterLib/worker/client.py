@@ -143,7 +143,7 @@ class Worker:
         grace: float = GRACE,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Nothing is started yet.
+        """Prepare the worker without starting it.
 
         Args:
             tasks: modules with a table TASKS (see `tasks`), importable here.

@@ -151,7 +151,7 @@ class FileChannel:
     """A channel over two pipes; arrays are files in `folder`."""
 
     def __init__(self, reader: BinaryIO, writer: BinaryIO, folder: Path) -> None:
-        """`writer` is unbuffered."""
+        """Open the channel; `writer` must be unbuffered."""
         self._reader, self._writer, self._folder = reader, writer, folder
         self._lock = threading.Lock()
 

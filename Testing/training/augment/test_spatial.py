@@ -20,8 +20,8 @@ from srcsm_training.augment.spatial import (
     augmented_intensities,
     augmented_window,
     draw_spatial,
-    elastic_field,
     smoothed_labels,
+    spline_field,
     transformed_points,
 )
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
@@ -251,7 +251,7 @@ def test_a_constant_control_field_is_a_pure_translation():
     """Partition of unity, at any number of voxels and control points."""
     for shape, n in (((7, 5, 3), 4), ((2, 30, 1), 8), ((6, 6, 6), 11)):
         constant = torch.tensor([3.0, -2.0, 0.5])[:, None, None, None].expand(3, n, n, n)
-        field = elastic_field(constant, shape)
+        field = spline_field(constant, shape)
         assert field.shape == (*shape, 3)
         torch.testing.assert_close(field, torch.tensor([3.0, -2.0, 0.5]).expand(*shape, 3))
 
@@ -264,7 +264,7 @@ def test_the_field_is_scipys_cubic_b_spline_along_k_j_and_i():
         spline = BSpline(np.arange(-3, n + 1), np.moveaxis(expected, axis, 0), 3)
         at = (np.arange(length) + 0.5) / length * (n - 3)
         expected = np.moveaxis(spline(at), 0, axis)
-    found = elastic_field(control, shape)
+    found = spline_field(control, shape)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 

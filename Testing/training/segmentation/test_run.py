@@ -452,3 +452,9 @@ def test_a_start_of_another_shape_is_refused(tmp_path, folder, cache):
     )
     with pytest.raises(ConfigError, match="another shape"):
         run.start_weights(wider, ["liver", "spleen"])
+
+
+@pytest.mark.parametrize("start", ["nonsense", "/no/such/folder"])
+def test_a_start_that_is_no_network_is_a_fault_of_the_configuration(start):
+    with pytest.raises(ConfigError, match="start: .*" + start):
+        run.start_weights(replace(tiny.config(), start=start), ["liver", "spleen"])
