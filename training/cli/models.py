@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from SAMRefineLib.sam import catalogue
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.models.catalogue import (
     find_bundles,
@@ -146,14 +145,16 @@ def find(model: str) -> Path:
 
 def find_sams(folders: Sequence[Path]) -> list[Path]:
     """Return the SAMs among `folders` and in them."""
-    module = sams()
-    return catalogue.find_sams(*folders) if module else []
+    from SAMRefineLib.sam import catalogue
+
+    return catalogue.find_sams(*folders) if sams() else []
 
 
 def is_sam(folder: Path) -> bool:
     """Return True for the folder of a SAM that can be used here."""
-    module = sams()
-    return module is not None and catalogue.is_sam(folder)
+    from SAMRefineLib.sam import catalogue
+
+    return sams() is not None and catalogue.is_sam(folder)
 
 
 def sams() -> ModuleType | None:
