@@ -11,9 +11,9 @@ import pytest
 import style_tiny
 import tiny
 import torch
+from checkpoints import last
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import nn
-from training_runs import last
 
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.checkpoint import CheckpointError
