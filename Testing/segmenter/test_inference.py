@@ -5,6 +5,9 @@ The network is a U-Net of one level with weights set by hand: its labels follow 
 normalised intensity, so that the right answer is known at every point of space.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from unittest import mock
 
@@ -422,6 +425,46 @@ def test_the_network_computes_in_fp32_on_a_processor_that_has_bfloat16(tmp_path,
     monkeypatch.setattr(Convolution, "forward", noted)
     plain(a_scan(around_origin((24, 25, 30), (3.0, 2.5, 4.0))), random_bundle(tmp_path))
     assert set(seen) == {(torch.float32, torch.float32)}
+
+
+AS_ON_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+"""Makes torch compute as on a processor that has no wider instructions, nor bfloat16's."""
+
+IN_A_CHILD = """
+import sys
+
+import numpy as np
+
+from SRCSMSegmenterLib.bundle import load_bundle
+from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.inference import segment
+
+scan = np.load(sys.argv[2])
+array = scan["array"]
+found = segment(
+    Volume(array, Geometry(array.shape[::-1], scan["affine"])),
+    load_bundle(sys.argv[1]),
+    modality="CT",
+    source_matching=False,
+    device="cpu",
+)
+np.savez(sys.argv[3], labels=found.labels.array, confidence=found.confidence)
+"""
+
+
+def test_a_processor_with_avx2_alone_finds_the_same(tmp_path):
+    bundle = random_bundle(tmp_path)
+    volume = a_scan(around_origin((24, 25, 30), (3.0, 2.5, 4.0)))
+    scan, result = tmp_path / "scan.npz", tmp_path / "result.npz"
+    np.savez(scan, array=volume.array, affine=volume.geometry.affine)
+    subprocess.run(
+        [sys.executable, "-c", IN_A_CHILD, tmp_path / "b", scan, result],
+        env={**os.environ, **AS_ON_AVX2},
+        check=True,
+    )
+    here, there = plain(volume, bundle), np.load(result)
+    assert (here.labels.array != there["labels"]).mean() < 1e-3
+    np.testing.assert_allclose(here.confidence, there["confidence"], atol=1e-3)
 
 
 def test_out_of_memory_goes_on_with_small_windows(monkeypatch):
