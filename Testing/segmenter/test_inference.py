@@ -435,7 +435,7 @@ import sys
 
 import numpy as np
 
-from SRCSMSegmenterLib.bundle import load_bundle
+from SRCSMSegmenterLib.models.bundle import load_bundle
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.inference import segment
 
@@ -447,6 +447,7 @@ found = segment(
     modality="CT",
     source_matching=False,
     device="cpu",
+    keep_largest=False,
 )
 np.savez(sys.argv[3], labels=found.labels.array, confidence=found.confidence)
 """
