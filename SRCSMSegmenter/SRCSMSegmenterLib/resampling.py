@@ -45,6 +45,20 @@ def smooth_voxels(x: torch.Tensor, sigma: float = 1.0, radius: int = 2) -> torch
     return x
 
 
+def gaussian_taps(spacing: float, sigma: float) -> torch.Tensor:
+    """Compute the weights of a Gaussian of `sigma` mm at the voxels of an axis, cut at 3 sigma.
+
+    Returns:
+        (2 * radius + 1,) float64 that sum to 1; a single 1 if no neighbour counts.
+    """
+    radius = math.ceil(3 * sigma / spacing - 0.5) if sigma > 0 else 0
+    if radius == 0:
+        return torch.ones(1, dtype=torch.float64)
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64) * float(spacing)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    return weights / weights.sum()
+
+
 def smooth_mm(x: torch.Tensor, spacing: np.ndarray, sigma: float) -> torch.Tensor:
     """Smooth by a Gaussian of `sigma` mm on the volume's own grid, cut at 3 sigma.
 
@@ -55,12 +69,10 @@ def smooth_mm(x: torch.Tensor, spacing: np.ndarray, sigma: float) -> torch.Tenso
         spacing: mm along (I, J, K).
     """
     for axis, step in enumerate(spacing[::-1]):
-        radius = math.ceil(3 * sigma / step - 0.5)
-        if sigma <= 0 or radius == 0:
+        first, *others = gaussian_taps(step, sigma).tolist()
+        if not others:
             continue
-        offsets = torch.arange(-radius, radius + 1, dtype=torch.float64) * float(step)
-        weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-        first, *others = (weights / weights.sum()).tolist()
+        radius = len(others) // 2
         length = x.shape[axis]
         replicated = torch.arange(-radius, length + radius, device=x.device).clamp(0, length - 1)
         smoothed = torch.empty_like(x)

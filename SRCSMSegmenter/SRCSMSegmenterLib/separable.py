@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .geometry import Geometry
-from .resampling import index_map, look_up, parallel_axes, points, sample, smooth_mm
+from .resampling import gaussian_taps, index_map, look_up, parallel_axes, points, sample, smooth_mm
 
 BLOCK_VOXELS = 1 << 20
 """Voxels of the scan that are converted and multiplied at a time."""
@@ -35,10 +35,8 @@ def smoothing_rows(length: int, spacing: float, sigma: float, positions: np.ndar
     Returns:
         (n, length) float32.
     """
-    radius = max(0, math.ceil(3 * sigma / spacing - 0.5))
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets * spacing / sigma) ** 2) if radius else np.ones(1)
-    weights /= weights.sum()
+    weights = gaussian_taps(spacing, sigma).numpy()
+    offsets = np.arange(len(weights)) - len(weights) // 2
     last = length - 1
     clipped = np.clip(positions, 0, last)
     low = np.floor(clipped).astype(int)
