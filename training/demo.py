@@ -249,7 +249,7 @@ def _test(
         )
         labels = found.labels
         if sam is not None:
-            grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+            grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
             organs = [CoarseOrgan(s.name, s.value, found.probabilities[s.value]) for s in segments]
             labels = refine_coarse(volume, organs, grid, sam, modality=modality).labels
         write_labels(folder / f"{next(names)}.seg.nrrd", labels, segments)

@@ -10,6 +10,9 @@ import numpy as np
 
 from .errors import VolumeError
 
+CLEARLY_COARSER = 1.2
+"""An axis is that of the slices if its spacing is so many times that of both others."""
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -88,16 +91,20 @@ class Geometry:
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
 
     @property
-    def coarsest_axis(self) -> int:
+    def slice_axis(self) -> int:
         """Voxel axis across which the slices lie: 0, 1 or 2 for I, J or K.
 
-        The axis with the largest spacing, the last one if several are equal up to rounding. A
-        volume of a single slice lies across the axis of length 1, whatever the slice's thickness.
+        The last one, as files keep what a scanner acquired, unless another one is clearly coarser
+        (`CLEARLY_COARSER`), as in a file that was turned into standard axes. Thin slices, finer
+        than their own pixels, thus stay slices. A volume of a single slice lies across the axis of
+        length 1, whatever the slice's thickness.
         """
-        spacing = self.spacing
         if min(self.size) == 1:
-            spacing = np.where(np.array(self.size) == 1, spacing, 0.0)
-        return int(np.flatnonzero(spacing > 0.999 * spacing.max())[-1])
+            alone = np.flatnonzero(np.array(self.size) == 1)
+            return int(max(alone, key=lambda axis: (self.spacing[axis], axis)))
+        coarsest = int(self.spacing.argmax())
+        clear = self.spacing[coarsest] > CLEARLY_COARSER * np.delete(self.spacing, coarsest).max()
+        return coarsest if clear else 2
 
     def to_json(self) -> dict[str, Any]:
         """Return {size: (I, J, K), affine: four rows}, ready for JSON."""
@@ -154,8 +161,8 @@ class GridSpec:
         size: window in voxels along (I, J, K), e.g. (160, 128, 160).
         spacing: mm along (I, J, K); size * spacing is the field of view.
         axes: "patient" lays I, J, K along right, anterior, superior; "slices" lays them along
-            the scan's own axes, the coarsest last (K if they are equal), for stacks without a
-            fixed patient orientation such as cardiac short-axis cine.
+            the scan's own axes, that of its slices last (`Geometry.slice_axis`), for stacks without
+            a fixed patient orientation such as cardiac short-axis cine.
     """
 
     size: tuple[int, int, int]
@@ -181,7 +188,7 @@ class GridSpec:
         """Compute the unit vectors of this grid's I, J and K axes in RAS, the columns of a 3x3."""
         if self.axes == "patient":
             return np.eye(3)
-        through_plane = scan.coarsest_axis
+        through_plane = scan.slice_axis
         order = [axis for axis in range(3) if axis != through_plane] + [through_plane]
         # A sheared affine has no orthogonal axes; the nearest rotation is what a grid can follow.
         u, _, vt = np.linalg.svd(scan.direction[:, order])

@@ -73,7 +73,7 @@ def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
     (case,) = (case for case in dataset.cases if case.image == scan)
     name, value = next(iter(dataset.labels.items()))
     volume, mask = read_volume(scan), read_labels(case.labels).array == value
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     organ = OrganPrompt(KeyFrames.from_coarse(name, value, mask, grid), mask)
     slices = len(organ.frames.effective())
 

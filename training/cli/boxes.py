@@ -59,7 +59,7 @@ def add(commands: options.Commands) -> None:
         "--axis",
         choices=("auto", "I", "J", "K"),
         default="auto",
-        help="voxel axis across the slices (default: auto, the coarsest)",
+        help="voxel axis across the slices (default: auto, the last unless another is clearly coarser)",
     )
     options.add_pictures(parser, "of the boxes")
     options.add_modality(parser)
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     scan = read_volume(arguments.scan, arguments.series)
     organs = _coarse_organs(arguments, scan)
     auto = arguments.axis == "auto"
-    axis = scan.geometry.coarsest_axis if auto else AXES.index(arguments.axis)
+    axis = scan.geometry.slice_axis if auto else AXES.index(arguments.axis)
     grid = SliceGrid(scan.geometry, axis)
     frames = [
         KeyFrames.from_coarse(

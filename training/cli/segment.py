@@ -215,7 +215,7 @@ def refine_scan(
         for label in bundle.description.labels
     ]
     started = time.perf_counter()
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     with stage_display("refining") as show:
         refinement = refine_coarse(volume, coarse, grid, sam, modality=modality, progress=show)
     labels, confidence = refinement.labels.array, refinement.confidence()

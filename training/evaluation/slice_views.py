@@ -22,7 +22,7 @@ class SliceView:
         image, prediction, truth: (rows, columns) intensities and labels; labels that are not in
             `labels` are 0.
         aspect: height of a voxel over its width.
-        index: number of the slice along the scan's coarsest axis.
+        index: number of the slice along the scan's slice axis.
         labels: name -> label of the labels to outline.
     """
 
@@ -37,7 +37,7 @@ class SliceView:
 def most_wrong_slice(
     image: Volume, prediction: np.ndarray, truth: np.ndarray, labels: dict[str, int]
 ) -> SliceView:
-    """Return the slice across the scan's coarsest axis with the most wrongly labelled voxels.
+    """Return the slice across the scan's slice axis with the most wrongly labelled voxels.
 
     Args:
         image: the scan.
@@ -45,7 +45,7 @@ def most_wrong_slice(
         labels: name -> label; other labels count as background.
     """
     geometry = image.geometry
-    through = geometry.coarsest_axis
+    through = geometry.slice_axis
     column, row = sorted(
         (axis for axis in range(3) if axis != through),
         key=lambda axis: abs(geometry.direction[0, axis]),

@@ -178,7 +178,7 @@ def score_case(
         keep_largest=False,
         keep_probabilities=True,
     )
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     organs = [CoarseOrgan(name, v, segmentation.probabilities[v]) for name, v in labels.items()]
     cache = EmbeddingCache()
     settings = {"modality": modality, "mosaic": mosaic, "cache": cache}

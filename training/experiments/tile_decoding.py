@@ -30,7 +30,7 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 def lay_out(case: Case, model: SamModel, modality: str, labels: Sequence[int]) -> Scan:
     """Lay out a case's organs in crops, with their true boxes."""
     volume, truth = read_volume(case.image), read_labels(case.labels).array
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     boxes = {v: organ_boxes("true", truth, truth == v, grid, theta1=0.0) for v in labels}
     return laid_out(case.name, volume, truth, boxes, model, "crops", modality)
 

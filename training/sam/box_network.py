@@ -75,7 +75,7 @@ def validation_tiles(case: PreparedCase, side: int) -> Tiles:
     Args:
         side: pixels of a tile.
     """
-    grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
+    grid = SliceGrid(case.geometry, case.geometry.slice_axis)
     images, masks, values = [], [], []
     for voxels in case.foreground:
         slices = np.unique(voxels[:, grid.axis])

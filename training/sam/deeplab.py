@@ -264,7 +264,7 @@ def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.n
         volume: raw intensities.
         modality: "CT" or "MR"; None: guessed from the intensities.
     """
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     pixels = torch.from_numpy(to_pixels(grid.stack(volume.array), EQUALISED, modality))
     device = next(coarse.network.parameters()).device
     probabilities = np.zeros((len(coarse.labels), *volume.array.shape), np.float16)
@@ -280,7 +280,7 @@ def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.n
 def read_slices(case: Case, modality: str) -> Slices:
     """Read a case's slices as the network sees them."""
     volume, labels = read_volume(case.image), read_labels(case.labels)
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     pixels = to_pixels(grid.stack(volume.array), EQUALISED, modality)
     stack = np.ascontiguousarray(grid.stack(labels.array.astype(np.uint8)))
     return Slices(case.name, torch.from_numpy(pixels).half(), torch.from_numpy(stack))

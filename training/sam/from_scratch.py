@@ -179,7 +179,7 @@ def new_network(config: SamConfig) -> BoxSam:
 
 def with_pixels(case: PreparedCase, rule: PixelRule, modality: str) -> PreparedCase:
     """Replace the intensities of a case by a SAM's pixels, float16."""
-    grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
+    grid = SliceGrid(case.geometry, case.geometry.slice_axis)
     pixels = to_pixels(grid.stack(case.image[0].numpy()), rule, modality)
     volume = np.moveaxis(pixels, 0, 2 - grid.axis)
     return replace(case, image=torch.from_numpy(np.ascontiguousarray(volume)).half()[None])

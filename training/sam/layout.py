@@ -103,7 +103,7 @@ def scan_of(
         keep_largest=False,
         keep_probabilities=True,
     )
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     boxes = {
         value: organ_boxes(
             layout.boxes,
@@ -150,7 +150,7 @@ def laid_out(
         boxes: by label and slice index; boxes in slices that do not show the label are no
             examples.
     """
-    grid = SliceGrid(volume.geometry, volume.geometry.coarsest_axis)
+    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     pixels = to_pixels(grid.stack(volume.array), model.pixels, modality)
     labels = grid.stack(truth)
     boxes = {

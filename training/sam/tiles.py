@@ -149,7 +149,7 @@ def object_in_slice(case: PreparedCase, voxel: np.ndarray) -> tuple[np.ndarray, 
     Args:
         voxel: (i, j, k).
     """
-    grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
+    grid = SliceGrid(case.geometry, case.geometry.slice_axis)
     labels = grid.slice_of(case.labels[0].numpy(), int(voxel[grid.axis]))
     value = int(case.labels[0][tuple(voxel[::-1])])
     mask = torch.from_numpy(np.ascontiguousarray(labels == value))
@@ -179,7 +179,7 @@ def place_tile(
         mirrored: columns, rows.
         exchanged: rows for columns, after that.
     """
-    grid = SliceGrid(geometry, geometry.coarsest_axis)
+    grid = SliceGrid(geometry, geometry.slice_axis)
     axes = geometry.direction[:, [grid.column_axis, grid.row_axis, grid.axis]]
     axes = axes * [-1 if mirrored[0] else 1, -1 if mirrored[1] else 1, 1]
     if exchanged:
@@ -237,7 +237,7 @@ def _draw_window(
     ).tolist()
     voxels = case.foreground[int(label * len(case.foreground))]
     middle, extent = object_in_slice(case, voxels[int(voxel * len(voxels))])
-    grid = SliceGrid(case.geometry, case.geometry.coarsest_axis)
+    grid = SliceGrid(case.geometry, case.geometry.slice_axis)
     side = factor * tiles.side
     if factor == 1:
         low, high = map(math.log, tiles.margin)

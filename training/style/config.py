@@ -15,7 +15,7 @@ class PrepareConfig:
 
     Attributes:
         cases: shell patterns of the case names to use.
-        axis: "auto", the coarsest one, or "I", "J", "K": the voxel axis that is sliced.
+        axis: "auto" (`Geometry.slice_axis`) or "I", "J", "K": the voxel axis that is sliced.
         every: take every n-th slice.
         field_of_view: mm of a picture's side; 0 takes the smallest square that holds the slice.
         window: CT only, HU; these become 0 and 255.

@@ -97,7 +97,7 @@ def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) ->
         Geometries of size (size, size, 1): I runs along the pictures' columns, J along their
         rows, as a radiologist looks at them; the middle of a picture is the middle of its slice.
     """
-    normal = "IJK".index(axis) if axis != "auto" else scan.coarsest_axis
+    normal = "IJK".index(axis) if axis != "auto" else scan.slice_axis
     across = [n for n in range(3) if n != normal]
     columns, rows = _display(scan.direction, normal, across)
     side = field_of_view or max(scan.size[n] * scan.spacing[n] for n in across)
@@ -197,7 +197,7 @@ def _slices_of(
         volume = windowed(volume, dataset.modality, chosen)
     except DatasetError as error:
         raise DatasetError(f"{case.image} cannot be used: {error}") from error
-    axis = chosen.axis if chosen.axis != "auto" else "IJK"[volume.geometry.coarsest_axis]
+    axis = chosen.axis if chosen.axis != "auto" else "IJK"[volume.geometry.slice_axis]
     grids = picture_grids(volume.geometry, axis, config.size, chosen.field_of_view)
     chances = np.random.default_rng([config.seed, zlib.crc32(case.name.encode())])
     draws = chances.random(len(grids))

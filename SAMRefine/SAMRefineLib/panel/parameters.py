@@ -28,7 +28,7 @@ class Axis(enum.Enum):
     def label(self) -> str:
         """Return the text in the panel."""
         if self is Axis.ACQUISITION:
-            return _("As acquired (across the coarsest axis)")
+            return _("As acquired")
         return _("Across {axis}").format(axis=self.name)
 
 

@@ -50,7 +50,7 @@ def axis_text(parameters: Parameters) -> str:
     if lacking_volume(parameters.inputVolume):
         return ""
     geometry, axis = node_geometry(parameters.inputVolume), parameters.axis.value
-    grid = SliceGrid(geometry, geometry.coarsest_axis if axis is None else axis)
+    grid = SliceGrid(geometry, geometry.slice_axis if axis is None else axis)
     plane = PLANES[int(abs(geometry.direction[:, grid.axis]).argmax())]
     return _("{n} {plane} slices, {mm:.1f} mm apart").format(
         n=grid.count, plane=plane, mm=grid.thickness

@@ -144,7 +144,7 @@ class RefineWidget(ModuleWidget):
 
     def _is_chosen(self, grid: SliceGrid) -> bool:
         axis = self._parameterNode.axis.value
-        return grid.axis == (grid.geometry.coarsest_axis if axis is None else axis)
+        return grid.axis == (grid.geometry.slice_axis if axis is None else axis)
 
     def _reopen(self) -> None:
         """Open boxes of the chosen nodes and axis that are in the scene."""

@@ -179,9 +179,9 @@ def refine(
 
 
 def _axis(axis: str | int | None, geometry: nodes.Geometry) -> int:
-    """Return the number of an axis; None stands for the coarsest one."""
+    """Return the number of an axis; None stands for that of the slices."""
     if axis is None:
-        return geometry.coarsest_axis
+        return geometry.slice_axis
     if axis not in (*AXES, 0, 1, 2):
         raise PromptError(f'There is no axis {axis!r}; choose "I", "J" or "K".')
     return AXES.index(axis) if isinstance(axis, str) else axis

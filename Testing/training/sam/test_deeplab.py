@@ -78,12 +78,12 @@ def test_the_loss_by_hand():
 
 
 def test_slices_keep_their_place(folder):
-    """Slices across the coarsest axis, in order, with rows and columns of the array."""
+    """Slices across the slice axis, in order, with rows and columns of the array."""
     from srcsm_training.data.dataset import read_dataset
 
     case = read_dataset(folder).cases[0]
     slices = deeplab.read_slices(case, "CT")
-    assert slices.pixels.shape == tiny.SHAPE  # K is the coarsest
+    assert slices.pixels.shape == tiny.SHAPE  # K is the slice axis
     assert torch.equal(slices.labels, torch.from_numpy(read_labels(case.labels).array).byte())
     image, labels = deeplab.scaled(slices, 9, 44)
     assert image.shape == (3, 44, 44)

@@ -87,7 +87,7 @@ def test_the_object_of_a_voxel_is_its_label_in_its_slice(cases):
     assert extent == pytest.approx(5 * 2.0)
 
 
-def test_slices_lie_across_the_coarsest_axis(cases):
+def test_slices_lie_across_the_slice_axis(cases):
     labels = np.zeros((6, 3, 8), np.uint8)
     labels[1:4, 1, 2:4] = 1
     case = replace(
