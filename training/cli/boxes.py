@@ -59,7 +59,7 @@ def add(commands: options.Commands) -> None:
         "--axis",
         choices=("auto", "I", "J", "K"),
         default="auto",
-        help="voxel axis across the slices (default: auto, the last unless another is clearly coarser)",
+        help="voxel axis across the slices (default: auto, the last one, or a clearly coarser one)",
     )
     options.add_pictures(parser, "of the boxes")
     options.add_modality(parser)
