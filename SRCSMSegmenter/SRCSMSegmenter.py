@@ -24,6 +24,7 @@ from SRCSMSegmenterLib.scene.folder import segment_folder
 from SRCSMSegmenterLib.scene.logic import segment
 from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.samples import load_phantom, register_sample_data
+from SRCSMSegmenterLib.scene.training_set import add_to_training_set
 
 
 class SRCSMSegmenter(ScriptedLoadableModule):
@@ -57,6 +58,7 @@ class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):
 
     segment = staticmethod(segment)
     segmentFolder = staticmethod(segment_folder)
+    addToTrainingSet = staticmethod(add_to_training_set)
     useWorker = staticmethod(worker_host.use_worker)
 
     def stop(self) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import json
 import os
 import tempfile
 import threading
@@ -431,6 +432,24 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertIn("There is no <x>.\ntrace 17", self.ui.logText.plainText)
         self.refined()
         self.assertFalse(shown(self.ui.messageLabel))
+
+    def test_the_corrected_segmentation_is_added_to_a_training_set(self):
+        import qt
+
+        self.assertFalse(self.ui.trainingSetButton.enabled)
+        self.assertEqual(self.ui.trainingSetButton.toolTip, "Make boxes first.")
+        self.start()
+        self.refined()
+        folder = self.folder / "Dataset7_Own"
+        chosen = mock.patch.object(
+            qt.QFileDialog, "getExistingDirectory", create=True, side_effect=lambda *_: str(folder)
+        )
+        with chosen:
+            self.click(self.ui.trainingSetButton)
+        self.assertIn("srcsm train --data ", self.ui.addedLabel.text)
+        description = json.loads((folder / "dataset.json").read_text())
+        self.assertEqual(description["labels"], {"background": 0, "liver": 1, "spleen": 2})
+        self.assertEqual(description["numTraining"], 1)
 
     def test_undo_and_redo_of_a_refinement(self):
         self.start()

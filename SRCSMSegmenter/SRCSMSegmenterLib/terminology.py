@@ -100,23 +100,26 @@ _SYNONYMS = {
 }
 
 
-def _key(name: str) -> tuple[str, ...]:
-    """Return the words of a name without their order, case and separators."""
+def name_key(name: str) -> tuple[str, ...]:
+    """Return the words of a name without their order, case and separators.
+
+    Names of one organ have one key: "right_kidney", "Right kidney" and "kidney_right".
+    """
     return tuple(sorted(re.findall(r"[^\W_]+", name.lower())))
 
 
-_BY_KEY = {_key(name): entry for name, entry in _KNOWN.items()} | {
-    _key(short): _KNOWN[name] for short, name in _SYNONYMS.items()
+_BY_KEY = {name_key(name): entry for name, entry in _KNOWN.items()} | {
+    name_key(short): _KNOWN[name] for short, name in _SYNONYMS.items()
 }
 
 
 def segment_for(name: str, value: int) -> Segment:
-    """Look up a label: "right_kidney", "Right kidney" and "kidney_right" mean the same.
+    """Look up a label by its name, or by another name with the same `name_key`.
 
     A name that is not known keeps its name, means "Tissue" and gets a colour of its own, which
     depends on `value` alone.
     """
-    if known := _BY_KEY.get(_key(name)):
+    if known := _BY_KEY.get(name_key(name)):
         terminology, color = known
     else:
         terminology, color = _GENERIC, _spread_color(value)

@@ -308,6 +308,42 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertFalse(self.ui.refineButton.enabled)
         self.assertIn("not installed", self.ui.refineButton.toolTip)
 
+    # The training set
+
+    def choosing(self, folder):
+        """Play the dialog that asks for a folder."""
+        import qt
+
+        return mock.patch.object(
+            qt.QFileDialog, "getExistingDirectory", create=True, side_effect=lambda *_: folder
+        )
+
+    def test_a_result_is_added_to_a_training_set_and_the_command_shown(self):
+        self.parameters.result = self.placeResult()
+        self.assertFalse(shown(self.ui.addedLabel))
+        with tempfile.TemporaryDirectory() as folder:
+            with self.choosing(folder):
+                self.ui.trainingSetButton.click()
+            self.assertFalse(shown(self.ui.messageLabel))
+            self.assertTrue((Path(folder) / "labelsTr" / "MR.nii.gz").is_file())
+            text = self.ui.addedLabel.text
+            self.assertTrue(shown(self.ui.addedLabel))
+            self.assertIn("Training cases there now: 1.", text)
+            self.assertIn("srcsm train --data ", text)
+            self.assertIn("srcsm train --data ", self.ui.logText.plainText)
+            with self.choosing(folder):
+                self.ui.trainingSetButton.click()
+            self.assertFalse(shown(self.ui.addedLabel))
+            self.assertIn("already, as case &quot;MR&quot;", self.ui.messageLabel.text)
+            self.assertEqual(len(list(Path(folder).glob("labelsTr/*"))), 1)
+
+    def test_no_folder_chosen_adds_nothing(self):
+        self.parameters.result = self.placeResult()
+        with self.choosing(""):
+            self.ui.trainingSetButton.click()
+        self.assertFalse(shown(self.ui.addedLabel))
+        self.assertFalse(shown(self.ui.messageLabel))
+
     # Packages
 
     def test_missing_packages_are_named_with_their_size_and_installed_on_request(self):

@@ -2,7 +2,6 @@
 """nnU-Net raw datasets: their cases, and faults that would spoil a training."""
 
 import fnmatch
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -10,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from SRCSMSegmenterLib.dataset_file import describe, read_description
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
-
-REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 
 @dataclass(frozen=True)
@@ -100,50 +98,16 @@ def _error(dataset: Dataset, faults: list[str]) -> DatasetError:
 
 def _scan(folder: Path, split: str) -> tuple[Dataset, list[str]]:
     """Read `dataset.json` and the file names; return the dataset and their faults."""
-    description = _read_json(folder / "dataset.json")
-    faults = [f'dataset.json lacks "{key}".' for key in REQUIRED_KEYS if key not in description]
-    channels = description.get("channel_names") or {"0": "MR"}
-    if len(channels) > 1:
-        faults.append(f"dataset.json names {len(channels)} channels; a network here takes one.")
-    labels, label_faults = {}, []
-    if "labels" in description:
-        labels, label_faults = _read_label_names(description["labels"])
-    cases, file_faults = _list_cases(folder, split, description.get("file_ending", ".nii.gz"))
-    count = description.get("numTraining", len(cases))
-    if split == "Tr" and count != len(cases):
+    description, faults = describe(read_description(folder))
+    cases, file_faults = _list_cases(folder, split, description.ending)
+    count = description.training_cases
+    if split == "Tr" and count is not None and count != len(cases):
         file_faults.append(f"dataset.json promises {count} training cases, found {len(cases)}.")
     if not cases:
         file_faults.append(f"there is no complete case in images{split} and labels{split}.")
-    modality = "CT" if str(next(iter(channels.values()))).upper() == "CT" else "MR"
-    dataset = Dataset(folder, folder.resolve().name, modality, labels, tuple(cases))
-    return dataset, faults + label_faults + file_faults
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path} is missing; give the folder of an nnU-Net dataset.") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path} holds no JSON object; see the nnU-Net dataset format.")
-    return content
-
-
-def _read_label_names(entries: dict) -> tuple[dict[str, int], list[str]]:
-    """Return the foreground labels, name -> label, and their faults."""
-    if not isinstance(entries, dict) or not all(type(v) is int for v in entries.values()):
-        return {}, ['dataset.json: labels must be {"name": integer}, without regions.']
-    labels = dict(sorted(entries.items(), key=lambda entry: entry[1]))
-    faults = []
-    if list(labels.values()) != list(range(len(labels))) or labels.get("background") != 0:
-        faults.append("dataset.json: labels must be background = 0, then 1, 2, 3 without gaps.")
-    if len(labels) < 2:
-        faults.append("dataset.json: labels must name at least one structure.")
-    if "ignore" in labels:
-        faults.append('dataset.json: the special label "ignore" is not supported.')
-    return {name: value for name, value in labels.items() if value != 0}, faults
+    name = folder.resolve().name
+    dataset = Dataset(folder, name, description.modality, description.labels, tuple(cases))
+    return dataset, faults + file_faults
 
 
 def _list_cases(folder: Path, split: str, ending: str) -> tuple[list[Case], list[str]]:

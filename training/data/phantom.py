@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets of phantom scans."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.dataset_file import new_description, write_description
 from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.phantom.anatomy import LABELS
 from SRCSMSegmenterLib.phantom.scans import make_case
@@ -43,11 +42,5 @@ def write_dataset(
         write_volume(folder / "imagesTr" / f"{name}_0000.nii.gz", image)
         write_volume(folder / "labelsTr" / f"{name}.nii.gz", labels)
         progress(done, cases)
-    description = {
-        "channel_names": {"0": modality},
-        "labels": LABELS,
-        "numTraining": cases,
-        "file_ending": ".nii.gz",
-    }
-    with atomic_write(folder / "dataset.json") as temporary:
-        temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
+    foreground = {name: label for name, label in LABELS.items() if label}
+    write_description(folder, new_description(modality, foreground, cases))

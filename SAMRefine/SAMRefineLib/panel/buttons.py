@@ -39,6 +39,7 @@ def connect_buttons(widget: "RefineWidget") -> None:
         ui.redoButton: lambda: session().redo(),
         ui.beforeButton: lambda: session().show_before(not session().before_shown),
         ui.editButton: widget.onEdit,
+        ui.trainingSetButton: widget.onAddToTrainingSet,
     }.items():
         button.connect("clicked()", clicked)
 
@@ -62,7 +63,7 @@ def show_buttons(
         none = [_("Make boxes first.")]
         for button in (ui.refineOrganButton, ui.refineAllButton, ui.undoButton, ui.redoButton):
             show(button, "", none)
-        for button in (ui.beforeButton, ui.editButton):
+        for button in (ui.beforeButton, ui.editButton, ui.trainingSetButton):
             show(button, "", none)
         return
     _show_organ_buttons(panel, session)
@@ -86,6 +87,11 @@ def show_buttons(
     before = _unless(coarse, _("There is no outline from before."))
     show(ui.beforeButton, _("Show the outlines from before, or those of now."), before)
     show(ui.editButton, _("Continue by hand in Slicer's Segment Editor."), [])
+    added = _(
+        "Write the volume and the corrected segmentation into an nnU-Net dataset on this computer, "
+        "for srcsm train. Nothing there is overwritten."
+    )
+    show(ui.trainingSetButton, added, going_on or some)
 
 
 def _show_organ_buttons(panel: RefinePanel, session: RefineSession) -> None:

@@ -356,6 +356,10 @@ class RefineWidget(ModuleWidget):
         """Open the segmentation in Slicer's Segment Editor."""
         edit_segmentation(self.session.segmentationNode, self.session.volumeNode)
 
+    def onAddToTrainingSet(self) -> None:
+        """Add the segmentation to a dataset that networks are trained on."""
+        self.addToTrainingSet(self.session.segmentationNode, self.session.volumeNode)
+
 
 def _segmentation_of(
     volume: "slicer.vtkMRMLScalarVolumeNode",

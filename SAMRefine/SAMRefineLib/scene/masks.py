@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+from vtk.util.numpy_support import numpy_to_vtk
 
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
@@ -17,11 +17,9 @@ from SRCSMSegmenterLib.scene.nodes import (
     node_geometry,
     reference_geometry,
 )
+from SRCSMSegmenterLib.scene.sampling import Block, frame_image, sampled
 
 from ..boxes.patches import Patch
-
-Block = tuple[slice, slice, slice]
-"""Position of a block in a (K, J, I) array."""
 
 
 def read_masks(
@@ -48,36 +46,9 @@ def read_masks(
             continue
         image = segment.GetRepresentation(BINARY)
         if image not in layers:
-            layers[image] = _sampled(image, geometry, block)
+            layers[image] = sampled(image, geometry, block)
         masks[id] = layers[image] == segment.GetLabelValue()
     return masks
-
-
-def any_mask(
-    segmentation_node: slicer.vtkMRMLSegmentationNode,
-    id: str,
-    volume_node: slicer.vtkMRMLScalarVolumeNode,
-) -> np.ndarray:
-    """Sample a segment of any segmentation, of voxels or surfaces, on a volume's grid.
-
-    Returns:
-        bool (K, J, I) of the volume.
-    """
-    segmentation = segmentation_node.GetSegmentation()
-    voxels = segmentation.ContainsRepresentation(BINARY)
-    if not voxels:
-        segmentation.CreateRepresentation(BINARY)
-    segment, geometry = segmentation.GetSegment(id), node_geometry(volume_node)
-    transform = vtk.vtkGeneralTransform()
-    slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
-        segmentation_node.GetParentTransformNode(), volume_node.GetParentTransformNode(), transform
-    )
-    block = tuple(slice(0, n) for n in geometry.shape)
-    sampled = _sampled(segment.GetRepresentation(BINARY), geometry, block, transform)
-    mask = sampled == segment.GetLabelValue()
-    if not voxels:
-        segmentation.RemoveRepresentation(BINARY)  # it was made above
-    return mask
 
 
 def fits(
@@ -98,7 +69,7 @@ def lay_on(
 ) -> None:
     """Put an empty segmentation on a volume's grid and under its transform."""
     geometry = node_geometry(volume_node)
-    frame, matrix = _frame((0, 0, 0), geometry.shape, geometry), vtk.vtkMatrix4x4()
+    frame, matrix = frame_image((0, 0, 0), geometry.shape, geometry), vtk.vtkMatrix4x4()
     frame.GetImageToWorldMatrix(matrix)
     segmentation_node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
     role = segmentation_node.GetReferenceImageGeometryReferenceRole()
@@ -162,43 +133,7 @@ def block_image(
     if mirrored:
         mask, k = mask[::-1], geometry.size[2] - k - len(mask)
         geometry = geometry.mirrored()
-    image = _frame((k, j, i), mask.shape, geometry)
+    image = frame_image((k, j, i), mask.shape, geometry)
     scalars = np.ascontiguousarray(mask, np.uint8).ravel()
     image.GetPointData().SetScalars(numpy_to_vtk(scalars, deep=True))
     return image
-
-
-def _frame(
-    first: tuple[int, int, int], shape: tuple[int, int, int], geometry: Geometry
-) -> slicer.vtkOrientedImageData:
-    """Make an image of a block, without voxels."""
-    image = slicer.vtkOrientedImageData()
-    ends = [(n, n + m - 1) for n, m in zip(first[::-1], shape[::-1], strict=True)]
-    image.SetExtent(*sum(ends, ()))
-    image.SetGeometryFromImageToWorldMatrix(slicer.util.vtkMatrixFromArray(geometry.affine))
-    return image
-
-
-def _sampled(
-    image: slicer.vtkOrientedImageData,
-    geometry: Geometry,
-    block: Block,
-    transform: vtk.vtkAbstractTransform | None = None,
-) -> np.ndarray:
-    """Sample an image at the voxels of a block, (k, j, i); 0 outside the image.
-
-    Args:
-        image: the image, or None.
-        geometry: the grid.
-        block: position of the block in the grid.
-        transform: from the image's space to that of the grid.
-    """
-    shape = tuple(part.stop - part.start for part in block)
-    if image is None or image.GetPointData().GetScalars() is None:
-        return np.zeros(shape, np.uint8)
-    frame = _frame(tuple(part.start for part in block), shape, geometry)
-    sampled = slicer.vtkOrientedImageData()
-    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(
-        image, frame, sampled, False, False, transform
-    )
-    return vtk_to_numpy(sampled.GetPointData().GetScalars()).reshape(shape)

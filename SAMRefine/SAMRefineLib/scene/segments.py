@@ -12,6 +12,7 @@ from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
 from SRCSMSegmenterLib.scene.probabilities import probabilities
+from SRCSMSegmenterLib.scene.sampling import any_mask
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
 
 from ..boxes.boxes import SliceGrid
@@ -20,7 +21,7 @@ from ..boxes.key_frames import KeyFrames
 from ..boxes.patches import Patch, packed_slices
 from ..refine.acceptance import NO_BOX
 from ..refine.organ_state import OrganState
-from .masks import add_segment, any_mask, lay_on, read_masks
+from .masks import add_segment, lay_on, read_masks
 
 DRAWN = "SRCSM.Drawn"
 """Segment tag: the segment was made for an organ without a coarse mask."""

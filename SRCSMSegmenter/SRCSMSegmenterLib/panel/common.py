@@ -6,10 +6,14 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import qt
 import slicer
 from slicer.i18n import tr as _
+
+if TYPE_CHECKING:
+    from ..training_set import AddedCase
 
 COMMON_UI = Path(__file__).resolve().parents[2] / "Resources" / "UI" / "SRCSMCommon.ui"
 
@@ -33,7 +37,13 @@ class CommonPanel:
 
     def __init__(self, ui: SimpleNamespace) -> None:
         self.ui = ui
-        for row in (ui.packagesFrame, ui.warningLabel, ui.messageLabel, ui.progressFrame):
+        for row in (
+            ui.packagesFrame,
+            ui.warningLabel,
+            ui.messageLabel,
+            ui.progressFrame,
+            ui.addedLabel,
+        ):
             row.visible = False
 
     # What is missing or odd
@@ -62,6 +72,28 @@ class CommonPanel:
         """Show why there is no result; "" hides the message."""
         self.ui.messageLabel.text = escape(text)
         self.ui.messageLabel.visible = bool(text)
+
+    def show_added(self, case: "AddedCase | None") -> None:
+        """Show a case that was added to a training set and how to train on it; None hides it."""
+        self.ui.addedLabel.visible = case is not None
+        if case is None:
+            return
+        command, model = case.train_command(), str(case.model)
+        lines = [
+            _('Added as case "{name}" to {folder}. Training cases there now: {n}.').format(
+                name=escape(case.name), folder=escape(str(case.folder)), n=case.cases
+            ),
+            _("To train on them, paste this into a terminal:"),
+            f"<code>{escape(command)}</code>",
+            _("Then add the folder {model} under <i>Own models</i> in SRCSM Segmenter.").format(
+                model=f"<code>{escape(model)}</code>"
+            ),
+        ]
+        if case.absent:
+            absent = ", ".join(map(readable, case.absent))
+            lines.insert(1, _("It teaches that this scan has no {organs}.").format(organs=absent))
+        self.ui.addedLabel.text = "<br>".join(lines)
+        self.log(command)
 
     # What is going on
 

@@ -10,8 +10,13 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
+from ..errors import SRCSMError
+from ..scene.training_set import add_to_training_set
 from . import packages
 from .common import CommonPanel, load_ui
+
+_TRAINING_SET = "SRCSM/TrainingSet"
+"""Setting: the dataset that a segmentation was added to last."""
 
 
 class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -90,6 +95,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Release all that is about to be deleted."""
         self.onCancel()
         self.forget()
+        self.panel.show_added(None)
         self._observe(None)
 
     def onSceneEndClose(self, caller: object = None, event: object = None) -> None:
@@ -134,6 +140,36 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.log(str(error))
         self.panel.show_installing(False)
         self.enter()
+
+    def addToTrainingSet(
+        self,
+        segmentation: "slicer.vtkMRMLSegmentationNode",
+        volume: "slicer.vtkMRMLScalarVolumeNode | None",
+    ) -> None:
+        """Let the user point at a dataset, and add a corrected segmentation to it."""
+        settings = slicer.app.userSettings()
+        folder = qt.QFileDialog.getExistingDirectory(
+            slicer.util.mainWindow(),
+            _("Training set: the folder of an nnU-Net dataset, or an empty folder for a new one"),
+            settings.value(_TRAINING_SET) or "",
+        )
+        if folder:
+            settings.setValue(_TRAINING_SET, folder)
+            self.addCase(segmentation, volume, folder)
+
+    def addCase(
+        self,
+        segmentation: "slicer.vtkMRMLSegmentationNode",
+        volume: "slicer.vtkMRMLScalarVolumeNode | None",
+        folder: str,
+    ) -> None:
+        """Add a segmentation to a dataset, and show how to train on it, or why it does not fit."""
+        self.panel.show_message("")
+        self.panel.show_added(None)
+        try:
+            self.panel.show_added(add_to_training_set(volume, segmentation, folder))
+        except SRCSMError as error:
+            self.panel.show_message(str(error))
 
     def lackingPackages(self) -> list[str]:
         """Explain in a sentence why nothing can be computed; empty if all packages are there."""

@@ -49,6 +49,7 @@ class SegmenterWidget(ModuleWidget):
         ui.undoButton.connect("clicked()", self.onUndo)
         ui.editButton.connect("clicked()", self.onEdit)
         ui.refineButton.connect("clicked()", self.onRefine)
+        ui.trainingSetButton.connect("clicked()", self.onAddToTrainingSet)
         self.begin()
 
     def enter(self) -> None:
@@ -228,6 +229,11 @@ class SegmenterWidget(ModuleWidget):
         """Open the result in Slicer's Segment Editor."""
         result = self._parameterNode.result
         edit_segmentation(result, _segmentedVolume(result))
+
+    def onAddToTrainingSet(self) -> None:
+        """Add the result, as it was corrected, to a dataset that networks are trained on."""
+        result = self._parameterNode.result
+        self.addToTrainingSet(result, _segmentedVolume(result))
 
     def onRefine(self) -> None:
         """Open the result in SAM Refine, with boxes around its organs."""

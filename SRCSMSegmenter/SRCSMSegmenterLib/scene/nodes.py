@@ -21,6 +21,9 @@ GRID = slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName()
 ORGAN_TAG = "SRCSM.Organ"
 """Segment tag: the organ that a result put here. Segments without it are the user's."""
 
+OWN_SUFFIX = " (SRCSM)"
+"""End of the name of a segment that a result put beside one of the user's with the same name."""
+
 
 def read_volume(volume_node: slicer.vtkMRMLScalarVolumeNode, frame: int | None = None) -> Volume:
     """Copy a node's voxels on the node's own grid, transforms above it left out.

@@ -12,7 +12,15 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from ..geometry import Geometry, Volume
 from .changes import SceneChange
 from .measures import TABLE, Measure, as_table, measures
-from .nodes import BINARY, GRID, ORGAN_TAG, SURFACE, check_target, organ_segments
+from .nodes import (
+    BINARY,
+    GRID,
+    ORGAN_TAG,
+    OWN_SUFFIX,
+    SURFACE,
+    check_target,
+    organ_segments,
+)
 from .probabilities import probabilities, replace_probabilities
 
 
@@ -160,7 +168,7 @@ def _place_segment(
     segment = slicer.vtkSegment()
     name = organ.name.replace("_", " ")
     taken = segmentation.GetSegmentIdBySegmentName(name)
-    segment.SetName(f"{name} (SRCSM)" if taken else name)
+    segment.SetName(f"{name}{OWN_SUFFIX}" if taken else name)
     segment.SetColor(*(channel / 255 for channel in organ.color))
     segment.SetTag(segment.GetTerminologyEntryTagName(), organ.terminology)
     segment.SetTag(ORGAN_TAG, organ.name)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file `dataset.json` of an nnU-Net raw dataset: what it says, its faults, and writing it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .atomic import atomic_write
+from .errors import DatasetError
+
+FILE = "dataset.json"
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+
+
+@dataclass(frozen=True)
+class DatasetDescription:
+    """What a `dataset.json` says.
+
+    Attributes:
+        modality: "CT" if the channel is named so, else "MR".
+        labels: name -> label, 1 to n in this order; background (0) is not included.
+        ending: of the files.
+        training_cases: their number; None if it is not given.
+    """
+
+    modality: str
+    labels: dict[str, int]
+    ending: str
+    training_cases: int | None
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read the `dataset.json` of a folder.
+
+    Raises:
+        DatasetError: it is missing, or no JSON object.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path} is missing; give the folder of an nnU-Net dataset.") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} holds no JSON object; see the nnU-Net dataset format.")
+    return content
+
+
+def describe(content: Mapping[str, Any]) -> tuple[DatasetDescription, list[str]]:
+    """Return what the content of a `dataset.json` says, and its faults, a sentence each."""
+    faults = [f'dataset.json lacks "{key}".' for key in REQUIRED_KEYS if key not in content]
+    channels = content.get("channel_names") or {"0": "MR"}
+    if len(channels) > 1:
+        faults.append(f"dataset.json names {len(channels)} channels; a network here takes one.")
+    labels: dict[str, int] = {}
+    if "labels" in content:
+        labels, label_faults = _read_label_names(content["labels"])
+        faults += label_faults
+    modality = "CT" if str(next(iter(channels.values()))).upper() == "CT" else "MR"
+    ending, count = content.get("file_ending", ".nii.gz"), content.get("numTraining")
+    return DatasetDescription(modality, labels, ending, count), faults
+
+
+def new_description(modality: str, labels: Mapping[str, int], cases: int) -> dict[str, Any]:
+    """Return the content of a new `dataset.json`, of .nii.gz files.
+
+    Args:
+        labels: name -> label, without background.
+        cases: number of training cases.
+    """
+    return {
+        "channel_names": {"0": modality},
+        "labels": {"background": 0, **labels},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+
+
+def write_description(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the `dataset.json` of a folder, complete or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(folder / FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _read_label_names(entries: dict) -> tuple[dict[str, int], list[str]]:
+    """Return the foreground labels, name -> label, and their faults."""
+    if not isinstance(entries, dict) or not all(type(v) is int for v in entries.values()):
+        return {}, ['dataset.json: labels must be {"name": integer}, without regions.']
+    labels = dict(sorted(entries.items(), key=lambda entry: entry[1]))
+    faults = []
+    if list(labels.values()) != list(range(len(labels))) or labels.get("background") != 0:
+        faults.append("dataset.json: labels must be background = 0, then 1, 2, 3 without gaps.")
+    if len(labels) < 2:
+        faults.append("dataset.json: labels must name at least one structure.")
+    if "ignore" in labels:
+        faults.append('dataset.json: the special label "ignore" is not supported.')
+    return {name: value for name, value in labels.items() if value != 0}, faults
