@@ -59,15 +59,17 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def imported_in_the_end(path: Path, seen: frozenset[Path] = frozenset()) -> set[str]:
+def imported_in_the_end(path: Path) -> set[str]:
     """The packages that are not ours which importing a file imports, through ours too."""
-    found = set()
-    for name in imported(path):
-        ours = source_of(name)
-        if ours is None and source_of(name.rpartition(".")[0]) is None:
-            found.add(name.partition(".")[0])
-        elif ours is not None and ours not in seen:
-            found |= imported_in_the_end(ours, seen | {path, ours})
+    found, seen, waiting = set(), {path}, [path]
+    while waiting:
+        for name in imported(waiting.pop()):
+            ours = source_of(name)
+            if ours is None and source_of(name.rpartition(".")[0]) is None:
+                found.add(name.partition(".")[0])
+            elif ours is not None and ours not in seen:
+                seen.add(ours)
+                waiting.append(ours)
     return found
 
 

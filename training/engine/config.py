@@ -2,10 +2,7 @@
 """Configurations of trainings: typed dataclasses, YAML files and overrides."""
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +11,7 @@ import yaml
 
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.schema import convert, nearest
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """What may be asked for; "auto" is the fastest that the device trains in (accelerator.py)."""
@@ -146,36 +144,42 @@ def to_dict(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any configuration 
     return _plain(dataclasses.asdict(config))
 
 
-def from_dict(values: dict[str, Any], base: Any, where: str = "") -> Any:  # noqa: ANN401
+def from_dict(values: dict[str, Any], base: Any) -> Any:  # noqa: ANN401
     """Put values, nested like the configuration dataclass `base`, into it.
 
     Raises:
         ConfigError: an unknown key (with the nearest right one), or a value of the wrong type.
     """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where or 'The configuration'} needs keys and values, not {values!r}.")
-    known = {f.name: f for f in dataclasses.fields(base)}
-    hints = typing.get_type_hints(type(base))
-    changes = {}
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else str(key)
-        if key not in known:
-            raise ConfigError(f"Unknown configuration key {name}{nearest(key, known)}.")
-        current = getattr(base, key)
-        if dataclasses.is_dataclass(current):
-            changes[key] = from_dict(value, current, name)
-        else:
-            changes[key] = _converted(value, hints[key], name)
-    return dataclasses.replace(base, **changes)
+    return convert(_merged(values, base), type(base), "", ConfigError)
+
+
+def parse_yaml(text: str, what: str) -> Any:  # noqa: ANN401
+    """Parse YAML as people mean it: 5e-5 is a number, on and off are text, as in YAML 1.2.
+
+    Args:
+        what: name of the text in the error.
+
+    Raises:
+        ConfigError: no YAML, or with aliases, which could make a short text endlessly long.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is no YAML ({' '.join(str(error).split())}).") from error
 
 
 def read_yaml(path: Path, base: Any) -> Any:  # noqa: ANN401
-    """Put a configuration file into `base`."""
+    """Put a configuration file into `base`.
+
+    Raises:
+        ConfigError: it cannot be read, or as `from_dict`.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration {path}: {error}.") from error
-    return from_dict(values, base)
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Cannot read the configuration {path} ({reason}).") from error
+    return from_dict(parse_yaml(text, f"The configuration {path}") or {}, base)
 
 
 def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
@@ -191,10 +195,7 @@ def with_overrides(config: Any, overrides: list[str]) -> Any:  # noqa: ANN401
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"{override} follows an override of {parent} as a whole.")
-        try:
-            place[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"The value of the override {override} is no YAML.") from error
+        place[name] = parse_yaml(text, f"The value of the override {override}")
     # All at once: two of them may only fit together, such as a window and its pooling.
     return from_dict(merged, config)
 
@@ -223,40 +224,51 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def _converted(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401
-    """Convert to the annotated type: numbers, strings, booleans, tuples of them, or None."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _converted(value, next(a for a in arguments if a is not type(None)), name)
-    if origin is tuple:
-        items = [value] if isinstance(value, str | int | float) else value
-        if not isinstance(items, list | tuple):
-            raise ConfigError(f"{name} needs a list, not {value!r}.")
-        if arguments[-1] is not Ellipsis and len(items) != len(arguments):
-            raise ConfigError(f"{name} needs {len(arguments)} values, not {value!r}.")
-        return tuple(_converted(item, arguments[0], name) for item in items)
-    if hint is str and isinstance(value, bool):
-        value = "on" if value else "off"  # what YAML reads as booleans
-    fits = {
-        bool: isinstance(value, bool),
-        int: isinstance(value, int) and not isinstance(value, bool),
-        float: isinstance(value, int | float | str) and not isinstance(value, bool),
-        str: isinstance(value, str),
-    }
-    try:
-        if fits[hint] and (hint is not float or math.isfinite(float(value))):
-            return hint(value)  # float("5e-5"): YAML reads that as text
-    except ValueError:
-        pass
-    raise ConfigError(f"{name} needs a value of type {hint.__name__}, not {value!r}.")
+def _merged(values: Any, base: Any, where: str = "") -> dict[str, Any]:  # noqa: ANN401
+    """Return the plain values of `base` with others put in; a single one stands for a list of it.
+
+    Raises:
+        ConfigError: an unknown key, or no keys at all.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where or 'The configuration'} needs keys and values, not {values!r}.")
+    merged = to_dict(base)
+    for key, value in values.items():
+        name = f"{where}.{key}" if where else str(key)
+        if key not in merged:
+            raise ConfigError(f"Unknown configuration key {name}{nearest(key, merged)}.")
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            value = _merged(value, current, name)
+        elif isinstance(current, tuple) and isinstance(value, str | int | float):
+            value = [value]
+        merged[key] = value
+    return merged
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Word a suggestion, ' (did you mean ...?)'; "" if no known name is near."""
-    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]}?)" if match else ""
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader with the numbers and booleans of YAML 1.2, and without aliases."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+    def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
+        """Compose a node as the safe loader does, unless it is an alias."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
+        return super().compose_node(parent, index)
+
+
+for _kind, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"({_pattern})$"), _first
+    )
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

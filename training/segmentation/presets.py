@@ -6,9 +6,9 @@ from dataclasses import replace
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.network import NetworkConfig
+from SRCSMSegmenterLib.schema import nearest
 
 from ..augment.spatial import AugmentationConfig
-from ..engine.config import nearest
 from .config import OptimisationConfig, PairsConfig, TrainingConfig
 
 PAPER_NETWORK = NetworkConfig(classes=2)

@@ -28,6 +28,7 @@ from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
 from SRCSMSegmenterLib.network import UNet
+from SRCSMSegmenterLib.schema import nearest
 from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume
@@ -35,7 +36,7 @@ from SRCSMSegmenterLib.volume_io import read_volume
 from ..data.cases import PreparedCase, default_cache, prepare_cases
 from ..data.dataset import Case
 from ..engine.accelerator import Computing, accelerator_for
-from ..engine.config import nearest, to_dict
+from ..engine.config import to_dict
 from ..engine.limits import Limits
 from ..engine.progress import Progress
 from ..engine.run_folder import (

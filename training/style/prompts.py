@@ -3,13 +3,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.schema import convert, nearest
 
-from ..engine.config import nearest
+from ..engine.config import parse_yaml
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 
@@ -40,6 +38,14 @@ class Prompts:
         return self.styles[style]
 
 
+@dataclass(frozen=True)
+class _File:
+    """Contents of a prompts file."""
+
+    instance: str
+    styles: dict[str, str | tuple[str, ...]]
+
+
 def read_prompts(name: str) -> Prompts:
     """Read a prompts file.
 
@@ -51,21 +57,18 @@ def read_prompts(name: str) -> Prompts:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"prompts_{name}.yaml"
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        instance, styles = content["instance"], content["styles"]
-        prompts = {s: (p,) if isinstance(p, str) else tuple(p) for s, p in styles.items()}
-        if not isinstance(instance, str) or not all(prompts.values()):
-            raise ValueError("instance is a text, and every style needs a prompt")
-        if not all(isinstance(p, str) for ways in prompts.values() for p in ways):
-            raise ValueError("prompts are texts")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = sorted(p.stem.removeprefix("prompts_") for p in FOLDER.glob("prompts_*.yaml"))
         raise ConfigError(
             f"There are no prompts {path}; give a YAML file or one of {', '.join(known)}."
         ) from None
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is no prompts file, which has a text `instance` and lists under `styles` "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    return Prompts(instance, prompts)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"The prompts {path} cannot be read ({reason}).") from error
+    where = f"The prompts {path}"
+    content = convert(parse_yaml(text, where), _File, where, ConfigError)
+    styles = {s: (ways,) if isinstance(ways, str) else ways for s, ways in content.styles.items()}
+    if empty := [style for style, ways in styles.items() if not ways]:
+        raise ConfigError(f'{where} have none for the style "{empty[0]}".')
+    return Prompts(content.instance, styles)

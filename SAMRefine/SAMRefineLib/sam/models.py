@@ -34,15 +34,14 @@ from SRCSMSegmenterLib.models.catalogue import SAM_CONFIG, shipped_folder
 from SRCSMSegmenterLib.models.hashed_folder import (
     SUMS,
     check_format,
-    from_json,
     is_empty,
     read_folder,
     read_whole_folder,
     sha256,
     to_json,
-    typed,
     write_folder,
 )
+from SRCSMSegmenterLib.schema import convert, parse_json
 
 from .catalogue import is_sam
 from .checkpoints import CHECKPOINTS
@@ -221,11 +220,11 @@ def _load_folder(folder: Path) -> SamModel:
     """Load a folder of this program; for errors see `load_sam`."""
     files = read_whole_folder(folder, REQUIRED)
     try:
-        content = from_json(files[SAM_CONFIG], SAM_CONFIG)
+        content = parse_json(files[SAM_CONFIG], SAM_CONFIG, BundleError)
         if not isinstance(content, dict):
             raise BundleError(f"{SAM_CONFIG} is no SAM's.")
         check_format(content.pop("format_version", None), FORMAT_VERSION, "export the SAM anew")
-        config = typed(content, _Config, SAM_CONFIG)
+        config = convert(content, _Config, SAM_CONFIG, BundleError, complete=True)
         if config.kind not in (SMALL, *CHECKPOINTS) or (config.kind == SMALL) != bool(config.sizes):
             raise BundleError(f'{SAM_CONFIG} names an unknown kind, "{config.kind}".')
         weights = {name: tensor.float() for name, tensor in load_tensors(files[WEIGHTS]).items()}

@@ -29,19 +29,18 @@ from ..errors import BundleError, SRCSMError
 from ..geometry import GridSpec
 from ..intensity import IntensityRule
 from ..network import NetworkConfig, UNet
+from ..schema import convert, parse_json
 from ..source_matching import SourceHistogram
 from ..terminology import Segment
 from .catalogue import METADATA, is_bundle
 from .hashed_folder import (
     SUMS,
     check_format,
-    from_json,
     is_empty,
     read_folder,
     read_whole_folder,
     sha256,
     to_json,
-    typed,
     write_folder,
 )
 
@@ -182,11 +181,13 @@ def load_bundle(folder: Path) -> ModelBundle:
     """
     files = read_whole_folder(Path(folder), REQUIRED)
     try:
-        metadata = from_json(files[METADATA], METADATA)
+        metadata, network, histogram = (
+            parse_json(files[path], path, BundleError) for path in (METADATA, NETWORK, HISTOGRAM)
+        )
         return ModelBundle(
             _description(metadata),
-            _network(from_json(files[NETWORK], NETWORK)),
-            SourceHistogram.from_dict(from_json(files[HISTOGRAM], HISTOGRAM)),
+            _network(network),
+            SourceHistogram.from_dict(histogram),
             {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()},
             sha256(files[SUMS]),
         )
@@ -256,13 +257,13 @@ def _description(metadata: Any) -> Description:  # noqa: ANN401 - anything JSON 
     if not isinstance(ours, dict) or "format_version" not in ours:
         raise BundleError(f'{METADATA} has no "srcsm" entry, so it is no bundle of this program.')
     check_format(ours.pop("format_version"), FORMAT_VERSION, "export the network anew")
-    return typed(ours, Description, f"{METADATA}: srcsm")
+    return convert(ours, Description, f"{METADATA}: srcsm", BundleError, complete=True)
 
 
 def _network(content: Any) -> NetworkConfig:  # noqa: ANN401 - anything JSON holds
     if isinstance(content, dict):
         content = LATER_SETTINGS | content
-    return typed(content, NetworkConfig, NETWORK)
+    return convert(content, NetworkConfig, NETWORK, BundleError, complete=True)
 
 
 def _installed(package: str) -> str:

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders whose every file is listed in SHA256SUMS (for `sha256sum -c`), and strict JSON in them.
+"""Folders whose every file is listed in SHA256SUMS (for `sha256sum -c`).
 
 The SHA-256 of SHA256SUMS is the folder's identity: it names one exact content. If files and
 SHA256SUMS are changed consistently, verification passes but the identity changes.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,25 +122,6 @@ def to_json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def from_json(content: bytes, where: str) -> Any:  # noqa: ANN401 - anything JSON holds
-    """Parse JSON.
-
-    Args:
-        where: name of the content in the error.
-
-    Raises:
-        BundleError: no JSON, or one with NaN or infinity.
-    """
-
-    def refuse(constant: str) -> None:
-        raise BundleError(f"{where} holds {constant}.")
-
-    try:
-        return json.loads(content, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where} is no JSON ({error}).") from error
-
-
 def check_format(version: Any, current: int, remedy: str) -> None:  # noqa: ANN401
     """Refuse a format version other than the current one.
 
@@ -157,39 +135,6 @@ def check_format(version: Any, current: int, remedy: str) -> None:  # noqa: ANN4
         newer = isinstance(version, int) and version > current
         remedy = "update this program" if newer else remedy
         raise BundleError(f"its format is {version!r}, this program reads {current}; {remedy}.")
-
-
-def typed(value: Any, hint: Any, where: str) -> Any:  # noqa: ANN401
-    """Convert a JSON value to its annotated type, strictly: all keys, no others, right types.
-
-    Args:
-        hint: dataclass, tuple, optional type, dict or plain type.
-        where: name of the value in the error.
-
-    Raises:
-        BundleError: the value is of another type.
-    """
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        if not isinstance(value, dict) or value.keys() != hints.keys():
-            raise BundleError(f"{where} needs exactly the keys {', '.join(hints)}.")
-        return hint(**{key: typed(value[key], hints[key], f"{where}.{key}") for key in hints})
-    if typing.get_origin(hint) is tuple:
-        kinds = typing.get_args(hint)
-        if not isinstance(value, list) or (kinds[-1] is not ... and len(value) != len(kinds)):
-            raise BundleError(f"{where} needs a list like {hint}, not {value!r}.")
-        return tuple(typed(item, kinds[0], f"{where}[{n}]") for n, item in enumerate(value))
-    if typing.get_origin(hint) is types.UnionType:
-        return None if value is None else typed(value, typing.get_args(hint)[0], where)
-    if hint is bool:
-        allowed = bool
-    elif isinstance(value, bool):
-        allowed = ()
-    else:
-        allowed = (int, float) if hint is float else hint
-    if not isinstance(value, allowed):
-        raise BundleError(f"{where} needs a value of type {hint.__name__}, not {value!r}.")
-    return hint(value)
 
 
 def _entries(sums: str) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ def described(requirements: list[str]) -> dict[str, str]:
     sizes = {
         "PyTorch": _("0.2 GB; with an NVIDIA graphics card 3 GB"),
         "torchvision": _("less than 10 MB"),
+        "pydantic": _("less than 3 MB"),
     }
     names = ["PyTorch" if r == TORCH else _name(r) for r in requirements]
     return {name: sizes.get(name, _("less than 1 MB")) for name in names}

@@ -8,7 +8,14 @@ import pytest
 import yaml
 
 from srcsm_training.augment.spatial import AugmentationConfig
-from srcsm_training.engine.config import from_dict, read_yaml, to_dict, with_overrides, write_yaml
+from srcsm_training.engine.config import (
+    from_dict,
+    parse_yaml,
+    read_yaml,
+    to_dict,
+    with_overrides,
+    write_yaml,
+)
 from srcsm_training.segmentation.config import DataConfig, OptimisationConfig, TrainingConfig
 from srcsm_training.segmentation.presets import PRESETS, preset
 from SRCSMSegmenterLib.errors import ConfigError, SRCSMError
@@ -214,24 +221,25 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("written", "needs"),
     [
-        ("optimisation.steps=2.5", "type int"),
-        ("optimisation.steps=many", "type int"),
-        ("optimisation.steps=true", "type int"),
-        ("optimisation.steps=", "type int"),
-        ("optimisation.steps.more=1", "type int"),
-        ("optimisation.learning_rate=fast", "type float"),
-        ("optimisation.learning_rate=true", "type float"),
-        ("optimisation.learning_rate=.nan", "type float"),
-        ("checkpoint_minutes=.inf", "type float"),
-        ("checkpoint_minutes=nan", "type float"),
-        ("optimisation.schedule=3", "type str"),
-        ("augmentation.contrast=[1]", "type float"),
-        ("grid.spacing=[1, 2, x]", "type float"),
-        ("grid.size=[16, 16, 8.5]", "type int"),
-        ("grid.size=[16, 16]", "3 values"),
-        ("network.stem=2", "3 values"),
-        ("augmentation.rotation=[0.1, 0.1, 0.1, 0.1]", "3 values"),
+        ("optimisation.steps=2.5", "a valid integer"),
+        ("optimisation.steps=many", "a valid integer"),
+        ("optimisation.steps=true", "a valid integer"),
+        ("optimisation.steps=", "a valid integer"),
+        ("optimisation.steps.more=1", "a valid integer"),
+        ("optimisation.learning_rate=fast", "a valid number"),
+        ("optimisation.learning_rate=true", "a valid number"),
+        ("optimisation.learning_rate=.nan", "a finite number"),
+        ("checkpoint_minutes=.inf", "a finite number"),
+        ("checkpoint_minutes=nan", "a valid number"),
+        ("optimisation.schedule=3", "a valid string"),
+        ("augmentation.contrast=[1]", "a valid number"),
+        ("grid.spacing=[1, 2, x]", "a valid number"),
+        ("grid.size=[16, 16, 8.5]", "a valid integer"),
+        ("grid.size=[16, 16]", "grid.size[2] is missing"),
+        ("network.stem=2", "network.stem[1] is missing"),
+        ("augmentation.rotation=[0.1, 0.1, 0.1, 0.1]", "at most 3 values"),
         ("data.cases={a: 1}", "a list"),
+        ("pairs.use=on", "true or false"),
         ("grid=3", "keys and values"),
         ("optimisation=[1, 2]", "keys and values"),
     ],
@@ -293,6 +301,20 @@ def test_numbers_are_taken_as_people_write_them():
     assert config.data.cases == ("BTCV_*",)
     assert config.augmentation.contrast is None
     assert config.random_convolution == "off"
+
+
+def test_yaml_is_read_as_people_mean_it():
+    """YAML 1.1 has 8, 45045, True and a date for these."""
+    assert [parse_yaml(text, "it") for text in ("010", "12:30:45", "on", "2020-01-01")] == [
+        10.0,
+        "12:30:45",
+        "on",
+        "2020-01-01",
+    ]
+    bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
+    for text in (bomb, "[" * 1000, "a: b: c", "\x1b"):
+        with pytest.raises(ConfigError, match=r"^it is no YAML"):
+            parse_yaml(text, "it")
 
 
 def test_an_unreadable_file_is_one_sentence(tmp_path):

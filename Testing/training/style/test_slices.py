@@ -390,7 +390,7 @@ def test_prompts_that_cannot_be_used_are_named(tmp_path):
         "instance: a\nstyles: {ct: []}",
     ):
         (tmp_path / "mine.yaml").write_text(text)
-        with pytest.raises(ConfigError, match="is no prompts file"):
+        with pytest.raises(ConfigError, match=r"^The prompts .*mine\.yaml"):
             read_prompts(str(tmp_path / "mine.yaml"))
     (tmp_path / "mine.yaml").write_text("instance: a\nstyles: {ct: one way}")
     assert read_prompts(str(tmp_path / "mine.yaml")).of("ct") == ("one way",)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain values from files and messages, checked against annotated dataclasses by pydantic.
+
+The check is strict: the keys of the dataclass and no others, numbers that are numbers, all finite.
+Ranges and other rules are annotations (`annotated_types`, `pydantic.Field`) or in the dataclass's
+``__post_init__``, whose errors pass unchanged.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import SRCSMError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+MOST_FAULTS = 3
+"""Faults that one message lists."""
+
+LONGEST_VALUE = 60
+"""Characters of a value that a message shows."""
+
+WORDS = {
+    "bool_type": "should be true or false",
+    "dataclass_type": "should hold keys and values",
+    "dict_type": "should hold keys and values",
+    "json_invalid": "holds text that is no Unicode",
+    "too_long": "should have at most {max_length} values",
+    "tuple_type": "should be a list",
+}
+"""Our words for some of pydantic's kinds of faults; the other kinds' messages are used."""
+
+
+def parse_json(content: bytes | str, where: str, error: type[SRCSMError]) -> Any:  # noqa: ANN401
+    """Parse JSON without NaN and infinity.
+
+    Args:
+        where: name of the content in the error.
+        error: class of the error.
+
+    Raises:
+        SRCSMError: of the class `error`; no JSON.
+    """
+
+    def refuse(constant: str) -> None:
+        raise error(f"{where} holds {constant}.")
+
+    try:
+        return json.loads(content, parse_constant=refuse)
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{where} is no JSON ({reason}).") from reason
+
+
+def convert(
+    value: object, kind: type[T], where: str, error: type[SRCSMError], *, complete: bool = False
+) -> T:
+    """Convert plain values, such as JSON's, to a dataclass or another annotated type.
+
+    Args:
+        where: name of the value in the error; "" for none.
+        error: class of the error.
+        complete: defaults do not count, all keys must be given.
+
+    Raises:
+        SRCSMError: of the class `error`, with the faults; or from the dataclass itself.
+    """
+    from pydantic import ValidationError
+
+    named = f"{where}: " if where else ""
+    try:
+        result = _adapter(kind).validate_json(json.dumps(value))
+    except ValidationError as faults:
+        listed = [_clause(fault, kind) for fault in faults.errors(include_url=False)]
+        more = f" (and {len(listed) - MOST_FAULTS} more)" if len(listed) > MOST_FAULTS else ""
+        raise error(f"{named}{'; '.join(listed[:MOST_FAULTS])}{more}.") from faults
+    except (TypeError, ValueError, RecursionError) as reason:
+        raise error(f"{named or 'The content: '}no plain values ({reason}).") from reason
+    if result is None:
+        raise error(f"{named}should hold something, not null.")
+    if complete and (absent := ", ".join(_absent(result, value))):
+        raise error(f"{named}lacks {absent}.")
+    return result
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Word a suggestion, ' (did you mean ...?)'; "" if no known name is near."""
+    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+@cache
+def _adapter(kind: type) -> "TypeAdapter":
+    from pydantic import ConfigDict, TypeAdapter
+
+    # In a union, dataclasses inherit this configuration; by themselves they may be given none.
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return TypeAdapter(kind | None, config=config)
+
+
+def _clause(fault: dict[str, Any], kind: type) -> str:
+    """Word one of pydantic's faults, such as "grid.size[0] should be a valid integer, not 2.5"."""
+    *parents, last = fault["loc"] or ("",)
+    name = _name(fault["loc"]) or "it"
+    if fault["type"] == "missing":
+        return f"{name} is missing"
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"{name} is unknown{nearest(last, _fields(kind, parents))}"
+    message = WORDS.get(fault["type"]) or fault["msg"].replace("Input should", "should")
+    shown = json.dumps(fault["input"], default=repr)
+    if len(shown) > LONGEST_VALUE:
+        shown = f"{shown[:LONGEST_VALUE]}..."
+    return f"{name} {message.format(**fault.get('ctx', {}))}, not {shown}"
+
+
+def _name(place: Iterable[str | int]) -> str:
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return "".join(parts).removeprefix(".")
+
+
+def _fields(kind: Any, place: Iterable[str | int]) -> list[str]:  # noqa: ANN401
+    """List the keys of the dataclass at a place within another; none if there is no dataclass."""
+    for part in place:
+        field = getattr(kind, "__dataclass_fields__", {}).get(part)
+        kind = field.type if field else None
+    return [field.name for field in dataclasses.fields(kind)] if kind else []
+
+
+def _absent(result: object, given: Any, place: tuple[str | int, ...] = ()) -> Iterator[str]:  # noqa: ANN401
+    """Name the fields that were not given but took their defaults."""
+    if isinstance(result, tuple | list):
+        for n, (item, plain) in enumerate(zip(result, given, strict=True)):
+            yield from _absent(item, plain, (*place, n))
+    elif dataclasses.is_dataclass(result):
+        for field in dataclasses.fields(result):
+            inside = (*place, field.name)
+            if field.name not in given:
+                yield _name(inside)
+            else:
+                yield from _absent(getattr(result, field.name), given[field.name], inside)
