@@ -13,42 +13,14 @@ from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 
-from SRCSMSegmenterLib.errors import (
-    BundleError,
-    Cancelled,
-    ConfigError,
-    DatasetError,
-    DeviceError,
-    PromptError,
-    SourceMatchingError,
-    SRCSMError,
-    VolumeError,
-)
-
 from .console import INTERRUPTED
+from .failures import exit_code, sentence
 
 COMMANDS = (
     "segment", "boxes", "refine", "train", "train-sam", "evaluate", "match", "models", "phantom",
     "demo", "style", "worker",
 )  # fmt: skip
 """The commands, in the order of the help."""
-
-EXIT_CODES = (
-    (ConfigError, 2),
-    ((VolumeError, SourceMatchingError, DatasetError, PromptError), 3),
-    (BundleError, 4),
-    (DeviceError, 5),
-    (Cancelled, INTERRUPTED),
-    ((SRCSMError, OSError), 6),
-)
-"""Exit code of each kind of error, the first that matches; any other error exits with 1."""
-
-EXTRAS = {
-    "training": ("accelerate", "matplotlib", "monai", "pandas", "tensorboard", "yaml"),
-    "refine": ("segment_anything", "torchvision"),
-    "style": ("PIL", "diffusers", "peft", "transformers"),
-}
-"""Packages of each extra, by the names in import statements."""
 
 HELP = """\
 Train a segmentation network on one modality, use it on another.
@@ -86,21 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         print(f"srcsm: error: {sentence(error)}", file=sys.stderr)
-        return next((code for kinds, code in EXIT_CODES if isinstance(error, kinds)), 1)
-
-
-def sentence(error: Exception) -> str:
-    """Return what the user is told of an error."""
-    if isinstance(error, SRCSMError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"Cannot use {error.filename} ({error.strerror}); is it there, writable, not full?"
-    if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").partition(".")[0]
-        extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
-        wanted = f"'srcsm[{extra}]'" if extra else "srcsm"
-        return f"This needs the package {package}: pip install {wanted}."
-    return f"Unexpected {type(error).__name__}: {error}. Run again with --debug and report it."
+        return exit_code(error)
 
 
 def make_parser() -> argparse.ArgumentParser:

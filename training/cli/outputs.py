@@ -19,16 +19,19 @@ def output_files(
     output: Path,
     ending: str = ".nii.gz",
     *,
+    names: Sequence[str] = (),
     labels: bool = True,
     taken: Sequence[Path] = (),
 ) -> list[Path]:
     """Return the output file of each scan: `output`, or a file in the folder `output`.
 
-    A file in the folder is named after its scan. The folder is created if it does not exist; the
-    folder of a single file has to exist.
+    A file in the folder is named after its scan. Folders of files in it are created if they do not
+    exist; the folder of a single file has to exist.
 
     Args:
         ending: ending of the files in a folder.
+        names: of the files in a folder, without endings, if they are not named after the scans; a
+            path leads into sub-folders.
         labels: the files are label maps, which may also be .seg.nrrd.
         taken: other results; neither they nor the scans may be overwritten.
 
@@ -37,9 +40,11 @@ def output_files(
         OutputError: the folder cannot be written to.
     """
     if len(scans) > 1 or output.is_dir() or not output.suffix:
+        names = names or [endings.stem(scan) for scan in scans]
+        files = [output / f"{name}{ending}" for name in names]
         with report_os_errors(output):
-            output.mkdir(parents=True, exist_ok=True)
-        files = [output / f"{endings.stem(scan)}{ending}" for scan in scans]
+            for folder in {output, *(path.parent for path in files)}:
+                folder.mkdir(parents=True, exist_ok=True)
     else:
         files = [output]
     known = endings.LABELS if labels else endings.WRITABLE

@@ -2,26 +2,27 @@
 """``srcsm segment``: label the organs of scans, and let SAM refine them."""
 
 import argparse
-import time
-from dataclasses import replace
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from SRCSMSegmenterLib.endings import LABELS
-from SRCSMSegmenterLib.errors import ConfigError, SourceMatchingError, VolumeError
+from SRCSMSegmenterLib.errors import BundleError, Cancelled, ConfigError
 
 from . import arguments as options
-from .console import print_json, say, stage_display
-from .outputs import output_files, report_volume_errors
-from .tables import refinement_rows, refinement_text
+from .cohort import find_scans, own_device, own_share
+from .console import print_json, say
+from .failures import exit_code, sentence
+from .outputs import OutputError, output_files
+from .pipeline import Stages, run_stages
+from .segment_stages import Models, PlannedScan, SegmentStages
+from .segmented import SegmentedRecord
+from .tables import segmentation_text
 
-if TYPE_CHECKING:
-    from SAMRefineLib.sam.models import SamModel
-    from SRCSMSegmenterLib.geometry import Volume
-    from SRCSMSegmenterLib.inference import Segmentation
-    from SRCSMSegmenterLib.models.bundle import ModelBundle
-
-SLICES_SHOWN = 5
+FATAL = (OutputError, BundleError, ConfigError, Cancelled)
+"""Errors that would meet every other scan too, or are meant to stop the work."""
 
 
 def add(commands: options.Commands) -> None:
@@ -31,28 +32,25 @@ def add(commands: options.Commands) -> None:
         "segment",
         "label the organs of scans with a trained network",
         "The labels lie on the scan's own grid. Slices are numbered from 0 along the last voxel\n"
-        "axis (K). Research use only, not for diagnosis.",
+        "axis (K). A folder is searched for scans, sub-folders too; a scan that fails does not\n"
+        "stop the rest. Under accelerate launch or torchrun the processes share the scans.\n"
+        "Research use only, not for diagnosis.",
         "  srcsm segment mr.nii.gz -o organs.seg.nrrd\n"
         "  srcsm segment dicom_folder -o organs.nii.gz --confidence sure.nii.gz --json\n"
         "  srcsm segment *.nii.gz -o labels --format .seg.nrrd --model runs/ct/model\n"
+        "  srcsm segment cohort -o labels --resume\n"
+        "  accelerate launch -m srcsm_training segment cohort -o labels --resume\n"
         "  srcsm segment ct.nii.gz -o organs.nii.gz --source-matching off --device cuda:1\n"
         "  srcsm segment mr.nii.gz -o organs.seg.nrrd --refine",
     )
-    parser.add_argument("scans", nargs="+", type=Path, metavar="SCAN", help=options.SCAN_HELP)
     parser.add_argument(
-        "-o",
-        "--output",
+        "scans",
+        nargs="+",
         type=Path,
-        required=True,
-        help=f"a file ending in {', '.join(LABELS)} (.seg.nrrd opens in Slicer with names and "
-        "colours), or a folder, which several scans need",
+        metavar="SCAN",
+        help=f"{options.SCAN_HELP}; or a folder with many of them",
     )
-    parser.add_argument(
-        "--format",
-        choices=LABELS,
-        default=".nii.gz",
-        help="format of the files in an output folder (default: .nii.gz)",
-    )
+    _add_results(parser)
     options.add_model(parser, options.DEFAULT_MODEL)
     parser.add_argument(
         "--source-matching",
@@ -69,12 +67,6 @@ def add(commands: options.Commands) -> None:
         alias="--all-pieces",
     )
     parser.add_argument(
-        "--confidence",
-        type=Path,
-        metavar="PATH",
-        help="also write the probability of the chosen label; a file, or a folder for several",
-    )
-    parser.add_argument(
         "--refine",
         action="store_true",
         help="draw boxes around the organs that the network finds and let SAM refine them",
@@ -82,27 +74,110 @@ def add(commands: options.Commands) -> None:
     default = "sam-small-ct or sam-small-mr, as the network was trained on CT or MR"
     options.add_sam(parser, f"{options.SAM_HELP} (default: {default})")
     options.add_series(parser)
+    _add_many(parser)
     options.add_device(parser)
     options.add_json(parser)
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    """Add the options for the files that are written."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help=f"a file ending in {', '.join(LABELS)} (.seg.nrrd opens in Slicer with names and "
+        "colours), or a folder, which several scans need",
+    )
+    parser.add_argument(
+        "--format",
+        choices=LABELS,
+        default=".nii.gz",
+        help="format of the files in an output folder (default: .nii.gz)",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=Path,
+        metavar="PATH",
+        help="also write the probability of the chosen label; a file, or a folder for several",
+    )
+
+
+def _add_many(parser: argparse.ArgumentParser) -> None:
+    """Add the options for many scans."""
+    parser.add_argument(
+        "--jobs",
+        type=options.positive,
+        default=3,
+        metavar="N",
+        help="scans in memory at a time: the next are read and the last written while the network "
+        "works (default: 3; 1: one after another)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the scans that an earlier call did not segment into this folder, as it "
+        "was stopped or they failed",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment scans; a scan that cannot be used does not stop the rest."""
     if (arguments.sam or arguments.sam_kind) and not arguments.refine:
         raise ConfigError("--sam and --sam-kind need --refine.")
-    scans = arguments.scans
-    outputs = output_files(scans, arguments.output, arguments.format)
+    planned = own_share(_plan(arguments))
+    models = _load_models(arguments)
+    record = _record(arguments, models)
+    if arguments.resume:
+        if record is None:
+            raise ConfigError("--resume needs a folder as --output.")
+        planned = _missing(planned, record)
+    stages = SegmentStages(arguments, models, record)
+    work = Stages(stages.read, stages.label, stages.write, FATAL)
+    results: list[dict[str, Any]] = []
+    errors: list[Exception] = []
+    try:
+        for scan, outcome in run_stages(planned, work, arguments.jobs):
+            if isinstance(outcome, Exception):
+                errors.append(outcome)
+                results.append(_tell_failure(scan, outcome, arguments.debug))
+                continue
+            results.append(outcome)
+            if not arguments.json:
+                print(segmentation_text(outcome))
+    finally:
+        if arguments.json and (results or not planned):
+            told = {"model": models.bundle.identify(), "device": models.device}
+            print_json(told | {"scans": results})
+        if len(planned) > 1:
+            say(_summary(results, len(planned)))
+    return exit_code(errors[0]) if errors else 0
+
+
+def _plan(arguments: argparse.Namespace) -> list[PlannedScan]:
+    """Find the scans and choose the files of their results, in new folders if need be."""
+    places = [place for place in (arguments.output, arguments.confidence) if place]
+    scans = find_scans(arguments.scans, places)
+    paths, names = [scan.path for scan in scans], [scan.name for scan in scans]
+    labels = output_files(paths, arguments.output, arguments.format, names=names)
     confidences: list[Path | None] = [None] * len(scans)
     if arguments.confidence:
         confidences = output_files(
-            scans, arguments.confidence, "_confidence.nii.gz", labels=False, taken=outputs
+            paths,
+            arguments.confidence,
+            "_confidence.nii.gz",
+            names=names,
+            labels=False,
+            taken=labels,
         )
+    return [PlannedScan(*files) for files in zip(paths, labels, confidences, strict=True)]
 
-    from SRCSMSegmenterLib.devices import resolve_device
+
+def _load_models(arguments: argparse.Namespace) -> Models:
     from SRCSMSegmenterLib.models.bundle import load_bundle
     from SRCSMSegmenterLib.models.catalogue import find_model
 
-    device = str(resolve_device(arguments.device))
+    device = own_device(arguments.device)
     bundle = load_bundle(find_model(arguments.model))
     sam = None
     if arguments.refine:
@@ -111,156 +186,55 @@ def run(arguments: argparse.Namespace) -> int:
 
         path = find_sam(arguments.sam or default_for(bundle.description.rule.modality))
         sam = load_sam(path, arguments.sam_kind, device)
-    results, code = [], 0
-    for scan, output, confidence in zip(scans, outputs, confidences, strict=True):
-        try:
-            result = segment_scan(scan, output, confidence, bundle, sam, device, arguments)
-        except (VolumeError, SourceMatchingError) as error:
-            say(f"srcsm: error: {error}")
-            results.append({"input": str(scan), "error": str(error)})
-            code = 3
-            continue
-        results.append(result)
-        if not arguments.json:
-            print(as_text(result))
-    if arguments.json:
-        print_json({"model": bundle.identify(), "device": device, "scans": results})
-    return code
+    return Models(bundle, sam, device)
 
 
-def segment_scan(
-    scan: Path,
-    output: Path,
-    confidence: Path | None,
-    bundle: "ModelBundle",
-    sam: "SamModel | None",
-    device: str,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """Segment one scan, refine it if `sam` is given, and write the results.
-
-    Returns:
-        What a program may want to know: the scan's entry in the JSON output.
-    """
-    import numpy as np
-
-    from SRCSMSegmenterLib.geometry import Volume
-    from SRCSMSegmenterLib.inference import segment
-    from SRCSMSegmenterLib.modality import guess_modality
-    from SRCSMSegmenterLib.source_matching import wanted
-    from SRCSMSegmenterLib.volume_io import read_volume, write_labels, write_volume
-
-    started = time.perf_counter()
-    volume = read_volume(scan, arguments.series)
-    seconds = {"read": time.perf_counter() - started}
-    modality = arguments.modality or guess_modality(volume.array)
-    matching = wanted(arguments.source_matching, modality, bundle.description.rule)
-    with stage_display(scan.name) as show:
-        segmentation = segment(
-            volume,
-            bundle,
-            modality=arguments.modality,
-            source_matching=matching,
-            device=device,
-            keep_largest=arguments.keep_largest,
-            keep_probabilities=sam is not None,
-            progress=show,
-        )
-    refined = None
-    if sam is not None:
-        segmentation, refined = refine_scan(
-            volume, segmentation, bundle, sam, modality, arguments.keep_largest
-        )
-    started = time.perf_counter()
-    with report_volume_errors():
-        write_labels(output, segmentation.labels, bundle.description.labels)
-        if confidence:
-            probability = segmentation.confidence.astype(np.float32)
-            write_volume(confidence, Volume(probability, volume.geometry))
-    seconds |= segmentation.seconds | {"write": time.perf_counter() - started}
-    return {
-        "input": str(scan),
-        "output": str(output),
-        "confidence": str(confidence) if confidence else None,
-        "modality": modality,
-        "source_matching": matching,
-        "organs": organ_rows(segmentation, bundle),
-        "refinement": refined,
-        "messages": segmentation.messages,
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+def _record(arguments: argparse.Namespace, models: Models) -> SegmentedRecord | None:
+    """Open the record of the output folder; there is none beside a single file."""
+    if not arguments.output.is_dir():
+        return None
+    settings = {
+        "version": version("srcsm"),
+        "model": models.bundle.identity,
+        "modality": arguments.modality,
+        "source matching": arguments.source_matching,
+        "keep largest": arguments.keep_largest,
+        "SAM": models.sam.identity if models.sam else None,
+        "series": arguments.series,
     }
+    return SegmentedRecord(arguments.output, settings)
 
 
-def refine_scan(
-    volume: "Volume",
-    segmentation: "Segmentation",
-    bundle: "ModelBundle",
-    sam: "SamModel",
-    modality: str,
-    keep_largest: bool,
-) -> tuple["Segmentation", dict[str, Any]]:
-    """Refine a segmentation with SAM, in the boxes of what the network is sure of.
+def _missing(planned: Sequence[PlannedScan], record: SegmentedRecord) -> list[PlannedScan]:
+    """Return the scans without results of these settings, and tell how many there are."""
+    missing, reasons = [], set()
+    for scan in planned:
+        differences = record.differences(scan.path, scan.results)
+        if differences != []:
+            missing.append(scan)
+            reasons.update(differences or [])
+    told = f"{len(planned) - len(missing)} of {len(planned)} scans are segmented already"
+    if reasons:
+        told += f"; results of another {', '.join(sorted(reasons))} are made again"
+    say(f"{told}.")
+    return missing
 
-    Returns:
-        The segmentation with SAM's labels and confidence (its least certain slices stay the
-        network's), and what happened to each organ.
-    """
-    from SAMRefineLib.boxes.boxes import SliceGrid
-    from SAMRefineLib.boxes.coarse import CoarseOrgan
-    from SAMRefineLib.refine.box_selection import refine_coarse
-    from SRCSMSegmenterLib.components import keep_largest_component
 
-    coarse = [
-        CoarseOrgan(label.name, label.value, segmentation.probabilities[label.value])
-        for label in bundle.description.labels
-    ]
-    started = time.perf_counter()
-    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
-    with stage_display("refining") as show:
-        refinement = refine_coarse(volume, coarse, grid, sam, modality=modality, progress=show)
-    labels, confidence = refinement.labels.array, refinement.confidence()
-    if keep_largest:
-        keep_largest_component(labels, confidence)
-    seconds = segmentation.seconds | {"refine": time.perf_counter() - started}
-    segmentation = replace(
-        segmentation, labels=refinement.labels, confidence=confidence, seconds=seconds
+def _tell_failure(scan: PlannedScan, error: Exception, debug: bool) -> dict[str, Any]:
+    """Tell the user why a scan failed; return its entry in the JSON output."""
+    if debug:
+        traceback.print_exception(error)
+    message = sentence(error)
+    say(
+        f"srcsm: error: {message}"
+        if str(scan.path) in message
+        else f"srcsm: error: {scan.path}: {message}"
     )
-    rows = refinement_rows(refinement, volume.geometry)
-    return segmentation, {"sam": sam.identify(), "organs": rows}
+    return {"input": str(scan.path), "error": message}
 
 
-def organ_rows(segmentation: "Segmentation", bundle: "ModelBundle") -> list[dict[str, Any]]:
-    """Return volume in ml, mean confidence and least certain slices of every organ."""
-    labels, voxel_ml = segmentation.labels.array, segmentation.labels.geometry.voxel_ml
-    rows = []
-    for label in bundle.description.labels:
-        inside = segmentation.confidence[labels == label.value]
-        rows.append(
-            {
-                "label": label.value,
-                "name": label.name,
-                "volume_ml": inside.size * voxel_ml,
-                "confidence": float(inside.mean(dtype="float64")) if inside.size else None,
-                "least_certain_slices": [
-                    {"k": k, "uncertainty_mm": uncertainty}
-                    for k, uncertainty in segmentation.least_certain[label.value]
-                ],
-            }
-        )
-    return rows
-
-
-def as_text(result: dict[str, Any]) -> str:
-    """Format the result of `segment_scan` for a reader."""
-    matching = "with" if result["source_matching"] else "without"
-    lines = [
-        f"{result['output']} ({result['modality']}, {matching} source matching)",
-        f"  {'organ':<20} {'ml':>9}  confidence  least certain slices (k from 0)",
-    ]
-    for organ in result["organs"]:
-        sure = "-" if organ["confidence"] is None else f"{organ['confidence']:.2f}"
-        slices = ", ".join(str(s["k"]) for s in organ["least_certain_slices"][:SLICES_SHOWN])
-        lines.append(f"  {organ['name']:<20} {organ['volume_ml']:9.1f}  {sure:>10}  {slices}")
-    if result["refinement"]:
-        lines += ["  refined:", refinement_text(result["refinement"]["organs"])]
-    return "\n".join([*lines, *(f"  {message}" for message in result["messages"])])
+def _summary(results: Sequence[dict[str, Any]], planned: int) -> str:
+    """Write how many scans were segmented, and which failed."""
+    failed = [result["input"] for result in results if "error" in result]
+    told = f"{len(results) - len(failed)} of {planned} scans segmented"
+    return f"{told}; failed: {', '.join(failed)}." if failed else f"{told}."

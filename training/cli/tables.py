@@ -7,8 +7,50 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from SAMRefineLib.refine.results import OrganReport, Refinement
     from SRCSMSegmenterLib.geometry import Geometry
+    from SRCSMSegmenterLib.inference import Segmentation
+    from SRCSMSegmenterLib.terminology import Segment
 
 Rows = list[dict[str, Any]]
+
+SLICES_SHOWN = 5
+"""Least certain slices in a text."""
+
+
+def organ_rows(segmentation: "Segmentation", labels: Sequence["Segment"]) -> Rows:
+    """Return volume in ml, mean confidence and least certain slices of every organ."""
+    array, voxel_ml = segmentation.labels.array, segmentation.labels.geometry.voxel_ml
+    rows = []
+    for label in labels:
+        inside = segmentation.confidence[array == label.value]
+        rows.append(
+            {
+                "label": label.value,
+                "name": label.name,
+                "volume_ml": inside.size * voxel_ml,
+                "confidence": float(inside.mean(dtype="float64")) if inside.size else None,
+                "least_certain_slices": [
+                    {"k": k, "uncertainty_mm": uncertainty}
+                    for k, uncertainty in segmentation.least_certain[label.value]
+                ],
+            }
+        )
+    return rows
+
+
+def segmentation_text(result: dict[str, Any]) -> str:
+    """Format a scan's entry in the JSON output of ``srcsm segment`` for a reader."""
+    matching = "with" if result["source_matching"] else "without"
+    lines = [
+        f"{result['output']} ({result['modality']}, {matching} source matching)",
+        f"  {'organ':<20} {'ml':>9}  confidence  least certain slices (k from 0)",
+    ]
+    for organ in result["organs"]:
+        sure = "-" if organ["confidence"] is None else f"{organ['confidence']:.2f}"
+        slices = ", ".join(str(s["k"]) for s in organ["least_certain_slices"][:SLICES_SHOWN])
+        lines.append(f"  {organ['name']:<20} {organ['volume_ml']:9.1f}  {sure:>10}  {slices}")
+    if result["refinement"]:
+        lines += ["  refined:", refinement_text(result["refinement"]["organs"])]
+    return "\n".join([*lines, *(f"  {message}" for message in result["messages"])])
 
 
 def refinement_rows(refinement: "Refinement", geometry: "Geometry") -> Rows:

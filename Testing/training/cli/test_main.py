@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from srcsm_training.cli import main as cli
+from srcsm_training.cli.failures import EXTRAS, sentence
 from srcsm_training.data.dataset import check_dataset, read_dataset
 from srcsm_training.engine import config
 from srcsm_training.engine.progress import Progress
@@ -208,7 +209,7 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it():
             brought.setdefault(found[2], set()).add(found[1])
     names = {"yaml": "pyyaml", "PIL": "pillow", "segment_anything": "segment-anything"}
     assert brought == {
-        extra: {names.get(name, name) for name in modules} for extra, modules in cli.EXTRAS.items()
+        extra: {names.get(name, name) for name in modules} for extra, modules in EXTRAS.items()
     }
     for missing, wanted in (
         ("segment_anything", "'srcsm[refine]'"),
@@ -217,7 +218,7 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it():
         ("diffusers", "'srcsm[style]'"),
         ("tqdm", "srcsm"),
     ):
-        message = cli.sentence(ModuleNotFoundError("none", name=missing))
+        message = sentence(ModuleNotFoundError("none", name=missing))
         package = missing.partition(".")[0]
         assert message == f"This needs the package {package}: pip install {wanted}."
 
@@ -326,8 +327,86 @@ def test_a_bad_scan_does_not_keep_the_others_from_being_segmented(
     assert [("error" in result) for result in json.loads(printed.out)["scans"]] == [0, 1, 0]
     assert str(bad) in printed.err
     written = ["0000.seg.nrrd", "0000_confidence.nii.gz"]
-    expected = [f"{case}_{name}" for case in "ab" for name in written]
+    expected = [*(f"{case}_{name}" for case in "ab" for name in written), "segmented.jsonl"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected
+
+
+@pytest.fixture
+def cohort(datasets, tmp_path):
+    """A folder with a scan, another in a sub-folder, and a file that is none."""
+    folder = tmp_path / "cohort"
+    (folder / "site").mkdir(parents=True)
+    shutil.copy(datasets["MR"] / "imagesTr" / "a_0000.nii.gz", folder / "a.nii.gz")
+    shutil.copy(datasets["CT"] / "imagesTr" / "b_0000.nii.gz", folder / "site" / "b.nii.gz")
+    (folder / "bad.nii.gz").write_bytes(b"no scan")
+    return folder
+
+
+def test_a_folder_of_scans_is_segmented_like_a_list_of_them(models, cohort, tmp_path, capsys):
+    listed, out = tmp_path / "listed", tmp_path / "out"
+    scans = [cohort / "a.nii.gz", cohort / "site" / "b.nii.gz"]
+    assert run("segment", *scans, "-o", listed, "--jobs", 1) == 0
+    assert run("segment", cohort, "-o", out, "--confidence", out / "sure") == 3
+    printed = capsys.readouterr()
+    assert "2 of 3 scans segmented; failed" in printed.err.splitlines()[-1]
+    assert str(cohort / "bad.nii.gz") in printed.err.splitlines()[-1]
+    for name in ("a", "site/b"):
+        assert (out / "sure" / f"{name}_confidence.nii.gz").exists()
+        labels = read_labels(out / f"{name}.nii.gz").array
+        assert np.array_equal(labels, read_labels(listed / f"{Path(name).name}.nii.gz").array)
+
+
+def test_a_stopped_command_goes_on_with_what_is_missing(models, cohort, tmp_path, capsys):
+    command = ["segment", cohort, "-o", tmp_path / "out", "--json", "--resume"]
+    segmented = []
+
+    def call(code, *options):
+        assert run(*command, *options) == code
+        scans = json.loads(capsys.readouterr().out)["scans"]
+        segmented.append([Path(scan["input"]).name for scan in scans])
+
+    call(3)
+    call(3)
+    (cohort / "bad.nii.gz").unlink()
+    (tmp_path / "out" / "site" / "b.nii.gz").unlink()
+    call(0)
+    call(0)
+    call(0, "--no-keep-largest")
+    a, bad, b = "a.nii.gz", "bad.nii.gz", "b.nii.gz"
+    assert segmented == [[a, bad, b], [bad], [b], [], [a, b]]
+
+
+def test_only_a_folder_is_resumed(models, scan, tmp_path, capsys):
+    message = refused(capsys, 2, "segment", scan, "-o", tmp_path / "a.nii.gz", "--resume")
+    assert "--resume" in message
+
+
+def test_processes_share_the_scans(models, cohort, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    inputs = []
+    for rank, code in (("0", 0), ("1", 3)):
+        monkeypatch.setenv("RANK", rank)
+        assert run("segment", cohort, "-o", tmp_path / "out", "--json") == code
+        scans = json.loads(capsys.readouterr().out)["scans"]
+        inputs.append([Path(scan["input"]).name for scan in scans])
+    assert inputs == [["a.nii.gz", "b.nii.gz"], ["bad.nii.gz"]]
+
+
+def test_an_unexpected_error_of_one_scan_does_not_stop_the_rest(
+    models, datasets, tmp_path, capsys, monkeypatch
+):
+    segment = inference.segment
+
+    def fail_once(*arguments, **options):
+        monkeypatch.setattr("SRCSMSegmenterLib.inference.segment", segment)
+        raise ArithmeticError("a bug")
+
+    monkeypatch.setattr("SRCSMSegmenterLib.inference.segment", fail_once)
+    scans = sorted((datasets["MR"] / "imagesTr").iterdir())
+    assert run("segment", *scans, "-o", tmp_path / "out") == 1
+    printed = capsys.readouterr().err
+    assert f"{scans[0]}: Unexpected ArithmeticError: a bug" in printed
+    assert (tmp_path / "out" / scans[1].name).exists()
 
 
 def garbage(folder, datasets):
