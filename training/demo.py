@@ -34,7 +34,7 @@ from .engine.estimate import duration, measure_training
 from .engine.limits import Limits
 from .engine.progress import Progress
 from .engine.run_folder import write_text
-from .evaluation.evaluate import evaluate
+from .evaluation.evaluate import Scoring, evaluate
 from .evaluation.scores import summarise
 from .plots import COLOURS, draw_slice, save
 from .segmentation.config import TrainingConfig
@@ -255,7 +255,7 @@ def _test(
         write_labels(folder / f"{next(names)}.seg.nrrd", labels, segments)
         return labels
 
-    table = summarise(evaluate(network, [dataset], folder / "scores", [setting], worst=0))
+    table = summarise(evaluate(network, [dataset], folder / "scores", [setting], Scoring(worst=0)))
     return dict(zip(table["label"], table["dice_mean"], strict=True))
 
 

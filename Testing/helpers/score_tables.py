@@ -18,6 +18,7 @@ def table_of(rows, dataset="MR", setting="off", seconds=1.0):
         for case, label, status, dice, assd in rows
     ]
     run = {"dataset": dataset, "source_matching": setting, "seconds": seconds}
+    run |= {"protocol": "whole", "tolerance": 2.0}
     return pd.DataFrame([run | vars(score) for score in scores])
 
 

@@ -46,6 +46,13 @@ def positive(text: str) -> int:
     return number
 
 
+def positive_number(text: str) -> float:
+    """Convert to a number above 0; argparse reports anything else to the user."""
+    if not 0 < (number := float(text)) < float("inf"):
+        raise ValueError
+    return number
+
+
 def add_scan(parser: argparse.ArgumentParser) -> None:
     """Add the scan to read."""
     parser.add_argument("scan", type=Path, metavar="SCAN", help=SCAN_HELP)

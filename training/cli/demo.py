@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ..demo import run_demo
     from ..engine.estimate import duration
-    from ..evaluation.report import markdown_table
+    from ..evaluation.tables import markdown_table
 
     displays = ExitStack()
     shown = {}

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``srcsm evaluate``: score a network on datasets, and compare it with others."""
+"""``srcsm evaluate``: score networks and label maps of other tools, and compare them."""
 
 import argparse
 import json
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SRCSMSegmenterLib.errors import ConfigError, DatasetError
+from SRCSMSegmenterLib.errors import ConfigError
 
 from . import arguments as options
 from .console import print_json, progress_display
+from .label_maps import LabelMaps, check_labels, parse_label_maps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from SRCSMSegmenterLib.models.bundle import ModelBundle
 
     from ..data.dataset import Dataset
+    from ..evaluation.predictions import Predictions
 
 
 def add(commands: options.Commands) -> None:
@@ -25,19 +28,65 @@ def add(commands: options.Commands) -> None:
     parser = options.add_command(
         commands,
         "evaluate",
-        "score a network on datasets with labels, or compare earlier results",
+        "score networks and label maps on datasets with labels, and compare them",
         "Writes cases.csv, metrics.json, summary.md and pictures of the worst cases; for several\n"
-        "datasets also a folder each. The scores are Dice and surface distances in mm.",
+        "datasets, or several methods, also a folder each. The scores are Dice, surface Dice and\n"
+        "surface distances in mm. Methods are compared with the first of --compare, --model and\n"
+        "--predictions, in this order (comparison.md, comparison.json).",
         "  srcsm evaluate --model abdomen-ct --data Dataset102_AbdomenMR --out results/ct-mr\n"
         "  srcsm evaluate --model runs/heart/model --data LGE ACDC --source-matching on \\\n"
         "      --map-labels 1:1,5:2,2:3 --cases 'lge_0*' 'acdc_*' --out results/heart\n"
+        "  srcsm evaluate --model abdomen-ct --predictions nnunet totalseg \\\n"
+        "      --name nnU-Net TotalSegmentator --map-labels TotalSegmentator=5:1,2:2,3:3,1:4 \\\n"
+        "      --data Dataset102_AbdomenMR --out results/others --table latex\n"
         "  srcsm evaluate --compare plain=r/plain0,r/plain1 src=r/src0,r/src1 --out r/compared",
     )
     options.add_model(parser, None)
     parser.add_argument(
+        "--predictions",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="label maps that other tools wrote, a folder per tool: CASE.nii.gz, as nnU-Net does",
+    )
+    parser.add_argument(
+        "--name",
+        nargs="+",
+        default=[],
+        help="names of the tools, in the order of --predictions (default: the folders' names)",
+    )
+    parser.add_argument(
         "--data", type=Path, nargs="+", metavar="FOLDER", help="nnU-Net raw datasets"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for results")
+    _add_scoring(parser)
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER[,FOLDER...]",
+        help="earlier results, a folder per seed; the first method is the reference",
+    )
+    parser.add_argument(
+        "--table",
+        choices=("markdown", "latex", "csv"),
+        help="print a table of all methods, a column per label, instead of the reports (csv: "
+        "numbers, a row per label); * marks differences from the first method, Holm's p < 0.05",
+    )
+    options.add_modality(parser, "what the datasets say")
+    options.add_keep_largest(
+        parser,
+        default=False,
+        help="score only the largest piece of each organ, which is what srcsm segment writes",
+        alias="--largest-component",
+    )
+    options.add_device(parser)
+    options.add_json(parser)
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is scored and how."""
     parser.add_argument(
         "--source-matching", choices=("on", "off", "both"), default="both", help="default: both"
     )
@@ -53,160 +102,239 @@ def add(commands: options.Commands) -> None:
     )
     parser.add_argument(
         "--map-labels",
-        metavar="OURS:THEIRS,...",
-        help="the datasets' label for each of the network's, such as 1:1,5:2,2:3",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]OURS:THEIRS,...",
+        help="the datasets' label for each of the network's or tool's, such as 1:1,5:2,2:3; with a "
+        "name before it, for that tool alone",
+    )
+    parser.add_argument(
+        "--cut-to-labels",
+        action="store_true",
+        help="the protocol of most published numbers: only the slices from the first to the last "
+        "that shows a scored label; networks do not see the others (default: whole scans)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=options.positive_number,
+        default=2.0,
+        metavar="MM",
+        help="of the surface Dice (default: 2)",
     )
     parser.add_argument(
         "--worst", type=int, default=3, metavar="N", help="pictures per dataset (default: 3)"
     )
-    parser.add_argument(
-        "--compare",
-        nargs="+",
-        default=[],
-        metavar="NAME=FOLDER[,FOLDER...]",
-        help="results of other networks, a folder per seed; the first network is the reference",
-    )
-    options.add_modality(parser, "what the datasets say")
-    options.add_keep_largest(
-        parser,
-        default=False,
-        help="score only the largest piece of each organ, which is what srcsm segment writes",
-        alias="--largest-component",
-    )
-    options.add_device(parser)
-    options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score a network on datasets, compare it with others, or both."""
-    if bool(arguments.model) != bool(arguments.data):
-        raise ConfigError("srcsm evaluate needs --model and --data together.")
-    if not arguments.model and not arguments.compare:
-        raise ConfigError("srcsm evaluate needs --model and --data, or --compare.")
+    """Score a network and label maps on datasets, compare them with others, or both."""
+    scored = bool(arguments.model or arguments.predictions)
+    if scored != bool(arguments.data):
+        raise ConfigError("srcsm evaluate needs --data and --model or --predictions together.")
+    if not scored and not arguments.compare:
+        raise ConfigError(
+            "srcsm evaluate needs --data and --model or --predictions, or it needs --compare."
+        )
 
     from ..evaluation.report import write_comparison
     from ..evaluation.scores import read_scores
 
+    names = names_of_predictions(arguments)
+    label_maps = parse_label_maps(arguments.map_labels, names)
     # Read first: a comparison that is impossible should not wait for a long evaluation.
     methods = {}
     for name, folders in map(parse_method, arguments.compare):
         methods[name] = [read_scores(folder / "cases.csv") for folder in folders]
-    reports = []
-    if arguments.model:
-        name, table = evaluate_model(arguments)
-        methods[name] = [table]
-        reports.append("metrics")
-    if arguments.compare:
+    reports = {}
+    if scored:
+        for name, table, folder in evaluate_all(arguments, names, label_maps, methods):
+            methods[name], reports[name] = [table], folder
+    if len(methods) > 1 or not scored:
         write_comparison(methods, arguments.out)
-        reports.append("comparison")
-    if arguments.json:
-        contents = {
-            name: json.loads((arguments.out / f"{name}.json").read_text(encoding="utf-8"))
-            for name in reports
-        }
-        print_json({"output": str(arguments.out), **contents})
-    else:
-        files = {"metrics": "summary.md", "comparison": "comparison.md"}
-        texts = [(arguments.out / files[name]).read_text(encoding="utf-8") for name in reports]
-        print("\n".join(texts), end="")
+    print_results(arguments, methods, reports)
     return 0
 
 
-def evaluate_model(arguments: argparse.Namespace) -> tuple[str, "pd.DataFrame"]:
-    """Segment and score every case of every dataset.
+def evaluate_all(
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    label_maps: LabelMaps,
+    taken: Collection[str],
+) -> Iterator[tuple[str, "pd.DataFrame", Path]]:
+    """Score the network, if there is one, and the label maps of every tool.
 
-    Returns:
-        The network's name, and the long table of `evaluation.evaluate`.
+    Everything that can be checked before the work is.
+
+    Args:
+        names: of the folders of --predictions.
+        taken: names of other methods.
+
+    Yields:
+        The method's name, the long table of `evaluation.evaluate`, and the folder of its reports.
     """
-    import pandas as pd
-
-    from SRCSMSegmenterLib.devices import resolve_device
-    from SRCSMSegmenterLib.inference import segment
     from SRCSMSegmenterLib.models.bundle import load_bundle
     from SRCSMSegmenterLib.models.catalogue import find_model
 
     from ..data.dataset import choose_cases, read_dataset
-    from ..evaluation.evaluate import evaluate, parse_label_map
+    from ..evaluation.predictions import find_predictions
+
+    datasets = [
+        choose_cases(read_dataset(folder, arguments.split), arguments.cases)
+        for folder in arguments.data
+    ]
+    methods = []
+    if arguments.model:
+        bundle = load_bundle(find_model(arguments.model))
+        named = {label.value: label.name for label in bundle.description.labels}
+        methods.append((bundle.description.name, bundle, named))
+    for name, folder in zip(names, arguments.predictions, strict=True):
+        predictions = find_predictions(folder, datasets)
+        methods.append((name, predictions, predictions.labels))
+    all_names = [*taken, *(name for name, _, _ in methods)]
+    if twice := sorted({name for name in all_names if all_names.count(name) > 1}):
+        raise ConfigError(f"Two methods are named {twice[0]}; give other names with --name.")
+    for name, _, named in methods:
+        for dataset in datasets:
+            check_labels(name, named, dataset, label_maps.get(name, label_maps.get("")))
+    for name, method, _ in methods:
+        out = arguments.out / name if len(methods) > 1 else arguments.out
+        label_map = label_maps.get(name, label_maps.get(""))
+        yield name, evaluate_method(name, method, datasets, label_map, out, arguments), out
+
+
+def evaluate_method(
+    name: str,
+    method: "ModelBundle | Predictions",
+    datasets: Sequence["Dataset"],
+    label_map: dict[int, int] | None,
+    out: Path,
+    arguments: argparse.Namespace,
+) -> "pd.DataFrame":
+    """Score one network, or the label maps of one tool, on every dataset.
+
+    Returns:
+        The long table of `evaluation.evaluate`.
+    """
+    import pandas as pd
+
+    from ..evaluation.evaluate import Scoring, evaluate, evaluate_predictions
+    from ..evaluation.predictions import Predictions
     from ..evaluation.report import write_report
 
-    label_map = parse_label_map(arguments.map_labels) if arguments.map_labels else None
-    device = str(resolve_device(arguments.device))
-    bundle = load_bundle(find_model(arguments.model))
-    folders, matching = arguments.data, arguments.source_matching
-    datasets = [choose_cases(read_dataset(f, arguments.split), arguments.cases) for f in folders]
-    for dataset in datasets:
-        check_labels(bundle, dataset, label_map)
+    from_files = isinstance(method, Predictions)
     settings = {
-        "model": bundle.description.name,
-        "identity": bundle.identity,
+        "model": name,
+        **({"predictions": str(method.folder)} if from_files else about(method, arguments)),
         "datasets": ", ".join(dataset.name for dataset in datasets),
         "cases": " ".join(arguments.cases),
-        "map_labels": arguments.map_labels or "none",
-        "keep_largest": arguments.keep_largest,
-        "device": device,
+        "map_labels": ",".join(f"{a}:{b}" for a, b in (label_map or {}).items()) or "none",
     }
+    scoring = Scoring(
+        label_map, arguments.cut_to_labels, arguments.tolerance, arguments.worst, settings
+    )
+    matching = arguments.source_matching
+    chosen = ("off", "on") if matching == "both" else (matching,)
     tables = []
     for dataset in datasets:
-        modality = arguments.modality or dataset.modality
-
-        def network(image: "Volume", on: bool, modality: str = modality) -> "Volume":
-            return segment(
-                image,
-                bundle,
-                modality=modality,
-                source_matching=on,
-                device=device,
-                keep_largest=arguments.keep_largest,
-            ).labels
-
         # Several targets get a folder each; the tables over all of them lie above.
-        output = arguments.out / dataset.name if len(datasets) > 1 else arguments.out
-        with progress_display(dataset.name) as show:
-            table = evaluate(
-                network,
-                [dataset],
-                output,
-                ("off", "on") if matching == "both" else (matching,),
-                label_map,
-                arguments.worst,
-                settings,
-                show,
-            )
+        output = out / dataset.name if len(datasets) > 1 else out
+        with progress_display(f"{name}, {dataset.name}") as show:
+            if from_files:
+                table = evaluate_predictions(method, [dataset], output, scoring, show)
+            else:
+                segment = network(method, dataset, arguments)
+                table = evaluate(segment, [dataset], output, chosen, scoring, show)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     if len(datasets) > 1:
-        write_report(table, arguments.out, settings)
-    return bundle.description.name, table
+        write_report(table, out, settings)
+    return table
 
 
-def check_labels(
-    bundle: "ModelBundle", dataset: "Dataset", label_map: dict[int, int] | None
+def about(bundle: "ModelBundle", arguments: argparse.Namespace) -> dict[str, str | bool]:
+    """Return what the reports say about a network."""
+    from SRCSMSegmenterLib.devices import resolve_device
+
+    return {
+        "identity": bundle.identity,
+        "keep_largest": arguments.keep_largest,
+        "device": str(resolve_device(arguments.device)),
+    }
+
+
+def network(
+    bundle: "ModelBundle", dataset: "Dataset", arguments: argparse.Namespace
+) -> Callable[["Volume", bool], "Volume"]:
+    """Return a function that segments a scan of a dataset, with or without source matching."""
+    from SRCSMSegmenterLib.devices import resolve_device
+    from SRCSMSegmenterLib.inference import segment
+
+    def labels(image: "Volume", on: bool) -> "Volume":
+        return segment(
+            image,
+            bundle,
+            modality=arguments.modality or dataset.modality,
+            source_matching=on,
+            device=str(resolve_device(arguments.device)),
+            keep_largest=arguments.keep_largest,
+        ).labels
+
+    return labels
+
+
+def print_results(
+    arguments: argparse.Namespace,
+    methods: dict[str, list["pd.DataFrame"]],
+    reports: dict[str, Path],
 ) -> None:
-    """Compare the network's labels with the dataset's, before hours of work on nonsense.
+    """Print the table asked for, or the reports as JSON or as text.
+
+    Args:
+        reports: method that was scored -> folder of its reports.
+    """
+    from ..evaluation.tables import format_table
+
+    compared = len(methods) > 1 or not reports
+    if arguments.table:
+        print(format_table(methods, arguments.table), end="")
+    elif arguments.json:
+        scored = {
+            name: json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            for name, folder in reports.items()
+        }
+        content = {"output": str(arguments.out)}
+        if len(scored) == 1:
+            content["metrics"] = next(iter(scored.values()))
+        elif scored:
+            content["methods"] = scored
+        if compared:
+            text = (arguments.out / "comparison.json").read_text(encoding="utf-8")
+            content["comparison"] = json.loads(text)
+        print_json(content)
+    else:
+        files = [folder / "summary.md" for folder in reports.values()]
+        files += [arguments.out / "comparison.md"] if compared else []
+        print("\n".join(path.read_text(encoding="utf-8") for path in files), end="")
+
+
+def names_of_predictions(arguments: argparse.Namespace) -> list[str]:
+    """Return a name for every folder of --predictions.
 
     Raises:
-        ConfigError: the label map names a label that the network does not have.
-        DatasetError: without a label map, a label means one thing here and another there.
+        ConfigError: too few or too many names, two equal ones, or one that is no folder's name.
     """
-    from SRCSMSegmenterLib.terminology import segment_for
-
-    name = bundle.description.name
-    ours = {label.value: label for label in bundle.description.labels}
-    theirs = {value: segment_for(label, value) for label, value in dataset.labels.items()}
-    if label_map is not None:
-        if unknown := sorted(label_map.keys() - ours.keys() - {0}):
-            raise ConfigError(f"--map-labels: {name} has no label {unknown}.")
-        return
-    meanings = [{v: s.terminology for v, s in side.items()} for side in (ours, theirs)]
-    if meanings[0] != meanings[1]:
-        ours, theirs = (
-            ", ".join(f"{value} {label.name}" for value, label in side.items())
-            for side in (ours, theirs)
+    names = arguments.name or [folder.resolve().name for folder in arguments.predictions]
+    if len(names) != len(arguments.predictions):
+        raise ConfigError(
+            f"--name takes a name for each folder of --predictions: {len(arguments.predictions)}, "
+            f"not {len(names)}."
         )
-        raise DatasetError(
-            f"The labels of {name} ({ours}) are not those of {dataset.name} ({theirs}); say with "
-            "--map-labels which is which."
-        )
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"Two folders of --predictions are named {name}; give --name.")
+        if Path(name).name != name or "=" in name:
+            raise ConfigError(f'--name: "{name}" cannot name a folder of results.')
+    return names
 
 
 def parse_method(text: str) -> tuple[str, list[Path]]:

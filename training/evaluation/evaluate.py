@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of a network on datasets with labels: scores of every case, reports and pictures."""
+"""Evaluation on datasets with labels: scores of every case, reports and pictures."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,60 @@ import numpy as np
 import pandas as pd
 
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
-from SRCSMSegmenterLib.geometry import Volume
+from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
-from ..data.dataset import Dataset
-from .metrics import score_case
+from ..data.dataset import Case, Dataset
+from .cut import Slab, cut, labelled_slab
+from .metrics import TOLERANCE, score_case
+from .predictions import Predictions
 from .report import write_report
-from .scores import worst_cases, write
+from .scores import ANY_SETTING, worst_cases, write
 from .slice_views import draw_view, most_wrong_slice
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored, how, and what is reported beside the scores.
+
+    Attributes:
+        label_map: the predictions' label -> the datasets' label, see `parse_label_map`; the labels
+            it maps to are scored. Without a map, all labels of a dataset are scored.
+        cut_to_labels: score only the slices that the scored labels span (cut.py); networks do not
+            see the others.
+        tolerance: of the surface Dice, mm.
+        worst: number of pictures per dataset and SM setting, of the cases of lowest mean Dice.
+        settings: plain JSON values that are copied to `metrics.json` and `summary.md`.
+    """
+
+    label_map: Mapping[int, int] | None = None
+    cut_to_labels: bool = False
+    tolerance: float = TOLERANCE
+    worst: int = 3
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """A case as it is scored.
+
+    Attributes:
+        image, truth: of one grid, cut if the slab is.
+        whole: grid of the file.
+        slab: slices of the file that are scored; None: all.
+        labels: name -> label of those to score.
+    """
+
+    dataset: Dataset
+    case: Case
+    image: Volume
+    truth: Volume
+    whole: Geometry
+    slab: Slab | None
+    labels: dict[str, int]
+
+
+Progress = Callable[[int, int, str], None]
 
 
 def evaluate(
@@ -26,68 +72,123 @@ def evaluate(
     datasets: Sequence[Dataset],
     output: Path,
     source_matching: Sequence[str] = ("off", "on"),
-    label_map: Mapping[int, int] | None = None,
-    worst: int = 3,
-    settings: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    scoring: Scoring = Scoring(),
+    progress: Progress = lambda done, total, name: None,
 ) -> pd.DataFrame:
-    """Segment and score every case, and write `cases.csv`, `metrics.json`, `summary.md`, pictures.
+    """Segment and score every case, see `score`.
+
+    Args:
+        segment: called as segment(image, source_matching) -> labels on the image's grid.
+        datasets: targets; every case needs a label map.
+        source_matching: any of "off", "on".
+    """
+
+    def label(scan: Scan, setting: str) -> Volume:
+        return segment(scan.image, setting == "on")
+
+    return score(label, source_matching, datasets, output, scoring, progress)
+
+
+def evaluate_predictions(
+    predictions: Predictions,
+    datasets: Sequence[Dataset],
+    output: Path,
+    scoring: Scoring = Scoring(),
+    progress: Progress = lambda done, total, name: None,
+) -> pd.DataFrame:
+    """Score the label maps that another tool wrote, see `score`.
+
+    Raises:
+        VolumeError: a label map cannot be read, or lies on another grid than its scan.
+        DatasetError: without a label map, it holds a label that the dataset does not name.
+    """
+
+    def label(scan: Scan, setting: str) -> Volume:
+        labels = predictions.read(scan.dataset.name, scan.case, scan.whole)
+        if scoring.label_map is None:
+            present = set(np.unique(labels.array).tolist()) - {0}
+            if unknown := sorted(present - set(scan.dataset.labels.values())):
+                raise DatasetError(
+                    f"{predictions.folder}: {scan.case.name} holds the labels {unknown}, which "
+                    f"{scan.dataset.name} does not name; say with --map-labels which is which."
+                )
+        return labels if scan.slab is None else cut(labels, scan.slab)
+
+    return score(label, (ANY_SETTING,), datasets, output, scoring, progress)
+
+
+def score(
+    label: Callable[[Scan, str], Volume],
+    source_matching: Sequence[str],
+    datasets: Sequence[Dataset],
+    output: Path,
+    scoring: Scoring,
+    progress: Progress,
+) -> pd.DataFrame:
+    """Score every case, and write `cases.csv`, `metrics.json`, `summary.md` and pictures.
 
     `cases.partial.csv` is rewritten after every case and removed at the end: a run that is stopped
     keeps its scores so far and the results of an earlier run.
 
     Args:
-        segment: called as segment(image, source_matching) -> labels on the image's grid.
+        label: called as label(scan, setting) -> label map on the grid of the scan's image.
+        source_matching: the settings to call it with.
         datasets: targets; every case needs a label map.
         output: folder, created if it does not exist; results in it are replaced.
-        source_matching: any of "off", "on".
-        label_map: the network's label -> the datasets' label, see `parse_label_map`; the labels it
-            maps to are scored. Without a map, all labels of a dataset are scored.
-        worst: number of pictures per dataset and SM setting, of the cases of lowest mean Dice.
-        settings: plain JSON values that are copied to `metrics.json` and `summary.md`.
-        progress: called as progress(done, total, case name) after every segmentation.
+        progress: called as progress(done, total, case name) after every label map.
 
     Returns:
-        The long table (see `scores`): dataset, source_matching, seconds (wall time of `segment`),
-        and the fields of `metrics.Score`.
+        The long table (see `scores`): dataset, source_matching, seconds (wall time of `label`),
+        protocol, tolerance, and the fields of `metrics.Score`.
 
     Raises:
-        DatasetError: a case has no label map, or the dataset has no label of `label_map`.
+        DatasetError: a case has no label map or, if it is to be cut, none of the labels, or the
+            dataset has no label of the label map.
         EvaluationError: the output folder cannot be written.
     """
-    targets = [(dataset, _labels_to_score(dataset, label_map)) for dataset in datasets]
+    targets = [(dataset, _labels_to_score(dataset, scoring.label_map)) for dataset in datasets]
     total = len(source_matching) * sum(len(dataset.cases) for dataset in datasets)
+    protocol = {
+        "protocol": "cut" if scoring.cut_to_labels else "whole",
+        "tolerance": scoring.tolerance,
+    }
     rows, views = [], {}
     partial = output / "cases.partial.csv"
     write(partial, "")  # an unwritable folder fails now, not after the first case
-    for dataset, labels in targets:
-        for case in dataset.cases:
-            image, truth = read_volume(case.image), read_labels(case.labels).array
-            for setting in source_matching:
-                started = time.perf_counter()
-                prediction = segment(image, setting == "on").array
-                seconds = time.perf_counter() - started
-                if label_map is not None:
-                    prediction = map_labels(prediction, label_map)
-                scores = score_case(case.name, prediction, truth, image.geometry.spacing, labels)
-                run = {"dataset": dataset.name, "source_matching": setting, "seconds": seconds}
-                rows += [run | asdict(score) for score in scores]
-                view = most_wrong_slice(image, prediction, truth, labels)
-                views[dataset.name, setting, case.name] = view
-                table = pd.DataFrame(rows)
-                write(partial, table.to_csv(index=False))
-                progress(len(views), total, case.name)
-    for (name, setting, case), dice in worst_cases(table, worst).items():
-        title = f"{name} {case}, SM {setting}: mean Dice {dice:.3f}"
-        picture = output / "pictures" / f"{name}_{case}_sm_{setting}.png"
-        draw_view(views[name, setting, case], title, picture)
-    write_report(table, output, settings or {})
+    for scan in _scans(targets, scoring.cut_to_labels):
+        name, case, truth = scan.dataset.name, scan.case.name, scan.truth.array
+        spacing = scan.image.geometry.spacing
+        for setting in source_matching:
+            started = time.perf_counter()
+            prediction = label(scan, setting).array
+            run = {
+                "dataset": name,
+                "source_matching": setting,
+                "seconds": time.perf_counter() - started,
+                **protocol,
+            }
+            if scoring.label_map is not None:
+                prediction = map_labels(prediction, scoring.label_map)
+            scores = score_case(case, prediction, truth, spacing, scan.labels, scoring.tolerance)
+            rows += [run | asdict(score) for score in scores]
+            view = most_wrong_slice(scan.image, prediction, truth, scan.labels)
+            views[name, setting, case] = view
+            table = pd.DataFrame(rows)
+            write(partial, table.to_csv(index=False))
+            progress(len(views), total, case)
+    for (name, setting, case), dice in worst_cases(table, scoring.worst).items():
+        shown, suffix = f"{name} {case}", f"{name}_{case}"
+        if setting != ANY_SETTING:
+            shown, suffix = f"{shown}, SM {setting}", f"{suffix}_sm_{setting}"
+        picture = output / "pictures" / f"{suffix}.png"
+        draw_view(views[name, setting, case], f"{shown}: mean Dice {dice:.3f}", picture)
+    write_report(table, output, scoring.settings)
     partial.unlink()
     return table
 
 
 def parse_label_map(text: str) -> dict[int, int]:
-    """Read "1:1,5:2,2:3": the network's label before the colon, the dataset's after it.
+    """Read "1:1,5:2,2:3": the prediction's label before the colon, the dataset's after it.
 
     Raises:
         ConfigError: not pairs of whole numbers, or one label mapped twice.
@@ -128,3 +229,27 @@ def _labels_to_score(dataset: Dataset, label_map: Mapping[int, int] | None) -> d
     if unknown:
         raise DatasetError(f"{dataset.folder} has no label {unknown}; correct the label map.")
     return {name: label for name, label in dataset.labels.items() if label in scored}
+
+
+def _scans(
+    targets: Sequence[tuple[Dataset, dict[str, int]]], cut_to_labels: bool
+) -> Iterator[Scan]:
+    """Read the cases of every target, and cut them if that is asked for."""
+    slabs: dict[tuple[str, str], Slab | None] = {}
+    if cut_to_labels:  # all of them before hours of work
+        for dataset, labels in targets:
+            for case in dataset.cases:
+                slab = labelled_slab(read_labels(case.labels), labels)
+                if slab is None:
+                    raise DatasetError(
+                        f"{dataset.folder}: {case.name} shows none of {', '.join(labels)}, so it "
+                        "cannot be cut to them; leave it out with --cases."
+                    )
+                slabs[dataset.name, case.name] = slab
+    for dataset, labels in targets:
+        for case in dataset.cases:
+            image, truth = read_volume(case.image), read_labels(case.labels)
+            whole, slab = image.geometry, slabs.get((dataset.name, case.name))
+            if slab is not None:
+                image, truth = cut(image, slab), cut(truth, slab)
+            yield Scan(dataset, case, image, truth, whole, slab, labels)

@@ -2,7 +2,7 @@
 """Agreement of a label map with the truth: Dice and surface distances in mm."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -11,6 +11,9 @@ from SRCSMSegmenterLib.components import dice
 from SRCSMSegmenterLib.errors import VolumeError
 
 Status = Literal["scored", "missed", "false positive", "absent"]
+
+TOLERANCE = 2.0
+"""mm within which a surface counts as found by the surface Dice, unless another is asked for."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,11 @@ class Score:
         case: name of the case.
         label: name of the label.
         status: "scored" if truth and prediction both have the label; "missed" if only the truth
-            has it, "false positive" if only the prediction has it: Dice 0, distances NaN; "absent"
-            if neither has it: all NaN, so that means leave the case out.
+            has it, "false positive" if only the prediction has it: Dice and surface Dice 0,
+            distances NaN; "absent" if neither has it: all NaN, so that means leave the case out.
         dice: Dice coefficient, 0 to 1.
+        surface_dice: share of the surface distances that are no longer than the tolerance, 0 to 1
+            (normalised surface Dice, Nikolov et al. 2021; every surface voxel counts the same).
         assd: mean of the surface distances, mm.
         hd95: larger of the two one-way 95th percentiles of the surface distances, mm.
         distance_median, distance_sd, distance_max: of the surface distances, mm; the maximum is
@@ -37,6 +42,7 @@ class Score:
     label: str
     status: Status
     dice: float = np.nan
+    surface_dice: float = np.nan
     assd: float = np.nan
     hd95: float = np.nan
     distance_median: float = np.nan
@@ -50,6 +56,7 @@ def score_case(
     truth: np.ndarray,
     spacing: np.ndarray,
     labels: dict[str, int],
+    tolerance: float = TOLERANCE,
 ) -> list[Score]:
     """Score every label of one case.
 
@@ -58,6 +65,7 @@ def score_case(
         prediction, truth: integer label maps of one shape (K, J, I).
         spacing: mm along (I, J, K), as `Geometry.spacing`; voxels are taken as cuboids.
         labels: name -> label of the labels to score; other labels count as background.
+        tolerance: of the surface Dice, mm.
 
     Returns:
         One score per label, in the order of `labels`.
@@ -79,30 +87,33 @@ def score_case(
             continue
         # Nothing outside the joint bounding box can change a distance.
         predicted, true = pair[(slice(None), *box[1:])] == label
-        scores.append(_score_label(case, name, predicted, true, spacing))
+        agreement = _agreement(predicted, true, spacing, tolerance)
+        scores.append(Score(case, name, **agreement))
     return scores
 
 
-def _score_label(
-    case: str, label: str, predicted: np.ndarray, true: np.ndarray, spacing: np.ndarray
-) -> Score:
+def _agreement(
+    predicted: np.ndarray, true: np.ndarray, spacing: np.ndarray, tolerance: float
+) -> dict[str, Any]:
+    """Return the status and the metrics of a label that truth or prediction has."""
     if not predicted.any():
-        return Score(case, label, "missed", dice=0.0)
+        return {"status": "missed", "dice": 0.0, "surface_dice": 0.0}
     if not true.any():
-        return Score(case, label, "false positive", dice=0.0)
+        return {"status": "false positive", "dice": 0.0, "surface_dice": 0.0}
     one_way, other_way = surface_distances(predicted, true, spacing)
     pooled = np.concatenate([one_way, other_way])
-    return Score(
-        case,
-        label,
-        "scored",
-        dice=dice(predicted, true, empty=np.nan),
-        assd=float(pooled.mean()),
-        hd95=float(max(np.percentile(one_way, 95), np.percentile(other_way, 95))),
-        distance_median=float(np.median(pooled)),
-        distance_sd=float(pooled.std()),
-        distance_max=float(pooled.max()),
-    )
+    # float32 distances: 0.3 mm, three voxels of 0.1 mm, are within 0.3 mm.
+    within = pooled <= tolerance * (1 + 1e-6)
+    return {
+        "status": "scored",
+        "dice": dice(predicted, true, empty=np.nan),
+        "surface_dice": float(within.mean()),
+        "assd": float(pooled.mean()),
+        "hd95": float(max(np.percentile(one_way, 95), np.percentile(other_way, 95))),
+        "distance_median": float(np.median(pooled)),
+        "distance_sd": float(pooled.std()),
+        "distance_max": float(pooled.max()),
+    }
 
 
 def surface_distances(

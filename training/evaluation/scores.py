@@ -1,25 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of segmentations as one long table: reading, statistics and tests.
+"""Scores of segmentations as one long table: reading and statistics.
 
-The long table has a row per dataset, source matching (SM) on or off, case and label, as
+The long table has a row per dataset, setting of source matching (SM), case and label, as
 `evaluate.evaluate` returns it and `read_scores` reads it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
 
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import SRCSMError
 
 from .metrics import Status
 
-METRICS = ("dice", "assd", "hd95", "distance_median", "distance_sd", "distance_max")
+METRICS = (
+    "dice", "surface_dice", "assd", "hd95", "distance_median", "distance_sd", "distance_max",
+)  # fmt: skip
+MAIN = {
+    "dice": "Dice",
+    "surface_dice": "surface Dice",
+    "assd": "ASSD (mm)",
+    "hd95": "HD95 (mm)",
+}
+"""The metrics that reports show, and their titles."""
+
 GROUP = ["dataset", "source_matching"]
+PROTOCOL = ("protocol", "tolerance")
+"""Columns in which scores must agree to be compared: the protocol, "whole" or "cut" scans, and the
+tolerance of the surface Dice in mm. Tables of older versions have none: whole, no surface Dice."""
+
+RESAMPLES = 9999
+"""Bootstrap samples of an interval."""
+
+CONFIDENCE = 0.95
+
+ANY_SETTING = "-"
+"""SM setting of label maps that another tool wrote."""
 
 
 class EvaluationError(SRCSMError):
@@ -41,6 +62,9 @@ def read_scores(path: Path) -> pd.DataFrame:
         )
     except (OSError, ValueError) as error:
         raise EvaluationError(f"Cannot read the scores {path}: {error}.") from error
+    for column, value in (("protocol", "whole"), ("tolerance", np.nan), ("surface_dice", np.nan)):
+        if column not in table:
+            table[column] = value
     missing = {*GROUP, "case", "label", "status", *METRICS} - set(table.columns)
     if missing:
         raise EvaluationError(f"{path} is no table of scores; it lacks {sorted(missing)}.")
@@ -52,7 +76,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row per label: how many cases were scored, missed, false positive, absent; for every
-        metric the mean, median, sd (n - 1), min and max over cases, e.g. `dice_mean`. Absent
+        metric the mean, median, sd (n - 1), min and max over cases, e.g. `dice_mean`; for those
+        of `MAIN` also the `bootstrap_interval` of the mean, `dice_low` and `dice_high`. Absent
         cases are left out; missed and false positive cases have Dice 0 and no distances. A row
         with the label "mean" has the same statistics of each case's mean over its labels, and the
         sums of the counts.
@@ -60,9 +85,12 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     keys, metrics = [*GROUP, "label"], list(METRICS)
     case_means = table.groupby([*GROUP, "case"], sort=False)[metrics].mean().reset_index()
     cases = pd.concat([table, case_means.assign(label="mean")])
-    by_label = cases.groupby(keys, sort=False)[metrics]
-    statistics = by_label.agg(["mean", "median", "std", "min", "max"])
+    by_label = cases.groupby(keys, sort=False)
+    statistics = by_label[metrics].agg(["mean", "median", "std", "min", "max"])
     statistics.columns = [f"{m}_{s.replace('std', 'sd')}" for m, s in statistics.columns]
+    for metric in MAIN:
+        intervals = by_label[metric].agg(bootstrap_interval)
+        statistics[f"{metric}_low"], statistics[f"{metric}_high"] = zip(*intervals, strict=True)
     counted = pd.concat([table, table.assign(label="mean")])
     counts = counted.groupby([*keys, "status"]).size().unstack("status", fill_value=0)
     counts = counts.reindex(statistics.index, columns=list(get_args(Status)), fill_value=0)
@@ -85,79 +113,30 @@ def across_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """Comparison of two methods on the same cases.
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Compute the percentile bootstrap interval of a mean, at `CONFIDENCE`.
 
-    Attributes:
-        cases: number of pairs.
-        first, second: means over the cases.
-        difference: second minus first.
-        p_value: two-sided, of the Wilcoxon signed-rank test.
-    """
-
-    cases: int
-    first: float
-    second: float
-    difference: float
-    p_value: float
-
-
-def paired_test(first: pd.DataFrame, second: pd.DataFrame, metric: str = "dice") -> PairedTest:
-    """Compare two methods by a Wilcoxon signed-rank test (scipy) over the cases' means.
+    The cases are drawn `RESAMPLES` times with replacement, with the same seed every time.
 
     Args:
-        first, second: long tables of one SM setting each; concatenate those of several seeds. A
-            case counts with its mean over labels and seeds.
-        metric: one of `METRICS`; a case is left out if it is NaN for either method.
-
-    Raises:
-        EvaluationError: the tables hold different cases, or several SM settings.
-    """
-    if max(table["source_matching"].nunique() for table in (first, second)) > 1:
-        raise EvaluationError("A paired test needs one SM setting on either side; select it first.")
-    before, after = (t.groupby(["dataset", "case"])[metric].mean() for t in (first, second))
-    unpaired = before.index.symmetric_difference(after.index)
-    if len(unpaired):
-        names = ", ".join("/".join(name) for name in unpaired)
-        raise EvaluationError(f"A paired test needs the same cases on both sides; alone: {names}.")
-    pairs = pd.DataFrame({"first": before, "second": after}).dropna()
-    same = (pairs["first"] == pairs["second"]).all()
-    p_value = 1.0 if same else wilcoxon(pairs["first"], pairs["second"]).pvalue
-    means = pairs.mean()
-    change = means["second"] - means["first"]
-    return PairedTest(len(pairs), *map(float, (means["first"], means["second"], change, p_value)))
-
-
-def compare_methods(methods: Mapping[str, Sequence[pd.DataFrame]]) -> pd.DataFrame:
-    """Test the Dice of every method against the first, for each target and SM setting of both.
-
-    Args:
-        methods: name -> long tables, one per seed.
+        values: one number a case; NaN is left out.
 
     Returns:
-        Columns method, against, dataset, source_matching, and the fields of `PairedTest`.
+        Its ends; NaN if there are fewer than two cases.
     """
-    (reference, baseline), *others = [(name, pd.concat(t)) for name, t in methods.items()]
-    known = dict(iter(baseline.groupby(GROUP, sort=False)))
-    rows = []
-    for method, table in others:
-        for key, part in table.groupby(GROUP, sort=False):
-            if key in known:
-                names = {"method": method, "against": reference}
-                test = asdict(paired_test(known[key], part))
-                rows.append(names | dict(zip(GROUP, key, strict=True)) | test)
-    return pd.DataFrame(rows)
+    values = np.asarray(values, dtype=float)
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return np.nan, np.nan
+    tail = 50 * (1 - CONFIDENCE)
+    means = values[_resamples(len(values))].mean(axis=1)
+    low, high = np.percentile(means, (tail, 100 - tail))
+    return float(low), float(high)
 
 
-def source_matching_tests(table: pd.DataFrame) -> pd.DataFrame:
-    """Test SM on against off by Dice, a row per dataset that has both; empty if none has."""
-    rows = []
-    for dataset, part in table.groupby("dataset", sort=False):
-        off, on = (part[part["source_matching"] == setting] for setting in ("off", "on"))
-        if len(off) and len(on):
-            rows.append({"dataset": dataset} | asdict(paired_test(off, on)))
-    return pd.DataFrame(rows)
+@lru_cache(maxsize=4)
+def _resamples(cases: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(cases, size=(RESAMPLES, cases))
 
 
 def worst_cases(table: pd.DataFrame, count: int) -> dict[tuple[str, str, str], float]:

@@ -167,7 +167,7 @@ def _scores(
     bundle: "ModelBundle", dataset: "Dataset", output: Path, settings: Sequence[str]
 ) -> pd.DataFrame:
     """Score the network's labels, all pieces of them, with the given settings of SM."""
-    from srcsm_training.evaluation.evaluate import evaluate
+    from srcsm_training.evaluation.evaluate import Scoring, evaluate
     from SRCSMSegmenterLib.inference import segment
 
     def network(volume: "Volume", matching: bool) -> "Volume":
@@ -180,4 +180,4 @@ def _scores(
             keep_largest=False,
         ).labels
 
-    return evaluate(network, [dataset], output, settings, worst=2)
+    return evaluate(network, [dataset], output, settings, Scoring(worst=2))

@@ -796,6 +796,22 @@ def test_evaluate_adds_its_network_to_a_comparison(models, datasets, tmp_path, c
     assert {(t["method"], t["against"]) for t in tests} == {("abdomen-ct", "earlier")}
 
 
+def test_evaluate_compares_label_maps_of_another_tool_with_its_network(
+    models, datasets, tmp_path, capsys
+):
+    truth = datasets["MR"] / "labelsTr"
+    arguments = ["evaluate", "--model", "abdomen-ct", "--data", datasets["MR"], "--worst", 0]
+    arguments += ["--predictions", truth, "--device", "cpu", "--json"]
+    assert run(*arguments, "--cut-to-labels", "--out", tmp_path / "out") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {row["protocol"] for row in told["methods"]["abdomen-ct"]["cases"]} == {"cut"}
+    tests = told["comparison"]["tests"]
+    assert [t["source_matching"] for t in tests] == ["- against off", "- against on"]
+    assert {(t["method"], t["against"], t["second"]) for t in tests} == {
+        ("labelsTr", "abdomen-ct", 1.0)
+    }
+
+
 def test_evaluate_refuses_labels_that_mean_something_else(models, tmp_path, capsys):
     folder = tiny.write_dataset(tmp_path / "Dataset_heart", 1)
     text = (folder / "dataset.json").read_text("utf-8").replace("spleen", "left_ventricle")

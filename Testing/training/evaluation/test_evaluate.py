@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from srcsm_training.data.dataset import Case, Dataset
-from srcsm_training.evaluation.evaluate import evaluate, map_labels, parse_label_map
+from srcsm_training.evaluation.evaluate import Scoring, evaluate, map_labels, parse_label_map
 from srcsm_training.evaluation.scores import EvaluationError, read_scores
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -74,12 +74,12 @@ def test_evaluate_uses_the_spacing_of_the_scan(dataset, tmp_path):
     def one_slice_off(image, source_matching):
         return Volume(np.roll(truth_array(), -1, axis=0), image.geometry)
 
-    table = evaluate(one_slice_off, [dataset], tmp_path / "out", ("off",), worst=0)
+    table = evaluate(one_slice_off, [dataset], tmp_path / "out", ("off",), scoring=Scoring(worst=0))
     assert table["distance_max"].tolist() == [4.0] * 4  # slices of 4 mm
 
 
 def test_pictures_show_only_the_worst_cases(dataset, tmp_path):
-    evaluate(segment, [dataset], tmp_path / "out", ("off",), worst=1)
+    evaluate(segment, [dataset], tmp_path / "out", ("off",), scoring=Scoring(worst=1))
     [picture] = (tmp_path / "out" / "pictures").iterdir()
     assert picture.name == "Heart_q_sm_off.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -89,14 +89,20 @@ def test_a_label_map_renames_the_prediction_and_limits_what_is_scored(dataset, t
     def whole_heart(image, source_matching):
         return Volume(np.where(truth_array() == 2, 7, 3).astype(np.uint8), image.geometry)
 
-    table = evaluate(whole_heart, [dataset], tmp_path / "out", ("on",), label_map={7: 2})
+    table = evaluate(whole_heart, [dataset], tmp_path / "out", ("on",), scoring=Scoring({7: 2}))
     assert table[["label", "dice"]].values.tolist() == [["spleen", 1.0]] * 2
     with pytest.raises(DatasetError, match=r"no label \[5\]"):
-        evaluate(whole_heart, [dataset], tmp_path / "out", label_map={7: 5})
+        evaluate(whole_heart, [dataset], tmp_path / "out", scoring=Scoring({7: 5}))
 
 
 def test_settings_travel_into_the_report(dataset, tmp_path):
-    evaluate(segment, [dataset], tmp_path, ("on",), worst=0, settings={"bundle": "models/a"})
+    evaluate(
+        segment,
+        [dataset],
+        tmp_path,
+        ("on",),
+        scoring=Scoring(worst=0, settings={"bundle": "models/a"}),
+    )
     assert json.loads((tmp_path / "metrics.json").read_text("utf-8"))["settings"] == {
         "bundle": "models/a"
     }
@@ -105,7 +111,7 @@ def test_settings_travel_into_the_report(dataset, tmp_path):
 
 def test_a_run_that_stops_keeps_its_scores_and_those_of_the_last_run(dataset, tmp_path):
     output = tmp_path / "out"
-    before = evaluate(segment, [dataset], output, worst=0)
+    before = evaluate(segment, [dataset], output, scoring=Scoring(worst=0))
 
     def fails_on_the_second(image, source_matching):
         if image.array[0, 0, 0] == 101:
@@ -113,7 +119,7 @@ def test_a_run_that_stops_keeps_its_scores_and_those_of_the_last_run(dataset, tm
         return segment(image, source_matching)
 
     with pytest.raises(VolumeError):
-        evaluate(fails_on_the_second, [dataset], output, worst=0)
+        evaluate(fails_on_the_second, [dataset], output, scoring=Scoring(worst=0))
     pd.testing.assert_frame_equal(read_scores(output / "cases.csv"), before)
     assert read_scores(output / "cases.partial.csv")["case"].unique().tolist() == ["p"]
 

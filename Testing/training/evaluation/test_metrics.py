@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from srcsm_training.evaluation.metrics import score_case
+from srcsm_training.evaluation.metrics import TOLERANCE, score_case
 from SRCSMSegmenterLib.errors import VolumeError
 
 SPACING = np.array([1.0, 2.0, 5.0])  # I, J, K
@@ -45,6 +45,7 @@ def test_scores_of_a_line_are_those_worked_out_by_hand():
     forth = 1.5 * np.array([0, 0, 1, 2, 3, 4])  # prediction to truth
     # back, truth to prediction: 3, 1.5, 0, 0 mm
     assert result.dice == pytest.approx(2 * 2 / (4 + 6))
+    assert result.surface_dice == pytest.approx((3 + 3) / 10)  # no further than 2 mm
     assert result.assd == pytest.approx((15 + 4.5) / 10)
     assert result.distance_median == pytest.approx(1.5)
     assert result.distance_max == pytest.approx(6)
@@ -52,6 +53,15 @@ def test_scores_of_a_line_are_those_worked_out_by_hand():
     # 95 % of the way along six sorted values is index 4.75: 4.5 + 0.75 * 1.5, and the way back
     # gives 0.85 * 1.5 + 1.5 = 2.775; the larger counts.
     assert result.hd95 == pytest.approx(5.625)
+
+
+def test_the_tolerance_of_the_surface_dice_includes_its_own_distance():
+    truth = labels((1, 1, 9), (0, 0, slice(0, 4)))
+    prediction = labels((1, 1, 9), (0, 0, slice(3, 7)))
+    for voxels, share in ((0, 2 / 8), (1, 4 / 8), (3, 1.0)):
+        # 0.1 mm a voxel: float32 makes three of them a little more than 0.3 mm.
+        [result] = score_case("a", prediction, truth, np.full(3, 0.1), {"o": 1}, 0.1 * voxels)
+        assert result.surface_dice == share
 
 
 def test_hd95_takes_the_worse_direction():
@@ -79,7 +89,11 @@ def test_inner_voxels_are_no_surface():
     shape=st.tuples(*[st.integers(2, 7)] * 3),
 )
 def test_distances_equal_brute_force_and_monai(seed, spacing, shape):
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+    from monai.metrics import (
+        compute_average_surface_distance,
+        compute_hausdorff_distance,
+        compute_surface_dice,
+    )
 
     generator = np.random.default_rng(seed)
     one, other = (generator.random((2, *shape)) < 0.3).astype(np.uint8)
@@ -100,6 +114,8 @@ def test_distances_equal_brute_force_and_monai(seed, spacing, shape):
     options = {"include_background": True, "spacing": spacing[::-1]}
     assd = compute_average_surface_distance(*tensors, symmetric=True, **options)
     hd95 = compute_hausdorff_distance(*tensors, percentile=95, **options)
+    overlap = compute_surface_dice(*tensors, [TOLERANCE], **options)
+    assert result.surface_dice == pytest.approx(overlap.item(), rel=1e-4)
     assert result.assd == pytest.approx(assd.item(), rel=1e-4)
     assert result.hd95 == pytest.approx(hd95.item(), rel=1e-4)
 
@@ -127,6 +143,7 @@ def test_a_label_absent_in_one_scores_zero_and_in_both_nothing():
         ("c1", "gut", "absent"),
     ]
     np.testing.assert_equal([s.dice for s in scores], [0, 1, 0, np.nan])
+    np.testing.assert_equal([s.surface_dice for s in scores], [0, 1, 0, np.nan])
     np.testing.assert_equal([s.assd for s in scores], [np.nan, 0, np.nan, np.nan])
     np.testing.assert_equal([s.hd95 for s in scores], [np.nan, 0, np.nan, np.nan])
 

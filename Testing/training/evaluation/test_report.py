@@ -9,11 +9,11 @@ from score_tables import OFF, ON, dice_table, three_cases
 
 from srcsm_training.evaluation.report import (
     cross_domain_table,
-    markdown_table,
     write_comparison,
     write_report,
 )
-from srcsm_training.evaluation.scores import EvaluationError, compare_methods, read_scores
+from srcsm_training.evaluation.scores import EvaluationError, read_scores
+from srcsm_training.evaluation.significance import compare_methods
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def test_methods_are_held_against_the_first(tmp_path):
     content = json.loads((tmp_path / "new" / "comparison.json").read_text("utf-8"))
     assert content["tests"][0]["difference"] == pytest.approx(0.22 / 8)
     assert {row["method"] for row in content["means"]} == set(methods)
+    assert [row["label"] for row in content["label_tests"]] == ["liver", "liver"]
     text = (tmp_path / "new" / "comparison.md").read_text("utf-8")
     assert "| ASSD (mm) | SRC | on | 1.00 |" in text
 
@@ -86,8 +87,12 @@ def test_reports_are_complete_and_read_back_the_same(scores, tmp_path):
     text = (tmp_path / "run" / "summary.md").read_text("utf-8")
     assert "- seed: 3" in text
     assert "| Dice | this network | on | 0.600 |" in text
-    assert "| spleen | on | 0.300 ± 0.424 | 4.00 | 8.00 | 0.300 | 1 | 1 | 0 | 1 |" in text
-    assert "| MR | 3 | 0.3 | 0.6 | 0.3 | 0.25 |" in text
+    row = (
+        "| spleen | on | 0.300 ± 0.424 | - | 4.00 | 8.00 | 0.000 to 0.600 | 0.300 | 1 | 1 | 0 | 1 |"
+    )
+    assert row in text
+    assert "| MR | 3 | 0.3 | 0.6 | 0.3 | 0.1 | 0.45 | 0.25 | 0.25 |" in text
+    assert "- protocol: whole scans; surface Dice at 2 mm" in text
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "cases.csv",
         "metrics.json",
@@ -113,9 +118,3 @@ def test_a_failed_write_keeps_the_older_file_and_leaves_nothing_else(scores, tmp
         write_report(scores.assign(dice=0.1), tmp_path, {})
     assert (tmp_path / "metrics.json").read_text("utf-8") == before
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_markdown_tables_have_a_head_and_a_rule():
-    assert markdown_table(pd.DataFrame({"a": [1, 2], "b c": ["x", "y"]})) == (
-        "| a | b c |\n| --- | --- |\n| 1 | x |\n| 2 | y |"
-    )

@@ -4,13 +4,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import wilcoxon
-from score_tables import OFF, ON, dice_table, three_cases
+from score_tables import dice_table, three_cases
 
 from srcsm_training.evaluation.scores import (
     EvaluationError,
     across_seeds,
-    paired_test,
     read_scores,
     summarise,
     worst_cases,
@@ -68,48 +66,18 @@ def test_seeds_give_mean_and_sample_sd():
     assert liver["dice_sd"] == pytest.approx(np.std([0.6, 0.8, 0.95], ddof=1))
 
 
-def test_the_paired_test_equals_scipy_and_a_count_by_hand():
-    result = paired_test(
-        dice_table(OFF), dice_table(ON[::-1]).assign(case=lambda t: t.case[::-1].values)
-    )
-    # Negative ranks 2 and 5 sum to 7; of the 2^8 signs, 19 subsets of 1..8 sum to 7 or less.
-    assert result.p_value == pytest.approx(2 * 19 / 256)
-    assert result.p_value == wilcoxon(OFF, ON).pvalue
-    assert result.cases == 8
-    assert result.difference == pytest.approx(0.22 / 8)
-    assert result.second - result.first == pytest.approx(result.difference)
-
-
-def test_the_paired_test_takes_means_over_labels_and_seeds():
-    first = pd.concat([dice_table([0.2, 0.4, 0.6]), dice_table([0.4, 0.6, 0.8])])
-    second = dice_table([0.4, 0.7, 1.0])
-    result = paired_test(first, second)
-    assert (result.cases, result.first, result.second) == (
-        3,
-        pytest.approx(0.5),
-        pytest.approx(0.7),
-    )
-    assert result.p_value == 0.25
-
-
-def test_equal_results_have_p_one_and_nan_pairs_are_left_out(scores):
-    same = paired_test(scores, scores, "assd")
-    assert (same.cases, same.p_value) == (3, 1.0)
-    missed = scores.assign(assd=scores["assd"].where(scores["case"] != "c"))
-    assert paired_test(scores, missed, "assd").cases == 2
-
-
-def test_the_paired_test_refuses_what_is_no_pair():
-    with pytest.raises(EvaluationError, match="alone: MR/case2"):
-        paired_test(dice_table([0.1, 0.2, 0.3]), dice_table([0.1, 0.2]))
-    both = pd.concat([dice_table([0.1]), dice_table([0.1], setting="on")])
-    with pytest.raises(EvaluationError, match="one SM setting"):
-        paired_test(both, both)
-
-
 def test_scores_that_are_none_are_refused(tmp_path):
     with pytest.raises(EvaluationError, match="Cannot read"):
         read_scores(tmp_path / "none.csv")
     (tmp_path / "other.csv").write_text("dataset,case\nMR,a\n")
     with pytest.raises(EvaluationError, match="it lacks"):
         read_scores(tmp_path / "other.csv")
+
+
+def test_tables_of_older_versions_are_of_whole_scans_without_surface_dice(scores, tmp_path):
+    older = scores.drop(columns=["protocol", "tolerance", "surface_dice"])
+    older.to_csv(tmp_path / "cases.csv", index=False)
+    table = read_scores(tmp_path / "cases.csv")
+    assert table["protocol"].unique().tolist() == ["whole"]
+    assert table[["tolerance", "surface_dice"]].isna().all(axis=None)
+    assert row_of(summarise(table), label="liver")["dice_mean"] == pytest.approx(0.7)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``srcsm evaluate`` on label maps that other tools wrote."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+
+from srcsm_training.cli import main as cli
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return tiny.write_dataset(tmp_path / "Dataset001_Tiny", 2, "MR")
+
+
+@pytest.fixture
+def folders(dataset, tmp_path):
+    """Two tools that both found the truth."""
+    for name in ("nnunet", "other"):
+        shutil.copytree(dataset / "labelsTr", tmp_path / name)
+    return [tmp_path / "nnunet", tmp_path / "other"]
+
+
+def run(*arguments):
+    return cli.main(["evaluate", *map(str, arguments)])
+
+
+def test_tools_are_scored_side_by_side_and_compared_with_the_first(
+    dataset, folders, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    given = ["--predictions", *folders, "--name", "nnU-Net", "other", "--data", dataset]
+    assert run(*given, "--out", out, "--worst", 0, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["methods"]) == ["nnU-Net", "other"]
+    [test] = told["comparison"]["tests"]
+    assert (test["method"], test["against"], test["first"]) == ("other", "nnU-Net", 1.0)
+    assert {path.name for path in out.iterdir()} == {
+        "nnU-Net",
+        "other",
+        "comparison.json",
+        "comparison.md",
+    }
+
+
+def test_one_tool_is_scored_like_a_network(dataset, folders, tmp_path, capsys):
+    given = ["--predictions", folders[0], "--data", dataset, "--cut-to-labels", "--tolerance", 1]
+    assert run(*given, "--out", tmp_path / "out", "--worst", 1) == 0
+    text = capsys.readouterr().out
+    assert "| Dice | nnunet | - | 1.000 |" in text
+    assert "cut to the slices that the labels span" in text
+    assert "surface Dice at 1 mm" in text
+    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == [
+        "Dataset001_Tiny_a.png"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [
+        ("markdown", "| metric | dataset | method |"),
+        ("latex", r"\begin{tabular}{lllllll}"),
+        ("csv", "method,dataset,source_matching,label,"),
+    ],
+)
+def test_a_table_for_a_paper_is_all_that_is_printed(
+    dataset, folders, tmp_path, capsys, form, start
+):
+    given = ["--predictions", *folders, "--data", dataset, "--out", tmp_path / "out", "--worst", 0]
+    assert run(*given, "--table", form) == 0
+    assert capsys.readouterr().out.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [
+        (("--name", "one"), "a name for each folder"),
+        (("--name", "one", "one"), "named one"),
+        (("--name", "a/b", "two"), "a/b"),
+        (("--map-labels", "third=1:1"), "third"),
+        (("--map-labels", "1:1", "2:2"), "two label maps"),
+    ],
+)
+def test_names_and_label_maps_that_fit_no_tool_are_refused(
+    dataset, folders, tmp_path, capsys, extra, word
+):
+    given = ["--predictions", *folders, "--data", dataset, "--out", tmp_path / "out"]
+    assert run(*given, *extra) == 2
+    assert word in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_map_may_be_that_of_one_tool(dataset, folders, tmp_path, capsys):
+    given = ["--predictions", *folders, "--data", dataset, "--out", tmp_path / "out", "--worst", 0]
+    assert run(*given, "--map-labels", "nnunet=1:1,2:2", "other=2:1,1:2", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["methods"]
+    assert [told[name]["means"][0]["dice_mean"] for name in ("nnunet", "other")] == [1, 0]
+
+
+def test_labels_that_mean_something_else_by_the_tools_own_names_are_refused(
+    dataset, folders, tmp_path, capsys
+):
+    names = {"labels": {"background": 0, "spleen": 1, "liver": 2}}
+    (folders[0] / "dataset.json").write_text(json.dumps(names))
+    given = ["--predictions", folders[0], "--data", dataset, "--out", tmp_path / "out"]
+    assert run(*given) == 3
+    assert "1 spleen, 2 liver" in capsys.readouterr().err

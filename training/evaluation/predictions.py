@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps that another tool wrote, one file a case, as nnU-Net does."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from SRCSMSegmenterLib.endings import READABLE, SEGMENTATION
+from SRCSMSegmenterLib.errors import DatasetError, VolumeError
+from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.volume_io import read_labels
+
+from ..data.dataset import Case, Dataset
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The label maps of a tool for the cases of datasets.
+
+    Attributes:
+        folder: with the label maps, CASE and an ending that `volume_io` reads, or in a folder of
+            the dataset's name within it.
+        files: (dataset's name, case's name) -> file.
+        labels: label -> name, by the dataset.json that nnU-Net puts beside its label maps; {} if
+            there is none.
+    """
+
+    folder: Path
+    files: dict[tuple[str, str], Path]
+    labels: dict[int, str]
+
+    def read(self, dataset: str, case: Case, grid: Geometry) -> Volume:
+        """Read the label map of a case.
+
+        Args:
+            grid: of the case's image.
+
+        Raises:
+            VolumeError: it cannot be read, or lies on another grid.
+        """
+        path = self.files[dataset, case.name]
+        labels = read_labels(path)
+        if labels.geometry.size != grid.size:
+            raise VolumeError(
+                f"{path} has {labels.geometry.size} voxels, its scan {grid.size}; "
+                "resample it to the scan's grid (nearest neighbour)."
+            )
+        if not labels.geometry.matches(grid):
+            raise VolumeError(
+                f"{path} lies elsewhere in the patient than its scan {case.image}, by origin, "
+                "spacing or direction; resample it to the scan's grid (nearest neighbour)."
+            )
+        if labels.array.min() < 0:
+            raise VolumeError(f"{path} holds the label {labels.array.min()}; labels start at 0.")
+        return labels
+
+
+def find_predictions(folder: Path, datasets: Sequence[Dataset]) -> Predictions:
+    """Find the label map of every case.
+
+    Raises:
+        DatasetError: cases without a label map, or with several; the message names all of them.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is no folder; give one with the label maps of the cases.")
+    files, faults = {}, []
+    for dataset in datasets:
+        inner = folder / dataset.name
+        place = inner if inner.is_dir() else folder
+        for case in dataset.cases:
+            named = (place / f"{case.name}{ending}" for ending in (SEGMENTATION, *READABLE))
+            existing = [path for path in named if path.is_file()]
+            if len(existing) == 1:
+                files[dataset.name, case.name] = existing[0]
+            elif existing:
+                names = " and ".join(path.name for path in existing)
+                faults.append(f"{case.name} has {names}; keep one.")
+            else:
+                faults.append(f"{place / case.name}.nii.gz is missing.")
+    if faults:
+        raise DatasetError(
+            "\n- ".join(
+                [
+                    f"{folder} does not hold one label map for every case, named as the dataset's; "
+                    "add them, or choose with --cases:",
+                    *faults,
+                ]
+            )
+        )
+    return Predictions(folder, files, _named_labels(folder))
+
+
+def _named_labels(folder: Path) -> dict[int, str]:
+    """Read the labels that a dataset.json in the folder names, without the background."""
+    try:
+        entries = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"]
+        return {value: name for name, value in entries.items() if value > 0}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DatasetError(
+            f"{folder / 'dataset.json'} does not name labels ({error!r}); delete it, or mend it."
+        ) from error
