@@ -19,10 +19,10 @@ def labelled_slab(truth: Volume, labels: dict[str, int]) -> Slab | None:
     """Find the slices from the first to the last that shows a label; None if none does.
 
     Args:
-        truth: label map, whose slices lie across its coarsest axis.
+        truth: label map, whose slices lie across its slice axis.
         labels: name -> label of those that count.
     """
-    axis = truth.geometry.coarsest_axis
+    axis = truth.geometry.slice_axis
     across = tuple(n for n in range(3) if n != 2 - axis)
     slices = np.flatnonzero(np.isin(truth.array, list(labels.values())).any(axis=across))
     return (axis, range(slices[0], slices[-1] + 1)) if len(slices) else None
