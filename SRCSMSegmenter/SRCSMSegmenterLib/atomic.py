@@ -1,28 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Atomic file writes."""
+"""Atomic writes of files and folders.
 
+What is being written has an unpredictable name of its own beside the target, made exclusively:
+nothing is written through a link, and two writers of one target do not meet. It is renamed to the
+target in the end; a target that is a link is replaced, not followed.
+"""
+
+import hashlib
 import os
+import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+STALE = 3600.0
+"""Seconds without a write after which an unfinished file counts as left by a killed process."""
+
+LONGEST_SUFFIX = 16
+
+SWAPS = 5
+"""Tries to put a folder in the place of another that somebody else is replacing too."""
+
 
 @contextmanager
-def atomic_write(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, with the same ending, to write to.
 
     At the end of the block the temporary file is flushed to the disk and renamed to `path`. If
     that or the block fails, the temporary file is removed and an older file at `path` stays whole.
-    A temporary file that a killed process left behind is overwritten by the next one.
-
-    Args:
-        shared: other processes may be writing the same file, as in a cache.
 
     Raises:
-        OSError: from the block, or the file cannot be flushed or renamed.
+        OSError: from the block, or the file cannot be made, flushed or renamed.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid() if shared else 'part'}.{path.name}")
+    temporary = _new_name(path)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -31,3 +45,84 @@ def atomic_write(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, which takes its place at the end of the block.
+
+    An older folder is moved aside before and removed after that; if the process is killed between,
+    `recover` puts it back. If the block fails, the older folder stays as it was.
+
+    Raises:
+        OSError: from the block, or the folder cannot be made or renamed.
+    """
+    folder = Path(folder)
+    recover(folder)
+    temporary = _new_name(folder)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _swap(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def recover(folder: str | Path) -> None:
+    """Put back a folder whose replacement was interrupted; call it before reading the folder."""
+    older = _aside(Path(folder))
+    if not os.path.lexists(older):
+        return
+    with suppress(OSError):  # not ours to write, or another process is at it
+        if os.path.lexists(folder):
+            _remove(older)
+        else:
+            os.replace(older, folder)
+
+
+def recover_all(parent: Path) -> None:
+    """Put back all folders in `parent` whose replacement was interrupted."""
+    for older in parent.glob(".*.old"):
+        recover(parent / older.name[1 : -len(".old")])
+
+
+def _swap(new: Path, folder: Path) -> None:
+    older = _aside(folder)
+    for tries_left in reversed(range(SWAPS)):
+        try:
+            if os.path.lexists(folder):
+                os.replace(folder, older)
+            os.replace(new, folder)
+            break
+        except OSError:
+            recover(folder)
+            if not tries_left:
+                raise
+    with suppress(OSError):
+        _remove(older)
+
+
+def _aside(folder: Path) -> Path:
+    """Return the name to which the older folder is moved, the same for every process."""
+    folder = Path(os.path.abspath(folder))
+    return folder.parent / f".{folder.name}.old"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _new_name(path: Path) -> Path:
+    """Return an unpredictable name; also remove what killed writers of `path` left."""
+    start = f".part-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
+    for left in path.parent.glob(f"{start}*"):
+        with suppress(OSError):
+            if time.time() - left.lstat().st_mtime > STALE:
+                _remove(left)
+    suffix = "".join(path.suffixes[-2:])
+    if len(suffix) > LONGEST_SUFFIX:
+        suffix = ""
+    return path.parent / f"{start}{secrets.token_hex(8)}{suffix}"

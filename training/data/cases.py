@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from SRCSMSegmenterLib.atomic import atomic_write
-from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.errors import ConfigError, VolumeError
 from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
@@ -59,8 +59,19 @@ class PreparedCase:
 
 
 def default_cache() -> Path:
-    """Return ``$SRCSM_CACHE``, or ``~/.cache/srcsm``."""
-    return Path(os.environ.get("SRCSM_CACHE", Path.home() / ".cache" / "srcsm"))
+    """Return ``$SRCSM_CACHE``, or ``~/.cache/srcsm``.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    if folder := os.environ.get("SRCSM_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "srcsm"
+    except RuntimeError as error:  # a container's user without an entry and without $HOME
+        raise ConfigError(
+            "There is no home folder for prepared cases; set SRCSM_CACHE or give --cache."
+        ) from error
 
 
 def prepare_cases(
@@ -143,7 +154,7 @@ def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch
 def _store(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, shared=True) as temporary:
+        with atomic_write(path) as temporary:
             save_file(tensors, temporary, {"crc32": _checksum(tensors)})
     except (OSError, SafetensorError) as error:
         raise VolumeError(

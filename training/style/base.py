@@ -9,8 +9,6 @@ the folder asks for, from safetensors, or from .bin files that are read without 
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from huggingface_hub.errors import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from SRCSMSegmenterLib.atomic import atomic_folder, recover
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 
 from .slices import StyleError, file_sha256, write_bytes
@@ -154,6 +153,7 @@ def find_base(name: str, download: bool) -> Path:
         BundleError: a single file; no folder and not in the cache; or it cannot be fetched.
     """
     path = Path(name)
+    recover(path)
     if path.is_file():
         raise BundleError(
             f"{name} is a single file; the style stages read diffusers folders, which "
@@ -218,23 +218,14 @@ def save_model(save: Callable[[Path], None], folder: Path) -> None:
     Raises:
         StyleError: it cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    older = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
-        save(temporary)
-        if folder.exists():
-            os.replace(folder, older)
-        os.replace(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            save(temporary)
     except Exception as error:  # safetensors hides an OSError in errors of its own
-        if older.exists():
-            os.replace(older, folder)
         raise StyleError(
             f"Cannot write the model {folder} ({error}); free some space, and the same command "
             "writes it from the last checkpoint."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(older, ignore_errors=True)
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
@@ -272,6 +263,7 @@ def check_weights(files: list[Path], record: dict[str, Any]) -> None:
     Raises:
         BundleError: they differ.
     """
+    recover(files[0].parent)
     if not all(path.is_file() for path in files) or weights_sha256(files) != record["weights"]:
         raise BundleError(f"{files[0]} is missing or changed since it was trained; train it anew.")
 

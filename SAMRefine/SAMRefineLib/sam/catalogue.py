@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from SRCSMSegmenterLib.atomic import recover
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.models.catalogue import (
     SAM_CONFIG,
@@ -94,6 +95,7 @@ def default_for(modality: str) -> str:
 
 def is_sam(folder: Path) -> bool:
     """Tell whether a folder looks like a SAM of this program, complete or not."""
+    recover(folder)
     return (Path(folder) / SAM_CONFIG).is_file() and (Path(folder) / SUMS).is_file()
 
 

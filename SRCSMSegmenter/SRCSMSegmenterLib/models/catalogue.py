@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..atomic import recover, recover_all
 from ..errors import BundleError
 from .hashed_folder import SUMS
 
@@ -75,6 +76,7 @@ def read_card(folder: Path) -> ModelCard:
 def is_bundle(folder: Path) -> bool:
     """Tell whether a folder looks like a bundle, whole or not; that of a SAM does not."""
     folder = Path(folder)
+    recover(folder)
     if (folder / METADATA).is_file():
         return True
     return (folder / SUMS).is_file() and not (folder / SAM_CONFIG).is_file()
@@ -93,6 +95,7 @@ def candidate_folders(*folders: Path) -> Iterator[Path]:
     for folder in map(Path, folders):
         yield folder
         if folder.is_dir():
+            recover_all(folder)
             yield from (path for path in sorted(folder.iterdir()) if path.name[0] != ".")
 
 

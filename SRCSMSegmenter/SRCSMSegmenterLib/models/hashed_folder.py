@@ -8,11 +8,11 @@ SHA256SUMS are changed consistently, verification passes but the identity change
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..atomic import atomic_folder, recover
 from ..errors import BundleError
 
 SUMS = "SHA256SUMS"
@@ -28,6 +28,7 @@ def read_folder(folder: Path, required: tuple[str, ...]) -> tuple[dict[str, byte
         Path in the folder -> content, SHA256SUMS included; and the faults, a clause each:
         missing, altered, unlisted and unreadable files, and links. A whole folder has none.
     """
+    recover(folder)
     try:
         sums = (folder / SUMS).read_bytes()
         listed = {path: digest for digest, path in _entries(sums.decode("utf-8"))}
@@ -86,24 +87,18 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> str:
         BundleError: it cannot be written.
     """
     sums = "".join(f"{sha256(files[path])}  {path}\n" for path in sorted(files)).encode()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    older = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
-        for path, content in {**files, SUMS: sums}.items():
-            (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / path).write_bytes(content)
-        if folder.exists():
-            os.replace(folder, older)
-        os.replace(temporary, folder)
+        with atomic_folder(folder) as temporary:
+            for path, content in {**files, SUMS: sums}.items():
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                with open(temporary / path, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
     except OSError as error:
-        if older.exists():
-            os.replace(older, folder)
         raise BundleError(
             f"Cannot write the model folder {folder} ({error.strerror}); nothing was changed."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(older, ignore_errors=True)
     return sha256(sums)
 
 

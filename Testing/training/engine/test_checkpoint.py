@@ -100,7 +100,10 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
 
 
 def test_a_half_written_file_of_a_killed_process_does_no_harm(path):
-    path.with_name(".part.last.pt").write_bytes(b"half")
+    with pytest.raises(FileNotFoundError), atomic.atomic_write(path) as temporary:
+        temporary.unlink()
+    temporary.write_bytes(b"half")
+    os.utime(temporary, (0, 0))
     assert load_checkpoint(path)["step"] == 1
     save_checkpoint(path, STATE)
     assert load_checkpoint(path)["step"] == 2
