@@ -33,7 +33,9 @@ class Geometry:
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
-            raise VolumeError(f"A geometry needs a finite 4x4 affine, got {affine!r}.")
+            raise VolumeError(
+                f"A geometry needs a finite 4x4 affine, got {' '.join(map(str, affine.ravel()))}."
+            )
         if affine[3].tolist() != [0, 0, 0, 1]:
             raise VolumeError(f"The last row of an affine is 0 0 0 1, got {affine[3]}.")
         # Relative to the spacings, so that neither micrometres nor metres decide.
@@ -139,12 +141,42 @@ class Geometry:
         return bool(np.abs(self.to_ijk(other.to_ras(corners)) - corners).max() <= tolerance)
 
 
+FINEST_MM = 0.01
+LONGEST_MM = 3000.0
+"""Spacing and length within which a scan of a patient lies."""
+
+
+def require_patient_scale(geometry: Geometry) -> None:
+    """Check that a grid is of a patient's size, before hours are spent on one that is not.
+
+    Raises:
+        VolumeError: voxels below `FINEST_MM`, or longer than `LONGEST_MM`.
+    """
+    extent = geometry.size * geometry.spacing
+    if geometry.spacing.min() < FINEST_MM or extent.max() > LONGEST_MM:
+        spacing, length = (
+            " x ".join(f"{x:.0f}" if x > 99 else f"{x:.3g}" for x in v)
+            for v in (geometry.spacing, extent)
+        )
+        raise VolumeError(
+            f"A scan of {length} mm (voxels of {spacing} mm) is none of a patient; its spacing is "
+            "wrong or in another unit than mm, correct it."
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An array of shape (K, J, I) on its grid."""
+    """An array of shape (K, J, I) on its grid.
+
+    Attributes:
+        modality: "CT" or "MR" if its file says so.
+        remarks: what the user should know of how its file was read, a sentence each.
+    """
 
     array: np.ndarray
     geometry: Geometry
+    modality: str | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.shape != self.geometry.shape:

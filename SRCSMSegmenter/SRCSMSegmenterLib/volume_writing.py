@@ -88,7 +88,7 @@ def _write_nifti(path: Path, volume: Volume) -> None:
     direction = geometry.direction.copy()
     handedness = np.sign(np.linalg.det(direction))
     direction[:, 2] *= handedness  # a quaternion cannot reflect; pixdim[0] does
-    rigid = np.abs(direction.T @ direction - np.eye(3)).max() < 1e-4
+    rigid = np.abs(direction.T @ direction - np.eye(3)).max() < 5e-5  # ITK: sform up to 1e-4
     quaternion = Rotation.from_matrix(direction).as_quat(canonical=True)[:3]
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)

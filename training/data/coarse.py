@@ -4,12 +4,11 @@
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from SAMRefineLib.boxes.coarse import CoarseOrgan
-from SRCSMSegmenterLib.endings import SEGMENTATION, ending
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.reading.nrrd import segment_names
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 
@@ -42,20 +41,6 @@ def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> li
             mask = np.where(mask, probability, 0).astype(np.float16)
         organs.append(CoarseOrgan(names.get(label, f"label {label}"), label, mask))
     return organs
-
-
-def segment_names(path: Path) -> dict[int, str]:
-    """Read the name of each label from a .seg.nrrd file; return {} for other formats."""
-    if ending(path) != SEGMENTATION:
-        return {}
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    names = {}
-    while reader.HasMetaDataKey(key := f"Segment{len(names)}_LabelValue"):
-        label = int(reader.GetMetaData(key))
-        names[label] = reader.GetMetaData(key.replace("LabelValue", "Name"))
-    return names
 
 
 def _require_grid(path: Path, volume: Volume, geometry: Geometry) -> None:

@@ -15,8 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
 import torch
+
+from SRCSMSegmenterLib.volume_io import read_geometry
 
 from ..data.dataset import Case
 from .config import CasesConfig
@@ -143,10 +144,7 @@ def measure_training(
 
 def voxels(path: Path) -> int:
     """Count the voxels of a volume from its header."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return math.prod(reader.GetSize())
+    return math.prod(read_geometry(path).size)
 
 
 def peak_memory() -> int:
