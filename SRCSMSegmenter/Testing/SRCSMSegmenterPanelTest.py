@@ -97,20 +97,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         row.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
 
     def placeResult(self):
-        """Place a result in the scene, as the logic does."""
-        from SRCSMSegmenterLib.geometry import Volume
-        from SRCSMSegmenterLib.scene import nodes, results
-
-        geometry = nodes.node_geometry(self.volume)
-        labels = np.zeros(geometry.shape, np.uint8)
-        labels[4:9, 10:20, 10:20] = 1
-        labels[4:9, 22:30, 10:20] = 2
-        organs = (
-            results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
-            results.SegmentedOrgan("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
-        )
-        result = results.Result(Volume(labels, geometry), organs)
-        return results.place(result, self.volume).segmentation
+        return placeResult(self.volume)
 
     # Choices
 
@@ -177,7 +164,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         for organ in ("liver", "right kidney", "left kidney", "spleen"):
             self.tick(organ, False)
         self.assertFalse(self.ui.segmentButton.enabled)
-        self.assertEqual(self.ui.segmentButton.toolTip, "Tick an organ.")
+        self.assertEqual(read(self.ui.segmentButton.toolTip), "Tick an organ.")
         slicer.mrmlScene.RemoveNode(self.volume)
         self.widget.update()
         self.assertIn("Choose a volume.", self.ui.segmentButton.toolTip)
@@ -229,7 +216,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.ui.segmentButton.click()
         self.logic.run.end(error=("DeviceError", "There is no <x>.", "Choose auto.", "trace 17"))
         self.assertTrue(shown(self.ui.messageLabel))
-        self.assertEqual(self.ui.messageLabel.text, "There is no &lt;x&gt;. Choose auto.")
+        self.assertEqual(read(self.ui.messageLabel.text), "There is no <x>. Choose auto.")
         self.assertIn("There is no <x>.\ntrace 17", self.ui.logText.plainText)
         self.ui.segmentButton.click()
         self.assertFalse(shown(self.ui.messageLabel))
@@ -270,7 +257,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertFalse(self.ui.undoButton.enabled)
         self.ui.segmentButton.click()
         self.logic.run.end(self.placeResult())
-        self.assertEqual(self.ui.resultMessagesLabel.text, "Not found: spleen &amp; pancreas.")
+        self.assertEqual(read(self.ui.resultMessagesLabel.text), "Not found: spleen & pancreas.")
         self.ui.undoButton.click()
         self.assertTrue(self.logic.run.undone)
         self.assertIsNone(self.parameters.result)
@@ -409,7 +396,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.parameters.model = "/gone/with the drive"
         self.assertIn("/gone/with the drive", self.ui.modelLabel.text)
         self.assertFalse(self.ui.segmentButton.enabled)
-        self.assertEqual(self.ui.segmentButton.toolTip, "Choose a model.")
+        self.assertEqual(read(self.ui.segmentButton.toolTip), "Choose a model.")
 
     # Life cycle
 
@@ -463,6 +450,15 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertEqual(len(self.widget.Observations), before)
 
 
+def read(text):
+    """Return what is read of a text: Slicer marks up tooltips, to wrap them."""
+    import qt
+
+    document = qt.QTextDocument()
+    document.setHtml(text)
+    return document.toPlainText()
+
+
 def shown(widget):
     """Not hidden, whether or not the module is the one that Slicer shows now."""
     return not widget.isHidden()
@@ -480,6 +476,23 @@ def addVolume(name, low, high, spacing=(3, 3, 6)):
     array = rng.uniform(low, high, (12, 40, 40)).astype(np.float32)
     array.flat[:2] = low, high
     return slicer.util.addVolumeFromArray(array, np.diag([*spacing, 1.0]), name)
+
+
+def placeResult(volume):
+    """Place a result in the scene, as the logic does."""
+    from SRCSMSegmenterLib.geometry import Volume
+    from SRCSMSegmenterLib.scene import nodes, results
+
+    geometry = nodes.node_geometry(volume)
+    labels = np.zeros(geometry.shape, np.uint8)
+    labels[4:9, 10:20, 10:20] = 1
+    labels[4:9, 22:30, 10:20] = 2
+    organs = (
+        results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
+        results.SegmentedOrgan("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
+    )
+    result = results.Result(Volume(labels, geometry), organs)
+    return results.place(result, volume).segmentation
 
 
 def addSequence(frames):

@@ -10,6 +10,7 @@ MRML itself is real, from slicer-core.
 """
 
 import enum
+import html
 import importlib.util
 import os
 import sys
@@ -73,10 +74,24 @@ def pythonqt(base: type) -> type:
 
 def _property(name: str) -> property:
     def write(self: QtCore.QObject, value: object) -> None:
+        if name == "toolTip":
+            value = wrapped(value)
         if not self.setProperty(name, value):
             raise ValueError(f"{type(self).__name__}.{name} cannot be {value!r}")
 
     return property(lambda self: self.property(name), write)
+
+
+def wrapped(text: str) -> str:
+    """A tooltip as Slicer keeps it: marked up, so that Qt breaks long lines."""
+    if not text or text.startswith("<"):
+        return text
+    return f"<qt>{html.escape(text).replace(chr(10), '<br>')}</qt>"
+
+
+def read(text: str) -> str:
+    """What is read of a text, without its markup."""
+    return QtGui.QTextDocumentFragment.fromHtml(text).toPlainText()
 
 
 class _QtModule(ModuleType):
@@ -105,14 +120,29 @@ class CollapsibleButton(pythonqt(QtWidgets.QWidget)):
         super().__init__(parent)
         self._text, self._collapsed = "", False
         self.setContentsMargins(0, 22, 0, 0)
+        # As CTK's: never narrower than its size hint, and so than that of all it holds.
+        self.setSizePolicy(QtWidgets.QSizePolicy.Minimum, QtWidgets.QSizePolicy.Preferred)
+
+    def _button_size(self) -> QtCore.QSize:
+        return QtCore.QSize(30 + self.fontMetrics().horizontalAdvance(self._text), 22)
+
+    def sizeHint(self) -> QtCore.QSize:
+        button = self._button_size()
+        return button if self._collapsed else super().sizeHint().expandedTo(button)
+
+    def minimumSizeHint(self) -> QtCore.QSize:
+        button = self._button_size()
+        return button if self._collapsed else super().minimumSizeHint().expandedTo(button)
 
     def _set_text(self, text: str) -> None:
         self._text = text
+        self.updateGeometry()
         self.update()
 
     def _set_collapsed(self, collapsed: bool) -> None:
         self._collapsed = collapsed
         self.setMaximumHeight(22 if collapsed else 16777215)
+        self.updateGeometry()
         self.contentsCollapsed.emit(collapsed)
         self.update()
 
@@ -507,7 +537,11 @@ class ScriptedLoadableModuleLogic:
 
 
 class ModuleWindow(MRMLWidget):
-    """qSlicerScriptedLoadableModuleWidget: what holds a module's panel."""
+    """qSlicerScriptedLoadableModuleWidget: what holds a module's panel.
+
+    Attributes:
+        panel: the ModulePanel that shows it.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -524,6 +558,57 @@ class ModuleWindow(MRMLWidget):
 
     def self(self) -> ScriptedLoadableModuleWidget:
         return self._widget
+
+
+WIDEST = 400
+"""Pixels that a module's panel may take of a small screen, its scroll bar included."""
+
+
+class ModulePanel(QtWidgets.QScrollArea):
+    """qSlicerModulePanel: scrolls a module's panel up and down, never sideways.
+
+    A module's panel is never narrower than its size hint there, and Slicer widens the dock to that.
+    """
+
+    def __init__(self, window: ModuleWindow) -> None:
+        super().__init__()
+        content = QtWidgets.QWidget()
+        layout = QtWidgets.QVBoxLayout(content)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(window, 1)
+        window.setSizePolicy(QtWidgets.QSizePolicy.Minimum, window.sizePolicy.verticalPolicy())
+        self.setHorizontalScrollBarPolicy(QtCore.Qt.ScrollBarAlwaysOff)
+        self.setWidgetResizable(True)
+        self.setWidget(content)
+        self.resize(WIDEST, 768)
+        window.panel = self
+
+    def minimumSizeHint(self) -> QtCore.QSize:
+        bar = self.verticalScrollBar().sizeHint().width()
+        width = self.widget().minimumSizeHint().width() + bar
+        return QtCore.QSize(width, super().minimumSizeHint().height())
+
+    def too_wide(self) -> str:
+        """What makes the panel too wide, or wider and wider, as Slicer lets it grow; else ""."""
+        for _ in range(4):
+            QtWidgets.QApplication.processEvents()
+            least = self.minimumSizeHint().width()
+            if least > WIDEST:
+                wide = [each for each in self._visible() if each.sizeHint().width() > least - 50]
+                name = wide[-1].property("objectName")
+                return f"{name} makes the panel {least} pixels wide"
+            self.resize(self.width() + 50, self.height())
+        return ""
+
+    def _visible(self) -> list[QtWidgets.QWidget]:
+        """The widgets that are shown, each before what it holds."""
+        ignored = QtWidgets.QSizePolicy.Ignored
+        return [
+            widget
+            for widget in self.widget().findChildren(QtWidgets.QWidget)
+            if not widget.visibleRegion().isEmpty()
+            and widget.property("sizePolicy").horizontalPolicy() != ignored
+        ]
 
 
 class App:
@@ -568,7 +653,7 @@ def slicer_with_qt(settings: Path, *names: str) -> Iterator[ModuleWindow]:
     sys.modules.update(modules)
     slicer.app = App(settings, names)
     slicer.qSlicerScriptedLoadableModuleWidget = ModuleWindow
-    main, windows = pythonqt(QtWidgets.QMainWindow)(), {}
+    main, windows, panels = pythonqt(QtWidgets.QMainWindow)(), {}, []
     util = slicer.util.mainWindow, slicer.util.selectModule
     slicer.util.mainWindow = lambda: main
 
@@ -588,14 +673,17 @@ def slicer_with_qt(settings: Path, *names: str) -> Iterator[ModuleWindow]:
             representation = lambda name=name: windows[name]  # noqa: E731
             held = SimpleNamespace(path=str(path_of(name)), widgetRepresentation=representation)
             setattr(slicer.modules, name.lower(), held)
-            windows[name].resize(420, 760)
-            windows[name].show()
+            panels.append(ModulePanel(windows[name]))
+            panels[-1].show()
         yield windows[names[0]]
+        faults = [fault for panel in panels if (fault := panel.too_wide())]
         for window in windows.values():
             window.self().cleanup()
-            window.deleteLater()
-            application.sendPostedEvents(window, QtCore.QEvent.DeferredDelete)
+        assert not faults, faults
     finally:
+        for panel in panels:
+            panel.deleteLater()
+            application.sendPostedEvents(panel, QtCore.QEvent.DeferredDelete)
         slicer.mrmlScene.Clear(0)
         main.deleteLater()
         slicer.util.mainWindow, slicer.util.selectModule = util

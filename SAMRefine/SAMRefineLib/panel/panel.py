@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import qt
 from slicer.i18n import tr as _
 
-from SRCSMSegmenterLib.panel.common import CommonPanel, quiet, readable, swatch
+from SRCSMSegmenterLib.panel.common import CommonPanel, fit_rows, quiet, readable, swatch
 
 from ..boxes.boxes import AXES, SliceGrid
 from ..refine.organ_state import OrganState
@@ -24,6 +24,9 @@ SHOW, USE, NAME, EDITED, STATE, DICE, KEEP = range(7)
 
 TICKS = {SHOW: "shown", USE: "enabled", KEEP: "kept"}
 """Columns with a check box, and the attribute of an organ that it shows."""
+
+ROWS_SHOWN = 8
+"""Rows of the table; of more, it scrolls."""
 
 _KEY = qt.Qt.UserRole
 
@@ -135,6 +138,7 @@ class RefinePanel(CommonPanel):
                 table.setRowCount(len(organs))
                 for row, organ in enumerate(organs):
                     self._make_row(row, organ.label)
+                fit_rows(table, len(organs), ROWS_SHOWN)
             for row, organ in enumerate(organs):
                 self._show_row(row, organ)
             chosen = next((row for row, organ in enumerate(organs) if organ.label == active), -1)

@@ -15,6 +15,9 @@ from slicer.i18n import tr as _
 if TYPE_CHECKING:
     from ..training_set import AddedCase
 
+ROW_MARGIN = 6
+"""Pixels of a row of a list or table above and below its text."""
+
 COMMON_UI = Path(__file__).resolve().parents[2] / "Resources" / "UI" / "SRCSMCommon.ui"
 
 
@@ -134,6 +137,20 @@ def quiet(widget: "qt.QWidget") -> Iterator[None]:
         yield
     finally:
         widget.blockSignals(blocked)
+
+
+def fit_rows(view: "qt.QAbstractItemView", rows: int, most: int) -> None:
+    """Make a list or table as high as its rows, or as `most` of them, and let it scroll.
+
+    Qt's own way, to adjust the view to its contents, makes a panel in Slicer wider and wider.
+    """
+    height = view.fontMetrics().height() + ROW_MARGIN
+    shown = min(rows, most)
+    if view.inherits("QTableView"):
+        view.verticalHeader().defaultSectionSize = height
+        view.horizontalHeader().setFixedHeight(height)
+        shown += 1
+    view.setFixedHeight(shown * height + 2 * view.frameWidth)
 
 
 def swatch(color: Sequence[int]) -> "qt.QIcon":

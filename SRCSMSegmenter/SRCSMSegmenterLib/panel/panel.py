@@ -13,9 +13,12 @@ import qt
 from slicer.i18n import tr as _
 
 from ..models.catalogue import ModelCard
-from .common import CommonPanel, quiet, readable, swatch
+from .common import CommonPanel, fit_rows, quiet, readable, swatch
 
 SLICES_SHOWN = 5
+ROWS_SHOWN = 8
+"""Rows of the table; of more, it scrolls."""
+
 _NAME = qt.Qt.UserRole
 
 
@@ -144,7 +147,8 @@ class Panel(CommonPanel):
         self._results = (name, *organs)
         ui, table = self.ui, self.ui.resultTable
         ui.resultsCollapsibleButton.visible = bool(organs)
-        ui.resultsCollapsibleButton.text = _("Result: {name}").format(name=name)
+        # In the tooltip: a header is never narrower than its text, and names can be long.
+        ui.resultsCollapsibleButton.toolTip = name
         table.setRowCount(len(organs))
         for row, organ in enumerate(organs):
             table.setItem(row, 0, qt.QTableWidgetItem(swatch(organ.color), readable(organ.name)))
@@ -159,6 +163,7 @@ class Panel(CommonPanel):
             )
             links.connect("linkActivated(QString)", lambda k: jump(int(k)))
             table.setCellWidget(row, 2, links)
+        fit_rows(table, len(organs), ROWS_SHOWN)
 
     def show_notes(self, notes: Sequence[str], undoable: bool) -> None:
         """Show messages of the last run, and whether it can be undone."""

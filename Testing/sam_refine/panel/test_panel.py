@@ -84,7 +84,14 @@ def test_every_control_has_a_tooltip_and_disabled_buttons_say_why(window):
     qt_host.assert_tooltips(window.self().ui)
     for name, widget in vars(window.self().ui).items():
         if type(widget).__name__ == "QPushButton" and not widget.enabled:
-            assert widget.toolTip.endswith("."), name
+            assert qt_host.read(widget.toolTip).endswith("."), name
+
+
+def test_rows_make_the_panel_no_wider(window):
+    volume = addVolume()
+    window.self().startFrom(addSegmentation(volume), volume)
+    assert window.self().ui.organTable.rowCount == 2
+    assert window.panel.too_wide() == ""
 
 
 def test_keys_press_buttons_while_the_module_is_open(window):

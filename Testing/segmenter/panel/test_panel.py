@@ -19,7 +19,11 @@ import slicer
 MODULE_FOLDER = Path(__file__).resolve().parents[3] / "SRCSMSegmenter"
 sys.path.insert(0, str(MODULE_FOLDER / "Testing"))
 
-from SRCSMSegmenterPanelTest import SRCSMSegmenterPanelTest  # noqa: E402, F401 - run here
+from SRCSMSegmenterPanelTest import (  # noqa: E402
+    SRCSMSegmenterPanelTest,  # noqa: F401 - run here
+    addVolume,
+    placeResult,
+)
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -91,6 +95,16 @@ def test_custom_widgets_are_given_only_properties_they_have(name):
 
 def test_every_control_has_a_tooltip(window):
     qt_host.assert_tooltips(window.self().ui)
+
+
+def test_rows_make_the_panel_no_wider(window):
+    volume = addVolume("a volume with a name that is longer than any panel could be", 0.0, 900.0)
+    widget = window.self()
+    widget.enter()
+    widget.logic.getParameterNode().result = placeResult(volume)
+    widget.update()
+    assert widget.ui.resultTable.rowCount == 2
+    assert window.panel.too_wide() == ""
 
 
 def test_disabled_buttons_say_why(window):
