@@ -437,7 +437,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         import qt
 
         self.assertFalse(self.ui.trainingSetButton.enabled)
-        self.assertEqual(self.ui.trainingSetButton.toolTip, "Make boxes first.")
+        self.assertEqual(read(self.ui.trainingSetButton.toolTip), "Make boxes first.")
         self.start()
         self.refined()
         folder = self.folder / "Dataset7_Own"
