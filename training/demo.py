@@ -56,7 +56,7 @@ VARIANTS = {
 SAM = "sam-small-ct"
 """Of the source's modality: it has seen no MR, and no phantom."""
 
-LEAST_STEPS = 400
+LEAST_STEPS = 900
 """Of each training; with fewer the rows of the table may change places."""
 
 TEST_STEPS = 250

@@ -5,7 +5,8 @@ SRC as published gives all unlabelled tissue one random look a step, so fat and 
 together. Here unlabelled tissue is partitioned by intensity and again in space,
 and every region and label gets a random convolution network or a signed affine of its own voxels,
 which keeps their texture (after PALETTE; class-wise location and scale after SLAug, arXiv
-2211.10805).
+2211.10805). Some labels are divided too: vessels may be brighter than the liver around them, and a
+kidney's cortex than its medulla.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class RegionsConfig:
         untouched: share of the other samples that keep their intensities; the rest gets SRC.
         clusters: fewest and most clusters of intensity.
         divided: chance that a cluster is divided in two by a smooth random field.
-        divided_labels: the same for a label.
+        divided_labels: chance that a label is divided in two, in half of the draws by the same
+            field, in the others at a random quantile of its intensities.
         affine: share of the looks that are a signed affine of the region's own voxels instead of a
             random convolution.
         slope: smallest and largest factor of the affine, of either sign; its offset moves the
@@ -50,7 +52,7 @@ class RegionsConfig:
     untouched: float = 0.4
     clusters: tuple[int, int] = (1, 6)
     divided: float = 0.5
-    divided_labels: float = 0.1
+    divided_labels: float = 0.3
     affine: float = 0.75
     slope: tuple[float, float] = (0.3, 1.5)
     kept: float = 0.05
@@ -152,7 +154,21 @@ def _partition(
     chance[0] = 0
     divided = (torch.rand(count, generator=generator) < chance).to(image.device)
     half = _smooth_field(image.shape, generator).to(image.device) > 0
+    for label in torch.nonzero(divided[:first])[:, 0].tolist():
+        half = _halved_by_intensity(half, image, labels == label, generator)
     return regions + count * (half & divided[regions])
+
+
+def _halved_by_intensity(
+    half: torch.Tensor, image: torch.Tensor, organ: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Replace `half` within an organ by its brighter voxels, in half of the draws."""
+    by_intensity, quantile = torch.rand(2, generator=generator).tolist()
+    values = image[organ]
+    if by_intensity < 0.5 or not len(values):
+        return half
+    ordered = values[:: max(1, len(values) // SAMPLE)].sort().values
+    return torch.where(organ, image > ordered[int(quantile * len(ordered))], half)
 
 
 def _cuts(values: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:

@@ -31,6 +31,14 @@ MODES = {"off": "plain", "global": "global", "hard": "SRC hard", "smoothed": "SR
 RUNS = (
     *(Run(f"ct_{mode}", "abdomen-fast", CT, mode, (MR,)) for mode in MODES),
     *(Run(f"mr_{mode}", "abdomen-fast", MR, mode, (CT,)) for mode in MODES),
+    Run(
+        "ct_smoothed_fp32",
+        "abdomen-fast",
+        CT,
+        "smoothed",
+        (MR,),
+        settings=("optimisation.precision=fp32",),
+    ),
     *(
         Run(f"bssfp_{mode}", "heart-fast", BSSFP, mode, (LGE, ACDC), ("bssfp_1[1-9]", "bssfp_20"))
         for mode in ("off", "smoothed")
@@ -58,6 +66,9 @@ def report(results: Path) -> str:
             for setting in ("off", "on"):
                 table = scores[f"{source}_{mode}"]
                 lines.append(score_row(f"{arrow} {title}", setting, table, ORGANS))
+    for setting in ("off", "on"):
+        table = scores["ct_smoothed_fp32"]
+        lines.append(score_row(f"CT→MR {MODES['smoothed']}, fp32", setting, table, ORGANS))
     for name, title in (("mr", "MR within"), ("ct", "CT within")):
         folds = [scores[f"within_{name}_{n}"] for n in (0, 1)]
         table = pd.concat(folds) if all(f is not None for f in folds) else None

@@ -74,6 +74,18 @@ def test_a_division_makes_two_halves_of_a_label_and_no_more():
     assert max(map(len, halves)) == 2
 
 
+def test_half_of_the_divisions_of_a_label_follow_its_intensities():
+    image = torch.rand(1, 1, 8, 24, 24, generator=seeded(1))
+    labels = torch.ones(1, 8, 24, 24, dtype=torch.long)
+    always = replace(UNDIVIDED, divided_labels=1.0)
+    followed = 0
+    for seed in range(40):
+        regions = partition(image, labels, always, seeded(seed))
+        darker, brighter = image[:, 0][regions == 1], image[:, 0][regions != 1]
+        followed += not len(darker) or not len(brighter) or bool(darker.max() <= brighter.min())
+    assert 10 <= followed <= 30
+
+
 def test_clusters_are_as_many_as_asked_for_at_the_most():
     images, labels = a_body()
     for seed in range(20):
