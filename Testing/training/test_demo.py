@@ -53,8 +53,8 @@ def test_another_versions_folder_is_named_as_what_to_delete(tmp_path, monkeypatc
 
 
 def test_the_steps_fit_the_time_with_what_follows_the_trainings():
-    # 0.9 of 300 s at 0.2 s a step are 1350 steps, 250 of them for what follows.
-    assert demo.steps_within(300, 0.2, 1500) == 550
+    # 0.9 of 300 s at 0.1 s a step are 2700 steps, 250 of them for what follows.
+    assert demo.steps_within(300, 0.1, 1500) == 1225
     assert demo.steps_within(300, 0.01, 1500) == 1500
     assert demo.steps_within(300, 2.0, 1500) == demo.LEAST_STEPS
 
@@ -64,16 +64,16 @@ def test_the_number_of_steps_is_measured_once_and_kept(tmp_path, monkeypatch):
 
     def measure(training, config, cases, device):
         measured.append((cases, device))
-        return SimpleNamespace(seconds=0.2)
+        return SimpleNamespace(seconds=0.1)
 
     monkeypatch.setattr(demo, "measure_training", measure)
     monkeypatch.setattr(demo.time, "monotonic", lambda: 1000.0)
     source, said = SimpleNamespace(folder=tmp_path, cases=["a case"]), []
     for end in (1300.0, 1900.0):
-        assert demo._number_of_steps(tmp_path, source, None, end, said.append) == 550
+        assert demo._number_of_steps(tmp_path, source, None, end, said.append) == 1225
     assert measured == [(["a case"], "auto")]
-    assert "550 steps" in said[-1]
-    assert "4 min left" in said[-1]  # 1350 steps
+    assert "1225 steps" in said[-1]
+    assert "4 min left" in said[-1]  # 2700 steps
 
 
 def test_steps_that_were_asked_for_need_no_measurement(tmp_path, monkeypatch):
