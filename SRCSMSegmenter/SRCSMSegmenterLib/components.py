@@ -1,36 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connected components of label maps, and the overlap of masks."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
 
-def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
-    """Mark all face-connected components of each label but its largest one.
+@dataclass(frozen=True, eq=False)
+class LabelComponents:
+    """The face-connected components of one label.
 
-    A component's size is the number of its voxels, weighted by the network's confidence if that is
-    given: a long scan may show a large piece that is hardly likelier than not. Of components of
-    equal size, the first one in the order of the array counts as the largest.
+    Attributes:
+        box: slices (K, J, I) of the label map that hold the label.
+        numbers: int32, within the box: 1, 2, ... in the order of the array; 0 elsewhere.
+        sizes: (components,) voxels of each, weighted by the network's confidence if that is given:
+            a long scan may show a large piece that is hardly likelier than not.
+    """
+
+    label: int
+    box: tuple[slice, slice, slice]
+    numbers: np.ndarray
+    sizes: np.ndarray
+
+    def without(self, component: int) -> np.ndarray:
+        """Mark all components but one, counted from 0; bool, within the box."""
+        return (self.numbers != 0) & (self.numbers != component + 1)
+
+
+def components(
+    labels: np.ndarray, confidence: np.ndarray | None = None
+) -> Iterator[LabelComponents]:
+    """Yield the components of every label that is there.
 
     Args:
         labels: (K, J, I) integers, 0 is background.
         confidence: (K, J, I) probabilities of the labels; a voxel weighs (2p - 1)², next to
             nothing if p is not above one half.
+    """
+    from scipy import ndimage  # when needed: Slicer loads this file at its start
+
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        numbers, _ = ndimage.label(labels[box] == label)
+        weights = None if confidence is None else _weights(confidence[box]).ravel()
+        yield LabelComponents(label, box, numbers, np.bincount(numbers.ravel(), weights)[1:])
+
+
+def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
+    """Mark all components of each label but its largest one.
+
+    Of components of equal size, the first one in the order of the array counts as the largest.
+
+    Args:
+        labels, confidence: see `components`.
 
     Returns:
         bool (K, J, I), True in the smaller components.
     """
-    from scipy import ndimage  # when needed: Slicer loads this file at its start
-
     smaller = np.zeros(labels.shape, bool)
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        mask = labels[box] == label
-        components, count = ndimage.label(mask)
-        if count > 1:
-            weights = None if confidence is None else _weights(confidence[box]).ravel()
-            sizes = np.bincount(components.ravel(), weights)
-            smaller[box] |= mask & (components != 1 + np.argmax(sizes[1:]))
+    for found in components(labels, confidence):
+        if len(found.sizes) > 1:
+            smaller[found.box] |= found.without(int(np.argmax(found.sizes)))
     return smaller
 
 
@@ -45,10 +77,16 @@ def keep_largest_component(labels: np.ndarray, confidence: np.ndarray) -> np.nda
     Returns:
         (labels,) number of relabelled voxels by label.
     """
-    smaller = smaller_components(labels, confidence)
-    left_out = np.bincount(labels[smaller], minlength=int(labels.max()) + 1)
-    labels[smaller] = 0
-    confidence[smaller] = 1 - confidence[smaller]
+    return relabel_as_background(labels, confidence, smaller_components(labels, confidence))
+
+
+def relabel_as_background(
+    labels: np.ndarray, confidence: np.ndarray, mask: np.ndarray
+) -> np.ndarray:
+    """Relabel the voxels of a mask in place; see `keep_largest_component`."""
+    left_out = np.bincount(labels[mask], minlength=int(labels.max()) + 1)
+    labels[mask] = 0
+    confidence[mask] = 1 - confidence[mask]
     return left_out
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from . import intensity
-from .components import keep_largest_component
 from .decision import Decision, decide
 from .devices import out_of_memory, resolve_device
 from .errors import DeviceError
@@ -33,6 +32,7 @@ from .intensity import IntensityRule
 from .modality import CT_BELOW, guess_modality
 from .models.bundle import ModelBundle
 from .network import UNet
+from .organ_positions import Kept, keep_likeliest_component
 from .resampling import index_map, points
 from .separable import sample_smoothed
 from .source_matching import matched_voxels
@@ -102,9 +102,9 @@ def segment(
             gets the scan normalised by the rule of its own modality. It is meant for other
             modalities than the source's: `source_matching.wanted` decides so by "auto".
         device: see `resolve_device`.
-        keep_largest: keep only the largest connected piece of every label, weighted by confidence,
-            and relabel the rest as background (`keep_largest_component`); the probabilities do not
-            change. Switch it off for labels that are several pieces.
+        keep_largest: keep only one connected piece of every label, the largest unless another one
+            lies where the organ should (`keep_likeliest_component`). The rest becomes background,
+            and its label's probability there 0. Switch it off for labels that are several pieces.
         keep_probabilities: return them; two bytes per class and voxel.
         progress: called with the stage and the fraction of the whole that is done, once per window.
             It starts again if memory ran out. An error it raises, such as `Cancelled`, stops the
@@ -130,8 +130,7 @@ def segment(
     decision = _run_within_memory(run_input, device, messages)
     if keep_largest:
         with _timed(seconds, "resample"):
-            counts = keep_largest_component(decision.labels, decision.confidence)
-        messages += _removed_pieces(counts, bundle, volume.geometry)
+            messages += _keep_one_piece(decision, bundle, volume.geometry)
     progress("resample", 1.0)
     result = Segmentation(
         Volume(decision.labels, volume.geometry),
@@ -269,18 +268,32 @@ def _run_within_memory(run_input: _RunInput, device: torch.device, messages: lis
     raise DeviceError(f"Memory ran out on {place} too; free some, or crop the scan and try again.")
 
 
-def _removed_pieces(counts: np.ndarray, bundle: ModelBundle, scan: Geometry) -> list[str]:
-    """Write the message about pieces that were removed, if there were any.
+def _keep_one_piece(decision: Decision, bundle: ModelBundle, scan: Geometry) -> list[str]:
+    """Keep one piece of every label, in place; return what the user should know."""
+    before = decision.labels.copy() if decision.probabilities is not None else None
+    kept = keep_likeliest_component(decision.labels, decision.confidence, scan, bundle.offsets)
+    if before is not None:
+        left_out = np.nonzero(before != decision.labels)
+        decision.probabilities[before[left_out], *left_out] = 0
+    return _messages_about_pieces(kept, bundle, scan)
 
-    Args:
-        counts: (labels,) removed voxels by label.
-    """
+
+def _messages_about_pieces(kept: Kept, bundle: ModelBundle, scan: Geometry) -> list[str]:
+    """Write which pieces were left out, and of which labels the largest was."""
+    names = {label.value: label.name.replace("_", " ") for label in bundle.description.labels}
     removed = ", ".join(
-        f"{counts[label.value] * scan.voxel_ml:.1f} ml of {label.name.replace('_', ' ')}"
-        for label in bundle.description.labels
-        if label.value < len(counts) and counts[label.value]
+        f"{voxels * scan.voxel_ml:.1f} ml of {names[label]}"
+        for label, voxels in enumerate(kept.left_out)
+        if voxels
     )
-    return [f"Smaller pieces apart from the largest were left out: {removed}."] if removed else []
+    messages = [f"Pieces apart from the one kept were left out: {removed}."] if removed else []
+    if kept.smaller:
+        organs = ", ".join(names[label] for label in kept.smaller)
+        messages.append(
+            f"Not the largest piece was kept of {organs}, but the one that lies where that organ "
+            "does among the others; check it."
+        )
+    return messages
 
 
 def _mirrored(result: Segmentation, stored: Geometry) -> Segmentation:

@@ -29,6 +29,7 @@ from SRCSMSegmenterLib.inference import guess_modality, segment
 from SRCSMSegmenterLib.intensity import IntensityRule, normalise, scale
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.network import Convolution, NetworkConfig, UNet
+from SRCSMSegmenterLib.organ_positions import Offset
 from SRCSMSegmenterLib.resampling import smooth_mm
 from SRCSMSegmenterLib.source_matching import fit, match, to_integers
 
@@ -268,7 +269,19 @@ def test_only_the_largest_piece_of_a_label_is_kept_by_default():
     assert found.labels.array[:, 1, 1].tolist() == [0, 0, 1, 1]
     sure = [1 - p[1, 0], p[0, 1], p[1, 2], p[1, 3]]
     np.testing.assert_allclose(found.confidence[:, 1, 1], sure, atol=2e-3)
+    p[1, 0] = 0
     np.testing.assert_allclose(found.probabilities[:, :, 1, 1], p, atol=2e-3)
+
+
+def test_the_piece_that_lies_where_the_organ_should_is_kept_instead_of_the_largest():
+    volume, _ = known_slices((-0.1, -0.9, -0.45, 0.26))
+    next_slice = Offset(1, 2, (0.0, 0.0, float(SAME.spacing[2])), np.eye(3).tolist())
+    options = {"modality": "CT", "source_matching": False, "device": "cpu"}
+    bundle = a_bundle(SAME)
+    assert segment(volume, bundle, **options).labels.array[:, 1, 1].tolist() == [1, 0, 0, 2]
+    found = segment(volume, replace(bundle, offsets=(next_slice,)), **options)
+    assert found.labels.array[:, 1, 1].tolist() == [0, 0, 1, 2]
+    assert found.messages[-1].startswith("Not the largest piece was kept of liver, but the one")
 
 
 def test_the_least_certain_slices_come_first_with_their_uncertainty():

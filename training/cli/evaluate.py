@@ -78,7 +78,7 @@ def add(commands: options.Commands) -> None:
     options.add_keep_largest(
         parser,
         default=False,
-        help="score only the largest piece of each organ, which is what srcsm segment writes",
+        help="score only one piece of each organ, which is what srcsm segment writes",
         alias="--largest-component",
     )
     options.add_device(parser)

@@ -63,7 +63,7 @@ def add(commands: options.Commands) -> None:
     options.add_keep_largest(
         parser,
         default=True,
-        help="keep only the largest piece of each organ, or all pieces",
+        help="keep one piece of each organ, the largest unless another lies in its place, or all",
         alias="--all-pieces",
     )
     parser.add_argument(

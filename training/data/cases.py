@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy import ndimage
 
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import ConfigError, VolumeError
@@ -208,3 +209,19 @@ def _placed(
         body.directions,
         foreground,
     )
+
+
+def organ_centroids(cases: Sequence[PreparedCase], outputs: int) -> np.ndarray:
+    """Compute the centroid of every output label in every case.
+
+    Returns:
+        (cases, outputs, 3) in RAS mm; NaN for a label that a case does not show.
+    """
+    centroids = np.full((len(cases), outputs, 3), np.nan)
+    for row, case in zip(centroids, cases, strict=True):
+        labels = case.labels[0].cpu().numpy()
+        for index, box in enumerate(ndimage.find_objects(labels, outputs)):
+            if box is not None:
+                kji = np.argwhere(labels[box] == index + 1).mean(axis=0) + [s.start for s in box]
+                row[index] = case.geometry.to_ras(kji[None, ::-1])[0]
+    return centroids

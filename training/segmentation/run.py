@@ -28,12 +28,13 @@ from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
 from SRCSMSegmenterLib.network import UNet
+from SRCSMSegmenterLib.organ_positions import learn_offsets
 from SRCSMSegmenterLib.schema import nearest
 from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_volume
 
-from ..data.cases import PreparedCase, default_cache, prepare_cases
+from ..data.cases import PreparedCase, default_cache, organ_centroids, prepare_cases
 from ..data.dataset import Case
 from ..engine.accelerator import Computing, accelerator_for
 from ..engine.config import to_dict
@@ -121,7 +122,9 @@ def run_training(
 
     def save(folder: Path) -> None:
         called = name or run.folder.resolve().name
+        offsets = learn_offsets(organ_centroids(cases[0], len(labels)))
         bundle = _bundle(called, run, source, rule, progress, weights)
+        bundle = replace(bundle, offsets=offsets)
         save_bundle(folder, bundle, model_card(bundle))
 
     return run.end(progress, run.folder / "model", save)

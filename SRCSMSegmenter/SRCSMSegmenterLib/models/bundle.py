@@ -4,6 +4,7 @@
     configs/metadata.json           MONAI's keys, and ours under "srcsm"
     configs/network.json            NetworkConfig
     configs/source_histogram.json   SourceHistogram
+    configs/organ_offsets.json      list of Offset, if there are any
     models/model.safetensors        weights, float16 or float32
     docs/README.md                  model card
     LICENSE                         if somebody added one
@@ -29,6 +30,7 @@ from ..errors import BundleError, SRCSMError
 from ..geometry import GridSpec
 from ..intensity import IntensityRule
 from ..network import NetworkConfig, UNet
+from ..organ_positions import Offset
 from ..schema import convert, parse_json
 from ..source_matching import SourceHistogram
 from ..terminology import Segment
@@ -48,6 +50,7 @@ FORMAT_VERSION = 1
 
 NETWORK = "configs/network.json"
 HISTOGRAM = "configs/source_histogram.json"
+OFFSETS = "configs/organ_offsets.json"
 WEIGHTS = "models/model.safetensors"
 CARD = "docs/README.md"
 LATER_SETTINGS = {"pool_by": "average", "decoder": []}
@@ -101,6 +104,7 @@ class ModelBundle:
 
     Attributes:
         weights: state dict of `UNet(network)`, float32.
+        offsets: between the organs of the training scans, of at most one per pair.
         identity: SHA-256 (hex) of the folder's SHA256SUMS; "" for one that was never saved.
 
     Raises:
@@ -111,6 +115,7 @@ class ModelBundle:
     network: NetworkConfig
     histogram: SourceHistogram
     weights: dict[str, torch.Tensor]
+    offsets: tuple[Offset, ...] = ()
     identity: str = ""
 
     def __post_init__(self) -> None:
@@ -170,6 +175,8 @@ def save_bundle(folder: Path, bundle: ModelBundle, card: str) -> str:
         WEIGHTS: save_tensors(weights),
         CARD: card.encode(),
     }
+    if bundle.offsets:
+        files[OFFSETS] = json.dumps([dataclasses.asdict(one) for one in bundle.offsets]).encode()
     return write_folder(folder, files)
 
 
@@ -189,6 +196,7 @@ def load_bundle(folder: Path) -> ModelBundle:
             _network(network),
             SourceHistogram.from_dict(histogram),
             {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()},
+            _offsets(files.get(OFFSETS)),
             sha256(files[SUMS]),
         )
     except (SRCSMError, SafetensorError, ValueError) as error:
@@ -264,6 +272,13 @@ def _network(content: Any) -> NetworkConfig:  # noqa: ANN401 - anything JSON hol
     if isinstance(content, dict):
         content = LATER_SETTINGS | content
     return convert(content, NetworkConfig, NETWORK, BundleError, complete=True)
+
+
+def _offsets(content: bytes | None) -> tuple[Offset, ...]:
+    if content is None:
+        return ()
+    plain = parse_json(content, OFFSETS, BundleError)
+    return convert(plain, tuple[Offset, ...], OFFSETS, BundleError, complete=True)
 
 
 def _installed(package: str) -> str:

@@ -56,7 +56,7 @@ def segment(
         organs: names of those wanted; None for all that the network knows.
         modality: "CT" or "MR"; None takes what DICOM says, else guesses.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        keepLargest: keep only the largest piece of every organ; switch it off for organs that are
+        keepLargest: keep only one piece of every organ; switch it off for organs that are
             several pieces.
         outputSegmentation: to be updated (`results.place`); None makes a new one.
         frame: of the sequence that the volume shows, from 0; None for the one shown.

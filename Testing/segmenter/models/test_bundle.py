@@ -25,6 +25,7 @@ from SRCSMSegmenterLib.models.bundle import (
 )
 from SRCSMSegmenterLib.models.catalogue import find_bundles, find_model, shipped_models_folder
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
+from SRCSMSegmenterLib.organ_positions import Offset
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import segment_for
 
@@ -48,6 +49,7 @@ def a_bundle():
         network,
         SourceHistogram(np.array([3, 5, 9]), np.array([10, 1, 4]), 0),
         UNet(network).state_dict(),
+        (Offset(1, 2, (4.5, -46.0, -76.25), ((300.0, 1, 2), (1, 310.0, 3), (2, 3, 320.0))),),
     )
 
 
@@ -83,10 +85,26 @@ def test_what_is_loaded_is_what_was_saved(folder, a_bundle):
     assert loaded.description == a_bundle.description
     assert loaded.network == a_bundle.network
     assert loaded.histogram.to_dict() == a_bundle.histogram.to_dict()
+    assert loaded.offsets == a_bundle.offsets
     assert loaded.weights.keys() == a_bundle.weights.keys()
     for name, value in loaded.weights.items():
         assert value.dtype == torch.float32
         assert torch.equal(value, a_bundle.weights[name].half().float())
+
+
+def test_a_network_without_offsets_has_none(tmp_path, a_bundle):
+    save_bundle(tmp_path / "model", replace(a_bundle, offsets=()), "# Card\n")
+    assert load_bundle(tmp_path / "model").offsets == ()
+    assert verify_bundle(tmp_path / "model") == []
+
+
+def test_offsets_that_are_none_are_refused(folder):
+    def spoil(offsets):
+        offsets[0]["covariance"][2][2] = -1.0
+
+    change(folder, "configs/organ_offsets.json", spoil)
+    with pytest.raises(BundleError, match="from label 1 to 2 needs"):
+        load_bundle(folder)
 
 
 def test_a_network_from_before_its_later_settings_is_the_same_network(folder, a_bundle):
