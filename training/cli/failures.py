@@ -27,6 +27,7 @@ EXIT_CODES = (
 
 EXTRAS = {
     "training": ("accelerate", "matplotlib", "monai", "pandas", "tensorboard", "yaml"),
+    "dicom": ("highdicom", "pydicom"),
     "refine": ("segment_anything", "torchvision"),
     "style": ("PIL", "diffusers", "peft", "transformers"),
 }
