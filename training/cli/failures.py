@@ -27,7 +27,7 @@ EXIT_CODES = (
 
 EXTRAS = {
     "training": ("accelerate", "matplotlib", "monai", "pandas", "tensorboard", "yaml"),
-    "dicom": ("highdicom", "pydicom"),
+    "dicom": ("highdicom",),
     "refine": ("segment_anything", "torchvision"),
     "style": ("PIL", "diffusers", "peft", "transformers"),
 }

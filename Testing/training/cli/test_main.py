@@ -205,7 +205,7 @@ def test_nothing_beside_the_scripts_hides_other_modules(
 def test_a_missing_package_is_told_with_the_extra_that_brings_it():
     brought = {}
     for line in requires("srcsm"):
-        if found := re.fullmatch(r"([\w-]+); extra == \"(training|refine|style)\"", line):
+        if found := re.fullmatch(r"([\w-]+); extra == \"(dicom|training|refine|style)\"", line):
             brought.setdefault(found[2], set()).add(found[1])
     names = {"yaml": "pyyaml", "PIL": "pillow", "segment_anything": "segment-anything"}
     assert brought == {
@@ -216,6 +216,7 @@ def test_a_missing_package_is_told_with_the_extra_that_brings_it():
         ("torchvision.models.segmentation", "'srcsm[refine]'"),
         ("yaml", "'srcsm[training]'"),
         ("diffusers", "'srcsm[style]'"),
+        ("highdicom", "'srcsm[dicom]'"),
         ("tqdm", "srcsm"),
     ):
         message = sentence(ModuleNotFoundError("none", name=missing))
