@@ -10,7 +10,7 @@ Chen et al. 2025 has maximum pooling, a decoder of its own widths, and switchabl
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -23,6 +23,19 @@ Triple = tuple[int, int, int]
 
 SPACE = (2, 3, 4)
 """Axes of a batch."""
+
+
+PAPER = {
+    "channels": {"paper": "64 at each of 5 levels (ICM: 32 to 512, bottleneck 256)"},
+    "stem": {"paper": "[1, 1, 1]"},
+    "kernel": {"paper": "[3, 3, 3] (ICM: [3, 3, 1])"},
+    "pooling": {"paper": "[2, 2, 2]"},
+    "norm": {"paper": "none (ICM: switchable)"},
+    "dropout": {"paper": "0.1"},
+    "pool_by": {"paper": "average (ICM: max)"},
+    "decoder": {"paper": "[] (ICM: [32, 32, 64, 128])"},
+}
+"""Published values, for the help of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +56,14 @@ class NetworkConfig:
     """
 
     classes: int
-    channels: tuple[int, ...] = (64, 64, 64, 64, 64)
-    stem: Triple = (1, 1, 1)
-    kernel: Triple = (3, 3, 3)
-    pooling: Triple = (2, 2, 2)
-    norm: str = "none"
-    dropout: float = 0.1
-    pool_by: str = "average"
-    decoder: tuple[int, ...] = ()
+    channels: tuple[int, ...] = field(default=(64,) * 5, metadata=PAPER["channels"])
+    stem: Triple = field(default=(1, 1, 1), metadata=PAPER["stem"])
+    kernel: Triple = field(default=(3, 3, 3), metadata=PAPER["kernel"])
+    pooling: Triple = field(default=(2, 2, 2), metadata=PAPER["pooling"])
+    norm: str = field(default="none", metadata=PAPER["norm"])
+    dropout: float = field(default=0.1, metadata=PAPER["dropout"])
+    pool_by: str = field(default="average", metadata=PAPER["pool_by"])
+    decoder: tuple[int, ...] = field(default=(), metadata=PAPER["decoder"])
 
     def __post_init__(self) -> None:
         for name in ("channels", "stem", "kernel", "pooling", "decoder"):

@@ -2,12 +2,12 @@
 """Degradation after random convolution: bias fields, coarse sampling and noise."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
-from SRCSMSegmenterLib.errors import ConfigError
-
+from ..engine.keys import NOT_NEGATIVE, SHARE, Range, Settings, key
 from .spatial import spline_field
 
 CONTROL_POINTS = 5
@@ -15,7 +15,7 @@ CONTROL_POINTS = 5
 
 
 @dataclass(frozen=True)
-class DegradationConfig:
+class DegradationConfig(Settings):
     """Frequency and strength of the degradations.
 
     Attributes:
@@ -26,19 +26,12 @@ class DegradationConfig:
         noise: largest standard deviation of Gaussian noise, normalised intensities.
     """
 
-    chance: float = 0.0
-    bias: float = 0.6
-    coarseness: float = 3.0
-    noise: float = 0.1
+    chance: float = key(0.0, SHARE, paper="0")
+    bias: float = key(0.6, NOT_NEGATIVE)
+    coarseness: float = key(3.0, Range(least=1))
+    noise: float = key(0.1, NOT_NEGATIVE)
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.chance <= 1:
-            raise ConfigError(f"degradation.chance is from 0 to 1, not {self.chance}.")
-        if self.bias < 0 or self.noise < 0 or self.coarseness < 1:
-            raise ConfigError(
-                "degradation.bias and degradation.noise are 0 or more, degradation.coarseness is "
-                "1 or more."
-            )
+    section: ClassVar[str] = "degradation."
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ kidney's cortex than its medulla.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.resampling import smooth_voxels
 
+from ..engine.keys import COUNT, NOT_NEGATIVE, SHARE, Settings, key
 from .random_convolution import convolved_regions, random_convolution
 
 AIR = 0.02
@@ -30,7 +32,7 @@ LLOYD_STEPS = 4
 
 
 @dataclass(frozen=True)
-class RegionsConfig:
+class RegionsConfig(Settings):
     """Frequency and fineness of the partitions, and the random looks of their regions.
 
     Attributes:
@@ -48,21 +50,20 @@ class RegionsConfig:
         kept_air: the same for air, which is dark in every modality.
     """
 
-    share: float = 0.0
-    untouched: float = 0.4
-    clusters: tuple[int, int] = (1, 6)
-    divided: float = 0.5
-    divided_labels: float = 0.3
-    affine: float = 0.75
-    slope: tuple[float, float] = (0.3, 1.5)
-    kept: float = 0.05
-    kept_air: float = 0.5
+    share: float = key(0.0, SHARE, paper="0")
+    untouched: float = key(0.4, SHARE)
+    clusters: tuple[int, int] = key((1, 6), COUNT)
+    divided: float = key(0.5, SHARE)
+    divided_labels: float = key(0.3, SHARE)
+    affine: float = key(0.75, SHARE)
+    slope: tuple[float, float] = key((0.3, 1.5), NOT_NEGATIVE)
+    kept: float = key(0.05, SHARE)
+    kept_air: float = key(0.5, SHARE)
+
+    section: ClassVar[str] = "regions."
 
     def __post_init__(self) -> None:
-        shares = ("share", "untouched", "divided", "divided_labels", "affine", "kept", "kept_air")
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"regions.{name} is from 0 to 1, not {getattr(self, name)}.")
+        super().__post_init__()
         if not 1 <= self.clusters[0] <= self.clusters[1]:
             raise ConfigError(
                 f"regions.clusters are the fewest and the most, at least 1, not {self.clusters}."

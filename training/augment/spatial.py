@@ -2,19 +2,24 @@
 """Spatial and intensity augmentation (Thaler et al. 2026), on the device of the case."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from SRCSMSegmenterLib import intensity
-from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.resampling import look_up, points, sample, smooth_voxels
 
+from ..engine.keys import NOT_NEGATIVE, SHARE, Range, Settings, key
+
+FACTOR = Range(least=0, below=1)
+"""Deviations of a factor that stays above 0."""
+
 
 @dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(Settings):
     """Ranges of the random draws; each number is the largest deviation to either side.
 
     Attributes:
@@ -23,31 +28,28 @@ class AugmentationConfig:
         scale: isotropic factor around 1.
         axis_scale: further factor per axis around 1.
         elastic: mm, displacement of the control points of a cubic B-spline.
-        control_points: control points of the B-spline per axis, four or more.
+        control_points: control points of the B-spline per axis; it is cubic and needs four.
         shift: added to the normalised intensities.
-        contrast: factor on the normalised intensities around 1; 0.2 for CT, 0.4 for MR.
+        contrast: factor on the normalised intensities around 1; null: 0.2 for CT, 0.4 for MR.
         crop: share of the windows of which only a random box is within the scan, as in thin slabs
             and in scans that are cut at the skin.
         strong: strength of further changes of intensity (`strong_changes`), 0 to 1 or so.
     """
 
-    translation: float = 20.0
-    rotation: tuple[float, float, float] = (0.35, 0.35, 0.35)
-    scale: float = 0.2
-    axis_scale: float = 0.1
-    elastic: float = 15.0
-    control_points: int = 8
-    shift: float = 0.2
-    contrast: float | None = None
-    crop: float = 0.0
-    strong: float = 0.0
+    translation: float = key(20.0, NOT_NEGATIVE, unit="mm", paper="20")
+    rotation: tuple[float, float, float] = key(
+        (0.35, 0.35, 0.35), NOT_NEGATIVE, unit="rad", paper="0.35"
+    )
+    scale: float = key(0.2, FACTOR, paper="0.2")
+    axis_scale: float = key(0.1, FACTOR, paper="0.1")
+    elastic: float = key(15.0, NOT_NEGATIVE, unit="mm", paper="15")
+    control_points: int = key(8, Range(least=4), paper="8")
+    shift: float = key(0.2, NOT_NEGATIVE, paper="0.2")
+    contrast: float | None = key(None, FACTOR, paper="0.2 for CT, 0.4 for MR")
+    crop: float = key(0.0, SHARE, paper="0")
+    strong: float = key(0.0, NOT_NEGATIVE, paper="0 (ICM: not published)")
 
-    def __post_init__(self) -> None:
-        if self.control_points < 4:
-            raise ConfigError(
-                "augmentation.control_points is at least 4, as the B-spline is cubic, not "
-                f"{self.control_points}."
-            )
+    section: ClassVar[str] = "augmentation."
 
 
 @dataclass(frozen=True, eq=False)

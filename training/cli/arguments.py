@@ -155,6 +155,18 @@ def add_configuration(parser: argparse.ArgumentParser, file: str, values: str) -
     )
 
 
+def add_help_config(parser: argparse.ArgumentParser, action: type[argparse.Action] | str) -> None:
+    """Add --help-config."""
+    parser.add_argument(
+        "--help-config",
+        nargs="?",
+        const="",
+        metavar="KEY",
+        action=action,
+        help="explain the keys of the configuration, or one of them or of its sections, and exit",
+    )
+
+
 def add_run(
     parser: argparse.ArgumentParser,
     *,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SRCSMSegmenterLib.errors import SRCSMError
+from SRCSMSegmenterLib.errors import ConfigError, SRCSMError
 
 from . import arguments as options
 from .console import INTERRUPTED, is_first_process, progress_display, say
@@ -162,6 +162,7 @@ def _add_stage(
         "the results so far are kept, and the same command resumes after any stop.",
         examples,
     )
+    options.add_help_config(parser, _HelpConfig)
     options.add_configuration(
         parser, "the configuration", "single values of it, such as size=256 tune.steps=2000"
     )
@@ -180,6 +181,27 @@ def _add_stage(
         help="print the configuration and, for base, tune, control and swap, the time and memory",
     )
     return parser
+
+
+class _HelpConfig(argparse.Action):
+    """Explanation of the keys of the configuration, which needs none of the other options."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str,
+        option_string: str | None = None,
+    ) -> None:
+        """Print the explanation and exit."""
+        from ..engine.keys import describe
+        from ..style.config import StyleConfig
+
+        try:
+            print(describe(StyleConfig(), values))
+        except ConfigError as error:
+            parser.error(str(error))
+        parser.exit()
 
 
 def _add_base(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ def add(commands: options.Commands) -> None:
         "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-paper --out runs/paper \\\n"
         "      --set optimisation.steps=20000 data.folds=0 --device cuda --max-minutes 60\n"
         "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-fast --dry-run\n"
+        "  srcsm train --preset abdomen-fast --help-config optimisation\n"
         "  srcsm train --data Dataset101_AbdomenCT --preset icm --out runs/icm \\\n"
         "      --set pairs.styled=[slices/ct/styled/abdomen]\n"
         "  accelerate launch --num_processes 4 training/train.py --data Dataset101_AbdomenCT \\\n"
@@ -43,6 +44,7 @@ def add(commands: options.Commands) -> None:
         required=False,
     )
     options.add_cache(parser)
+    options.add_help_config(parser, "store")
     parser.add_argument("--list-presets", action="store_true", help="list the presets and exit")
     parser.add_argument(
         "--dry-run",
@@ -56,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, or resume a training, and say how it ended."""
     if arguments.list_presets:
         print(presets_as_text())
+        return 0
+    if arguments.help_config is not None:
+        print(help_config(arguments))
         return 0
     needed = {"--data": arguments.data, "--preset": arguments.preset}
     if not arguments.dry_run:
@@ -89,6 +94,17 @@ def run(arguments: argparse.Namespace) -> int:
     done = "Network: {model}\nNext: srcsm segment SCAN --model {model} -o labels.nii.gz"
     steps = config.optimisation.steps
     return run_to_end(training, arguments.out, steps, arguments.max_minutes, done)
+
+
+def help_config(arguments: argparse.Namespace) -> str:
+    """Explain the keys of the configuration, by default with the paper's values."""
+    from ..engine.config import configured
+    from ..engine.keys import describe
+    from ..segmentation.presets import preset
+
+    base = preset(arguments.preset or "abdomen-paper")
+    config = configured(base, arguments.config, arguments.set)
+    return describe(config, arguments.help_config)
 
 
 def dry_run(arguments: argparse.Namespace, config: "TrainingConfig") -> str:

@@ -13,6 +13,8 @@ from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.schema import convert, nearest
 
+from .keys import COUNT, NOT_NEGATIVE, POSITIVE, Range, Settings, choice, commented, key
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """What may be asked for; "auto" is the fastest that the device trains in (accelerator.py)."""
 
@@ -21,8 +23,11 @@ SCHEDULES = {"constant": None, "cosine": (100, 0.0), "icm": (10, 1e-6)}
 None: constant."""
 
 
+SMOOTHING = Range(least=0, below=1)
+
+
 @dataclass(frozen=True)
-class CasesConfig:
+class CasesConfig(Settings):
     """The choice of the cases to train on.
 
     Attributes:
@@ -36,12 +41,14 @@ class CasesConfig:
 
     cases: tuple[str, ...] = ("*",)
     validation: tuple[str, ...] = ()
-    folds: int = 5
-    fold: int = 0
-    modality: str = "auto"
+    folds: int = key(5, NOT_NEGATIVE, paper="a fixed split")
+    fold: int = key(0, NOT_NEGATIVE)
+    modality: str = key("auto", choice("auto", "CT", "MR"))
+
+    section: ClassVar[str] = "data."
 
     def __post_init__(self) -> None:
-        one_of("data.modality", self.modality, ("auto", "CT", "MR"))
+        super().__post_init__()
         if not 0 <= self.fold < max(1, self.folds):
             raise ConfigError(f"data.fold counts from 0 to data.folds - 1, and is {self.fold}.")
 
@@ -57,9 +64,9 @@ class ScansConfig(CasesConfig):
         smoothing: sigma in mm of the Gaussian on the image's own grid.
     """
 
-    window: tuple[float, ...] = ()
-    maximum_percentile: float = 100.0
-    smoothing: float = 1.0
+    window: tuple[float, ...] = key((), unit="HU", paper="[-1023, 1024]")
+    maximum_percentile: float = key(100.0, Range(above=0, most=100), unit="%", paper="100")
+    smoothing: float = key(1.0, NOT_NEGATIVE, unit="mm", paper="1")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +75,7 @@ class ScansConfig(CasesConfig):
 
 
 @dataclass(frozen=True)
-class StepsConfig:
+class StepsConfig(Settings):
     """The steps of a training, whatever is trained.
 
     Attributes:
@@ -83,26 +90,13 @@ class StepsConfig:
         precision: "auto", the fastest that the device trains in, "fp32", "bf16" or "fp16".
     """
 
-    steps: int = 50_000
-    batch: int = 1
-    accumulation: int = 1
-    learning_rate: float = 5e-5
-    schedule: str = "constant"
-    ema: float = 0.999
-    precision: str = "auto"
-
-    section: ClassVar[str] = ""
-    """Section of the configuration, with a dot behind it, for messages."""
-
-    def __post_init__(self) -> None:
-        section = self.section
-        one_of(f"{section}schedule", self.schedule, tuple(SCHEDULES))
-        one_of(f"{section}precision", self.precision, PRECISIONS)
-        for name in ("steps", "batch", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{section}{name} must be at least 1.")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"{section}ema is at least 0 and under 1, not {self.ema}.")
+    steps: int = key(50_000, COUNT)
+    batch: int = key(1, COUNT)
+    accumulation: int = key(1, COUNT)
+    learning_rate: float = key(5e-5, POSITIVE)
+    schedule: str = key("constant", choice(*SCHEDULES))
+    ema: float = key(0.999, SMOOTHING)
+    precision: str = key("auto", choice(*PRECISIONS))
 
 
 @dataclass(frozen=True)
@@ -120,19 +114,14 @@ class Recipe(StepsConfig):
         patience: validations without a better Dice after which the training ends; 0: it goes on.
     """
 
-    l2: float = 1e-6
-    clip_factor: float = 5.0
-    clip_start: float = 10.0
-    clip_rate: float = 0.01
-    nan_redraws: int = 100
-    patience: int = 0
+    l2: float = key(1e-6, NOT_NEGATIVE)
+    clip_factor: float = key(5.0, POSITIVE)
+    clip_start: float = key(10.0, POSITIVE)
+    clip_rate: float = key(0.01, Range(least=0, most=1))
+    nan_redraws: int = key(100, NOT_NEGATIVE)
+    patience: int = key(0, NOT_NEGATIVE)
 
     section: ClassVar[str] = "optimisation."
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.patience < 0:
-            raise ConfigError("optimisation.patience is 0 or more.")
 
     def gradient_limit(self, norm: float) -> float:
         """Return the longest gradient, given the running mean of the clipped norms."""
@@ -212,8 +201,9 @@ def write_yaml(path: Path, config: Any) -> None:  # noqa: ANN401
 
 
 def as_yaml(config: Any) -> str:  # noqa: ANN401
-    """Format a configuration as YAML for people, short lists on one line."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None).rstrip()
+    """Format a configuration as YAML for people: lists on one line, help as comments."""
+    plain = to_dict(config)
+    return commented(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, width=1000), config)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
@@ -233,17 +223,27 @@ def _merged(values: Any, base: Any, where: str = "") -> dict[str, Any]:  # noqa:
     if not isinstance(values, dict):
         raise ConfigError(f"{where or 'The configuration'} needs keys and values, not {values!r}.")
     merged = to_dict(base)
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else str(key)
-        if key not in merged:
-            raise ConfigError(f"Unknown configuration key {name}{nearest(key, merged)}.")
-        current = getattr(base, key)
+    for last, value in values.items():
+        name = f"{where}.{last}" if where else str(last)
+        if last not in merged:
+            raise ConfigError(f"Unknown configuration key {name}{nearest(last, merged)}.")
+        current = getattr(base, last)
         if dataclasses.is_dataclass(current):
             value = _merged(value, current, name)
         elif isinstance(current, tuple) and isinstance(value, str | int | float):
             value = [value]
-        merged[key] = value
+        merged[last] = value
     return merged
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, with every list on one line and every other key on its own."""
+
+
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, True),
+)
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from SRCSMSegmenterLib.errors import ConfigError
 
-from ..engine.config import PRECISIONS, StepsConfig, one_of
+from ..engine.config import PRECISIONS, SCHEDULES, SMOOTHING, StepsConfig
+from ..engine.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, Settings, choice, key
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Settings):
     """The slicing of scans into pictures.
 
     Attributes:
@@ -26,27 +27,27 @@ class PrepareConfig:
     """
 
     cases: tuple[str, ...] = ("*",)
-    axis: str = "auto"
-    every: int = 1
-    field_of_view: float = 0.0
-    window: tuple[float, float] = (-125.0, 275.0)
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    foreground: float = 0.002
-    empty: float = 0.0
+    axis: str = key("auto", choice("auto", "I", "J", "K"))
+    every: int = key(1, COUNT)
+    field_of_view: float = key(0.0, NOT_NEGATIVE, unit="mm")
+    window: tuple[float, float] = key((-125.0, 275.0), unit="HU")
+    percentiles: tuple[float, float] = key((0.5, 99.5), Range(least=0, most=100), unit="%")
+    foreground: float = key(0.002, SHARE)
+    empty: float = key(0.0, SHARE)
     style: str = "auto"
 
+    section: ClassVar[str] = "prepare."
+
     def __post_init__(self) -> None:
-        one_of("prepare.axis", self.axis, ("auto", "I", "J", "K"))
+        super().__post_init__()
         if not self.window[0] < self.window[1]:
             raise ConfigError(f"prepare.window is [lower, upper] in HU, not {self.window}.")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ConfigError(f"prepare.percentiles are two of 0 to 100, not {self.percentiles}.")
-        if self.every < 1 or self.field_of_view < 0:
-            raise ConfigError("prepare.every is at least 1, prepare.field_of_view 0 or more.")
 
 
 @dataclass(frozen=True)
-class PhantomConfig:
+class PhantomConfig(Settings):
     """Phantom slices to train a small base on.
 
     Attributes:
@@ -55,9 +56,10 @@ class PhantomConfig:
         styles: of phantom_slices.py.
     """
 
-    patients: int = 300
-    slices: int = 6
-    seed: int = 100_000
+    patients: int = key(300, COUNT)
+    slices: int = key(6, COUNT)
+    seed: int = key(100_000, NOT_NEGATIVE)
+    section: ClassVar[str] = "phantom."
     styles: tuple[str, ...] = ("ct", "t1", "t2", "ultrasound")
 
 
@@ -72,13 +74,13 @@ class StageConfig(StepsConfig):
         preview_every: steps between two previews; 0 makes one at the end only.
     """
 
-    steps: int = 30_000
-    learning_rate: float = 1e-5
-    ema: float = 0.0
-    weight_decay: float = 1e-2
-    clip: float = 1.0
+    steps: int = key(30_000, COUNT)
+    learning_rate: float = key(1e-5, POSITIVE)
+    ema: float = key(0.0, SMOOTHING)
+    weight_decay: float = key(1e-2, NOT_NEGATIVE)
+    clip: float = key(1.0, POSITIVE)
     gradient_checkpointing: bool = True
-    preview_every: int = 2000
+    preview_every: int = key(2000, NOT_NEGATIVE, unit="steps")
 
     # The losses of the stages have no random convolution to draw anew, and nothing validates them.
     nan_redraws: ClassVar[int] = 0
@@ -104,9 +106,15 @@ class TuneConfig(StageConfig):
             GPUs (give a learning rate of 1e-4 or so); 0 trains the whole U-Net.
     """
 
-    accumulation: int = 2
-    learning_rate: float = 2e-6
-    lora: int = 0
+    steps: int = key(30_000, COUNT, paper="30,000 (DGInStyle)")
+    batch: int = key(1, COUNT, paper="1 (DGInStyle)")
+    accumulation: int = key(2, COUNT, paper="2 (DGInStyle)")
+    learning_rate: float = key(2e-6, POSITIVE, paper="2e-6 (DGInStyle)")
+    precision: str = key("auto", choice(*PRECISIONS), paper="fp16 (DGInStyle)")
+    gradient_checkpointing: bool = key(True, paper="true (DGInStyle)")
+    lora: int = key(0, NOT_NEGATIVE, paper="0")
+
+    section: ClassVar[str] = "tune."
 
 
 @dataclass(frozen=True)
@@ -120,14 +128,18 @@ class ControlConfig(StageConfig):
         empty_prompts: share of the slices that are shown without a prompt, so that guidance works.
     """
 
-    batch: int = 2
-    accumulation: int = 4
-    rare_class_temperature: float = 0.1
-    empty_prompts: float = 0.1
+    steps: int = key(30_000, COUNT, paper="not known")
+    batch: int = key(2, COUNT, paper="2 (DGInStyle)")
+    accumulation: int = key(4, COUNT, paper="4 (DGInStyle)")
+    learning_rate: float = key(1e-5, POSITIVE, paper="1e-5 (DGInStyle)")
+    rare_class_temperature: float = key(0.1, NOT_NEGATIVE, paper="0.01 (DAFormer, street scenes)")
+    empty_prompts: float = key(0.1, SHARE, paper="not known")
+
+    section: ClassVar[str] = "control."
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """The sampler.
 
     Attributes:
@@ -136,17 +148,15 @@ class SamplingConfig:
         control_scale: factor on what the ControlNet adds.
     """
 
-    steps: int = 25
-    guidance: float = 7.5
-    control_scale: float = 1.0
+    steps: int = key(25, COUNT, paper="not known")
+    guidance: float = key(7.5, NOT_NEGATIVE, paper="not known")
+    control_scale: float = key(1.0, NOT_NEGATIVE, paper="1")
 
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError("sampling.steps is at least 1.")
+    section: ClassVar[str] = "sampling."
 
 
 @dataclass(frozen=True)
-class SwapConfig:
+class SwapConfig(Settings):
     """Style swap (DGInStyle, ECCV 2024; Chen et al. 2025).
 
     Attributes:
@@ -158,21 +168,16 @@ class SwapConfig:
     """
 
     styles: tuple[str, ...] = ()
-    per_slice: int = 3
-    every: int = 1
-    batch: int = 8
-    precision: str = "auto"
+    per_slice: int = key(3, NOT_NEGATIVE, paper="not known")
+    every: int = key(1, COUNT)
+    batch: int = key(8, COUNT)
+    precision: str = key("auto", choice(*PRECISIONS))
 
-    def __post_init__(self) -> None:
-        one_of("swap.precision", self.precision, PRECISIONS)
-        if min(self.batch, self.every) < 1 or self.per_slice < 0:
-            raise ConfigError(
-                "swap.batch and swap.every are at least 1, swap.per_slice is at least 0."
-            )
+    section: ClassVar[str] = "swap."
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(Settings):
     """Thresholds below which a restyled slice is set aside (measures.py).
 
     Attributes:
@@ -183,9 +188,11 @@ class CheckConfig:
             network that does not generalise fails on good slices too.
     """
 
-    moved: float = 0.08
-    edges: float = 0.58
-    dice: float = 0.0
+    moved: float = key(0.08, SHARE, paper="no check")
+    edges: float = key(0.58, SHARE, paper="no check")
+    dice: float = key(0.0, SHARE, paper="no check")
+
+    section: ClassVar[str] = "check."
 
 
 @dataclass(frozen=True)
@@ -199,16 +206,18 @@ class AutoencoderConfig(StageConfig):
         kl: weight of the Kullback-Leibler term.
     """
 
-    steps: int = 2500
-    batch: int = 16
-    learning_rate: float = 2e-3
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
+    steps: int = key(2500, COUNT)
+    batch: int = key(16, COUNT)
+    learning_rate: float = key(2e-3, POSITIVE)
+    schedule: str = key("cosine", choice(*SCHEDULES))
+    weight_decay: float = key(0.0, NOT_NEGATIVE)
     gradient_checkpointing: bool = False
-    preview_every: int = 0
-    channels: tuple[int, ...] = (16, 32, 64)
-    crop: int = 48
-    kl: float = 1e-5
+    preview_every: int = key(0, NOT_NEGATIVE, unit="steps")
+    channels: tuple[int, ...] = key((16, 32, 64), COUNT)
+    crop: int = key(48, COUNT, unit="pixels")
+    kl: float = key(1e-5, NOT_NEGATIVE)
+
+    section: ClassVar[str] = "base.autoencoder."
 
 
 @dataclass(frozen=True)
@@ -225,21 +234,23 @@ class DenoiserConfig(StageConfig):
         empty_prompts: share of the slices that are shown without a prompt.
     """
 
-    steps: int = 4000
-    batch: int = 16
-    learning_rate: float = 5e-4
-    schedule: str = "cosine"
-    ema: float = 0.999
+    steps: int = key(4000, COUNT)
+    batch: int = key(16, COUNT)
+    learning_rate: float = key(5e-4, POSITIVE)
+    schedule: str = key("cosine", choice(*SCHEDULES))
+    ema: float = key(0.999, SMOOTHING)
     gradient_checkpointing: bool = False
-    preview_every: int = 1000
-    channels: tuple[int, ...] = (64, 128, 192)
-    attention: int = 2
-    heads: int = 4
-    text_width: int = 64
-    text_layers: int = 2
-    text_length: int = 24
-    vocabulary: int = 1000
-    empty_prompts: float = 0.1
+    preview_every: int = key(1000, NOT_NEGATIVE, unit="steps")
+    channels: tuple[int, ...] = key((64, 128, 192), COUNT)
+    attention: int = key(2, NOT_NEGATIVE)
+    heads: int = key(4, COUNT)
+    text_width: int = key(64, COUNT, unit="channels")
+    text_layers: int = key(2, COUNT)
+    text_length: int = key(24, COUNT, unit="tokens")
+    vocabulary: int = key(1000, Range(least=514))
+    empty_prompts: float = key(0.1, SHARE)
+
+    section: ClassVar[str] = "base.denoiser."
 
 
 @dataclass(frozen=True)
@@ -255,7 +266,7 @@ class SmallBaseConfig:
 
 
 @dataclass(frozen=True)
-class StyleConfig:
+class StyleConfig(Settings):
     """The configuration of all stages.
 
     Attributes:
@@ -265,10 +276,10 @@ class StyleConfig:
         checkpoint_minutes: time between two checkpoints.
     """
 
-    size: int = 512
+    size: int = key(512, Range(least=8), unit="pixels", paper="512 (DGInStyle)")
     prompts: str = "abdomen"
-    seed: int = 0
-    checkpoint_minutes: float = 15.0
+    seed: int = key(0, NOT_NEGATIVE)
+    checkpoint_minutes: float = key(15.0, NOT_NEGATIVE, unit="minutes")
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     base: SmallBaseConfig = field(default_factory=SmallBaseConfig)
@@ -277,7 +288,3 @@ class StyleConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     swap: SwapConfig = field(default_factory=SwapConfig)
     check: CheckConfig = field(default_factory=CheckConfig)
-
-    def __post_init__(self) -> None:
-        if self.size < 8:
-            raise ConfigError(f"size is the pixels of a slice's side, not {self.size}.")
