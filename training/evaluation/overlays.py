@@ -139,9 +139,9 @@ def overlay_picture(
                 )
             )
         axes.set(xlim=(window.x0, window.x1), ylim=(window.y1, window.y0))
-        if _increases(grid, grid.column_axis):
+        if grid.increases(grid.column_axis):
             axes.invert_xaxis()
-        if _increases(grid, grid.row_axis):
+        if grid.increases(grid.row_axis):
             axes.invert_yaxis()
         axes.set_title(f"{AXES[grid.axis].lower()} = {n}", fontsize=8)
     lines = [("box", BOX_COLOUR), *((outline.name, outline.colour) for outline in outlines)]
@@ -181,9 +181,3 @@ def _window(boxes: Mapping[int, Box], stacks: Sequence[np.ndarray], grid: SliceG
     spacing = np.array([column_mm, row_mm])
     margin = MARGIN * ((high - low) * spacing).max() / spacing
     return Box(*(low - margin), *(high + margin)).clipped(grid.shape)
-
-
-def _increases(grid: SliceGrid, axis: int) -> bool:
-    """Return True if a voxel axis runs mostly to the right, to anterior or to superior."""
-    direction = grid.geometry.direction[:, axis]
-    return bool(direction[np.abs(direction).argmax()] > 0)

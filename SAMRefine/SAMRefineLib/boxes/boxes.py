@@ -261,6 +261,11 @@ class SliceGrid:
         """Distance in mm from slice to slice."""
         return float(self.geometry.spacing[self.axis])
 
+    def increases(self, axis: int) -> bool:
+        """Tell whether a voxel axis runs mostly to the right, to anterior or to superior."""
+        direction = self.geometry.direction[:, axis]
+        return bool(direction[np.abs(direction).argmax()] > 0)
+
     def stack(self, array: np.ndarray) -> np.ndarray:
         """Return a view of a (K, J, I) array as slices, (slices, rows, columns).
 

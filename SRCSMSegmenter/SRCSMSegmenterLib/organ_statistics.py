@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics of the organs in a scan: volume, intensities and extent, as a table."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .atomic import atomic_write
+from .geometry import Geometry, Volume
+from .terminology import Segment
+
+COLUMNS = (
+    "scan", "label", "organ", "volume_ml", "mean", "sd", "right_left_mm",
+    "anterior_posterior_mm", "superior_inferior_mm", "least_certain_slices",
+)  # fmt: skip
+"""Columns of the table; slices are numbers k from 0, the least certain first."""
+
+SLICES_LISTED = 5
+
+
+@dataclass(frozen=True)
+class OrganStatistics:
+    """Statistics of an organ; what an organ without voxels does not have is None.
+
+    Attributes:
+        mean, sd: of the scan's intensities within the organ.
+        extent: mm along right-left, anterior-posterior and superior-inferior, from the outer edges
+            of its voxels.
+        least_certain: slices k, the least certain first.
+    """
+
+    label: int
+    name: str
+    volume_ml: float
+    mean: float | None
+    sd: float | None
+    extent: tuple[float, float, float] | None
+    least_certain: tuple[int, ...]
+
+
+def organ_statistics(
+    scan: Volume,
+    labels: Volume,
+    segments: Sequence[Segment],
+    least_certain: Mapping[int, Sequence[tuple[int, float]]],
+) -> list[OrganStatistics]:
+    """Compute the statistics of each segment, in their order.
+
+    Args:
+        scan: raw intensities, (K, J, I).
+        labels: on the same grid.
+        least_certain: label -> (slice k, uncertainty in mm), the least certain first.
+    """
+    rows = []
+    for segment in segments:
+        mask = labels.array == segment.value
+        inside = scan.array[mask]
+        rows.append(
+            OrganStatistics(
+                segment.value,
+                segment.name,
+                inside.size * labels.geometry.voxel_ml,
+                float(inside.mean(dtype=np.float64)) if inside.size else None,
+                float(inside.std(dtype=np.float64)) if inside.size else None,
+                _extent(mask, labels.geometry) if inside.size else None,
+                tuple(k for k, _ in least_certain.get(segment.value, ())),
+            )
+        )
+    return rows
+
+
+def write_statistics(path: Path, scan: str, rows: Sequence[OrganStatistics]) -> None:
+    """Write a table in one go, so that tables of several scans can be joined.
+
+    Args:
+        path: a .csv file.
+        scan: name of the scan, the first column.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for row in rows:
+            numbers = (row.volume_ml, row.mean, row.sd, *(row.extent or (None, None, None)))
+            slices = " ".join(map(str, row.least_certain[:SLICES_LISTED]))
+            cells = ("" if number is None else f"{number:.3f}" for number in numbers)
+            writer.writerow((scan, row.label, row.name, *cells, slices))
+
+
+def _extent(mask: np.ndarray, geometry: Geometry) -> tuple[float, float, float]:
+    """Measure a mask with voxels along the patient's axes, mm."""
+    lowest, highest = np.full(3, np.inf), np.full(3, -np.inf)
+    for k in np.flatnonzero(mask.any(axis=(1, 2))):
+        j, i = np.nonzero(mask[k])
+        places = geometry.to_ras(np.stack([i, j, np.full_like(i, k)], axis=1))
+        lowest = np.minimum(lowest, places.min(axis=0))
+        highest = np.maximum(highest, places.max(axis=0))
+    edges = np.abs(geometry.affine[:3, :3]).sum(axis=1)
+    return tuple((highest - lowest + edges).tolist())
