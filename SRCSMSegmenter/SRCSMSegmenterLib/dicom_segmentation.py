@@ -27,6 +27,13 @@ SERIES_NUMBER = 900
 """Number of the series of a segmentation, above those that scanners give."""
 
 
+SHEARED = 1e-3
+"""Cosine between axes of a grid above which it counts as sheared."""
+
+REQUIRED = ("FrameOfReferenceUID", "StudyInstanceUID", "SOPInstanceUID", "SOPClassUID")
+"""Attributes that a source has to have."""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """The network that found the segments, as the object names it.
@@ -38,6 +45,42 @@ class Algorithm:
     name: str
     version: str
     parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def source_headers(
+    folder: Path | str, series_uid: str | None, geometry: Geometry
+) -> list["Dataset"]:
+    """Read the headers of a series that a segmentation is going to reference.
+
+    Args:
+        series_uid: see `reading.dicom.find_series`.
+        geometry: grid of the series.
+
+    Raises:
+        VolumeError: no segmentation can reference the series, or see `find_series`.
+    """
+    from pydicom import dcmread
+
+    from .reading.dicom import find_series
+
+    files, _ = find_series(Path(folder), series_uid)
+    sources = [dcmread(file.path, stop_before_pixels=True, force=True) for file in files]
+    for keyword in REQUIRED:
+        if any(not source.get(keyword) for source in sources):
+            raise VolumeError(
+                f"{folder} lacks {keyword}, which a DICOM segmentation names; write .seg.nrrd."
+            )
+    if np.abs(geometry.direction.T @ geometry.direction - np.eye(3)).max() > SHEARED:
+        raise VolumeError(
+            f"{folder} has a tilted gantry, and a DICOM segmentation cannot be sheared; write "
+            ".seg.nrrd."
+        )
+    if len(sources) > 1 and any("NumberOfFrames" in source for source in sources):
+        raise VolumeError(
+            f"{folder} has several multi-frame files; a DICOM segmentation references one. Write "
+            ".seg.nrrd."
+        )
+    return sources
 
 
 def write_segmentation(
@@ -59,7 +102,8 @@ def write_segmentation(
 
     Raises:
         VolumeError: no voxel has a label, labels have gaps, the axes of the grid are sheared, the
-            source lacks something that the standard requires, or the file cannot be written.
+            source lacks something that the standard requires.
+        OSError: the file cannot be written.
     """
     import highdicom
 
@@ -106,8 +150,8 @@ def write_segmentation(
             content_description="Research use only, not for diagnosis",
             series_description=f"SRCSM {algorithm.name}"[:64],
         )
-        with atomic_write(path) as temporary:
-            segmentation.save_as(temporary, enforce_file_format=True)
+    with atomic_write(path) as temporary:
+        segmentation.save_as(temporary, enforce_file_format=True)
 
 
 def read_segmentation(path: Path | str) -> tuple[Volume, dict[int, str]]:
@@ -183,7 +227,7 @@ def _code(code: Code) -> "highdicom.sr.CodedConcept":
 
 @contextmanager
 def _reported(path: Path, done: str) -> Iterator[None]:
-    """Turn errors of highdicom, pydicom and the system into one sentence."""
+    """Turn errors of highdicom, pydicom and of reading into one sentence."""
     try:
         yield
     except FileNotFoundError as error:

@@ -17,10 +17,11 @@ from SRCSMSegmenterLib.dicom_segmentation import (  # noqa: E402
     Algorithm,
     is_dicom,
     read_segmentation,
+    source_headers,
     write_segmentation,
 )
 from SRCSMSegmenterLib.errors import VolumeError  # noqa: E402
-from SRCSMSegmenterLib.geometry import Volume  # noqa: E402
+from SRCSMSegmenterLib.geometry import Geometry, Volume  # noqa: E402
 from SRCSMSegmenterLib.terminology import segment_for  # noqa: E402
 
 GRID = oblique_left_handed((7, 6, 5)).mirrored()
@@ -145,3 +146,28 @@ def test_what_is_no_segmentation_is_refused(series, tmp_path):
     assert is_dicom(image)
     assert not is_dicom(tmp_path / "text.dcm")
     assert not is_dicom(tmp_path / "gone.dcm")
+
+
+def test_what_no_segmentation_can_reference_is_told_before_the_work(tmp_path):
+    scan = Volume(np.zeros(GRID.shape, np.int16), GRID)
+    uid = write_slices(tmp_path / "a", scan, "T2 axial")
+    assert len(source_headers(tmp_path / "a", "T2 axial", GRID)) == GRID.size[2]
+    assert {h.SeriesInstanceUID for h in source_headers(tmp_path / "a", uid, GRID)} == {uid}
+    affine = GRID.affine.copy()
+    affine[:3, 2] += 0.3 * affine[:3, 0]
+    with pytest.raises(VolumeError, match="tilted gantry"):
+        source_headers(tmp_path / "a", None, Geometry(GRID.size, affine))
+    for n in range(2):
+        write_enhanced(tmp_path / "b", scan)
+        (tmp_path / "b" / "enhanced.dcm").rename(tmp_path / "b" / f"{n}.dcm")
+    for n in range(2):  # one series
+        header = pydicom.dcmread(tmp_path / "b" / f"{n}.dcm")
+        header.SeriesInstanceUID = "1.2.3"
+        header.save_as(tmp_path / "b" / f"{n}.dcm")
+    with pytest.raises(VolumeError, match="several multi-frame files"):
+        source_headers(tmp_path / "b", None, GRID)
+    header = pydicom.dcmread(tmp_path / "a" / "1.dcm")
+    del header.FrameOfReferenceUID
+    header.save_as(tmp_path / "a" / "1.dcm")
+    with pytest.raises(VolumeError, match="lacks FrameOfReferenceUID"):
+        source_headers(tmp_path / "a", None, GRID)

@@ -382,12 +382,29 @@ def test_a_folder_with_several_series_asks_for_one_and_names_them(tmp_path):
     write_series(tmp_path, "1.2.826.1", name="T2 SPIR")
     geometry = Geometry((4, 5, 3), np.diag((1.0, 1.0, 4.0, 1.0)))
     second = write_series(tmp_path, "1.2.826.2", geometry, name="localiser")
-    with pytest.raises(VolumeError, match=r"1\.2\.826\.1 \(T2 SPIR, 6 files\).*\(localiser, 3"):
+    with pytest.raises(VolumeError, match=r"1\.2\.826\.1 \(T2 SPIR, 6 files\)\n.*\(localiser, 3"):
         read_volume(tmp_path)
     read = read_volume(tmp_path, series_uid="1.2.826.2")
     assert_same(read, in_scanner_order(second))
-    with pytest.raises(VolumeError, match=r"no series 1\.9, but 1\.2\.826\.1"):
+    with pytest.raises(VolumeError, match=r"no series 1\.9, but:\s+1\.2\.826\.1"):
         read_volume(tmp_path, series_uid="1.9")
+    assert_same(read_volume(tmp_path, series_uid="localiser"), in_scanner_order(second))
+
+
+def test_series_of_one_name_are_told_apart_by_their_studies(tmp_path):
+    from dicom_series import write_slices
+
+    scan = a_scan(oblique_left_handed((4, 5, 3)))
+    uids = [write_slices(tmp_path / str(n), scan, "T2 axial") for n in range(2)]
+    for path in (tmp_path / "1").iterdir():
+        path.rename(tmp_path / "0" / f"more-{path.name}")
+    for given in (None, "T2 axial"):
+        with pytest.raises(VolumeError) as error:
+            read_volume(tmp_path / "0", given)
+        lines = str(error.value).splitlines()[1:]
+        told = "(T2 axial, 3 files) in study Phantom study, 20260102"
+        assert sorted(lines) == sorted(f"  {uid} {told}" for uid in uids)
+    assert read_volume(tmp_path / "0", uids[1]).array.shape == scan.array.shape
 
 
 @pytest.mark.parametrize("missing", [1, 2, 4])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM series, of a file for each slice or of Enhanced multi-frame files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ SAME_PLACE = 0.01
 
 
 def read_series(folder: Path, series_uid: str | None = None) -> Volume:
-    """Read the series of a folder, or the one of that UID.
+    """Read the series of a folder, or the one that is named (`find_series`).
 
     Returns:
         The volume, its slices in the order of their positions along the normal of their rows and
@@ -30,7 +30,7 @@ def read_series(folder: Path, series_uid: str | None = None) -> Volume:
         VolumeError: no series, several and no `series_uid`, slices that are missing, damaged, there
             twice or no part of one evenly spaced stack.
     """
-    files, uid = _chosen(folder, series_uid)
+    files, uid = find_series(folder, series_uid)
     frames = [frame for file in files for frame in frames_of(file)]
     order = _sorted(folder, files, frames)
     first = frames[order[0]]
@@ -65,8 +65,19 @@ def read_series(folder: Path, series_uid: str | None = None) -> Volume:
     return Volume(_rescaled(stored, sorted_frames), geometry, known, tuple(remarks))
 
 
-def _chosen(folder: Path, series_uid: str | None) -> tuple[list[DicomFile], str]:
-    """Return the files of the series that is asked for, and its UID."""
+def find_series(folder: Path, series_uid: str | None = None) -> tuple[list[DicomFile], str]:
+    """Find the files of the only series of a folder, or of the one that is named.
+
+    Args:
+        series_uid: UID of the series, or its description if no other series has the same.
+
+    Returns:
+        The files, in no order, and the UID.
+
+    Raises:
+        VolumeError: no series; several, which are listed with their descriptions and studies, and
+            none of them is named; files that are damaged.
+    """
     files, unusable = scan_folder(folder)
     series: dict[str, list[DicomFile]] = {}
     for file in files:
@@ -77,21 +88,35 @@ def _chosen(folder: Path, series_uid: str | None) -> tuple[list[DicomFile], str]
             _refuse_unusable(unusable)
         raise VolumeError(f"{folder} holds no DICOM series; give the folder of its files itself.")
     if series_uid is None and len(series) > 1:
-        listing = ", ".join(
-            f"{uid} ({members[0].description}, {len(members)} files)"
-            for uid, members in series.items()
-        )
         raise VolumeError(
-            f"{folder} holds {len(series)} DICOM series; choose one by its series UID: {listing}."
+            f"{folder} holds {len(series)} DICOM series; choose one by its series UID:"
+            + _listing(series)
         )
+    named = [uid for uid, members in series.items() if members[0].description == series_uid]
+    if len(named) > 1:
+        raise VolumeError(
+            f'{folder} holds {len(named)} series called "{series_uid}"; choose one by its UID:'
+            + _listing({uid: series[uid] for uid in named})
+        )
+    series_uid = named[0] if named else series_uid
     uid = series_uid or next(iter(series))
     if uid not in series:
-        raise VolumeError(f"{folder} holds no series {uid}, but {', '.join(series)}.")
+        raise VolumeError(f"{folder} holds no series {uid}, but:{_listing(series)}")
     damaged = [file for file in unusable if file.series == uid]
     damaged += [file for file in lost if file.series is None]
     if damaged:
         _refuse_unusable(damaged)
     return series[uid], uid
+
+
+def _listing(series: Mapping[str, Sequence[DicomFile]]) -> str:
+    """List series by their studies, a line each; UID -> files."""
+    lines, studies = [], {members[0].header.get("StudyInstanceUID") for members in series.values()}
+    for uid, members in sorted(series.items(), key=lambda entry: entry[1][0].study):
+        study = f" in study {members[0].study}" if len(studies) > 1 else ""
+        files = "1 file" if len(members) == 1 else f"{len(members)} files"
+        lines.append(f"\n  {uid} ({members[0].description}, {files}){study}")
+    return "".join(lines)
 
 
 def _refuse_unusable(files: Sequence[Unusable]) -> None:

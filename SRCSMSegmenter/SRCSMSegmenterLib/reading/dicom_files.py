@@ -24,6 +24,9 @@ KEYWORDS = (
     "Modality",
     "SeriesInstanceUID",
     "SeriesDescription",
+    "StudyInstanceUID",
+    "StudyDescription",
+    "StudyDate",
     "SliceThickness",
     "SpacingBetweenSlices",
     "ImagePositionPatient",
@@ -101,9 +104,18 @@ class DicomFile:
     @property
     def description(self) -> str:
         """The name of its series, printable."""
-        name = str(self.header.get("SeriesDescription") or "").strip() or "no description"
-        name = name.encode(errors="replace").decode()
-        return "".join(letter if letter.isprintable() else " " for letter in name)
+        return self._text("SeriesDescription") or "no description"
+
+    @property
+    def study(self) -> str:
+        """The name and date of its study, printable."""
+        name = self._text("StudyDescription") or "without a description"
+        date = self._text("StudyDate")
+        return f"{name}, {date}" if date else name
+
+    def _text(self, keyword: str) -> str:
+        text = str(self.header.get(keyword) or "").strip().encode(errors="replace").decode()
+        return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 @dataclass(frozen=True)
