@@ -8,7 +8,7 @@ on others, and reads for A.nii.gz the voxels of A.nii if both exist (ITK issue 2
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from .geometry import Geometry, Volume, require_patient_scale
 from .reading import metaimage, nifti, nrrd
 from .reading.stored import StoredVolume
 from .terminology import Segment
-from .volume_writing import NIFTI_TYPES, reason, slicer_fields, write
+from .volume_writing import NIFTI_TYPES, reason, slicer_fields, write, write_nifti_frames
 
 LOCATE: dict[str, Callable[[Path], StoredVolume]] = {
     ".nii": nifti.locate,
@@ -60,6 +60,40 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
         volume = read_series(path, series_uid)
         require_patient_scale(volume.geometry)
         return volume
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """Volumes on one grid that a file holds, one after another in time; often a single one.
+
+    Attributes:
+        interval: seconds from one to the next, 0 if unknown.
+    """
+
+    volumes: tuple[Volume, ...]
+    interval: float = 0.0
+
+
+def read_frames(path: str | Path, series_uid: str | None = None) -> Frames:
+    """Read a scan, or the scans of a 4-D NIfTI file, each as a volume of its own.
+
+    Raises:
+        VolumeError: as `read_volume`, but for 4-D NIfTI files.
+    """
+    path = Path(path)
+    if path.is_dir() or not ending(path).startswith(".nii"):
+        return Frames((read_volume(path, series_uid),))
+    with _reading(path):
+        _require_content(path)
+        stored, count, interval = nifti.locate_frames(path)
+        size, affine = stored.geometry.size, stored.geometry.affine
+        geometry = Geometry((*size[:2], size[2] // count), affine)
+        require_patient_scale(geometry)
+        joined = stored.load()
+    volumes = (
+        replace(joined, array=array, geometry=geometry) for array in np.split(joined.array, count)
+    )
+    return Frames(tuple(volumes), interval)
 
 
 def read_geometry(path: str | Path) -> Geometry:
@@ -126,7 +160,40 @@ def write_labels(path: str | Path, volume: Volume, segments: Sequence[Segment]) 
             above 65535 or not an integer.
     """
     path = Path(path)
-    array = volume.array
+    labels = Volume(_small_labels(path, volume.array, segments), volume.geometry)
+    fields = slicer_fields(labels.geometry, segments) if ending(path) == SEGMENTATION else {}
+    write(path, labels, fields)
+
+
+def write_frames(path: str | Path, frames: Frames) -> None:
+    """Write the scans of one or several moments; several as 4-D NIfTI.
+
+    Raises:
+        VolumeError: as `write_volume`, or several for a file that is no NIfTI.
+    """
+    if len(frames.volumes) == 1:
+        write_volume(path, frames.volumes[0])
+    else:
+        write_nifti_frames(Path(path), frames.volumes, frames.interval)
+
+
+def write_label_frames(path: str | Path, frames: Frames, segments: Sequence[Segment]) -> None:
+    """Write the label maps of one or several moments; several as 4-D NIfTI.
+
+    Raises:
+        VolumeError: as `write_labels`, or several for a file that is no NIfTI.
+    """
+    if len(frames.volumes) == 1:
+        write_labels(path, frames.volumes[0], segments)
+        return
+    path, (first, *_) = Path(path), frames.volumes
+    joined = _small_labels(path, np.stack([v.array for v in frames.volumes]), segments)
+    volumes = [Volume(array, first.geometry) for array in joined]
+    write_nifti_frames(path, volumes, frames.interval)
+
+
+def _small_labels(path: Path, array: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
+    """Check labels and return them with 8 or 16 bits."""
     if not np.issubdtype(array.dtype, np.integer):
         raise VolumeError(f"{path} was not written: labels are integers, not {array.dtype}.")
     present = np.unique(array)
@@ -135,9 +202,7 @@ def write_labels(path: str | Path, volume: Volume, segments: Sequence[Segment]) 
         raise VolumeError(f"{path} was not written: no segment has the value {unknown[0]}.")
     if present[0] < 0 or present[-1] > HIGHEST_LABEL:
         raise VolumeError(f"{path} was not written: labels go from 0 to {HIGHEST_LABEL}.")
-    labels = Volume(array.astype(np.uint8 if present[-1] < 256 else np.uint16), volume.geometry)
-    fields = slicer_fields(labels.geometry, segments) if ending(path) == SEGMENTATION else {}
-    write(path, labels, fields)
+    return array.astype(np.uint8 if present[-1] < 256 else np.uint16)
 
 
 def _locate(path: Path) -> StoredVolume:
@@ -147,11 +212,15 @@ def _locate(path: Path) -> StoredVolume:
             f"{path} is not of a known format: give one of {', '.join(READABLE)} or a folder "
             "with a DICOM series."
         )
-    if path.stat().st_size == 0 and path.is_file():
-        raise VolumeError(f"{path} is empty; copy or export it again.")
+    _require_content(path)
     stored = LOCATE[suffix](path)
     require_patient_scale(stored.geometry)
     return stored
+
+
+def _require_content(path: Path) -> None:
+    if path.stat().st_size == 0 and path.is_file():
+        raise VolumeError(f"{path} is empty; copy or export it again.")
 
 
 @contextmanager

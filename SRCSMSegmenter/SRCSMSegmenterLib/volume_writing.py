@@ -6,7 +6,8 @@ On a full disk ITK reports success for NIfTI and for the end of an NRRD, so thos
 
 import gzip
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,14 +55,38 @@ def write(path: Path, volume: Volume, fields: dict[str, str]) -> None:
     suffix = ending(path)
     if suffix not in LABELS:
         raise VolumeError(f"{path} cannot be written: end it with one of {', '.join(WRITABLE)}.")
+    with _writing(path) as temporary:
+        if suffix in (".nrrd", SEGMENTATION):
+            _write_nrrd(temporary, volume, fields)
+        elif suffix == ".mha":
+            _write_itk(temporary, volume)
+        else:
+            _write_nifti(temporary, [volume])
+
+
+def write_nifti_frames(path: Path, volumes: Sequence[Volume], interval: float) -> None:
+    """Write volumes of one grid and voxel type as a 4-D NIfTI file, complete or not at all.
+
+    Args:
+        interval: seconds from one to the next, 0 if unknown.
+
+    Raises:
+        VolumeError: the ending is neither .nii nor .nii.gz, or the file cannot be written.
+    """
+    if ending(path) not in (".nii", ".nii.gz"):
+        raise VolumeError(
+            f"{path} cannot hold {len(volumes)} volumes; end it with .nii.gz or .nii."
+        )
+    with _writing(path) as temporary:
+        _write_nifti(temporary, volumes, interval)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name that becomes `path`; turn errors into one sentence."""
     try:
         with atomic_write(path) as temporary:
-            if suffix in (".nrrd", SEGMENTATION):
-                _write_nrrd(temporary, volume, fields)
-            elif suffix == ".mha":
-                _write_itk(temporary, volume)
-            else:
-                _write_nifti(temporary, volume)
+            yield temporary
     except (OSError, RuntimeError) as error:
         raise VolumeError(
             f"{path} could not be written ({reason(error)}); check that its folder exists, may "
@@ -79,12 +104,14 @@ def _write_itk(path: Path, volume: Volume) -> None:
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def _write_nifti(path: Path, volume: Volume) -> None:
-    """Write NIfTI-1 with the affine as sform and, unless its axes are sheared, as qform too.
+def _write_nifti(path: Path, volumes: Sequence[Volume], interval: float = 0.0) -> None:
+    """Write one or several volumes of one grid as NIfTI-1.
 
+    The affine is written as sform and, unless its axes are sheared, as qform too:
     https://nifti.nimh.nih.gov/nifti-1; both codes are 1, "scanner anatomical".
     """
-    geometry, data = volume.geometry, _little_endian(volume.array)
+    geometry, count = volumes[0].geometry, len(volumes)
+    data = [_little_endian(volume.array) for volume in volumes]
     direction = geometry.direction.copy()
     handedness = np.sign(np.linalg.det(direction))
     direction[:, 2] *= handedness  # a quaternion cannot reflect; pixdim[0] does
@@ -92,11 +119,11 @@ def _write_nifti(path: Path, volume: Volume) -> None:
     quaternion = Rotation.from_matrix(direction).as_quat(canonical=True)[:3]
     header = bytearray(352)
     struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, *geometry.size, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, NIFTI_TYPES[data.dtype.name], 8 * data.itemsize)
-    struct.pack_into("<4f", header, 76, handedness, *geometry.spacing)
+    struct.pack_into("<8h", header, 40, 3 + (count > 1), *geometry.size, count, 1, 1, 1)
+    struct.pack_into("<2h", header, 70, NIFTI_TYPES[data[0].dtype.name], 8 * data[0].itemsize)
+    struct.pack_into("<5f", header, 76, handedness, *geometry.spacing, interval)
     struct.pack_into("<3f", header, 108, 352.0, 1.0, 0.0)  # data offset, slope, intercept
-    header[123] = 2  # millimetres
+    header[123] = 2 + 8 * (count > 1)  # millimetres and seconds
     struct.pack_into("<2h", header, 252, int(rigid), 1)
     struct.pack_into("<6f", header, 256, *quaternion, *geometry.affine[:3, 3])
     struct.pack_into("<12f", header, 280, *geometry.affine[:3].ravel())
@@ -105,10 +132,10 @@ def _write_nifti(path: Path, volume: Volume) -> None:
         if ending(path) == ".nii.gz":
             with _gzipped(file) as stream:
                 stream.write(header)
-                stream.write(data)
+                stream.writelines(data)
         else:
             file.write(header)
-            file.write(data)
+            file.writelines(data)
 
 
 def _write_nrrd(path: Path, volume: Volume, fields: dict[str, str]) -> None:

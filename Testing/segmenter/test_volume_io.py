@@ -5,6 +5,7 @@ import gzip
 import itertools
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,16 @@ from SRCSMSegmenterLib import atomic
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels, write_volume
+from SRCSMSegmenterLib.volume_io import (
+    Frames,
+    read_frames,
+    read_labels,
+    read_volume,
+    write_frames,
+    write_label_frames,
+    write_labels,
+    write_volume,
+)
 
 FORMATS = (".nii", ".nii.gz", ".nrrd", ".mha")
 SEGMENTS = (segment_for("liver", 1), segment_for("right_kidney", 2), segment_for("Blob é", 5))
@@ -398,9 +408,9 @@ def test_series_of_one_name_are_told_apart_by_their_studies(tmp_path):
     uids = [write_slices(tmp_path / str(n), scan, "T2 axial") for n in range(2)]
     for path in (tmp_path / "1").iterdir():
         path.rename(tmp_path / "0" / f"more-{path.name}")
-    for given in (None, "T2 axial"):
+    for name in (None, "T2 axial"):
         with pytest.raises(VolumeError) as error:
-            read_volume(tmp_path / "0", given)
+            read_volume(tmp_path / "0", name)
         lines = str(error.value).splitlines()[1:]
         told = "(T2 axial, 3 files) in study Phantom study, 20260102"
         assert sorted(lines) == sorted(f"  {uid} {told}" for uid in uids)
@@ -617,3 +627,76 @@ def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path, monkeypatch):
         write_volume(path, a_scan(seed=3))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert_same(read_volume(path), a_scan())
+
+
+# --- several volumes in a file
+
+
+def a_cine(frames=3):
+    geometry = oblique_left_handed((4, 5, 6))
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 900, (frames, *geometry.shape)).astype(np.int16)
+    return Frames(tuple(Volume(array, geometry) for array in arrays), 0.04)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_frames_come_back_each_on_the_grid(tmp_path, suffix):
+    cine, path = a_cine(), tmp_path / f"cine{suffix}"
+    write_frames(path, cine)
+    read = read_frames(path)
+    assert read.interval == pytest.approx(0.04)
+    assert len(read.volumes) == 3
+    for found, written in zip(read.volumes, cine.volumes, strict=True):
+        assert_same(found, written)
+    image = sitk.ReadImage(str(path))
+    assert image.GetDimension() == 4
+    expected = np.stack([volume.array for volume in cine.volumes])
+    assert np.array_equal(sitk.GetArrayFromImage(image), expected)
+    assert image.GetSpacing()[3] == pytest.approx(0.04)
+    with pytest.raises(VolumeError, match=r"4-D \(4 x 5 x 6 x 3\)"):
+        read_volume(path)
+
+
+def test_the_interval_is_in_seconds_whatever_the_file_counts_in(tmp_path):
+    path = tmp_path / "cine.nii"
+    write_frames(path, a_cine())
+    raw = bytearray(path.read_bytes())
+    for code, seconds in ((8, 0.04), (16, 40e-6), (24, 40e-9), (0, 0.04)):
+        raw[123] = 2 + code
+        path.write_bytes(raw)
+        expected = 0.04 * {8: 1, 16: 1e-3, 24: 1e-6, 0: 1}[code]
+        assert read_frames(path).interval == pytest.approx(expected)
+        assert expected == pytest.approx(seconds)
+
+
+def test_label_frames_have_the_smallest_type_and_known_labels(tmp_path):
+    cine = a_cine(2)
+    labels = [replace(v, array=(v.array > 450).astype(np.int32)) for v in cine.volumes]
+    frames = Frames(tuple(labels), 0.04)
+    write_label_frames(tmp_path / "organs.nii.gz", frames, [segment_for("liver", 1)])
+    read = read_frames(tmp_path / "organs.nii.gz")
+    assert {volume.array.dtype.name for volume in read.volumes} == {"uint8"}
+    for found, written in zip(read.volumes, labels, strict=True):
+        assert np.array_equal(found.array, written.array)
+    with pytest.raises(VolumeError, match="no segment has the value 1"):
+        write_label_frames(tmp_path / "organs.nii.gz", frames, [segment_for("liver", 2)])
+    with pytest.raises(VolumeError, match="cannot hold 2 volumes"):
+        write_label_frames(tmp_path / "organs.seg.nrrd", frames, [segment_for("liver", 1)])
+
+
+def test_a_cine_that_is_cut_off_is_refused(tmp_path):
+    path = tmp_path / "cine.nii"
+    write_frames(path, a_cine())
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(VolumeError, match="truncated"):
+        read_frames(path)
+
+
+def test_a_single_volume_is_a_single_frame(tmp_path):
+    scan = a_scan()
+    write_frames(tmp_path / "scan.nii.gz", Frames((scan,)))
+    (found,) = read_frames(tmp_path / "scan.nii.gz").volumes
+    assert_same(found, scan)
+    write_volume(tmp_path / "scan.nrrd", scan)
+    (found,) = read_frames(tmp_path / "scan.nrrd").volumes
+    assert_same(found, scan)

@@ -24,6 +24,9 @@ FIRST_VOXEL = 352
 MILLIMETRES = {1: 1000.0, 3: 0.001}
 """Of a metre and of a micrometre, by the code of the unit; all others are taken for millimetres."""
 
+SECONDS = {16: 1e-3, 24: 1e-6}
+"""Of a millisecond and of a microsecond, by the code of the unit; all others count as seconds."""
+
 
 class _Form(NamedTuple):
     """One of the two ways in which a header says where the voxels lie.
@@ -38,11 +41,39 @@ class _Form(NamedTuple):
     affine: np.ndarray | None
 
 
+class StoredFrames(NamedTuple):
+    """The volumes of a 4-D file, one or more.
+
+    Attributes:
+        volumes: all of them as one whose slices follow each other.
+        count: number of volumes.
+        interval: seconds from one to the next, 0 if the file does not say.
+    """
+
+    volumes: StoredVolume
+    count: int
+    interval: float
+
+
 def locate(path: Path) -> StoredVolume:
-    """Read the header of a .nii or .nii.gz file.
+    """Read the header of a .nii or .nii.gz file that holds one volume.
 
     Raises:
         VolumeError: no NIfTI-1 file; 2-D, 4-D, several values a voxel; no usable geometry.
+        OSError, EOFError, zlib.error, ValueError: unreadable, or damaged.
+    """
+    stored, count, _ = locate_frames(path)
+    if count > 1:
+        size = stored.geometry.size
+        require_three_axes(path, [*size[:2], size[2] // count, count])
+    return stored
+
+
+def locate_frames(path: Path) -> StoredFrames:
+    """Read the header of a .nii or .nii.gz file that holds one volume or several.
+
+    Raises:
+        VolumeError: as `locate`, but for 4-D.
         OSError, EOFError, zlib.error, ValueError: unreadable, or damaged.
     """
     with open_regular(path) as file:
@@ -62,7 +93,10 @@ def locate(path: Path) -> StoredVolume:
     names = {code: name for name, code in NIFTI_TYPES.items()}
     if datatype not in names or math.prod(size[4:]) > 1:  # the fifth axis is that of vectors
         refuse_several_values(path)
+    count = size.pop() if len(size) == 4 else 1
     require_three_axes(path, size)
+    if count < 1:
+        raise VolumeError(f"{path} has a header with {count} volumes; write it again.")
     offset, slope, intercept = struct.unpack_from(f"{order}3f", raw, 108)
     offset = _first_voxel(path, offset)
     if not math.isfinite(slope) or slope == 0:
@@ -70,8 +104,8 @@ def locate(path: Path) -> StoredVolume:
     elif not math.isfinite(intercept):
         raise VolumeError(f"{path} has a header whose intercept is no number; write it again.")
     geometry, remarks = _geometry(path, raw, order, size)
-    return StoredVolume(
-        geometry,
+    volumes = StoredVolume(
+        Geometry((*size[:2], size[2] * count), geometry.affine),
         np.dtype(names[datatype]).newbyteorder(order),
         path,
         start=0 if compressed else offset,
@@ -81,6 +115,9 @@ def locate(path: Path) -> StoredVolume:
         intercept=intercept,
         remarks=remarks,
     )
+    interval = struct.unpack_from(f"{order}f", raw, 92)[0] * SECONDS.get(raw[123] & 56, 1.0)
+    known = count > 1 and math.isfinite(interval) and interval > 0
+    return StoredFrames(volumes, count, interval if known else 0.0)
 
 
 def _first_voxel(path: Path, offset: float) -> int:
