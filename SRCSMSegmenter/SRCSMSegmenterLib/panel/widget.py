@@ -6,7 +6,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from ..errors import SRCSMError, VolumeError
-from ..scene import nodes
+from ..scene import nodes, views
 from ..scene.input_warnings import input_warnings
 from ..scene.logic import SegmentationRun
 from ..scene.measures import measures
@@ -217,7 +217,7 @@ class SegmenterWidget(ModuleWidget):
         """Show slice `k` of the volume that was segmented in all slice views."""
         volume = _segmentedVolume(self._parameterNode.result)
         if volume is not None:
-            nodes.jump_to_slice(volume, k)
+            views.jump_to_slice(volume, k)
 
     def onUndo(self) -> None:
         """Undo the last result."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import slicer
 
+from .nodes import BINARY
+
 
 class SceneChange:
     """The changes that a result made to the scene.
@@ -20,6 +22,17 @@ class SceneChange:
         self.segmentation: slicer.vtkMRMLSegmentationNode | None = None
         self.table: slicer.vtkMRMLTableNode | None = None
         self._inverses: list[Callable[[], None]] = []
+        self._voxels: dict[str, int] = {}
+
+    def complete(self) -> None:
+        """Remember the segments as they are now, the change being made."""
+        self._voxels = _modified(self.segmentation)
+
+    @property
+    def edited_since(self) -> bool:
+        """Whether segments were changed, added or removed since; undoing may take that along."""
+        gone = self.segmentation is None or self.segmentation.GetScene() is None
+        return not gone and _modified(self.segmentation) != self._voxels
 
     def add(self, inverse: Callable[[], None]) -> None:
         """Remember how to take back what was just done."""
@@ -89,3 +102,13 @@ class SceneChange:
         if hierarchy.GetItemParent(item) == top:
             hierarchy.SetItemParent(item, parent)
             self.add(lambda: hierarchy.SetItemParent(item, top))
+
+
+def _modified(node: slicer.vtkMRMLSegmentationNode) -> dict[str, int]:
+    """Return when the voxels of each segment were changed last, by its ID."""
+    segmentation = node.GetSegmentation()
+    labelmaps = {
+        id: segmentation.GetSegment(id).GetRepresentation(BINARY)
+        for id in segmentation.GetSegmentIDs()
+    }
+    return {id: image.GetMTime() if image else 0 for id, image in labelmaps.items()}

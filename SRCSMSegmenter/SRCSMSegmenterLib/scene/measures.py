@@ -2,10 +2,14 @@
 """The table of measures that goes with a segmentation: volumes and least certain slices."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .nodes import BINARY, organ_segments
 
 TABLE = "SRCSM.Table"
 """Role of a segmentation's reference to its table of measures."""
@@ -60,3 +64,49 @@ def as_table(rows: Sequence[Measure]) -> vtk.vtkTable:
         for column, value in zip(columns, values, strict=True):
             column.InsertNextValue(value)
     return table
+
+
+def segment_ml(segment: slicer.vtkSegment) -> float:
+    """Measure a segment's volume in ml by its voxels."""
+    labelmap = segment.GetRepresentation(BINARY)
+    scalars = labelmap and labelmap.GetPointData().GetScalars()
+    if not scalars:
+        return 0.0
+    voxels = np.count_nonzero(vtk_to_numpy(scalars) == segment.GetLabelValue())
+    return int(voxels) * float(np.prod(labelmap.GetSpacing())) / 1000
+
+
+def remeasure(segmentation_node: slicer.vtkMRMLSegmentationNode, organ: str) -> bool:
+    """Write an organ's volume into the table anew, as after its segment was edited.
+
+    Returns:
+        True if the volume was another one.
+    """
+    segmentation, rows = segmentation_node.GetSegmentation(), measures(segmentation_node)
+    row = next((n for n, each in enumerate(rows) if each.name == organ), None)
+    if row is None:
+        return False
+    id = organ_segments(segmentation).get(organ)
+    volume = segment_ml(segmentation.GetSegment(id)) if id else 0.0
+    if abs(volume - rows[row].volume_ml) < 0.001:  # the table has three digits
+        return False
+    rows[row] = replace(rows[row], volume_ml=volume)
+    segmentation_node.GetNodeReference(TABLE).SetAndObserveTable(as_table(rows))
+    return True
+
+
+def remove_tables_with_segmentations(scene: slicer.vtkMRMLScene) -> None:
+    """From now on, remove the table of a segmentation that is removed from a scene."""
+    if scene not in _watched:
+        _watched.add(scene)
+        scene.AddObserver(slicer.vtkMRMLScene.NodeRemovedEvent, _remove_table)
+
+
+_watched: set[slicer.vtkMRMLScene] = set()
+
+
+@vtk.calldata_type(vtk.VTK_OBJECT)
+def _remove_table(scene: slicer.vtkMRMLScene, event: str, node: slicer.vtkMRMLNode) -> None:
+    table = scene.GetNodeByID(node.GetNodeReferenceID(TABLE) or "")
+    if table is not None and not scene.IsClosing():
+        scene.RemoveNode(table)

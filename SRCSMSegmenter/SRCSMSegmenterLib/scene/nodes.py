@@ -7,7 +7,6 @@ about in the world, and the result, which observes the same transform, moves wit
 Main thread only, as all of MRML.
 """
 
-import numpy as np
 import slicer
 import vtk
 
@@ -144,14 +143,3 @@ def organ_segments(segmentation: slicer.vtkSegmentation) -> dict[str, str]:
         if segmentation.GetSegment(id).GetTag(ORGAN_TAG, organ):
             segments[str(organ)] = id
     return segments
-
-
-def jump_to_slice(volume_node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:
-    """Centre the slice views on the middle of slice `k` of a volume, transforms included."""
-    geometry = node_geometry(volume_node)
-    i, j, _ = (np.array(geometry.size) - 1) / 2
-    world = [0.0, 0.0, 0.0]
-    volume_node.TransformPointToWorld(geometry.to_ras((i, j, k)), world)
-    slicer.vtkMRMLSliceNode.JumpAllSlices(
-        volume_node.GetScene(), *world, slicer.vtkMRMLSliceNode.CenteredJumpSlice
-    )

@@ -11,7 +11,13 @@ from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ..geometry import Geometry, Volume
 from .changes import SceneChange
-from .measures import TABLE, Measure, as_table, measures
+from .measures import (
+    TABLE,
+    Measure,
+    as_table,
+    measures,
+    remove_tables_with_segmentations,
+)
 from .nodes import (
     BINARY,
     GRID,
@@ -90,6 +96,7 @@ def place(
     try:
         _place_segmentation(change, result, layer, volume_node, segmentation_node)
         _place_table(change, result.organs, volume_node)
+        change.complete()
     except BaseException:
         change.undo()
         raise
@@ -235,6 +242,7 @@ def _place_table(
     if table is None:
         table = change.add_node("vtkMRMLTableNode", f"{node.GetName()} measures")
         change.set_reference(node, TABLE, table.GetID())
+        remove_tables_with_segmentations(table.GetScene())
         change.file_beside(table, volume_node)
     change.table = table
     # Rows of organs that this result did not look for stay.

@@ -7,11 +7,11 @@ import slicer
 import vtk
 from geometries import geometries
 from hypothesis import given, settings
-from scene_cases import GRID, TURN, a_sequence, add_transform, add_volume
+from scene_cases import GRID, a_sequence, add_transform, add_volume
 from slicer_scene_fixture import empty_scene
 
 from SRCSMSegmenterLib.errors import VolumeError
-from SRCSMSegmenterLib.scene.nodes import frame_count, jump_to_slice, read_volume
+from SRCSMSegmenterLib.scene.nodes import frame_count, read_volume
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -87,15 +87,3 @@ def test_any_frame_of_a_sequence_is_read_while_another_is_shown(scene):
             read_volume(node, number)
     with pytest.raises(VolumeError, match="no frame 0"):
         read_volume(add_volume(name="still"), 0)
-
-
-def test_views_jump_to_a_slice_where_its_transform_puts_it(scene):
-    slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
-    view = scene.AddNewNodeByClass("vtkMRMLSliceNode")
-    view.SetOrientationToAxial()
-    node = add_volume()
-    add_transform(node)
-    jump_to_slice(node, 3)
-    world = TURN @ (*GRID.to_ras((4, 3, 3)), 1)
-    centre = slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS())[:3, 3]
-    np.testing.assert_allclose(centre, world[:3], atol=1e-6)

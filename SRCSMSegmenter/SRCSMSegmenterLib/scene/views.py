@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slicer's views of the scene: which volume they show, and where they look."""
+
+import numpy as np
+import slicer
+
+from .nodes import node_geometry
+
+
+def shown_volume() -> slicer.vtkMRMLScalarVolumeNode | None:
+    """Return the scalar volume in the background of the slice views; if there is none, the first.
+
+    None if the scene has no scalar volume.
+    """
+    scene = slicer.mrmlScene
+    shown = (
+        scene.GetNodeByID(view.GetBackgroundVolumeID() or "")
+        for view in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    )
+    volumes = [*shown, *slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")]
+    # Label maps and vector volumes are derived from scalar volumes.
+    scalar = (node for node in volumes if node and node.GetClassName() == "vtkMRMLScalarVolumeNode")
+    return next(scalar, None)
+
+
+def show_volume(volume_node: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Show a volume in the slice views, if one of them shows another or none."""
+    views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    if any(view.GetBackgroundVolumeID() != volume_node.GetID() for view in views):
+        slicer.util.setSliceViewerLayers(background=volume_node, fit=hasattr(slicer, "app"))
+
+
+def jump_to_slice(volume_node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:
+    """Centre the slice views on the middle of slice `k` of a volume, transforms included."""
+    geometry = node_geometry(volume_node)
+    i, j, _ = (np.array(geometry.size) - 1) / 2
+    world = [0.0, 0.0, 0.0]
+    volume_node.TransformPointToWorld(geometry.to_ras((i, j, k)), world)
+    _jump(world)
+
+
+def jump_to_segment(segmentation_node: slicer.vtkMRMLSegmentationNode, id: str) -> None:
+    """Centre the slice views on the middle of a segment that has voxels, transforms included."""
+    _jump(segmentation_node.GetSegmentCenterRAS(id))
+
+
+def _jump(world: list[float]) -> None:
+    slicer.vtkMRMLSliceNode.JumpAllSlices(
+        slicer.mrmlScene, *world, slicer.vtkMRMLSliceNode.CenteredJumpSlice
+    )
+
+
+def show_3d(segmentation_node: slicer.vtkMRMLSegmentationNode, shown: bool) -> None:
+    """Make the surfaces of a segmentation, and turn the 3-D views to them; or hide them."""
+    segmentation_node.CreateDefaultDisplayNodes()
+    if shown:
+        segmentation_node.CreateClosedSurfaceRepresentation()
+    segmentation_node.GetDisplayNode().SetVisibility3D(shown)
+    manager = slicer.app.layoutManager() if shown and hasattr(slicer, "app") else None
+    for n in range(manager.threeDViewCount if manager else 0):
+        manager.threeDWidget(n).threeDView().resetFocalPoint()
+
+
+def is_shown_3d(segmentation_node: slicer.vtkMRMLSegmentationNode) -> bool:
+    """Tell whether the surfaces of a segmentation are shown."""
+    display = segmentation_node.GetDisplayNode()
+    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+    has_surface = segmentation_node.GetSegmentation().ContainsRepresentation(surface)
+    return has_surface and display is not None and bool(display.GetVisibility3D())
