@@ -21,6 +21,7 @@ from slicer.ScriptedLoadableModule import (
 
 from SAMRefineLib.panel.parameters import Parameters, rename_old_parameters
 from SAMRefineLib.panel.widget import RefineWidget
+from SAMRefineLib.sam.catalogue import shipped_sam_for
 from SAMRefineLib.scene import logic as refine_logic
 from SAMRefineLib.scene.requests import TASKS, MakeClient, worker_client
 from SRCSMSegmenterLib.panel import packages
@@ -51,6 +52,10 @@ class SAMRefine(ScriptedLoadableModule):
             "al., <i>Segment Anything</i>, ICCV 2023."
         )
         worker_host.add_tasks(TASKS)
+        requirements = Path(__file__).with_name("Resources") / "sam-requirements.txt"
+        worker_host.offer_refinement(
+            worker_host.RefinementOffer("segment_refined", shipped_sam_for, requirements)
+        )
 
 
 class SAMRefineLogic(ScriptedLoadableModuleLogic):

@@ -3,7 +3,7 @@
 
 import argparse
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +125,24 @@ class SegmentStages:
         seconds = {"read": scan.seconds} | segmentation.seconds
         refinement = None
         if self.models.sam is not None:
-            started = time.perf_counter()
-            segmentation, refinement = _refined(
-                volume, segmentation, self.models, modality, arguments.keep_largest
-            )
-            seconds["refine"] = time.perf_counter() - started
+            segmentation, refinement = self._refined(volume, segmentation, modality)
+            seconds |= segmentation.seconds
         return LabelledScan(volume, segmentation, modality, matching, refinement, seconds)
+
+    def _refined(
+        self, volume: "Volume", segmentation: "Segmentation", modality: str
+    ) -> tuple["Segmentation", dict[str, Any]]:
+        """Refine a segmentation with SAM; return it, and what happened to each organ."""
+        from SAMRefineLib.refine.after_segmentation import refine_segmentation
+
+        models, keep_largest = self.models, self.arguments.keep_largest
+        labels = models.bundle.description.labels
+        with stage_display("refining") as show:
+            segmentation, refinement = refine_segmentation(
+                volume, segmentation, labels, models.sam, modality, keep_largest, show
+            )
+        rows = refinement_rows(refinement, volume.geometry)
+        return segmentation, {"sam": models.sam.identify(), "organs": rows}
 
     def write(self, planned: PlannedScan, scan: LabelledScan) -> dict[str, Any]:
         """Write the results of a scan.
@@ -168,38 +180,3 @@ class SegmentStages:
             "messages": segmentation.messages,
             "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         }
-
-
-def _refined(
-    volume: "Volume",
-    segmentation: "Segmentation",
-    models: Models,
-    modality: str,
-    keep_largest: bool,
-) -> tuple["Segmentation", dict[str, Any]]:
-    """Refine a segmentation with SAM, in the boxes of what the network is sure of.
-
-    Returns:
-        The segmentation with SAM's labels and confidence (its least certain slices stay the
-        network's), and what happened to each organ.
-    """
-    from SAMRefineLib.boxes.boxes import SliceGrid
-    from SAMRefineLib.boxes.coarse import CoarseOrgan
-    from SAMRefineLib.refine.box_selection import refine_coarse
-    from SRCSMSegmenterLib.components import keep_largest_component
-
-    coarse = [
-        CoarseOrgan(label.name, label.value, segmentation.probabilities[label.value])
-        for label in models.bundle.description.labels
-    ]
-    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
-    with stage_display("refining") as show:
-        refinement = refine_coarse(
-            volume, coarse, grid, models.sam, modality=modality, progress=show
-        )
-    labels, confidence = refinement.labels.array, refinement.confidence()
-    if keep_largest:
-        keep_largest_component(labels, confidence)
-    segmentation = replace(segmentation, labels=refinement.labels, confidence=confidence)
-    rows = refinement_rows(refinement, volume.geometry)
-    return segmentation, {"sam": models.sam.identify(), "organs": rows}

@@ -36,10 +36,12 @@ def refine_coarse(
     *,
     modality: str | None = None,
     progress: Progress = lambda stage, fraction: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Refinement:
     """Choose boxes and refine with default settings; for arguments and errors see `Refiner`."""
     refiner = Refiner(volume, grid, model, modality=modality)
-    return refiner.refine(choose_prompts(refiner, organs, progress=progress), progress=progress)
+    prompts = choose_prompts(refiner, organs, progress=progress, cancelled=cancelled)
+    return refiner.refine(prompts, progress=progress, cancelled=cancelled)
 
 
 def choose_prompts(

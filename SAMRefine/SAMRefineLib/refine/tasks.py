@@ -19,6 +19,7 @@ from SRCSMSegmenterLib.worker.tasks import Context, Task
 from ..boxes.boxes import PointPrompt, SliceGrid
 from ..boxes.coarse import CoarseOrgan
 from ..boxes.key_frames import KeyFrames, boxes_from_json, boxes_to_json
+from .after_segmentation import segment_refined
 
 if TYPE_CHECKING:
     from ..sam.models import SamModel
@@ -127,7 +128,11 @@ def refine(
     return reply, {"labels": labels}
 
 
-TASKS: dict[str, Task] = {"embed": embed, "refine": refine}
+TASKS: dict[str, Task] = {
+    "embed": embed,
+    "refine": refine,
+    "segment_refined": segment_refined,
+}
 
 
 def _opened(

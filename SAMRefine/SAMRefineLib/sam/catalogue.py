@@ -93,6 +93,12 @@ def default_for(modality: str) -> str:
     return f"sam-small-{modality.lower()}"
 
 
+def shipped_sam_for(modality: str) -> str:
+    """Return `default_for` a modality if that SAM is there, else ""."""
+    name = default_for(modality)
+    return name if is_sam(shipped_models_folder() / name) else ""
+
+
 def is_sam(folder: Path) -> bool:
     """Tell whether a folder looks like a SAM of this program, complete or not."""
     recover(folder)

@@ -43,6 +43,7 @@ def segment(
     keepLargest: bool = True,
     outputSegmentation: slicer.vtkMRMLSegmentationNode | None = None,
     frame: int | None = None,
+    refine: bool = False,
     progress: ShowProgress = lambda stage, fraction, secondsLeft: None,
     log: Callable[[str], None] = lambda line: None,
     done: Callable[["SegmentationRun"], None] = lambda run: None,
@@ -60,6 +61,7 @@ def segment(
             several pieces.
         outputSegmentation: to be updated (`results.place`); None makes a new one.
         frame: of the sequence that the volume shows, from 0; None for the one shown.
+        refine: let SAM redraw the organs, as ``srcsm segment --refine`` does; needs SAM Refine.
         progress: see `ShowProgress`.
         log: called with lines for the user.
         done: called at the end, however it ends.
@@ -70,6 +72,7 @@ def segment(
 
     Raises:
         VolumeError: the volume cannot be segmented, or the output lies elsewhere.
+        BundleError: nothing is there to refine with.
         WorkerError: with `wait`, what went wrong; its `remedy` says what to do.
     """
     settings = SegmentSettings(
@@ -79,6 +82,7 @@ def segment(
         modality or dicom_modality(volumeNode),
         device,
         keepLargest,
+        refine=refine,
     )
     run_nodes = RunNodes(volumeNode, frame, outputSegmentation)
     run = SegmentationRun(run_nodes, settings, progress, log, done)
@@ -196,7 +200,8 @@ class SegmentationRun:
             result = as_result(job.reply, self._geometry, settings)
             self.change = place(result, run_nodes.volume, run_nodes.segmentation)
             self.segmentationNode = self.change.segmentation
-            self.messages += [*job.reply.values["messages"], *_absent(result)]
+            values = job.reply.values
+            self.messages += [*values["messages"], *_refined(values), *_absent(result)]
         except Exception as error:  # to whoever waits; here it would end in the event loop
             self.error = as_worker_error(error)
         self.finished = True
@@ -250,6 +255,21 @@ def _warnings(run_nodes: RunNodes, settings: SegmentSettings) -> list[str]:
     return input_warnings(
         run_nodes.volume, card, settings.source_matching, settings.modality, run_nodes.frame
     )
+
+
+def _refined(values: dict) -> list[str]:
+    """Say which SAM redrew the organs, and where it did not; nothing if none did."""
+    if "refinement" not in values:
+        return []
+    sam, organs = (values["refinement"][key] for key in ("sam", "organs"))
+    kept = sum(len(organ["kept"]) for organ in organs)
+    stayed = f"; the network's outline stayed in {counted(kept, 'slice')}" if kept else ""
+    return [f"Refined by {sam['name']}{stayed}."]
+
+
+def counted(number: int, thing: str) -> str:
+    """Write a number of things: 1 slice, 2 slices."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _absent(result: Result) -> list[str]:

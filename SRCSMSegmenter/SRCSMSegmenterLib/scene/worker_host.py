@@ -3,9 +3,11 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import slicer
 
+from ..errors import BundleError
 from ..geometry import Volume
 from ..worker.client import Job, Worker
 
@@ -18,7 +20,11 @@ _timer: object = None
 
 @dataclass(frozen=True)
 class SegmentSettings:
-    """Parameters of the task "segment" (worker/tasks.py), but for the scan's grid."""
+    """Parameters of the task "segment" (worker/tasks.py), but for the scan's grid.
+
+    Attributes:
+        refine: let the task of the `RefinementOffer` do it.
+    """
 
     model: str
     source_matching: str
@@ -27,6 +33,26 @@ class SegmentSettings:
     device: str
     keep_largest: bool
     probabilities: bool = True
+    refine: bool = False
+
+
+@dataclass(frozen=True)
+class RefinementOffer:
+    """Refinement of segmentations, which another module offers.
+
+    Attributes:
+        task: the worker's task that segments as "segment" does, and refines the result.
+        sam_for: name of the SAM for a network, by the modality it was trained on; "" if it is not
+            there.
+        requirements: file with the packages it needs beside those of the whole extension.
+    """
+
+    task: str
+    sam_for: Callable[[str], str]
+    requirements: Path
+
+
+_refinement: RefinementOffer | None = None
 
 
 def worker() -> Worker:
@@ -62,6 +88,17 @@ def add_tasks(module: str) -> None:
             _worker.stop()
 
 
+def offer_refinement(offer: RefinementOffer) -> None:
+    """Let segmentations be refined at once; the offer's task is one of a module of `add_tasks`."""
+    global _refinement
+    _refinement = offer
+
+
+def refinement() -> RefinementOffer | None:
+    """Return the offer to refine segmentations; None if no module makes one."""
+    return _refinement
+
+
 def stop_worker() -> None:
     """End the worker and what it is doing; the next segmentation starts it again."""
     global _worker, _timer
@@ -73,14 +110,21 @@ def stop_worker() -> None:
 
 
 def submit_segment(volume: Volume, settings: SegmentSettings, **callbacks: Callable) -> Job:
-    """Submit the task "segment".
+    """Submit the task "segment", or the one that refines too.
 
     Args:
         volume: the scan, (K, J, I) raw intensities.
         callbacks: progress, log, done of `Worker.submit`.
+
+    Raises:
+        BundleError: no module offers to refine.
     """
-    parameters = asdict(settings) | volume.geometry.to_json()
-    return worker().submit("segment", parameters, {"image": volume.array}, **callbacks)
+    parameters, task = asdict(settings) | volume.geometry.to_json(), "segment"
+    if parameters.pop("refine"):
+        if _refinement is None:
+            raise BundleError("There is no module SAM Refine; segment without it.")
+        task = _refinement.task
+    return worker().submit(task, parameters, {"image": volume.array}, **callbacks)
 
 
 def wait_for(job: Job) -> None:

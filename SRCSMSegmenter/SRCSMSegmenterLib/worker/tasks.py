@@ -19,6 +19,7 @@ from ..models.hashed_folder import SUMS, sha256
 from ..terminology import Segment, terminology_entry
 
 if TYPE_CHECKING:
+    from ..inference import Segmentation
     from ..models.bundle import Description, ModelBundle
 
 
@@ -116,6 +117,26 @@ def describe_models(
     return {"models": rows}, {}
 
 
+@dataclass(frozen=True, eq=False)
+class SegmentedScan:
+    """A scan as the task "segment" labels it, before the reply is made of it.
+
+    Attributes:
+        result: labels and probabilities of all organs of the network.
+        kept: labels that were asked for.
+        modality: "CT" or "MR", as given or guessed.
+        source_matching: whether the scan was matched to the network's source.
+    """
+
+    volume: Volume
+    bundle: "ModelBundle"
+    result: "Segmentation"
+    kept: list[Segment]
+    modality: str
+    source_matching: bool
+    device: str
+
+
 def segment(
     parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -141,6 +162,13 @@ def segment(
         BundleError: no such model, or organ; VolumeError, SourceMatchingError, DeviceError,
         Cancelled: see `inference.segment`.
     """
+    return segment_reply(segmented_scan(parameters, arrays, context))
+
+
+def segmented_scan(
+    parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
+) -> SegmentedScan:
+    """Do the work of the task "segment"; see there."""
     from ..devices import resolve_device
     from ..inference import segment as run
     from ..source_matching import wanted
@@ -149,8 +177,7 @@ def segment(
     bundle = _load(parameters["model"], context.models)
     description = bundle.description
     kept = _kept(description, parameters.get("organs"))
-    geometry = Geometry.from_json(parameters)
-    volume = Volume(arrays["image"], geometry)
+    volume = Volume(arrays["image"], Geometry.from_json(parameters))
     device = str(resolve_device(parameters.get("device", "auto")))
     given = parameters.get("modality")
     modality = given or guess_modality(volume.array)
@@ -171,20 +198,26 @@ def segment(
         keep_probabilities=parameters.get("probabilities", True),
         progress=progress,
     )
-    labels = result.labels.array
-    for label in description.labels:
+    return SegmentedScan(volume, bundle, result, kept, modality, matching, device)
+
+
+def segment_reply(scan: SegmentedScan) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Make the reply and arrays of the task "segment"; see there."""
+    result, kept, known = scan.result, scan.kept, scan.bundle.description.labels
+    labels, voxel_ml = result.labels.array, scan.volume.geometry.voxel_ml
+    for label in known:
         if label not in kept:
             labels[labels == label.value] = 0
-    voxels = np.bincount(labels.ravel(), minlength=len(description.labels) + 1)
+    voxels = np.bincount(labels.ravel(), minlength=len(known) + 1)
     reply = {
         "labels": [_label(label) for label in kept],
-        "volumes_ml": {label.name: int(voxels[label.value]) * geometry.voxel_ml for label in kept},
+        "volumes_ml": {label.name: int(voxels[label.value]) * voxel_ml for label in kept},
         "least_certain": {label.name: result.least_certain[label.value] for label in kept},
         "messages": result.messages,
-        "model": bundle.identify(),
-        "modality": modality,
-        "source_matching": matching,
-        "device": device,
+        "model": scan.bundle.identify(),
+        "modality": scan.modality,
+        "source_matching": scan.source_matching,
+        "device": scan.device,
         "seconds": result.seconds,
     }
     outputs = {"labels": labels, "confidence": result.confidence}

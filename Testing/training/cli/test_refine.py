@@ -233,6 +233,30 @@ def test_segment_refines_in_one_go(files, models, tmp_path, capsys):
     assert "refined:" in capsys.readouterr().out
 
 
+def test_slicers_worker_refines_in_one_go_to_the_same_labels(files, models, tmp_path):
+    from SAMRefineLib.refine.tasks import TASKS
+    from SRCSMSegmenterLib.worker.tasks import Context, Models
+
+    out, told = tmp_path / "organs.seg.nrrd", []
+    assert run("segment", files["scan"], "-o", out, "--refine", "--device", "cpu") == 0
+    scan = read_volume(files["scan"])
+    reply, arrays = TASKS["segment_refined"](
+        {"model": "abdomen-ct", "device": "cpu", **scan.geometry.to_json()},
+        {"image": scan.array},
+        Context(lambda *each: told.append(each), lambda: False, print, Models()),
+    )
+    written = read_labels(out).array
+    assert np.unique(written).size > 1
+    np.testing.assert_array_equal(arrays["labels"], written)
+    assert reply["refinement"]["sam"]["name"] == "sam-small-ct"
+    voxel_ml = scan.geometry.voxel_ml
+    assert reply["volumes_ml"]["liver"] == pytest.approx((written == 1).sum() * voxel_ml)
+    assert arrays["probabilities"].shape == (3, *scan.array.shape)
+    fractions = [fraction for stage, fraction in told]
+    assert fractions == sorted(fractions)
+    assert 0.5 < fractions[-1] <= 1
+
+
 def test_what_cannot_be_refined_is_refused_in_a_sentence(files, models, tmp_path, capsys):
     scan, boxes, out = files["scan"], tmp_path / "boxes.json", tmp_path / "fine.nii.gz"
     run("boxes", scan, "-o", boxes, "--coarse", files["coarse"])
