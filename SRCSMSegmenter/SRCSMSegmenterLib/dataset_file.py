@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from .atomic import atomic_write
+from .endings import READABLE
 from .errors import DatasetError
+from .schema import convert, parse_json
+from .texts import is_name
 
 FILE = "dataset.json"
-REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+KINDS = {
+    "channel_names": dict[str, str | int | float],
+    "labels": dict[str, Any],
+    "numTraining": int,
+    "file_ending": str,
+}
+"""The required keys, and the types of what they hold."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,13 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; give the folder of an nnU-Net dataset.") from None
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetError(f"{path} cannot be read ({reason}).") from None
+    content = parse_json(text, str(path), DatasetError)
     if not isinstance(content, dict):
         raise DatasetError(f"{path} holds no JSON object; see the nnU-Net dataset format.")
     return content
@@ -51,17 +62,33 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 def describe(content: Mapping[str, Any]) -> tuple[DatasetDescription, list[str]]:
     """Return what the content of a `dataset.json` says, and its faults, a sentence each."""
-    faults = [f'dataset.json lacks "{key}".' for key in REQUIRED_KEYS if key not in content]
-    channels = content.get("channel_names") or {"0": "MR"}
+    given, faults = _converted(content)
+    channels = given.get("channel_names") or {"0": "MR"}
     if len(channels) > 1:
         faults.append(f"dataset.json names {len(channels)} channels; a network here takes one.")
     labels: dict[str, int] = {}
-    if "labels" in content:
-        labels, label_faults = _read_label_names(content["labels"])
+    if "labels" in given:
+        labels, label_faults = _read_label_names(given["labels"])
         faults += label_faults
     modality = "CT" if str(next(iter(channels.values()))).upper() == "CT" else "MR"
-    ending, count = content.get("file_ending", ".nii.gz"), content.get("numTraining")
+    ending, count = given.get("file_ending", ".nii.gz"), given.get("numTraining")
+    if ending not in READABLE:
+        faults.append(f"dataset.json: file_ending is one of {', '.join(READABLE)}, not {ending!r}.")
     return DatasetDescription(modality, labels, ending, count), faults
+
+
+def _converted(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return what the required keys hold, and faults: absent, or of other types."""
+    given, faults = {}, []
+    for key, kind in KINDS.items():
+        if key not in content:
+            faults.append(f'dataset.json lacks "{key}".')
+            continue
+        try:
+            given[key] = convert(content[key], kind, f"dataset.json: {key}", DatasetError)
+        except DatasetError as error:
+            faults.append(str(error))
+    return given, faults
 
 
 def new_description(modality: str, labels: Mapping[str, int], cases: int) -> dict[str, Any]:
@@ -94,7 +121,11 @@ def _read_label_names(entries: dict) -> tuple[dict[str, int], list[str]]:
     if not isinstance(entries, dict) or not all(type(v) is int for v in entries.values()):
         return {}, ['dataset.json: labels must be {"name": integer}, without regions.']
     labels = dict(sorted(entries.items(), key=lambda entry: entry[1]))
-    faults = []
+    faults = [
+        f"dataset.json: the label {name!r} is no name; use letters, digits and signs, on one line."
+        for name in labels
+        if not is_name(name)
+    ]
     if list(labels.values()) != list(range(len(labels))) or labels.get("background") != 0:
         faults.append("dataset.json: labels must be background = 0, then 1, 2, 3 without gaps.")
     if len(labels) < 2:

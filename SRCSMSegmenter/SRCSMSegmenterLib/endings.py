@@ -23,7 +23,12 @@ def ending(path: str | Path) -> str:
     return next((known for known in (*LABELS, *READABLE) if name.endswith(known)), "")
 
 
+def own_name(path: str | Path) -> str:
+    """Return the name of a file or folder; that of "." too, and a link's own, not its target's."""
+    return os.path.basename(os.path.abspath(path))
+
+
 def stem(path: str | Path) -> str:
     """Return the name of a file or folder without the ending that tells its format."""
-    name = os.path.basename(os.path.abspath(path))  # "." has a name too; links keep theirs
+    name = own_name(path)
     return name[: len(name) - len(ending(name))]

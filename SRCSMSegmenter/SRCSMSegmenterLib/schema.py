@@ -63,7 +63,7 @@ def convert(
     """Convert plain values, such as JSON's, to a dataclass or another annotated type.
 
     Args:
-        where: name of the value in the error; "" for none.
+        where: name of the value in the error.
         error: class of the error.
         complete: defaults do not count, all keys must be given.
 
@@ -72,19 +72,20 @@ def convert(
     """
     from pydantic import ValidationError
 
-    named = f"{where}: " if where else ""
     try:
         result = _adapter(kind).validate_json(json.dumps(value))
     except ValidationError as faults:
-        listed = [_clause(fault, kind) for fault in faults.errors(include_url=False)]
+        listed = [_clause(fault, where, kind) for fault in faults.errors(include_url=False)]
         more = f" (and {len(listed) - MOST_FAULTS} more)" if len(listed) > MOST_FAULTS else ""
-        raise error(f"{named}{'; '.join(listed[:MOST_FAULTS])}{more}.") from faults
+        first, *others = listed[:MOST_FAULTS]
+        others = "".join(f"; {clause.removeprefix(f'{where}: ')}" for clause in others)
+        raise error(f"{first}{others}{more}.") from faults
     except (TypeError, ValueError, RecursionError) as reason:
-        raise error(f"{named or 'The content: '}no plain values ({reason}).") from reason
+        raise error(f"{where} holds no plain values ({reason}).") from reason
     if result is None:
-        raise error(f"{named}should hold something, not null.")
+        raise error(f"{where} should hold something, not null.")
     if complete and (absent := ", ".join(_absent(result, value))):
-        raise error(f"{named}lacks {absent}.")
+        raise error(f"{where} lacks {absent}.")
     return result
 
 
@@ -103,10 +104,10 @@ def _adapter(kind: type) -> "TypeAdapter":
     return TypeAdapter(kind | None, config=config)
 
 
-def _clause(fault: dict[str, Any], kind: type) -> str:
-    """Word one of pydantic's faults, such as "grid.size[0] should be a valid integer, not 2.5"."""
+def _clause(fault: dict[str, Any], where: str, kind: type) -> str:
+    """Word one of pydantic's faults, such as "boxes.json: size[0] should be a valid integer"."""
     *parents, last = fault["loc"] or ("",)
-    name = _name(fault["loc"]) or "it"
+    name = f"{where}: {_name(fault['loc'])}" if fault["loc"] else where
     if fault["type"] == "missing":
         return f"{name} is missing"
     if fault["type"] == "unexpected_keyword_argument":

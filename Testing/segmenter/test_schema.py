@@ -51,8 +51,8 @@ def test_plain_values_become_the_dataclass():
         ({"name": "a", "parts": [{}, 7]}, "it: parts[1] should hold keys and values, not 7."),
         ({"name": "a", "other": []}, "it: other should hold keys and values"),
         ({"name": "\ud800"}, "holds text that is no Unicode"),
-        (None, "it: should hold something, not null."),
-        ({"name": {1, 2}}, "no plain values"),
+        (None, "it should hold something, not null."),
+        ({"name": {1, 2}}, "it holds no plain values"),
         (dict.fromkeys("abcdefg"), "(and 5 more)"),
     ],
 )
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_named(value, fault):
 
 def test_a_complete_value_has_no_defaults():
     given = {"name": "a", "part": {"size": [1, 2]}, "parts": [{}], "other": None}
-    assert faults(given, complete=True) == "it: lacks parts[0].size, more."
+    assert faults(given, complete=True) == "it lacks parts[0].size, more."
     given |= {"parts": [], "more": {}}
     assert convert(given, Whole, "it", BundleError, complete=True) == Whole("a")
 

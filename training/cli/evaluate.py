@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import ConfigError
 
 from . import arguments as options
@@ -323,7 +324,7 @@ def names_of_predictions(arguments: argparse.Namespace) -> list[str]:
     Raises:
         ConfigError: too few or too many names, two equal ones, or one that is no folder's name.
     """
-    names = arguments.name or [folder.resolve().name for folder in arguments.predictions]
+    names = arguments.name or [own_name(folder) for folder in arguments.predictions]
     if len(names) != len(arguments.predictions):
         raise ConfigError(
             f"--name takes a name for each folder of --predictions: {len(arguments.predictions)}, "

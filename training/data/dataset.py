@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from SRCSMSegmenterLib.dataset_file import describe, read_description
+from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
@@ -105,7 +106,7 @@ def _scan(folder: Path, split: str) -> tuple[Dataset, list[str]]:
         file_faults.append(f"dataset.json promises {count} training cases, found {len(cases)}.")
     if not cases:
         file_faults.append(f"there is no complete case in images{split} and labels{split}.")
-    name = folder.resolve().name
+    name = own_name(folder)
     dataset = Dataset(folder, name, description.modality, description.labels, tuple(cases))
     return dataset, faults + file_faults
 

@@ -139,7 +139,7 @@ def from_dict(values: dict[str, Any], base: Any) -> Any:  # noqa: ANN401
     Raises:
         ConfigError: an unknown key (with the nearest right one), or a value of the wrong type.
     """
-    return convert(_merged(values, base), type(base), "", ConfigError)
+    return convert(_merged(values, base), type(base), "The configuration", ConfigError)
 
 
 def parse_yaml(text: str, what: str) -> Any:  # noqa: ANN401

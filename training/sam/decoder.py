@@ -22,6 +22,7 @@ from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.embeddings import EmbeddingCache, encode
 from SAMRefineLib.sam.models import SamModel, save_sam
 from SAMRefineLib.sam.mosaic import mask_from_tile
+from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 from SRCSMSegmenterLib.models.bundle import ModelBundle
 
@@ -142,7 +143,7 @@ def run_decoder_training(
             "coarse_identity": coarse.identity,
             "before": {"sam": sam.name, "sam_identity": sam.identity, **sam.training},
         }
-        tuned = replace(sam, name=name or run.folder.resolve().name, training=about)
+        tuned = replace(sam, name=name or own_name(run.folder), training=about)
         save_sam(folder, tuned, sam_card(tuned), LICENCE)
 
     return run.end(progress, run.folder / "model", save)

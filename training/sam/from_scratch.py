@@ -19,6 +19,7 @@ from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.models import SMALL, SamModel, save_sam
 from SAMRefineLib.sam.pixels import SRCSM, PixelRule, to_pixels
 from SAMRefineLib.sam.small_sam import SmallSamConfig, build_small_sam
+from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.geometry import GridSpec
 
 from ..augment.random_convolution import MODES, random_convolution
@@ -105,7 +106,7 @@ def run_sam_training(
     def save(folder: Path) -> None:
         sam = new_network(config)
         sam.load_state_dict(network.state_dict())
-        called = name or run.folder.resolve().name
+        called = name or own_name(run.folder)
         about = summary(run, source, progress)
         model = replace(sam.model, name=called, training=about)
         save_sam(folder, model, sam_card(model), LICENCE)

@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
+from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
@@ -121,7 +122,7 @@ def run_training(
         )
 
     def save(folder: Path) -> None:
-        called = name or run.folder.resolve().name
+        called = name or own_name(run.folder)
         offsets = learn_offsets(organ_centroids(cases[0], len(labels)))
         bundle = _bundle(called, run, source, rule, progress, weights)
         bundle = replace(bundle, offsets=offsets)

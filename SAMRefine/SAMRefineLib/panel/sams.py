@@ -69,7 +69,7 @@ def add_sam(path: Path, kind: str = "") -> str:
     """
     if not kind:
         read_sam_card(path)
-    key = str(path.resolve())
+    key = str(path.absolute())
     _remember(own_sams() | {key: kind})
     return key
 

@@ -39,7 +39,7 @@ def add_models(folder: str) -> list[str]:
     Raises:
         BundleError: there is none.
     """
-    added = [str(read_card(each).folder.resolve()) for each in find_bundles(Path(folder))]
+    added = [str(read_card(each).folder.absolute()) for each in find_bundles(Path(folder))]
     if not added:
         raise BundleError(f"There is no model in {folder}; choose the folder that a training made.")
     _remember([*own_models(), *(each for each in added if each not in own_models())])

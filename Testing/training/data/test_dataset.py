@@ -111,7 +111,7 @@ def test_no_dataset_json_is_one_sentence(tmp_path):
     with pytest.raises(DatasetError, match="is missing; give the folder"):
         read_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text("{broken")
-    with pytest.raises(DatasetError, match="cannot be read as JSON"):
+    with pytest.raises(DatasetError, match=r"dataset\.json is no JSON"):
         read_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text("[]")
     with pytest.raises(DatasetError, match="no JSON object"):
@@ -125,6 +125,31 @@ def test_a_missing_key_is_named_alone(folder, key):
 
 
 @pytest.mark.parametrize(
+    ("key", "content", "fault"),
+    [
+        ("channel_names", ["CT"], "channel_names should hold keys and values"),
+        ("channel_names", "CT", "channel_names should hold keys and values"),
+        ("channel_names", {"0": ["CT"]}, "channel_names: 0.str should be"),
+        ("labels", None, "labels should hold something, not null"),
+        ("labels", 5, "labels should hold keys and values, not 5."),
+        ("numTraining", "2", 'numTraining should be a valid integer, not "2".'),
+        ("numTraining", True, "numTraining should be a valid integer, not true."),
+        ("file_ending", None, "file_ending should hold something, not null"),
+        ("file_ending", 5, "file_ending should be a valid string, not 5."),
+    ],
+)
+def test_a_key_that_holds_something_else_is_named(folder, key, content, fault):
+    (folder / "dataset.json").write_text(json.dumps(DESCRIPTION | {key: content}))
+    (first,) = faults_of(folder)
+    assert fault in first
+
+
+def test_a_dataset_is_called_as_its_user_calls_it(folder, tmp_path):
+    (tmp_path / "Dataset001_Mine").symlink_to(folder)
+    assert read_dataset(tmp_path / "Dataset001_Mine").name == "Dataset001_Mine"
+
+
+@pytest.mark.parametrize(
     ("labels", "fault"),
     [
         ({"background": 0, "liver": 2, "spleen": 3}, "without gaps"),
@@ -132,6 +157,10 @@ def test_a_missing_key_is_named_alone(folder, key):
         ({"background": 0}, "at least one structure"),
         ({"background": 0, "organ": [1, 2]}, "without regions"),
         ({"0": "background", "1": "liver"}, '{"name": integer}'),
+        ({"background": 0, "liver\n\nx": 1}, r"label 'liver\n\nx' is no name"),
+        ({"background": 0, " ": 1}, "is no name"),
+        ({"background": 0, "\x1b[2Jliver": 1}, "is no name"),
+        ({"background": 0, "\ud800": 1}, "no Unicode"),
         ({"background": 0, "liver": 1, "ignore": 2}, '"ignore" is not supported'),
     ],
 )
