@@ -9,7 +9,7 @@ Ranges and other rules are annotations (`annotated_types`, `pydantic.Field`) or 
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,6 +87,28 @@ def convert(
     if complete and (absent := ", ".join(_absent(result, value))):
         raise error(f"{where} lacks {absent}.")
     return result
+
+
+def convert_keys(
+    content: object, kinds: Mapping[str, type], where: str, error: type[SRCSMError]
+) -> dict[str, Any]:
+    """Convert what some keys of an object hold, whatever other keys there are.
+
+    Args:
+        kinds: key -> annotated type.
+        where: name of the object in the error.
+        error: class of the error.
+
+    Raises:
+        SRCSMError: of the class `error`; no object, or a key is missing or holds something else.
+    """
+    if not isinstance(content, dict):
+        raise error(f"{where} should hold keys and values.")
+    if missing := ", ".join(key for key in kinds if key not in content):
+        raise error(f"{where} lacks {missing}.")
+    return {
+        key: convert(content[key], kind, f"{where}: {key}", error) for key, kind in kinds.items()
+    }
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

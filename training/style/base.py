@@ -29,6 +29,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from SRCSMSegmenterLib.atomic import atomic_folder, recover
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
+from SRCSMSegmenterLib.schema import convert_keys, parse_json
 
 from .slices import StyleError, file_sha256, write_bytes
 
@@ -50,6 +51,20 @@ WEIGHTS["text_encoder"] = "model"
 
 CONDITION_CHANNELS = (16, 32, 96, 256)
 """Of a ControlNet's stem: as many as halvings bring the picture to the latents' size, plus one."""
+
+
+_RECORD = {"weights": str, "base": dict[str, str]}
+RECORDS = {
+    "tune": {**_RECORD, "settings": dict[str, Any]},
+    "control": {
+        **_RECORD,
+        "settings": dict[str, Any],
+        "size": int,
+        "colours": dict[str, Any],
+        "tuned": Any,
+    },
+}
+"""What model.json of a stage's run holds, as far as the stages after it read it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +199,7 @@ def licence(folder: Path) -> str:
         front = yaml.safe_load(card.split("---")[1]) if card.startswith("---") else {}
         stated = front.get("license_name") or front.get("license")
         return str(stated) if stated else "not stated; look for it where the model comes from"
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, IndexError):
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, IndexError, RecursionError):
         return "not stated; look for it where the model comes from"
 
 
@@ -198,6 +213,11 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     for pattern in (f"{stem}.safetensors", f"{stem}-*-of-*.safetensors", f"{old}.bin"):
         if files := sorted(folder.glob(pattern)):
             return files
+    if variants := sorted(path.name for path in folder.glob(f"{stem}.*.safetensors")):
+        raise BundleError(
+            f"{folder} has its weights as {' and '.join(variants)} alone; fetch {stem}.safetensors "
+            "too, or save the model anew without a variant."
+        )
     raise BundleError(
         f"{folder} has no weights ({stem}.safetensors); the model is incomplete, fetch it anew."
     )
@@ -254,6 +274,7 @@ def read_record(run: Path, stage: str) -> dict[str, Any]:
     record = _read_json(run / "model.json", str(run))
     if record.get("stage") != stage:
         raise BundleError(f"{run} holds a style {record.get('stage')}, not a style {stage}.")
+    convert_keys(record, RECORDS[stage], f"{run / 'model.json'}", BundleError)
     return record
 
 
@@ -360,9 +381,10 @@ def _built(build: Callable[[], Any], name: str, part: str) -> Any:  # noqa: ANN4
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no object")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise BundleError(f"{name} is incomplete or damaged: {path.name}: {error}.") from error
+    content = parse_json(text, f"{name} is incomplete or damaged: {path.name}", BundleError)
+    if not isinstance(content, dict):
+        raise BundleError(f"{name} is incomplete or damaged: {path.name} holds no object.")
     return content

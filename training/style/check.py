@@ -128,7 +128,7 @@ def _read_partial(out: Path, network: ModelBundle | None, restyled: SliceSet) ->
         if content["of"] != _identity(network, restyled):
             return {}
         return {n["name"]: Numbers(**n) for n in content["numbers"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

@@ -29,6 +29,7 @@ of restyled slices beside it, `style phantom` one to train a small base on. All 
 import hashlib
 import io
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from PIL import Image
 
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
+from SRCSMSegmenterLib.schema import convert, convert_keys, parse_json
 
 from ..engine.checkpoint import without_precision
 
@@ -168,18 +170,22 @@ def read_manifest(folder: Path | str) -> SliceSet:
     folder = Path(folder)
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format_version")
-        slices = tuple(Slice(**entry) for entry in content.pop("slices"))
-        manifest = SliceSet(folder=folder, slices=slices, **content)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DatasetError(
             f"{folder} has no {MANIFEST}; make a set of slices with srcsm style prepare."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be read as a manifest of slices: {error}.") from error
+    content = parse_json(text, str(path), DatasetError)
+    convert_keys(content, {"format_version": int}, str(path), DatasetError)
+    version = content.pop("format_version")
     if version != FORMAT_VERSION:
         raise DatasetError(f"{path} is of format {version}, this program reads {FORMAT_VERSION}.")
+    content = {**content, "folder": str(folder)}
+    manifest = convert(content, SliceSet, str(path), DatasetError)
+    for each in manifest.slices:
+        _check_slice(manifest, each)
     return manifest
 
 
@@ -279,11 +285,24 @@ def _made_of(slices: SliceSet) -> list[Any]:
     return json.loads(json.dumps(made))
 
 
+def _check_slice(slices: SliceSet, one: Slice) -> None:
+    """Raise a DatasetError if a slice's files lie elsewhere, or its affine is none."""
+    where, source = slices.folder / MANIFEST, slices.folder / slices.source
+    for path, homes in ((one.image, (slices.folder,)), (one.mask, (slices.folder, source))):
+        place = Path(os.path.abspath(slices.folder / path))
+        if not any(place.is_relative_to(os.path.abspath(home)) for home in homes):
+            raise DatasetError(f"{where} names {path}, which lies outside its folder.")
+    if len(one.affine) != 16:
+        raise DatasetError(f"{where}: the affine of {one.name} has 16 numbers, row by row.")
+
+
 def _faults(folder: Path, s: Slice) -> list[str]:
     faults = []
     for path, digest in ((s.image, s.image_sha256), (s.mask, s.mask_sha256)):
         try:
-            if file_sha256(folder / path) != digest:
+            if not (folder / path).is_file():  # a pipe would be waited for
+                faults.append(f"{path} (missing, or no file)")
+            elif file_sha256(folder / path) != digest:
                 faults.append(f"{path} (altered)")
         except OSError as error:
             faults.append(f"{path} ({error.strerror})")

@@ -2,6 +2,7 @@
 """Slices of scans: how they lie, what the manifest promises, phantom looks, prompts."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,13 +247,32 @@ def test_a_set_whose_files_changed_is_refused(made, damage):
         read_slices(made)
 
 
+def with_slice(content, **changes):
+    first, *others = content["slices"]
+    return {**content, "slices": [{**first, **changes}, *others]}
+
+
+def test_a_pipe_in_the_place_of_a_picture_is_not_waited_for(made):
+    picture = next((made / "images").iterdir())
+    picture.unlink()
+    os.mkfifo(picture)
+    with pytest.raises(DatasetError, match="no file"):
+        read_slices(made)
+
+
 def test_a_manifest_of_another_kind_is_refused(made):
     manifest = made / "manifest.json"
     content = json.loads(manifest.read_text("utf-8"))
     for broken, words in (
         ({**content, "format_version": 9}, "format 9"),
-        ({**content, "strange": 1}, "cannot be read as a manifest"),
-        ([], "cannot be read as a manifest"),
+        ({**content, "strange": 1}, "strange is unknown"),
+        ({**content, "size": "64"}, "size should be a valid integer"),
+        ({**content, "slices": [{}]}, r"slices\[0\].name is missing"),
+        (with_slice(content, image="../../secret.png"), "secret.png, which lies outside"),
+        (with_slice(content, image="/dev/zero"), "/dev/zero, which lies outside"),
+        (with_slice(content, mask="../../masks/a.png"), "a.png, which lies outside"),
+        (with_slice(content, affine=[1.0]), "affine"),
+        ([], "should hold keys and values"),
     ):
         manifest.write_text(json.dumps(broken))
         with pytest.raises(DatasetError, match=words):
