@@ -211,7 +211,7 @@ def test_all_faults_of_files_and_volumes_come_at_once(tmp_path):
         "e: the label map has no foreground",
         "f_0000.nrrd is 2-D",
         "g_0000.nrrd is 4-D",
-        "g.nrrd cannot be read",
+        "g.nrrd is truncated",
     ]
     faults = faults_of(tmp_path)
     assert len(faults) == len(expected)
