@@ -246,7 +246,7 @@ def test_negative_and_broken_label_values_are_faults(folder):
     write(folder / "labelsTr/a.nii.gz", array)
     write(folder / "labelsTr/b.nii.gz", label_array() * np.float32(0.5))
     first, second = faults_of(folder)
-    assert "a: the label map holds [-3]" in first
+    assert "it has the label -3; labels go from 0 to 65535" in first
     assert "not whole numbers" in second
 
 
