@@ -237,8 +237,11 @@ def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
         values = [""] * len(labels) if dice is None else dice
         scores["dice"] = "" if dice is None else float(np.nanmean(dice))
         scores |= {f"dice_{label}": v for label, v in zip(labels, values, strict=True)}
-    if "randomised" in row:
-        scores["randomised"] = float(np.nanmean(row["randomised"]))
+    scores |= {
+        kind: float(np.nanmean(values))
+        for kind, values in row.items()
+        if isinstance(values, list) and kind != "dice"
+    }
     keys = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
     return {key: row[key] for key in keys} | scores
 

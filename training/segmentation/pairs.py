@@ -106,7 +106,7 @@ def train(
         return pair_loss(logits, projected, targets, recipe, config.pairs)
 
     def validate(network: PairNetwork) -> dict[str, list[float]]:
-        return validation_scores(network.unet, validation, config, rule, accelerator)
+        return validation_scores(network.unet, validation, config, rule, accelerator, run.labels)
 
     def preview_unet(network: PairNetwork, progress: Progress) -> None:
         if validation:

@@ -3,10 +3,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from SRCSMSegmenterLib.field_of_view import covering_centres, scan_extent
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -16,6 +17,7 @@ from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 
 from ..augment.degradation import degraded
 from ..augment.regions import random_looks
+from ..augment.sequences import SEQUENCES, as_sequence
 from ..augment.spatial import augmented_intensities, augmented_window, cropped, draw_spatial
 from ..data.cases import PreparedCase, draw_window
 from ..engine.fit import Batch, fit
@@ -26,6 +28,8 @@ from ..engine.run_folder import Run
 from .config import OptimisationConfig, TrainingConfig
 
 Weights = dict[str, torch.Tensor]
+Look = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""See `validation_dice`."""
 
 
 def train(
@@ -70,7 +74,7 @@ def train(
         return segmentation_loss(model(looks), targets, recipe.dice, recipe.cross_entropy)
 
     def validate(network: UNet) -> dict[str, list[float]]:
-        return validation_scores(network, validation, config, rule, accelerator)
+        return validation_scores(network, validation, config, rule, accelerator, run.labels)
 
     progress = fit(
         run,
@@ -148,15 +152,33 @@ def validation_scores(
     config: TrainingConfig,
     rule: IntensityRule,
     accelerator: Accelerator,
+    names: Sequence[str] = (),
 ) -> dict[str, list[float]]:
-    """Compute `validation_dice` and, if the training draws regions, "randomised" Dice as well.
+    """Compute `validation_dice` and, if the training draws regions, that under other looks as well.
 
     Weights that hold under random looks of the source hold in other domains too, which the source
-    as it is does not tell (after PALETTE).
+    as it is does not tell (after PALETTE): "randomised". Those of a CT's `SEQUENCES` are reported.
+
+    Args:
+        names: of the labels 1, 2, ...
+
+    Returns:
+        Kind of look -> Dice per label; "dice" is that of the cases as they are.
     """
-    scores = {"dice": validation_dice(network, cases, config, rule, accelerator)}
+    score = partial(validation_dice, network, cases, config, rule, accelerator)
+    scores = {"dice": score()}
     if config.regions.share and config.random_convolution != "off":
-        scores["randomised"] = validation_dice(network, cases, config, rule, accelerator, True)
+        everywhere = replace(config.regions, share=1.0)
+
+        def randomise(image: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+            mode = config.random_convolution
+            return random_looks(image[None], labels[None], mode, everywhere, generator)[0]
+
+        scores["randomised"] = score(randomise)
+        if rule.modality == "CT":
+            for name, intensities in SEQUENCES.items():
+                look = partial(as_sequence, names=names, rule=rule, intensities=intensities)
+                scores[name] = score(lambda image, labels, _, look=look: look(image, labels))
     return scores
 
 
@@ -167,23 +189,20 @@ def validation_dice(
     config: TrainingConfig,
     rule: IntensityRule,
     accelerator: Accelerator,
-    randomised: bool = False,
+    look: Look = lambda image, labels, generator: image,
 ) -> list[float]:
     """Compute `mean_dice` of the foreground on the network's grid, without augmentation.
 
     Args:
-        randomised: every window gets random regions and looks, the same at every validation.
+        look: changes the intensities of every window; it gets the normalised image (1, K, J, I),
+            its labels (K, J, I) and a generator that is seeded by the case.
     """
     classes = config.network.classes
-    everywhere = replace(config.regions, share=1.0)
     sums = torch.zeros(len(cases), 2, classes, device=accelerator.device)
     for index in range(accelerator.process_index, len(cases), accelerator.num_processes):
         generator = torch.Generator().manual_seed(index)
         for image, labels in case_windows(cases[index], config.grid, accelerator.device):
-            image = normalise(image[None], rule)
-            if randomised:
-                mode = config.random_convolution
-                image = random_looks(image, labels[None], mode, everywhere, generator)
+            image = look(normalise(image[None], rule)[0], labels, generator)[None]
             labels = output_labels(labels, classes)
             with accelerator.autocast():
                 prediction = network(image)[0].argmax(0)

@@ -15,6 +15,7 @@ from training_runs import RULE, train
 
 from srcsm_training.augment.degradation import DegradationConfig
 from srcsm_training.augment.regions import RegionsConfig
+from srcsm_training.augment.sequences import SEQUENCES
 from srcsm_training.augment.spatial import AugmentationConfig
 from srcsm_training.data.cases import PreparedCase, prepare_cases
 from srcsm_training.data.dataset import read_dataset
@@ -24,7 +25,7 @@ from srcsm_training.engine.progress import mean_score
 from srcsm_training.segmentation import training
 from srcsm_training.segmentation.config import OptimisationConfig, TrainingConfig
 from SRCSMSegmenterLib.geometry import GridSpec
-from SRCSMSegmenterLib.intensity import normalise
+from SRCSMSegmenterLib.intensity import IntensityRule, normalise
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -267,6 +268,21 @@ def test_randomised_dice_is_the_same_at_every_validation(cases):
     )
     assert first == again
     assert first["randomised"] != first["dice"]
+
+
+def test_a_ct_is_validated_under_the_looks_of_other_sequences_too(cases):
+    tiny.forget_accelerator()
+    accelerator, network = Accelerator(cpu=True), UNet(tiny.config().network).eval()
+    names = ("liver", "spleen")
+    for share, rule, kinds in (
+        (0.7, RULE, {"dice", "randomised", *SEQUENCES}),
+        (0.7, IntensityRule("MR"), {"dice", "randomised"}),
+        (0.0, RULE, {"dice"}),
+    ):
+        config = replace(tiny.config(), regions=RegionsConfig(share=share))
+        scores = training.validation_scores(network, cases[1], config, rule, accelerator, names)
+        assert scores.keys() == kinds
+        assert {len(values) for values in scores.values()} == {2}
 
 
 def test_other_labels_are_background_to_the_network_and_no_windows_are_drawn_around_them(
