@@ -183,6 +183,16 @@ def add_run(
     add_max_minutes(parser)
 
 
+def add_signature(parser: argparse.ArgumentParser) -> None:
+    """Add --author, --licence, --version and --description of the exported network."""
+    parser.add_argument("--author", metavar="NAMES", help="who signs the exported network")
+    parser.add_argument("--licence", metavar="TERMS", help="its terms of use")
+    parser.add_argument(
+        "--version", dest="model_version", metavar="X.Y.Z", help="its version (default: 0.1.0)"
+    )
+    parser.add_argument("--description", metavar="LINE", help="what it is for, in one line")
+
+
 def add_max_minutes(parser: argparse.ArgumentParser) -> None:
     """Add --max-minutes."""
     parser.add_argument(

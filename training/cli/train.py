@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..engine.limits import Limits
     from ..engine.run_folder import RunResult
     from ..segmentation.config import TrainingConfig
+    from ..segmentation.export import Signature
 
 
 def add(commands: options.Commands) -> None:
@@ -28,6 +29,8 @@ def add(commands: options.Commands) -> None:
         "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-fast --out runs/ct\n"
         "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-paper --out runs/paper \\\n"
         "      --set optimisation.steps=20000 data.folds=0 --device cuda --max-minutes 60\n"
+        "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-fast --out runs/ct \\\n"
+        "      --extend --set optimisation.steps=12000 --author Student --licence CC-BY-4.0\n"
         "  srcsm train --data Dataset101_AbdomenCT --preset abdomen-fast --dry-run\n"
         "  srcsm train --preset abdomen-fast --help-config optimisation\n"
         "  srcsm train --data Dataset101_AbdomenCT --preset icm --out runs/icm \\\n"
@@ -42,6 +45,13 @@ def add(commands: options.Commands) -> None:
         config="values that replace the preset's",
         result="the trained network",
         required=False,
+    )
+    options.add_signature(parser)
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="go on with the training in --out to a larger optimisation.steps; a schedule that "
+        "falls is that of the new number of steps, so the learning rate rises again",
     )
     options.add_cache(parser)
     options.add_help_config(parser, "store")
@@ -83,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments.data,
                 config,
                 arguments.out,
-                name=arguments.name,
+                signature=signature(arguments),
+                extend=arguments.extend,
                 device=arguments.device,
                 cache=arguments.cache,
                 limits=limits,
@@ -94,6 +105,20 @@ def run(arguments: argparse.Namespace) -> int:
     done = "Network: {model}\nNext: srcsm segment SCAN --model {model} -o labels.nii.gz"
     steps = config.optimisation.steps
     return run_to_end(training, arguments.out, steps, arguments.max_minutes, done)
+
+
+def signature(arguments: argparse.Namespace) -> "Signature":
+    """Return how the exported network is signed; what is not given has its default."""
+    from ..segmentation.export import Signature
+
+    given = {
+        "name": arguments.name,
+        "author": arguments.author,
+        "licence": arguments.licence,
+        "version": arguments.model_version,
+        "description": arguments.description,
+    }
+    return Signature(**{key: text for key, text in given.items() if text})
 
 
 def help_config(arguments: argparse.Namespace) -> str:

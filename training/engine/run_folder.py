@@ -12,7 +12,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -30,6 +30,15 @@ from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, witho
 from .config import StepsConfig, to_dict, write_yaml
 from .progress import Progress, mean_score
 from .source_domain import Source
+
+STEPS = "optimisation.steps"
+"""The key that may grow when a training is extended."""
+
+MOST_DIFFERENCES = 4
+"""Differing keys that a message names."""
+
+LONGEST_VALUE = 80
+"""Characters of a value that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -144,19 +153,21 @@ def open_run(
     tell: Callable[[str], None],
     labels: Sequence[str] = (),
     about: dict[str, Any] | None = None,
+    extend: bool = False,
 ) -> Run:
     """Open the folder of a run: read its checkpoint, and write environment.json.
 
     Args:
         folder: made if it does not exist.
         about: further content of environment.json.
+        extend: see `state_to_resume`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or is of another training; nothing was
             written then.
     """
     folder = Path(folder)
-    checkpoint = state_to_resume(folder, identity)
+    checkpoint = state_to_resume(folder, identity, extend)
     if computing.main:
         write_environment(folder, computing, tell, about)
     return Run(folder, config, computing, identity, labels, tell, checkpoint)
@@ -171,6 +182,7 @@ def open_case_run(
     tell: Callable[[str], None],
     labels: Sequence[str] | None = None,
     also: Sequence[str] = (),
+    extend: bool = False,
 ) -> Run:
     """Open the run of a training on the cases of a dataset, and write its config.yaml.
 
@@ -178,6 +190,7 @@ def open_case_run(
         config: a configuration dataclass.
         labels: names of the labels that are trained; those of the dataset by default.
         also: names of other inputs of the training, which a checkpoint must agree with.
+        extend: see `state_to_resume`.
 
     Raises:
         CheckpointError: see `open_run`.
@@ -193,7 +206,14 @@ def open_case_run(
     identity = case_identity(config, [*training, *also], validation)
     chosen = list(source.dataset.labels) if labels is None else labels
     run = open_run(
-        folder, config, computing, identity=identity, tell=tell, labels=chosen, about=about
+        folder,
+        config,
+        computing,
+        identity=identity,
+        tell=tell,
+        labels=chosen,
+        about=about,
+        extend=extend,
     )
     if run.main:
         write_yaml(run.folder / "config.yaml", config)
@@ -209,24 +229,55 @@ def case_identity(
     return {"configuration": settings, "set of cases": [list(training), list(validation)]}
 
 
-def state_to_resume(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def state_to_resume(
+    folder: Path, identity: dict[str, Any], extend: bool = False
+) -> dict[str, Any] | None:
     """Read the last checkpoint of a run folder; None if there is none.
 
+    Args:
+        extend: the training goes on to the steps of `identity` if these are more than those of the
+            checkpoint's configuration.
+
     Raises:
-        CheckpointError: it cannot be read or has another identity, precisions left out.
+        CheckpointError: it cannot be read or has another identity, precisions left out; the
+            message names what differs, with both values.
     """
     path = _checkpoint(folder)
     if not path.exists():
         return None
     checkpoint = load_checkpoint(path)
     old, new = (without_precision(i) for i in (checkpoint.get("identity", {}), identity))
-    if old != new:
-        changed = sorted(key for key in {*new, *old} if new.get(key) != old.get(key))
+    differences = list(_differences(old, new))
+    more = [key for key, before, now in differences if key.endswith(STEPS) and now > before]
+    if extend and more and len(differences) == 1:
+        checkpoint["progress"] |= {"finished": False, "waited": 0}
+        return checkpoint
+    if differences:
+        kinds = sorted(key for key in {*new, *old} if new.get(key) != old.get(key))
+        listed = [f"{key} is {_short(now)}, was {_short(was)}" for key, was, now in differences]
+        hint = " A larger number of steps needs --extend." if more and not extend else ""
         raise CheckpointError(
-            f"{path} belongs to a training with another {' and another '.join(changed)}; choose "
-            "another run folder, or give the same dataset and options to resume."
+            f"{path} belongs to a training with another {' and another '.join(kinds)} "
+            f"({'; '.join(listed[:MOST_DIFFERENCES])}"
+            f"{' and more' if len(listed) > MOST_DIFFERENCES else ''}); choose another run folder, "
+            f"or give the same dataset and options to resume.{hint}"
         )
     return checkpoint
+
+
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:  # noqa: ANN401
+    """Yield the keys in which plain values differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys((*old, *new)):
+            inside = f"{where}.{key}" if where else str(key)
+            yield from _differences(old.get(key, "absent"), new.get(key, "absent"), inside)
+    elif old != new:
+        yield where.removeprefix("configuration."), old, new
+
+
+def _short(value: Any) -> str:  # noqa: ANN401
+    text = json.dumps(value, default=str)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from SAMRefineLib.sam.catalogue import is_sam
 from SAMRefineLib.sam.models import load_sam, save_sam
 from srcsm_training.sam.card import sam_card
-from srcsm_training.segmentation.run import model_card
+from srcsm_training.segmentation.export import model_card
 from SRCSMSegmenterLib.models.bundle import (
     ModelBundle,
     load_bundle,

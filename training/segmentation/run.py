@@ -26,36 +26,31 @@ from torch.utils.tensorboard import SummaryWriter
 from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.intensity import IntensityRule
-from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
+from SRCSMSegmenterLib.models.bundle import load_bundle, save_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.organ_positions import learn_offsets
 from SRCSMSegmenterLib.schema import nearest
-from SRCSMSegmenterLib.source_matching import SourceHistogram, fit, to_integers
-from SRCSMSegmenterLib.terminology import segment_for
+from SRCSMSegmenterLib.source_matching import fit, to_integers
 from SRCSMSegmenterLib.volume_io import read_volume
 
 from ..data.cases import PreparedCase, default_cache, organ_centroids, prepare_cases
 from ..data.dataset import Case
 from ..engine.accelerator import Computing, accelerator_for
-from ..engine.config import to_dict
 from ..engine.limits import Limits
 from ..engine.progress import Progress
 from ..engine.run_folder import (
     Run,
     RunResult,
-    best_validation,
-    command_line,
     curve_row,
-    dice_table,
     open_case_run,
     write_text,
 )
 from ..engine.source_domain import Source, intensity_rule, open_source
 from . import pairs, previews, training
 from .config import TrainingConfig
+from .export import Signature, make_bundle, model_card
 from .restyled import RestyledSet, open_restyled
-from .training import Weights
 
 
 def run_training(
@@ -63,9 +58,10 @@ def run_training(
     config: TrainingConfig,
     run_folder: Path,
     *,
-    name: str | None = None,
+    signature: Signature = Signature(),  # noqa: B008 - frozen
     device: str = "auto",
     cache: Path | None = None,
+    extend: bool = False,
     limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> RunResult:
     """Check the dataset, prepare its cases, train (or resume), and export the network.
@@ -73,9 +69,10 @@ def run_training(
     Args:
         dataset_folder: an nnU-Net raw dataset.
         run_folder: made if it does not exist; a stopped run in it is resumed.
-        name: of the exported network; the run folder's by default.
+        signature: of the exported network; its name is the run folder's by default.
         device: see `resolve_device`; left to `accelerate launch` if that started the process.
         cache: folder of the preprocessed cases.
+        extend: a training in the run folder goes on to the larger `optimisation.steps`.
 
     Raises:
         DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError,
@@ -98,6 +95,7 @@ def run_training(
         tell=tell,
         labels=labels,
         also=[one.name for one in restyled],
+        extend=extend,
     )
     if run.main and run.checkpoint is None:
         _write_source_histogram(run.folder, source.training, rule)
@@ -122,9 +120,9 @@ def run_training(
         )
 
     def save(folder: Path) -> None:
-        called = name or own_name(run.folder)
+        signed = replace(signature, name=signature.name or own_name(run.folder))
         offsets = learn_offsets(organ_centroids(cases[0], len(labels)))
-        bundle = _bundle(called, run, source, rule, progress, weights)
+        bundle = make_bundle(signed, run, source, rule, progress, weights)
         bundle = replace(bundle, offsets=offsets)
         save_bundle(folder, bundle, model_card(bundle))
 
@@ -273,83 +271,6 @@ def make_accelerator(device: str, config: TrainingConfig) -> Computing:
     (i, j, slices), (stem_i, stem_j, _) = config.grid.size, config.network.stem
     plane = math.inf if slices == 1 else (i // stem_i) * (j // stem_j)
     return accelerator_for(device, config.optimisation.precision, plane=plane)
-
-
-def model_card(bundle: ModelBundle) -> str:
-    """Write the model card of a newly trained network, Markdown."""
-    description, training = bundle.description, bundle.description.training
-    return f"""# {description.name}
-
-{description.task}.
-
-**Research use only. Not for diagnosis.**
-
-- Expects: {description.expects}
-- Licence: {description.licence}
-- Labels: {", ".join(f"{label.value} {label.name}" for label in description.labels)}
-
-## Training
-
-- Data: {training["dataset"]}, {training["training_cases"]} cases for training,
-  {training["validation_cases"]} for validation
-- Random convolution: {training["random_convolution"]}; steps: {training["steps"]}{_pairs(training)}
-- Command: `{training["command"]}`
-
-## Source validation
-
-Dice on the network's grid, averaged weights, the best of all validations:
-
-{dice_table(training["validation_dice"])}
-"""
-
-
-def _pairs(training: dict) -> str:
-    """Write the line of the model card for a training on pairs; "" for others."""
-    chosen = training["config"]["pairs"]
-    if not chosen["use"]:
-        return ""
-    looks = "restyled by diffusion" if chosen["styled"] else "under random convolution"
-    return f"\n- Pairs with slices {looks}; weight of contrast: {chosen['contrast']:g}"
-
-
-def _bundle(
-    name: str,
-    run: Run,
-    source: Source,
-    rule: IntensityRule,
-    progress: Progress,
-    weights: Weights,
-) -> ModelBundle:
-    config, labels = run.config, run.labels
-    histogram = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
-    organs = ", ".join(label.replace("_", " ") for label in labels)
-    description = Description(
-        name=name,
-        task=f"Segments {organs}; trained on {rule.modality} alone, made for other modalities too",
-        labels=tuple(segment_for(label, value) for value, label in enumerate(labels, 1)),
-        rule=rule,
-        grid=config.grid,
-        smoothing=config.data.smoothing,
-        expects=f"{_input_of(rule)}; other modalities with source matching on",
-        licence="Weights under the terms of the training data; research use only",
-        training={
-            "dataset": source.dataset.name,
-            "training_cases": len(source.training),
-            "validation_cases": len(source.validation),
-            "random_convolution": config.random_convolution,
-            "steps": progress.step,
-            "command": command_line(),
-            "validation_dice": best_validation(progress, labels),
-            "config": to_dict(config),
-        },
-    )
-    return ModelBundle(description, config.network, SourceHistogram.from_dict(histogram), weights)
-
-
-def _input_of(rule: IntensityRule) -> str:
-    if rule.modality == "MR":
-        return "MR of the trained region, any scale of intensities"
-    return f"CT in Hounsfield units, clipped to {rule.window[0]:g} to {rule.window[1]:g} HU"
 
 
 def _resident(case: PreparedCase, accelerator: Accelerator, cases: int) -> PreparedCase:

@@ -24,6 +24,7 @@ from srcsm_training.engine import config
 from srcsm_training.engine.progress import Progress
 from srcsm_training.engine.run_folder import RunResult
 from srcsm_training.segmentation import presets
+from srcsm_training.segmentation.export import Signature
 from SRCSMSegmenterLib import inference
 from SRCSMSegmenterLib.endings import LABELS
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
@@ -628,11 +629,14 @@ def test_train_hands_its_options_on(train_arguments, monkeypatch, tmp_path, data
 
     monkeypatch.setattr("srcsm_training.segmentation.run.run_training", noted)
     extra = ("--name", "mine", "--max-minutes", "7", "--set", "seed=5", "data.folds=2")
+    extra += ("--author", "me", "--version", "2.0", "--extend")
     assert run(*train_arguments, *extra, "--set", "optimisation.batch=3") == 0
     assert given["data"] == datasets["CT"]
     assert given["out"] == tmp_path / "run"
     assert given["cache"] == tmp_path / "cache"
-    assert (given["name"], given["device"], given["limits"].max_minutes) == ("mine", "cpu", 7)
+    assert given["signature"] == Signature("mine", author="me", version="2.0")
+    assert (given["extend"], given["device"]) == (True, "cpu")
+    assert given["limits"].max_minutes == 7
     expected = tiny.config(batch=3)
     expected = replace(expected, seed=5, data=replace(expected.data, folds=2))
     assert given["settings"] == expected
@@ -658,7 +662,7 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(train_arguments, 
     [
         (("--set", "optimisation.step=5"), ("optimisation.step", "did you mean steps?")),
         (("--set", "seed"), ("key=value", '"seed"')),
-        (("--set", "seed=early"), ("seed", "'early'")),
+        (("--set", "seed=early"), ("seed", '"early"')),
         (("--preset", "abdomen-fats"), ("abdomen-fats", "did you mean abdomen-fast?")),
         (("--config", "absent.yaml"), ("absent.yaml",)),
     ],

@@ -28,6 +28,7 @@ from srcsm_training.engine.limits import Limits
 from srcsm_training.engine.run_folder import RunResult
 from srcsm_training.segmentation import run, training
 from srcsm_training.segmentation.config import DataConfig
+from srcsm_training.segmentation.export import Signature
 from srcsm_training.segmentation.run import make_accelerator, run_training
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, DeviceError
 from SRCSMSegmenterLib.intensity import IntensityRule
@@ -96,16 +97,17 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path, folder, cache):
     assert steps == ["2", "4", "6", "8", "10", "12"]
 
 
-def a_run(folder, cache, output, config=None, name=None, **limits):
+def a_run(folder, cache, output, config=None, extend=False, signature=None, **limits):
     tiny.forget_accelerator()
     lines = []
     result = run_training(
         folder,
         config or tiny.config(),
         output,
-        name=name,
+        signature=signature or Signature(),
         device="cpu",
         cache=cache,
+        extend=extend,
         limits=Limits(say=lines.append, **limits),
     )
     return result, lines
@@ -217,7 +219,7 @@ def test_a_stopped_run_exports_nothing_and_the_same_call_finishes_it(
     assert result.best_dice == finished[0].best_dice
     assert_same(load_bundle(result.model).weights, load_bundle(finished[0].model).weights)
     assert_same(last(tmp_path / "my-run"), last(finished[2]))
-    again, _ = a_run(folder, cache, tmp_path / "my-run", name="other")
+    again, _ = a_run(folder, cache, tmp_path / "my-run", signature=Signature("other"))
     assert again.finished
     assert load_bundle(again.model).description.name == "other"
 
@@ -245,6 +247,44 @@ def test_another_training_in_the_same_run_folder_is_refused_and_spoils_nothing(
         with pytest.raises(CheckpointError, match="choose another run folder"):
             a_run(data, cache, tmp_path / "run", config)
     assert contents(tmp_path / "run") == before
+
+
+def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_been_asked_for_them_at_once(
+    tmp_path, folder, cache
+):
+    short, long = tiny.config(steps=2), tiny.config(steps=4)
+    whole, _ = a_run(folder, cache, tmp_path / "whole", long)
+    assert a_run(folder, cache, tmp_path / "run", short)[0].steps == 2
+    with pytest.raises(CheckpointError) as refusal:
+        a_run(folder, cache, tmp_path / "run", long)
+    assert "(optimisation.steps is 4, was 2)" in str(refusal.value)
+    assert "needs --extend" in str(refusal.value)
+    extended, _ = a_run(folder, cache, tmp_path / "run", long, extend=True)
+    assert (extended.steps, extended.finished) == (4, True)
+    assert_same(last(tmp_path / "whole"), last(tmp_path / "run"))
+    assert_same(load_bundle(whole.model).weights, load_bundle(extended.model).weights)
+
+
+def test_extending_changes_nothing_but_the_steps_and_never_shortens(tmp_path, folder, cache):
+    a_run(folder, cache, tmp_path / "run", tiny.config(steps=2))
+    fewer, slower = tiny.config(steps=1), tiny.config(steps=4, learning_rate=1e-4)
+    for config, told in (
+        (fewer, "optimisation.steps is 1, was 2"),
+        (slower, "optimisation.learning_rate is 0.0001, was 0.001"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            a_run(folder, cache, tmp_path / "run", config, extend=True)
+
+
+def test_a_network_is_signed_by_whoever_trained_it(tmp_path, folder, cache):
+    signature = Signature("my-net", "A. Student, B. Teacher", "CC-BY-4.0", "1.2.0", "Two organs.")
+    result, _ = a_run(folder, cache, tmp_path / "run", tiny.config(steps=1), signature=signature)
+    description = load_bundle(result.model).description
+    assert (description.name, description.authors) == ("my-net", "A. Student, B. Teacher")
+    assert (description.licence, description.version) == ("CC-BY-4.0", "1.2.0")
+    assert (description.task, description.copyright) == ("Two organs.", "A. Student, B. Teacher")
+    card = (result.model / "docs" / "README.md").read_text("utf-8")
+    assert "- Version: 1.2.0\n- Authors: A. Student, B. Teacher\n- Licence: CC-BY-4.0\n" in card
 
 
 def test_a_histogram_left_by_a_run_without_checkpoint_is_not_kept(tmp_path, folder, cache):

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export of a trained network: its description, its signature and its card."""
+
+import json
+from dataclasses import dataclass
+
+from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.models.bundle import Description, ModelBundle
+from SRCSMSegmenterLib.source_matching import SourceHistogram
+from SRCSMSegmenterLib.terminology import segment_for
+
+from ..engine.config import to_dict
+from ..engine.progress import Progress
+from ..engine.run_folder import Run, best_validation, command_line, dice_table
+from ..engine.source_domain import Source
+from .training import Weights
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Names and terms that whoever trained a network gives it.
+
+    Attributes:
+        name: of the network; "" takes that of the run's folder.
+        author: one or several, as they want to be named.
+        licence: terms of use, in words.
+        version: of the network.
+        description: one line; "" names its labels and its modality.
+    """
+
+    name: str = ""
+    author: str = "not named"
+    licence: str = "Weights under the terms of the training data; research use only"
+    version: str = "0.1.0"
+    description: str = ""
+
+
+def model_card(bundle: ModelBundle) -> str:
+    """Write the model card of a newly trained network, Markdown."""
+    description, training = bundle.description, bundle.description.training
+    return f"""# {description.name}
+
+{description.task}.
+
+**Research use only. Not for diagnosis.**
+
+- Expects: {description.expects}
+- Version: {description.version}
+- Authors: {description.authors}
+- Licence: {description.licence}
+- Labels: {", ".join(f"{label.value} {label.name}" for label in description.labels)}
+
+## Training
+
+- Data: {training["dataset"]}, {training["training_cases"]} cases for training,
+  {training["validation_cases"]} for validation
+- Random convolution: {training["random_convolution"]}; steps: {training["steps"]}{_pairs(training)}
+- Command: `{training["command"]}`
+
+## Source validation
+
+Dice on the network's grid, averaged weights, the best of all validations:
+
+{dice_table(training["validation_dice"])}
+"""
+
+
+def _pairs(training: dict) -> str:
+    """Write the line of the model card for a training on pairs; "" for others."""
+    chosen = training["config"]["pairs"]
+    if not chosen["use"]:
+        return ""
+    looks = "restyled by diffusion" if chosen["styled"] else "under random convolution"
+    return f"\n- Pairs with slices {looks}; weight of contrast: {chosen['contrast']:g}"
+
+
+def make_bundle(
+    signature: Signature,
+    run: Run,
+    source: Source,
+    rule: IntensityRule,
+    progress: Progress,
+    weights: Weights,
+) -> ModelBundle:
+    """Put a trained network, its description and its source's histogram together.
+
+    Args:
+        signature: with a name.
+        progress, weights: of the end of the training.
+    """
+    config, labels = run.config, run.labels
+    histogram = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
+    organs = ", ".join(label.replace("_", " ") for label in labels)
+    description = Description(
+        name=signature.name,
+        task=signature.description
+        or f"Segments {organs}; trained on {rule.modality} alone, made for other modalities too",
+        labels=tuple(segment_for(label, value) for value, label in enumerate(labels, 1)),
+        rule=rule,
+        grid=config.grid,
+        smoothing=config.data.smoothing,
+        expects=f"{_input_of(rule)}; other modalities with source matching on",
+        licence=signature.licence,
+        version=signature.version,
+        authors=signature.author,
+        copyright=signature.author,
+        training={
+            "dataset": source.dataset.name,
+            "training_cases": len(source.training),
+            "validation_cases": len(source.validation),
+            "random_convolution": config.random_convolution,
+            "steps": progress.step,
+            "command": command_line(),
+            "validation_dice": best_validation(progress, labels),
+            "config": to_dict(config),
+        },
+    )
+    return ModelBundle(description, config.network, SourceHistogram.from_dict(histogram), weights)
+
+
+def _input_of(rule: IntensityRule) -> str:
+    if rule.modality == "MR":
+        return "MR of the trained region, any scale of intensities"
+    return f"CT in Hounsfield units, clipped to {rule.window[0]:g} to {rule.window[1]:g} HU"
