@@ -245,12 +245,13 @@ def _test(
             modality=modality,
             source_matching=matching,
             keep_largest=False,
-            keep_probabilities=sam is not None,
         )
         labels = found.labels
         if sam is not None:
             grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
-            organs = [CoarseOrgan(s.name, s.value, found.probabilities[s.value]) for s in segments]
+            organs = [
+                CoarseOrgan(s.name, s.value, found.probabilities.whole(s.value)) for s in segments
+            ]
             labels = refine_coarse(volume, organs, grid, sam, modality=modality).labels
         write_labels(folder / f"{next(names)}.seg.nrrd", labels, segments)
         return labels

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connected components of label maps, and the overlap of masks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from .blocks import Block
+
+ConfidenceOf = Callable[[int, Block], np.ndarray]
+"""From a label and a block of the scan to the label's probability there, (k, j, i)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,13 +18,13 @@ class LabelComponents:
 
     Attributes:
         box: slices (K, J, I) of the label map that hold the label.
-        numbers: int32, within the box: 1, 2, ... in the order of the array; 0 elsewhere.
+        numbers: integers, within the box: 1, 2, ... in the order of the array; 0 elsewhere.
         sizes: (components,) voxels of each, weighted by the network's confidence if that is given:
             a long scan may show a large piece that is hardly likelier than not.
     """
 
     label: int
-    box: tuple[slice, slice, slice]
+    box: Block
     numbers: np.ndarray
     sizes: np.ndarray
 
@@ -29,23 +34,27 @@ class LabelComponents:
 
 
 def components(
-    labels: np.ndarray, confidence: np.ndarray | None = None
+    labels: np.ndarray, confidence_of: ConfidenceOf | None = None
 ) -> Iterator[LabelComponents]:
     """Yield the components of every label that is there.
 
     Args:
         labels: (K, J, I) integers, 0 is background.
-        confidence: (K, J, I) probabilities of the labels; a voxel weighs (2p - 1)², next to
-            nothing if p is not above one half.
+        confidence_of: probabilities of the labels; a voxel weighs (2p - 1)², next to nothing if p
+            is not above one half.
     """
     from scipy import ndimage  # when needed: Slicer loads this file at its start
 
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is None:
             continue
-        numbers, _ = ndimage.label(labels[box] == label)
-        weights = None if confidence is None else _weights(confidence[box]).ravel()
-        yield LabelComponents(label, box, numbers, np.bincount(numbers.ravel(), weights)[1:])
+        mask = labels[box] == label
+        numbers, count = ndimage.label(mask)
+        of_voxels = numbers[mask]
+        weights = None if confidence_of is None else _weights(confidence_of(label, box)[mask])
+        sizes = np.bincount(of_voxels, weights)[1:]
+        # Callers may hold the components of all labels.
+        yield LabelComponents(label, box, numbers.astype(np.min_scalar_type(count)), sizes)
 
 
 def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
@@ -54,13 +63,15 @@ def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None)
     Of components of equal size, the first one in the order of the array counts as the largest.
 
     Args:
-        labels, confidence: see `components`.
+        labels: (K, J, I) integers, 0 is background.
+        confidence: (K, J, I) probabilities of the labels; see `components`.
 
     Returns:
         bool (K, J, I), True in the smaller components.
     """
     smaller = np.zeros(labels.shape, bool)
-    for found in components(labels, confidence):
+    confidence_of = None if confidence is None else lambda label, box: confidence[box]
+    for found in components(labels, confidence_of):
         if len(found.sizes) > 1:
             smaller[found.box] |= found.without(int(np.argmax(found.sizes)))
     return smaller
@@ -77,17 +88,38 @@ def keep_largest_component(labels: np.ndarray, confidence: np.ndarray) -> np.nda
     Returns:
         (labels,) number of relabelled voxels by label.
     """
-    return relabel_as_background(labels, confidence, smaller_components(labels, confidence))
-
-
-def relabel_as_background(
-    labels: np.ndarray, confidence: np.ndarray, mask: np.ndarray
-) -> np.ndarray:
-    """Relabel the voxels of a mask in place; see `keep_largest_component`."""
+    mask = smaller_components(labels, confidence)
     left_out = np.bincount(labels[mask], minlength=int(labels.max()) + 1)
     labels[mask] = 0
     confidence[mask] = 1 - confidence[mask]
     return left_out
+
+
+def label_counts(labels: np.ndarray, length: int) -> np.ndarray:
+    """Count the voxels of each label, slice by slice: at once, each voxel would need eight bytes.
+
+    Args:
+        labels: (K, J, I) integers from 0 to below `length`.
+
+    Returns:
+        (length,) int64.
+    """
+    counts = np.zeros(length, np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.ravel(), minlength=length)
+    return counts
+
+
+def label_means(labels: np.ndarray, values: np.ndarray) -> dict[int, float]:
+    """Compute the mean over the voxels of each label that has any; arrays are (K, J, I)."""
+    length = int(labels.max(initial=0)) + 1
+    sums = np.zeros(length)
+    for plane, value in zip(labels, values, strict=True):
+        sums += np.bincount(plane.ravel(), value.ravel(), length)
+    counts = label_counts(labels, length)
+    return {
+        int(label): float(sums[label] / counts[label]) for label in counts.nonzero()[0] if label
+    }
 
 
 def dice(one: np.ndarray, other: np.ndarray, *, empty: float) -> float:

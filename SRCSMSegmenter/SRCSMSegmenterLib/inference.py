@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from .field_of_view import (
 )
 from .geometry import Geometry, GridSpec, Volume
 from .intensity import IntensityRule
+from .label_probabilities import LabelProbabilities
 from .modality import CT_BELOW, guess_modality
 from .models.bundle import ModelBundle
 from .network import UNet
@@ -53,14 +55,16 @@ BlockFunction = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The labels of a scan and how certain they are; arrays are (K, J, I) on the scan's own grid.
+    """The labels of a scan and how certain they are, on the scan's own grid.
 
     Attributes:
-        labels: uint8 label map.
-        confidence: float16, the winning label's probability, or one minus that if a smaller
-            component was relabelled as background; 0 beyond all windows, which is background.
-        probabilities: float16 (classes, K, J, I) if they were asked for, else None; 0 for a label
-            beyond the box in which it is plausible (`decision.label_boxes`).
+        labels: label map, (K, J, I) uint8, or uint16 with more than 255 labels.
+        confidence: computes float16 (K, J, I), the winning label's probability, or one minus that
+            if a component was relabelled as background; 0 beyond all windows, which is
+            background.
+        mean_confidence: of the voxels of each label that has any.
+        probabilities: of each label, interpolated when asked for; 0 beyond the box in which the
+            label is plausible.
         least_certain: per label, (slice k, uncertainty), the least certain slice first, of all
             slices in which the label is plausible. The uncertainty is the area expected to be
             labelled wrongly, sum of min(p, 1 - p) over the slice, divided by the square root of
@@ -71,8 +75,9 @@ class Segmentation:
     """
 
     labels: Volume
-    confidence: np.ndarray
-    probabilities: np.ndarray | None
+    confidence: Callable[[], np.ndarray]
+    mean_confidence: dict[int, float]
+    probabilities: LabelProbabilities
     least_certain: dict[int, list[tuple[int, float]]]
     messages: list[str]
     seconds: dict[str, float]
@@ -86,7 +91,6 @@ def segment(
     source_matching: bool = True,
     device: str | torch.device = "auto",
     keep_largest: bool = True,
-    keep_probabilities: bool = False,
     progress: ProgressCallback = lambda stage, fraction: None,
 ) -> Segmentation:
     """Segment a scan of any modality, spacing, orientation and size.
@@ -105,7 +109,6 @@ def segment(
         keep_largest: keep only one connected piece of every label, the largest unless another one
             lies where the organ should (`keep_likeliest_component`). The rest becomes background,
             and its label's probability there 0. Switch it off for labels that are several pieces.
-        keep_probabilities: return them; two bytes per class and voxel.
         progress: called with the stage and the fraction of the whole that is done, once per window.
             It starts again if memory ran out. An error it raises, such as `Cancelled`, stops the
             segmentation.
@@ -124,23 +127,31 @@ def segment(
     with _timed(seconds, "prepare"):
         voxels, rule, messages = _network_intensities(volume, bundle, modality, source_matching)
         prepared = _prepare(*voxels, volume.geometry, bundle)
-    run_input = _RunInput(
-        prepared, volume.geometry, bundle, rule, keep_probabilities, progress, seconds
-    )
+    run_input = _RunInput(prepared, volume.geometry, bundle, rule, progress, seconds)
     decision = _run_within_memory(run_input, device, messages)
-    if keep_largest:
-        with _timed(seconds, "resample"):
-            messages += _keep_one_piece(decision, bundle, volume.geometry)
+    labels, probabilities = decision.labels, decision.probabilities
+    with _timed(seconds, "resample"):
+        if keep_largest:
+            kept = keep_likeliest_component(
+                labels, probabilities.within, volume.geometry, bundle.offsets
+            )
+            probabilities = probabilities.without(kept.left_out)
+            messages += _messages_about_pieces(kept, bundle, volume.geometry)
+        means = probabilities.means(labels)
     progress("resample", 1.0)
-    result = Segmentation(
-        Volume(decision.labels, volume.geometry),
-        decision.confidence,
-        decision.probabilities,
-        decision.least_certain,
+    least_certain = decision.least_certain
+    if stored.left_handed:
+        labels, probabilities = labels[::-1], probabilities.mirror()
+        least_certain = _mirrored_slices(least_certain, stored.size[2])
+    return Segmentation(
+        Volume(labels, stored),
+        partial(probabilities.confidence, labels),
+        means,
+        probabilities,
+        least_certain,
         messages,
         seconds,
     )
-    return _mirrored(result, stored) if stored.left_handed else result
 
 
 def _network_intensities(
@@ -239,7 +250,6 @@ class _RunInput:
     scan: Geometry
     bundle: ModelBundle
     rule: IntensityRule
-    keep_probabilities: bool
     progress: ProgressCallback
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -268,23 +278,12 @@ def _run_within_memory(run_input: _RunInput, device: torch.device, messages: lis
     raise DeviceError(f"Memory ran out on {place} too; free some, or crop the scan and try again.")
 
 
-def _keep_one_piece(decision: Decision, bundle: ModelBundle, scan: Geometry) -> list[str]:
-    """Keep one piece of every label, in place; return what the user should know."""
-    before = decision.labels.copy() if decision.probabilities is not None else None
-    kept = keep_likeliest_component(decision.labels, decision.confidence, scan, bundle.offsets)
-    if before is not None:
-        left_out = np.nonzero(before != decision.labels)
-        decision.probabilities[before[left_out], *left_out] = 0
-    return _messages_about_pieces(kept, bundle, scan)
-
-
 def _messages_about_pieces(kept: Kept, bundle: ModelBundle, scan: Geometry) -> list[str]:
     """Write which pieces were left out, and of which labels the largest was."""
     names = {label.value: label.name.replace("_", " ") for label in bundle.description.labels}
     removed = ", ".join(
-        f"{voxels * scan.voxel_ml:.1f} ml of {names[label]}"
-        for label, voxels in enumerate(kept.left_out)
-        if voxels
+        f"{int(mask.sum()) * scan.voxel_ml:.1f} ml of {names[label]}"
+        for label, (_, mask) in sorted(kept.left_out.items())
     )
     messages = [f"Pieces apart from the one kept were left out: {removed}."] if removed else []
     if kept.smaller:
@@ -296,19 +295,13 @@ def _messages_about_pieces(kept: Kept, bundle: ModelBundle, scan: Geometry) -> l
     return messages
 
 
-def _mirrored(result: Segmentation, stored: Geometry) -> Segmentation:
-    """Mirror a result to the grid on which the scan is stored."""
-    probabilities, last = result.probabilities, stored.size[2] - 1
-    return replace(
-        result,
-        labels=Volume(result.labels.array[::-1], stored),
-        confidence=result.confidence[::-1],
-        probabilities=None if probabilities is None else probabilities[:, ::-1],
-        least_certain={
-            label: [(last - k, mm) for k, mm in slices]
-            for label, slices in result.least_certain.items()
-        },
-    )
+def _mirrored_slices(
+    least_certain: dict[int, list[tuple[int, float]]], slices: int
+) -> dict[int, list[tuple[int, float]]]:
+    """Count slices from the other end."""
+    return {
+        label: [(slices - 1 - k, mm) for k, mm in ranked] for label, ranked in least_certain.items()
+    }
 
 
 @torch.inference_mode()
@@ -351,7 +344,6 @@ def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
             weight,
             prepared.grid,
             run_input.scan,
-            run_input.keep_probabilities,
             lambda done: run_input.progress("resample", 0.9 + 0.1 * done),
         )
 

@@ -7,12 +7,13 @@ from the liver and the kidneys, in every modality alike.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .components import LabelComponents, components, keep_largest_component, relabel_as_background
+from .blocks import Block
+from .components import ConfidenceOf, LabelComponents, components
 from .errors import BundleError
 from .geometry import Geometry
 
@@ -60,16 +61,17 @@ class Kept:
     """The result of keeping one component of every label.
 
     Attributes:
-        left_out: (labels,) number of voxels relabelled as background, by label.
+        left_out: by label, a block and bool (k, j, i), True in the voxels of that block that were
+            relabelled as background; labels that lost nothing are not in it.
         smaller: labels of which a smaller component was kept, because of its position.
     """
 
-    left_out: np.ndarray
+    left_out: dict[int, tuple[Block, np.ndarray]]
     smaller: tuple[int, ...] = ()
 
 
 def keep_likeliest_component(
-    labels: np.ndarray, confidence: np.ndarray, geometry: Geometry, offsets: Sequence[Offset]
+    labels: np.ndarray, confidence_of: ConfidenceOf, geometry: Geometry, offsets: Sequence[Offset]
 ) -> Kept:
     """Relabel all components but the likeliest of every label as background, in place.
 
@@ -78,28 +80,36 @@ def keep_likeliest_component(
 
     Args:
         labels: (K, J, I) integers, 0 is background.
-        confidence: (K, J, I) probabilities of the labels; of a relabelled voxel, it becomes one
-            minus what it was.
-        geometry: grid of both.
+        confidence_of: see `components.components`.
+        geometry: grid of the labels.
     """
+    found = components(labels, confidence_of)
     if not offsets:
-        return Kept(keep_largest_component(labels, confidence))
-    found = list(components(labels, confidence))
+        return _keep(labels, ((one, int(np.argmax(one.sizes))) for one in found))
+    found = list(found)
     pieces = [(n, piece) for n, one in enumerate(found) for piece in _candidates(one)]
     if not pieces:
-        return Kept(np.zeros(int(labels.max()) + 1, int))
+        return Kept({})
     chosen = choose_pieces(
         np.array([found[n].label for n, _ in pieces]),
         np.array([found[n].sizes[piece] / found[n].sizes.max() for n, piece in pieces]),
         np.array([_centroid(found[n], piece, geometry) for n, piece in pieces]),
         offsets,
     )
-    others, smaller = np.zeros(labels.shape, bool), []
-    for n, piece in (pieces[index] for index in chosen):
-        others[found[n].box] |= found[n].without(piece)
-        if piece != int(np.argmax(found[n].sizes)):
-            smaller.append(found[n].label)
-    return Kept(relabel_as_background(labels, confidence, others), tuple(smaller))
+    return _keep(labels, ((found[n], piece) for n, piece in (pieces[index] for index in chosen)))
+
+
+def _keep(labels: np.ndarray, kept: Iterable[tuple[LabelComponents, int]]) -> Kept:
+    """Keep one component, counted from 0, of each label, in place."""
+    left_out, smaller = {}, []
+    for found, piece in kept:
+        if len(found.sizes) > 1:
+            mask = found.without(piece)
+            labels[found.box][mask] = 0
+            left_out[found.label] = found.box, mask
+            if piece != int(np.argmax(found.sizes)):
+                smaller.append(found.label)
+    return Kept(left_out, tuple(smaller))
 
 
 def learn_offsets(centroids: np.ndarray) -> tuple[Offset, ...]:

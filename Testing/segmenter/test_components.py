@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from SRCSMSegmenterLib.components import dice, smaller_components
+from SRCSMSegmenterLib.components import dice, label_counts, label_means, smaller_components
 
 
 def test_the_largest_piece_of_each_label_stays_and_the_others_are_marked():
@@ -70,3 +70,11 @@ def test_dice_of_two_masks_and_of_two_empty_ones():
     assert dice(one, nothing, empty=0.5) == dice(nothing, one, empty=0.5) == 0
     assert dice(nothing, nothing, empty=1.0) == 1
     assert math.isnan(dice(nothing, nothing, empty=math.nan))
+
+
+def test_voxels_of_labels_are_counted_and_their_values_averaged():
+    labels = np.array([[[0, 2], [2, 0]], [[2, 5], [0, 0]]], np.uint8)
+    values = np.array([[[9, 1], [2, 9]], [[6, 0.5], [9, 9]]], np.float16)
+    assert label_counts(labels, 7).tolist() == [4, 0, 3, 0, 0, 1, 0]
+    assert label_means(labels, values) == {2: 3.0, 5: 0.5}
+    assert label_means(labels[:0], values[:0]) == {}

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SRCSMSegmenterLib.decision import PLAUSIBLE, decide, label_boxes
+from SRCSMSegmenterLib.decision import decide
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
+from SRCSMSegmenterLib.label_probabilities import PLAUSIBLE, LabelProbabilities, label_boxes
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
 
 
@@ -47,15 +48,17 @@ def test_labels_are_the_likeliest_everywhere(turn, seed, even):
     probabilities, weight, coarse, scan = blobs(seed, turn=turn)
     weight = torch.ones_like(weight) if even else weight
     expected = literal(probabilities, weight, coarse, scan)
-    decision = decide(probabilities, weight, coarse, scan, keep=True)
+    decision = decide(probabilities, weight, coarse, scan)
     best, second = expected.topk(2, dim=0).values
     clear = (best - second > 1e-4).numpy() | (best == 0).numpy()
     assert (decision.labels == expected.argmax(0).numpy())[clear].all()
-    np.testing.assert_allclose(decision.confidence, best.numpy(), atol=2e-3)
-    kept = torch.from_numpy(decision.probabilities).float()
-    likely = expected >= PLAUSIBLE
-    torch.testing.assert_close(kept[likely], expected[likely], atol=2e-3, rtol=0)
-    assert (kept <= expected + 2e-3).all()
+    sure = decision.probabilities.confidence(decision.labels)
+    np.testing.assert_allclose(sure, best.numpy(), atol=2e-3)
+    for label in range(1, len(expected)):
+        kept = torch.from_numpy(decision.probabilities.whole(label)).float()
+        likely = expected[label] >= PLAUSIBLE
+        torch.testing.assert_close(kept[likely], expected[label][likely], atol=2e-3, rtol=0)
+        assert (kept <= expected[label] + 2e-3).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,21 +91,38 @@ def test_a_label_that_is_nowhere_plausible_has_no_box():
     assert not (decision.labels == 2).any()
 
 
-def test_a_small_label_has_a_small_box():
-    coarse = GridSpec((12, 12, 12), (5.0, 5.0, 5.0)).placed(np.zeros(3), np.eye(3))
-    fine = GridSpec((60, 60, 60), (1.0, 1.0, 1.0)).placed(np.zeros(3), np.eye(3))
-    probabilities = torch.zeros(2, *coarse.shape)
-    probabilities[1, 4, 5, 6] = 0.9
-    (k, j, i) = label_boxes(probabilities, coarse, fine)[1]
-    # Voxel 6 of 5 mm has its middle at 2.5 mm, which is between 31 and 32 of 1 mm; ± 5 mm.
-    assert (i.start, i.stop) == (27, 38)
-    assert (j.start, j.stop) == (22, 33)
-    assert (k.start, k.stop) == (17, 28)
-
-
 def test_of_labels_that_tie_the_lowest_wins():
     coarse = GridSpec((2, 2, 2), (1.0, 1.0, 1.0)).placed(np.zeros(3), np.eye(3))
     probabilities = torch.full((4, 2, 2, 2), 0.25)
     assert (decide(probabilities, torch.ones(2, 2, 2), coarse, coarse).labels == 0).all()
     probabilities[0] = 0
     assert (decide(probabilities, torch.ones(2, 2, 2), coarse, coarse).labels == 1).all()
+
+
+def test_labels_beyond_255_have_sixteen_bits():
+    coarse = GridSpec((6, 5, 4), (3.0, 3.0, 3.0)).placed(np.zeros(3), np.eye(3))
+    probabilities = torch.zeros(301, *coarse.shape)
+    probabilities[0] = 0.1
+    probabilities[300, 1, 2, 3] = 0.9
+    decision = decide(probabilities, torch.ones(coarse.shape), coarse, coarse)
+    assert decision.labels.dtype == np.uint16
+    assert np.argwhere(decision.labels).tolist() == [[1, 2, 3]]
+    assert decision.labels[1, 2, 3] == 300
+
+
+def test_nothing_is_interpolated_where_no_label_is_plausible(monkeypatch):
+    coarse = GridSpec((12, 12, 12), (5.0, 5.0, 5.0)).placed(np.zeros(3), np.eye(3))
+    fine = GridSpec((60, 60, 60), (1.0, 1.0, 1.0)).placed(np.zeros(3), np.eye(3))
+    probabilities = torch.zeros(2, *coarse.shape)
+    probabilities[0] = 1
+    probabilities[:, 4, 5, 6] = torch.tensor([0.1, 0.9])
+    voxels, interpolate = [], LabelProbabilities.interpolate
+
+    def counted(known, label, part):
+        voxels.append(np.prod([axis.stop - axis.start for axis in part]))
+        return interpolate(known, label, part)
+
+    monkeypatch.setattr(LabelProbabilities, "interpolate", counted)
+    decision = decide(probabilities, torch.ones(coarse.shape), coarse, fine)
+    assert sum(voxels) == 2 * 11 * 11 * 11  # background and the label in its box
+    assert decision.labels.sum() > 20

@@ -123,11 +123,11 @@ def test_labels_lie_where_they_belong_on_any_grid(geometry, axes):
     volume = a_scan(geometry)
     found = plain(volume, a_bundle(replace(SMALL, axes=axes)))
     assert found.labels.geometry is geometry
-    assert found.labels.array.shape == found.confidence.shape == geometry.shape
+    assert found.labels.array.shape == found.confidence().shape == geometry.shape
     assert found.labels.array.dtype == np.uint8
-    assert found.confidence.dtype == np.float16
+    assert found.confidence().dtype == np.float16
     assert_right(found, volume)
-    assert (found.confidence > 0).all()
+    assert (found.confidence() > 0).all()
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
@@ -143,7 +143,7 @@ def test_labels_lie_where_they_belong_on_every_grid(geometry):
     # Interpolation from coarse voxels to fine ones and back is off where the ramp is folded.
     reach = 12 * (4.0 + geometry.spacing.max())
     clear = np.abs(hu[..., None] - np.array((-200, -100, 50))).min(-1) > reach
-    clear &= found.confidence > 0
+    clear &= found.confidence() > 0
     np.testing.assert_array_equal(found.labels.array[clear], expected_labels(hu)[clear])
 
 
@@ -184,13 +184,15 @@ def test_a_left_handed_scan_gets_what_its_mirrored_copy_gets_voxel_for_voxel():
     mirrored = Volume(scan.array[::-1].copy(), left.mirrored())
     bundle = a_bundle(SMALL, smoothing=1.5)
     found, expected = (
-        segment(v, bundle, modality="CT", source_matching=False, keep_probabilities=True)
-        for v in (scan, mirrored)
+        segment(v, bundle, modality="CT", source_matching=False) for v in (scan, mirrored)
     )
     assert found.labels.geometry is left
     np.testing.assert_array_equal(found.labels.array, expected.labels.array[::-1])
-    np.testing.assert_array_equal(found.confidence, expected.confidence[::-1])
-    np.testing.assert_array_equal(found.probabilities, expected.probabilities[:, ::-1])
+    np.testing.assert_array_equal(found.confidence(), expected.confidence()[::-1])
+    for label in (1, 2):
+        one, other = (result.probabilities.whole(label) for result in (found, expected))
+        assert one.max() > 0.1
+        np.testing.assert_array_equal(one, other[::-1])
     (k, mm), *_ = expected.least_certain[2]
     assert found.least_certain[2][0] == (12 - k, mm)
 
@@ -202,7 +204,7 @@ def test_a_long_scan_is_covered_from_end_to_end():
     found = plain(volume, a_bundle(grid), progress=lambda stage, f: counted.append(stage))
     # 72 x 62.5 x 360 mm by windows of 48 x 40 x 32 mm, sharing half: 2 x 3 x 22.
     assert counted.count("network") == 2 * 3 * 22
-    assert (found.confidence > 0.3).all()
+    assert (found.confidence() > 0.3).all()
     assert_right(found, volume)
 
 
@@ -212,7 +214,7 @@ def test_the_overlap_is_followed(monkeypatch):
     grid, counted = GridSpec((12, 10, 8), (4.0, 4.0, 4.0)), []
     found = plain(volume, a_bundle(grid), progress=lambda stage, f: counted.append(stage))
     assert counted.count("network") == 2 * 2 * 12
-    assert (found.confidence > 0.3).all()
+    assert (found.confidence() > 0.3).all()
 
 
 @pytest.mark.parametrize("thickness", [0.5, 3.5, 6.0])
@@ -221,7 +223,7 @@ def test_a_single_slice_is_segmented(thickness, turn):
     volume = a_scan(around_origin((30, 28, 1), (2.0, 2.0, thickness), turn))
     found = plain(volume, a_bundle(SMALL))
     assert found.labels.array.shape == (1, 28, 30)
-    assert (found.confidence > 0.3).all()
+    assert (found.confidence() > 0.3).all()
     assert (found.labels.array == expected_labels(volume.array)).mean() > 0.8
 
 
@@ -231,7 +233,7 @@ def test_what_lies_beyond_the_field_of_view_is_background_of_no_confidence():
     array[:, :, 25:35] = 150
     found = plain(Volume(array, geometry), a_bundle(GridSpec((16, 12, 14), (3.0, 4.0, 4.0))))
     # The body is 20 mm wide and in the middle, the field of view is 48 mm wide.
-    seen = found.confidence[6, 6] > 0
+    seen = found.confidence()[6, 6] > 0
     assert np.flatnonzero(seen).tolist() == list(range(18, 42))
     assert (found.labels.array[:, :, ~seen] == 0).all()
     assert (found.labels.array[:, :, 26:34] == 2).all()
@@ -250,27 +252,31 @@ def known_slices(normalised=(-0.1, -0.9, -0.52, 0.26)) -> tuple[Volume, np.ndarr
 
 def test_probabilities_and_confidence_are_the_networks():
     volume, expected = known_slices()
-    found = plain(volume, a_bundle(SAME), keep_probabilities=True)
-    assert found.probabilities.shape == (3, 4, 5, 6)
-    assert found.probabilities.dtype == np.float16
-    np.testing.assert_allclose(found.probabilities[:, :, 2, 3], expected, atol=2e-3)
-    np.testing.assert_allclose(found.confidence[:, 0, 0], expected.max(0), atol=2e-3)
+    found = plain(volume, a_bundle(SAME))
+    for label in (1, 2):
+        whole = found.probabilities.whole(label)
+        assert whole.shape == (4, 5, 6)
+        assert whole.dtype == np.float16
+        np.testing.assert_allclose(whole[:, 2, 3], expected[label], atol=2e-3)
+    np.testing.assert_allclose(found.confidence()[:, 0, 0], expected.max(0), atol=2e-3)
     assert found.labels.array[:, 4, 5].tolist() == [1, 0, 0, 2]
-    assert plain(volume, a_bundle(SAME)).probabilities is None
+    sure = {label: expected[label][expected.argmax(0) == label].mean() for label in (1, 2)}
+    assert found.mean_confidence == pytest.approx(sure, abs=2e-3)
 
 
 def test_only_the_largest_piece_of_a_label_is_kept_by_default():
     volume, p = known_slices((-0.1, -0.9, -0.2, -0.15))
     assert plain(volume, a_bundle(SAME)).labels.array[:, 1, 1].tolist() == [1, 0, 1, 1]
     options = {"modality": "CT", "source_matching": False, "device": "cpu"}
-    found = segment(volume, a_bundle(SAME), **options, keep_probabilities=True)
+    found = segment(volume, a_bundle(SAME), **options)
     millilitres = 5 * 6 * np.prod(SAME.spacing) / 1000
     assert found.messages[-1].endswith(f"left out: {millilitres:.1f} ml of liver.")
     assert found.labels.array[:, 1, 1].tolist() == [0, 0, 1, 1]
     sure = [1 - p[1, 0], p[0, 1], p[1, 2], p[1, 3]]
-    np.testing.assert_allclose(found.confidence[:, 1, 1], sure, atol=2e-3)
+    np.testing.assert_allclose(found.confidence()[:, 1, 1], sure, atol=2e-3)
     p[1, 0] = 0
-    np.testing.assert_allclose(found.probabilities[:, :, 1, 1], p, atol=2e-3)
+    np.testing.assert_allclose(found.probabilities.whole(1)[:, 1, 1], p[1], atol=2e-3)
+    assert found.mean_confidence[1] == pytest.approx(p[1, 2:].mean(), abs=2e-3)
 
 
 def test_the_piece_that_lies_where_the_organ_should_is_kept_instead_of_the_largest():
@@ -421,7 +427,7 @@ def test_a_saved_network_gives_the_same_result_twice(tmp_path):
     before = volume.array.copy()
     first, second = plain(volume, bundle), plain(volume, bundle)
     np.testing.assert_array_equal(first.labels.array, second.labels.array)
-    np.testing.assert_array_equal(first.confidence, second.confidence)
+    np.testing.assert_array_equal(first.confidence(), second.confidence())
     np.testing.assert_array_equal(volume.array, before)
 
 
@@ -462,7 +468,7 @@ found = segment(
     device="cpu",
     keep_largest=False,
 )
-np.savez(sys.argv[3], labels=found.labels.array, confidence=found.confidence)
+np.savez(sys.argv[3], labels=found.labels.array, confidence=found.confidence())
 """
 
 
@@ -478,7 +484,7 @@ def test_a_processor_with_avx2_alone_finds_the_same(tmp_path):
     )
     here, there = plain(volume, bundle), np.load(result)
     assert (here.labels.array != there["labels"]).mean() < 1e-3
-    np.testing.assert_allclose(here.confidence, there["confidence"], atol=1e-3)
+    np.testing.assert_allclose(here.confidence(), there["confidence"], atol=1e-3)
 
 
 def test_out_of_memory_goes_on_with_small_windows(monkeypatch):
@@ -498,7 +504,7 @@ def test_out_of_memory_goes_on_with_small_windows(monkeypatch):
     assert sizes == {(10, 9, 9)}
     # A network without context makes the same of small windows as of large ones.
     np.testing.assert_array_equal(found.labels.array, expected.labels.array)
-    np.testing.assert_allclose(found.confidence, expected.confidence, atol=2e-3)
+    np.testing.assert_allclose(found.confidence(), expected.confidence(), atol=2e-3)
 
 
 def test_small_windows_suit_the_network(tmp_path, monkeypatch):
@@ -513,7 +519,7 @@ def test_small_windows_suit_the_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(UNet, "forward", small_memory)
     found = plain(a_scan(around_origin((24, 25, 30), (3.0, 2.5, 4.0))), bundle)
-    assert (found.confidence > 0.3).all()
+    assert (found.confidence() > 0.3).all()
 
 
 def test_a_gpu_without_memory_hands_over_to_the_cpu(monkeypatch):
@@ -597,4 +603,4 @@ def test_the_gpu_agrees_with_the_cpu(tmp_path):
     bundle = random_bundle(tmp_path)
     cpu, gpu = plain(volume, bundle), plain(volume, bundle, device="cuda")
     assert (cpu.labels.array != gpu.labels.array).mean() < 1e-3
-    assert np.abs(cpu.confidence - gpu.confidence).max() < 0.01
+    assert np.abs(cpu.confidence() - gpu.confidence()).max() < 0.01

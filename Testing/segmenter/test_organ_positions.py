@@ -98,49 +98,51 @@ def a_label_map():
     labels[1:5, 5:15, 40:58] = 1
     labels[2:4, 8:12, 4:8] = 2
     labels[1:5, 1:4, 45:58] = 2
-    return labels, np.full(labels.shape, 0.9, np.float16)
+    return labels
 
 
-def test_what_is_left_out_is_counted_and_less_certain():
-    labels, confidence = a_label_map()
+def all_alike(label, box):
+    return np.full([part.stop - part.start for part in box], 0.9, np.float16)
+
+
+def test_what_is_left_out_is_told():
+    labels = a_label_map()
     geometry = Geometry((60, 20, 6), np.diag([4.0, 4, 4, 1]))
     offsets = (Offset(1, 2, (-174.0, 0.0, 0.0), ISOTROPIC),)
-    kept = keep_likeliest_component(labels, confidence, geometry, offsets)
-    assert kept.left_out.tolist() == [0, 0, 4 * 3 * 13]
+    kept = keep_likeliest_component(labels, all_alike, geometry, offsets)
+    (box, mask) = kept.left_out.pop(2)
+    assert kept.left_out == {}
+    assert mask.sum() == 4 * 3 * 13
+    assert np.argwhere(mask)[0].tolist() == [0, 0, 45 - box[2].start]
     assert kept.smaller == (2,)
     assert np.count_nonzero(labels == 2) == 2 * 4 * 4
     assert (labels == 1).sum() == 4 * 10 * 18
-    assert confidence[1, 1, 50] == np.float16(1) - np.float16(0.9)
 
 
 def test_the_choice_does_not_depend_on_how_the_scan_is_stored():
     offsets = (Offset(1, 2, (-174.0, 0.0, 0.0), ISOTROPIC),)
-    straight, _ = a_label_map()
+    straight = a_label_map()
     keep_likeliest_component(
-        straight, a_label_map()[1], Geometry((60, 20, 6), np.diag([4.0, 4, 4, 1])), offsets
+        straight, all_alike, Geometry((60, 20, 6), np.diag([4.0, 4, 4, 1])), offsets
     )
-    flipped = a_label_map()[0].transpose(2, 1, 0)[:, ::-1].copy()
+    flipped = a_label_map().transpose(2, 1, 0)[:, ::-1].copy()
     affine = np.array([[0.0, 0, 4, 0], [0, -4, 0, 76], [4, 0, 0, 0], [0, 0, 0, 1]])
-    keep_likeliest_component(
-        flipped, np.full(flipped.shape, 0.9, np.float16), Geometry((6, 20, 60), affine), offsets
-    )
+    keep_likeliest_component(flipped, all_alike, Geometry((6, 20, 60), affine), offsets)
     np.testing.assert_array_equal(flipped[:, ::-1].transpose(2, 1, 0), straight)
 
 
 def test_without_offsets_the_largest_component_stays():
-    labels, confidence = a_label_map()
-    kept = keep_likeliest_component(labels, confidence, Geometry((60, 20, 6), np.eye(4)), ())
-    assert kept.left_out.tolist() == [0, 0, 2 * 4 * 4]
+    labels = a_label_map()
+    kept = keep_likeliest_component(labels, all_alike, Geometry((60, 20, 6), np.eye(4)), ())
+    assert {label: mask.sum() for label, (_, mask) in kept.left_out.items()} == {2: 2 * 4 * 4}
     assert kept.smaller == ()
 
 
 def test_an_empty_label_map_stays_empty():
     labels = np.zeros((2, 3, 4), np.uint8)
     offsets = (Offset(1, 2, (0.0, 0.0, 0.0), ISOTROPIC),)
-    kept = keep_likeliest_component(
-        labels, np.ones(labels.shape, np.float16), Geometry((4, 3, 2), np.eye(4)), offsets
-    )
-    assert kept.left_out.tolist() == [0]
+    kept = keep_likeliest_component(labels, all_alike, Geometry((4, 3, 2), np.eye(4)), offsets)
+    assert kept.left_out == {}
 
 
 @pytest.mark.parametrize(

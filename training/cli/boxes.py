@@ -154,11 +154,10 @@ def _coarse_organs(arguments: argparse.Namespace, scan: "Volume") -> list["Coars
             source_matching=wanted("auto", modality, bundle.description.rule),
             device=device,
             keep_largest=False,
-            keep_probabilities=True,
             progress=show,
         )
     return [
-        CoarseOrgan(label.name, label.value, segmentation.probabilities[label.value])
+        CoarseOrgan(label.name, label.value, segmentation.probabilities.whole(label.value))
         for label in bundle.description.labels
     ]
 

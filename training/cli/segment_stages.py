@@ -119,7 +119,6 @@ class SegmentStages:
                 source_matching=matching,
                 device=self.models.device,
                 keep_largest=arguments.keep_largest,
-                keep_probabilities=self.models.sam is not None,
                 progress=show,
             )
         seconds = {"read": scan.seconds} | segmentation.seconds
@@ -163,7 +162,7 @@ class SegmentStages:
         with report_volume_errors():
             write_labels(planned.labels, segmentation.labels, labels)
             if planned.confidence:
-                probability = segmentation.confidence.astype(np.float32)
+                probability = segmentation.confidence().astype(np.float32)
                 write_volume(planned.confidence, Volume(probability, scan.volume.geometry))
         if self.record:
             with report_os_errors(self.record.folder):

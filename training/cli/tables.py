@@ -18,23 +18,23 @@ SLICES_SHOWN = 5
 
 def organ_rows(segmentation: "Segmentation", labels: Sequence["Segment"]) -> Rows:
     """Return volume in ml, mean confidence and least certain slices of every organ."""
+    from SRCSMSegmenterLib.components import label_counts
+
     array, voxel_ml = segmentation.labels.array, segmentation.labels.geometry.voxel_ml
-    rows = []
-    for label in labels:
-        inside = segmentation.confidence[array == label.value]
-        rows.append(
-            {
-                "label": label.value,
-                "name": label.name,
-                "volume_ml": inside.size * voxel_ml,
-                "confidence": float(inside.mean(dtype="float64")) if inside.size else None,
-                "least_certain_slices": [
-                    {"k": k, "uncertainty_mm": uncertainty}
-                    for k, uncertainty in segmentation.least_certain[label.value]
-                ],
-            }
-        )
-    return rows
+    voxels = label_counts(array, 1 + max(label.value for label in labels))
+    return [
+        {
+            "label": label.value,
+            "name": label.name,
+            "volume_ml": int(voxels[label.value]) * voxel_ml,
+            "confidence": segmentation.mean_confidence.get(label.value),
+            "least_certain_slices": [
+                {"k": k, "uncertainty_mm": uncertainty}
+                for k, uncertainty in segmentation.least_certain[label.value]
+            ],
+        }
+        for label in labels
+    ]
 
 
 def segmentation_text(result: dict[str, Any]) -> str:

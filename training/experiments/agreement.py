@@ -66,7 +66,7 @@ def find(model: str, image: Path, modality: str, bfloat16: bool = False) -> Foun
             device="cpu",
             keep_largest=False,
         )
-    return Found(found.labels.array, found.confidence)
+    return Found(found.labels.array, found.confidence())
 
 
 @contextmanager

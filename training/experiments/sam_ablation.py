@@ -176,10 +176,11 @@ def score_case(
         source_matching=True,
         device="cpu",
         keep_largest=False,
-        keep_probabilities=True,
     )
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
-    organs = [CoarseOrgan(name, v, segmentation.probabilities[v]) for name, v in labels.items()]
+    organs = [
+        CoarseOrgan(name, v, segmentation.probabilities.whole(v)) for name, v in labels.items()
+    ]
     cache = EmbeddingCache()
     settings = {"modality": modality, "mosaic": mosaic, "cache": cache}
 
@@ -202,7 +203,7 @@ def score_case(
 
     alone = {"mosaic": mosaic}
     rows = scores(case.name, segmentation.labels.array, truth, labels, kind="coarse", **alone)
-    keep_largest_component(segmentation.labels.array, segmentation.confidence)
+    keep_largest_component(segmentation.labels.array, segmentation.confidence())
     rows += scores(case.name, segmentation.labels.array, truth, labels, kind="pieces", **alone)
     for kind in kinds:
         refiner = Refiner(volume, grid, model, **settings)

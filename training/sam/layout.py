@@ -101,18 +101,17 @@ def scan_of(
         source_matching=False,
         device=device,
         keep_largest=False,
-        keep_probabilities=True,
     )
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     boxes = {
         value: organ_boxes(
             layout.boxes,
-            coarse_result.probabilities[value],
+            coarse_result.probabilities.whole(value),
             truth.array == value,
             grid,
             layout.theta1,
         )
-        for value in range(1, len(coarse_result.probabilities))
+        for value in (label.value for label in coarse.description.labels)
     }
     return laid_out(case.name, volume, truth.array, boxes, model, layout.mosaic, layout.modality)
 

@@ -54,7 +54,7 @@ def refine_segmentation(
         The segmentation with SAM's labels and confidence (its probabilities and least certain
         slices stay the network's), and the refinement.
     """
-    from SRCSMSegmenterLib.components import keep_largest_component
+    from SRCSMSegmenterLib.components import keep_largest_component, label_means
 
     from ..boxes.boxes import SliceGrid
     from ..boxes.coarse import CoarseOrgan
@@ -62,7 +62,7 @@ def refine_segmentation(
 
     started = time.perf_counter()
     coarse = [
-        CoarseOrgan(label.name, label.value, segmentation.probabilities[label.value])
+        CoarseOrgan(label.name, label.value, segmentation.probabilities.whole(label.value))
         for label in labels
     ]
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
@@ -74,7 +74,11 @@ def refine_segmentation(
         keep_largest_component(array, confidence)
     seconds = segmentation.seconds | {"refine": time.perf_counter() - started}
     refined = replace(
-        segmentation, labels=refinement.labels, confidence=confidence, seconds=seconds
+        segmentation,
+        labels=refinement.labels,
+        confidence=lambda: confidence,
+        mean_confidence=label_means(array, confidence),
+        seconds=seconds,
     )
     return refined, refinement
 
@@ -111,9 +115,7 @@ def segment_refined(
 
         return tell
 
-    scan = segmented_scan(
-        parameters | {"probabilities": True}, arrays, replace(context, progress=progress(0, SHARE))
-    )
+    scan = segmented_scan(parameters, arrays, replace(context, progress=progress(0, SHARE)))
     description = scan.bundle.description
     sam = parameters.get("sam") or default_for(description.rule.modality)
     kind, device = parameters.get("sam_kind"), scan.device
@@ -130,7 +132,9 @@ def segment_refined(
         progress(SHARE, 1 - SHARE),
         context.cancelled,
     )
-    reply, outputs = segment_reply(replace(scan, result=result))
+    reply, outputs = segment_reply(
+        replace(scan, result=result), probabilities=parameters.get("probabilities", True)
+    )
     reports = [
         asdict(report) | {"kept": {str(k): reason for k, reason in report.kept.items()}}
         for report in refinement.reports

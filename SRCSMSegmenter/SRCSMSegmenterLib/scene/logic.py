@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import slicer
 
+from ..blocks import ProbabilityBlock
 from ..errors import BundleError, VolumeError
 from ..geometry import Geometry, Volume
 from ..models.catalogue import find_model, read_card
@@ -219,8 +220,15 @@ def as_result(reply: Reply, geometry: Geometry, settings: dict) -> Result:
     Args:
         settings: what the user asked for, kept with the segmentation.
     """
-    values, probabilities = reply.values, reply.arrays["probabilities"]
+    values = reply.values
     model, labels = values["model"], values["labels"]
+    probabilities = {
+        label["name"]: ProbabilityBlock(
+            tuple(values["first"][str(label["value"])]),
+            reply.arrays[f"probability_{label['value']}"],
+        )
+        for label in labels
+    }
     used = {key: values[key] for key in ("modality", "source_matching", "device")}
     return Result(
         Volume(reply.arrays["labels"], geometry),
@@ -235,7 +243,7 @@ def as_result(reply: Reply, geometry: Geometry, settings: dict) -> Result:
             )
             for label in labels
         ),
-        {label["name"]: probabilities[label["value"]] for label in labels},
+        {name: block.whole(geometry.shape) for name, block in probabilities.items()},
         {
             "Model": model["name"],
             "ModelVersion": model["version"],

@@ -34,7 +34,7 @@ import numpy as np
 
 from ..errors import Cancelled, SRCSMError
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever a message changes its meaning."""
 
 BLOCK = 16 << 20

@@ -153,16 +153,17 @@ def segment(
     Returns:
         Reply: labels: of those kept [{value, name, color, terminology}]; volumes_ml: {name: ml};
         least_certain: {name: [[k, uncertainty], ...]}, see `Segmentation`; messages; model: {name,
-        version, identity}; modality; source_matching: bool; device; seconds: per stage.
-        Arrays: labels, uint8 (K, J, I), 0 for other organs than those asked for; confidence,
-        float16 (K, J, I), of whatever won; probabilities, float16 (classes, K, J, I), the index
-        being a label's value, of all classes.
+        version, identity}; modality; source_matching: bool; device; seconds: per stage; first: of
+        the probabilities, {label: (k, j, i)}, the first voxel of the block that holds them.
+        Arrays: labels, uint8 or uint16 (K, J, I), 0 for other organs than those asked for;
+        probability_LABEL of the organs kept, float16 (k, j, i), on that block and 0 beyond it.
 
     Raises:
         BundleError: no such model, or organ; VolumeError, SourceMatchingError, DeviceError,
         Cancelled: see `inference.segment`.
     """
-    return segment_reply(segmented_scan(parameters, arrays, context))
+    scan = segmented_scan(parameters, arrays, context)
+    return segment_reply(scan, probabilities=parameters.get("probabilities", True))
 
 
 def segmented_scan(
@@ -195,20 +196,26 @@ def segmented_scan(
         source_matching=matching,
         device=device,
         keep_largest=parameters.get("keep_largest", True),
-        keep_probabilities=parameters.get("probabilities", True),
         progress=progress,
     )
     return SegmentedScan(volume, bundle, result, kept, modality, matching, device)
 
 
-def segment_reply(scan: SegmentedScan) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def segment_reply(
+    scan: SegmentedScan, *, probabilities: bool = True
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Make the reply and arrays of the task "segment"; see there."""
+    from ..components import label_counts
+
     result, kept, known = scan.result, scan.kept, scan.bundle.description.labels
     labels, voxel_ml = result.labels.array, scan.volume.geometry.voxel_ml
-    for label in known:
-        if label not in kept:
-            labels[labels == label.value] = 0
-    voxels = np.bincount(labels.ravel(), minlength=len(known) + 1)
+    if len(kept) < len(known):
+        values = [label.value for label in kept]
+        table = np.zeros(len(known) + 1, labels.dtype)
+        table[values] = values
+        for plane in labels:
+            plane[:] = table[plane]
+    voxels = label_counts(labels, len(known) + 1)
     reply = {
         "labels": [_label(label) for label in kept],
         "volumes_ml": {label.name: int(voxels[label.value]) * voxel_ml for label in kept},
@@ -220,9 +227,11 @@ def segment_reply(scan: SegmentedScan) -> tuple[dict[str, Any], dict[str, np.nda
         "device": scan.device,
         "seconds": result.seconds,
     }
-    outputs = {"labels": labels, "confidence": result.confidence}
-    if result.probabilities is not None:
-        outputs["probabilities"] = result.probabilities
+    outputs = {"labels": labels}
+    if probabilities:
+        blocks = {label.value: result.probabilities.block(label.value) for label in kept}
+        reply["first"] = {str(label): block.first for label, block in blocks.items()}
+        outputs |= {f"probability_{label}": block.values for label, block in blocks.items()}
     return reply, outputs
 
 

@@ -30,7 +30,7 @@ from SRCSMSegmenterLib.source_matching import fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.worker import connections
 from SRCSMSegmenterLib.worker.client import GRACE, Worker, WorkerError
-from SRCSMSegmenterLib.worker.protocol import as_worker_error
+from SRCSMSegmenterLib.worker.protocol import PROTOCOL, as_worker_error
 from SRCSMSegmenterLib.worker.tasks import Models
 
 TESTING = Path(__file__).resolve().parents[2] / "helpers"
@@ -585,7 +585,7 @@ def bare(tmp_path):
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(TESTING)},
     )
-    assert json.loads(process.stdout.readline())["hello"]["protocol"] == 1
+    assert json.loads(process.stdout.readline())["hello"]["protocol"] == PROTOCOL
     yield process
     process.stdin.close()
     process.wait(PATIENCE)
@@ -678,7 +678,7 @@ def test_a_worker_of_another_version_is_refused(make_worker):
 
 
 def test_an_answer_that_makes_no_sense_is_an_error(make_worker):
-    code = 'print(\'{"hello": {"protocol": 1}}\\nnonsense\', flush=True); input()'
+    code = 'print(\'{"hello": {"protocol": 2}}\\nnonsense\', flush=True); input()'
     error = failure(make_worker(command=[sys.executable, "-c", code]), "echo")
     assert error.kind == "CorruptMessage"
     assert "no JSON" in error.sentence
@@ -952,15 +952,16 @@ def test_the_worker_segments_as_the_library_does(torch_worker, model, matching):
         source_matching=matching,
         device="cpu",
         keep_largest=False,
-        keep_probabilities=True,
     )
     choice = "on" if matching else "off"
     reply = do(torch_worker, *request(volume, model, modality="MR", source_matching=choice))
     np.testing.assert_array_equal(reply.arrays["labels"], expected.labels.array)
-    np.testing.assert_array_equal(reply.arrays["confidence"], expected.confidence)
-    np.testing.assert_array_equal(reply.arrays["probabilities"], expected.probabilities)
+    for label in (1, 2):
+        block = expected.probabilities.block(label)
+        np.testing.assert_array_equal(reply.arrays[f"probability_{label}"], block.values)
+        assert tuple(reply.values["first"][str(label)]) == block.first
     dtypes = {name: str(array.dtype) for name, array in reply.arrays.items()}
-    assert dtypes == {"labels": "uint8", "confidence": "float16", "probabilities": "float16"}
+    assert dtypes == {"labels": "uint8", "probability_1": "float16", "probability_2": "float16"}
 
     values = reply.values
     assert values["labels"][1]["name"] == "spleen"
@@ -998,8 +999,7 @@ def test_only_the_organs_asked_for_are_labelled(torch_worker, model):
     labels = everything.arrays["labels"]
     assert set(np.unique(labels)) >= {1, 2}
     np.testing.assert_array_equal(spleen.arrays["labels"], np.where(labels == 2, 2, 0))
-    np.testing.assert_array_equal(spleen.arrays["confidence"], everything.arrays["confidence"])
-    assert "probabilities" not in spleen.arrays
+    assert list(spleen.arrays) == ["labels"]
     assert [label["value"] for label in spleen.values["labels"]] == [2]
     assert list(spleen.values["volumes_ml"]) == list(spleen.values["least_certain"]) == ["spleen"]
 

@@ -54,7 +54,8 @@ def coarse(monkeypatch):
         found = np.stack([~(liver | spleen), liver, spleen]).astype(np.float16)
         labels = Volume(found.argmax(0).astype(np.uint8), volume.geometry)
         sure = np.ones(labels.array.shape, np.float16)
-        return SimpleNamespace(probabilities=found, labels=labels, confidence=sure)
+        probabilities = SimpleNamespace(whole=lambda label: found[label])
+        return SimpleNamespace(probabilities=probabilities, labels=labels, confidence=lambda: sure)
 
     monkeypatch.setattr(sam_ablation, "segment", segment)
     bundle = SimpleNamespace(identity="0123456789")

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probabilities of labels, kept on a network's coarse grid and interpolated when asked for.
+
+An organ fills a small part of a scan. Its probability is kept, and interpolated, only within the
+box in which it is plausible, so that memory and time go with what the organs occupy and not with
+labels times voxels.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .blocks import Block, ProbabilityBlock, block_within
+from .geometry import Geometry
+from .resampling import index_map, resample
+
+PLAUSIBLE = 0.1
+"""Probability from which a voxel may be the label's; counted in `Segmentation.least_certain`."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelProbabilities:
+    """The probabilities of a segmentation's labels; each is interpolated when asked for.
+
+    Attributes:
+        shape: (K, J, I) of the scan.
+        boxes: in which each label can win or is plausible (`label_boxes`); none for other labels.
+        mirrored: the scan is stored mirrored along K.
+    """
+
+    shape: tuple[int, int, int]
+    boxes: dict[int, Block]
+    mirrored: bool
+    _crops: dict[int, "_Crop"]
+    _left_out: dict[int, tuple[Block, np.ndarray]]
+
+    @classmethod
+    def of(
+        cls, probabilities: torch.Tensor, weight: torch.Tensor, coarse: Geometry, scan: Geometry
+    ) -> "LabelProbabilities":
+        """Keep what a scan needs of probabilities; for the arguments see `decision.decide`."""
+        boxes = label_boxes(probabilities, coarse, scan)
+        everywhere = tuple(slice(0, length) for length in scan.shape)
+        even = bool((weight == 1).all())
+        crops = {
+            label: _Crop.of(probabilities[label], None if even else weight, coarse, scan, box)
+            for label, box in ((0, everywhere), *boxes.items())
+        }
+        return cls(scan.shape, boxes, False, crops, {})
+
+    def block(self, label: int) -> ProbabilityBlock:
+        """Interpolate a label where it is plausible; it is 0 where it was left out (`without`)."""
+        box = self.boxes.get(label)
+        if box is None:
+            return ProbabilityBlock((0, 0, 0), np.zeros((0, 0, 0), np.float16))
+        values = self.within(label, box)
+        if label in self._left_out:
+            part, bits = self._left_out[label]
+            shape = [axis.stop - axis.start for axis in part]
+            mask = np.unpackbits(bits, count=math.prod(shape)).reshape(shape).view(bool)
+            seen = values[::-1] if self.mirrored else values
+            seen[block_within(part, self._unmirrored(box))][mask] = 0
+        return ProbabilityBlock(tuple(part.start for part in box), values)
+
+    def whole(self, label: int) -> np.ndarray:
+        """Return a label's probability on the whole scan, float16 (K, J, I)."""
+        return self.block(label).whole(self.shape)
+
+    def within(self, label: int, part: Block) -> np.ndarray:
+        """Return a label's probability in a part of the scan, float16 (k, j, i).
+
+        The part lies within the label's box; background is 0 and its box the scan.
+        """
+        part = self._unmirrored(part)
+        values = self.interpolate(label, part).half().cpu().numpy()
+        return values[::-1] if self.mirrored else values
+
+    def interpolate(self, label: int, part: Block) -> torch.Tensor:
+        """Interpolate a label on a part of the scan as the network sees it: (k, j, i) float32."""
+        return self._crops[label].interpolate(part)
+
+    def confidence(self, labels: np.ndarray) -> np.ndarray:
+        """Compute the probability of each voxel's label, float16 (K, J, I).
+
+        It is one minus the likeliest label's where that was relabelled as background, and 0 beyond
+        what the network has seen.
+
+        Args:
+            labels: (K, J, I), each 0 or the likeliest label.
+        """
+        confidence = np.empty(self.shape, np.float16)
+        for k in range(self.shape[0]):
+            plane = (slice(k, k + 1), *(slice(0, length) for length in self.shape[1:]))
+            best, other = self.within(0, plane), np.zeros((1, *self.shape[1:]), np.float16)
+            for label, (planes, rows, columns) in self.boxes.items():
+                if planes.start <= k < planes.stop:
+                    here = (slice(0, 1), rows, columns)
+                    chance = self.within(label, (plane[0], rows, columns))
+                    np.copyto(best[here], chance, where=labels[plane][here] == label)
+                    np.maximum(other[here], chance, out=other[here])
+            np.copyto(best, 1 - other, where=(labels[plane] == 0) & (other > best))
+            confidence[plane] = best
+        return confidence
+
+    def means(self, labels: np.ndarray) -> dict[int, float]:
+        """Compute the mean probability of each label over its voxels.
+
+        Args:
+            labels: (K, J, I).
+
+        Returns:
+            By label; those without any voxel are left out.
+        """
+        means = {}
+        for label, box in self.boxes.items():
+            mask = labels[box] == label
+            if mask.any():
+                means[label] = float(self.within(label, box)[mask].mean(dtype=np.float64))
+        return means
+
+    def without(self, left_out: Mapping[int, tuple[Block, np.ndarray]]) -> "LabelProbabilities":
+        """Set labels' probabilities to 0 where they were relabelled as background.
+
+        Args:
+            left_out: see `organ_positions.Kept`, of the scan as the network sees it.
+        """
+        packed = {label: (block, np.packbits(mask)) for label, (block, mask) in left_out.items()}
+        return replace(self, _left_out=packed)
+
+    def on_cpu(self) -> "LabelProbabilities":
+        """Move to the CPU what a GPU computed."""
+        return replace(self, _crops={label: crop.on_cpu() for label, crop in self._crops.items()})
+
+    def mirror(self) -> "LabelProbabilities":
+        """Return the probabilities on the same scan, stored mirrored along K."""
+        last = self.shape[0]
+        boxes = {
+            label: (slice(last - planes.stop, last - planes.start), rows, columns)
+            for label, (planes, rows, columns) in self.boxes.items()
+        }
+        return replace(self, boxes=boxes, mirrored=not self.mirrored)
+
+    def _unmirrored(self, part: Block) -> Block:
+        if not self.mirrored:
+            return part
+        planes, rows, columns = part
+        last = self.shape[0]
+        return slice(last - planes.stop, last - planes.start), rows, columns
+
+
+def label_boxes(probabilities: torch.Tensor, coarse: Geometry, scan: Geometry) -> dict[int, Block]:
+    """Find the box of the scan in which each label can win or is plausible.
+
+    An interpolated probability is at most the largest of the eight around it, and a label wins
+    with no less than an equal share.
+
+    Args:
+        probabilities: (classes, K, J, I) on `coarse`, background first.
+
+    Returns:
+        Label -> slices (K, J, I) of the scan; labels without a box are left out.
+    """
+    least = min(PLAUSIBLE, 1 / len(probabilities))
+    boxes = {}
+    for label, chances in enumerate(probabilities[1:], start=1):
+        likely = chances >= least
+        if not likely.any():
+            continue
+        along = [torch.nonzero(likely.any(b).any(a))[:, 0] for a, b in ((0, 1), (0, 2), (1, 2))]
+        ends = [(int(found[0]) - 1, int(found[-1]) + 1) for found in along]
+        # Beyond the coarse grid's middles its border counts.
+        ends = [
+            (low if low > -1 else -0.5, high if high < n else n - 0.5)
+            for (low, high), n in zip(ends, coarse.size, strict=True)
+        ]
+        corners = scan.to_ijk(coarse.to_ras(np.array(list(itertools.product(*ends)))))
+        low = np.floor(corners.min(0)).clip(0).astype(int)
+        high = np.minimum(np.ceil(corners.max(0)) + 1, scan.size).astype(int)
+        if (low < high).all():
+            i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+            boxes[label] = (k, j, i)
+    return boxes
+
+
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """The part of a coarse probability map that a box of the scan touches.
+
+    Attributes:
+        weighted: (K, J, I) float32 probability times weight.
+        weight: (K, J, I) float32; None if all weights are 1.
+        to_crop: 4x4 from the scan's voxels (i, j, k) to the crop's.
+    """
+
+    weighted: torch.Tensor
+    weight: torch.Tensor | None
+    to_crop: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        probability: torch.Tensor,
+        weight: torch.Tensor | None,
+        coarse: Geometry,
+        scan: Geometry,
+        box: Block,
+    ) -> "_Crop":
+        """Copy the part of `probability`, (K, J, I) on `coarse`, that a box touches."""
+        ends = [(part.start, part.stop - 1) for part in reversed(box)]
+        to_coarse = index_map(scan, coarse)
+        corners = np.array(list(itertools.product(*ends))) @ to_coarse[:3, :3].T + to_coarse[:3, 3]
+        last = np.array(coarse.size) - 1
+        low = np.clip(np.floor(corners.min(0)) - 1, 0, last).astype(int)
+        high = np.clip(np.ceil(corners.max(0)) + 1, low, last).astype(int)
+        part = tuple(slice(a, b + 1) for a, b in zip(low[::-1], high[::-1], strict=True))
+        to_crop = to_coarse.copy()
+        to_crop[:3, 3] -= low
+        if weight is None or bool((weight[part] == 1).all()):
+            return cls(probability[part].clone(), None, to_crop)
+        return cls(probability[part] * weight[part], weight[part], to_crop)
+
+    def interpolate(self, part: Block) -> torch.Tensor:
+        """Interpolate on a part of the scan: (k, j, i) float32; 0 beyond the coarse grid."""
+        matrix = self.to_crop.copy()
+        matrix[:3, 3] += matrix[:3, :3] @ [axis.start for axis in reversed(part)]
+        size = tuple(axis.stop - axis.start for axis in reversed(part))
+        (chance,) = resample(self.weighted[None], matrix, size)
+        if self.weight is None:
+            return chance
+        (weight,) = resample(self.weight[None], matrix, size, outside=1.0)
+        return chance.div_(weight)
+
+    def on_cpu(self) -> "_Crop":
+        """Move to the CPU."""
+        weight = None if self.weight is None else self.weight.cpu()
+        return replace(self, weighted=self.weighted.cpu(), weight=weight)
