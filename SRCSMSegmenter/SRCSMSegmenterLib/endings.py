@@ -13,6 +13,9 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 SEGMENTATION = ".seg.nrrd"
 """Ending of Slicer's segmentation files, which carry names and colours of labels."""
 
+DICOM = ".dcm"
+"""Ending of DICOM segmentations, which `dicom_segmentation` writes."""
+
 LABELS = (".nii.gz", SEGMENTATION, ".nii", ".nrrd", ".mha")
 """Endings of the files that `volume_io` writes label maps to."""
 

@@ -13,10 +13,11 @@ from .geometry import Geometry, Volume
 from .terminology import Segment
 
 COLUMNS = (
-    "scan", "label", "organ", "volume_ml", "mean", "sd", "right_left_mm",
+    "scan", "frame", "label", "organ", "volume_ml", "mean", "sd", "right_left_mm",
     "anterior_posterior_mm", "superior_inferior_mm", "least_certain_slices",
 )  # fmt: skip
-"""Columns of the table; slices are numbers k from 0, the least certain first."""
+"""Columns of the table: `frame` counts the volumes of a 4-D scan from 0 and is empty for others;
+slices are numbers k from 0, the least certain first."""
 
 SLICES_LISTED = 5
 
@@ -72,12 +73,13 @@ def organ_statistics(
     return rows
 
 
-def write_statistics(path: Path, scan: str, rows: Sequence[OrganStatistics]) -> None:
+def write_statistics(path: Path, scan: str, frames: Sequence[Sequence[OrganStatistics]]) -> None:
     """Write a table in one go, so that tables of several scans can be joined.
 
     Args:
         path: a .csv file.
         scan: name of the scan, the first column.
+        frames: rows of each volume of the scan.
 
     Raises:
         OSError: it cannot be written.
@@ -88,11 +90,16 @@ def write_statistics(path: Path, scan: str, rows: Sequence[OrganStatistics]) -> 
     ):
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        for row in rows:
-            numbers = (row.volume_ml, row.mean, row.sd, *(row.extent or (None, None, None)))
-            slices = " ".join(map(str, row.least_certain[:SLICES_LISTED]))
-            cells = ("" if number is None else f"{number:.3f}" for number in numbers)
-            writer.writerow((scan, row.label, row.name, *cells, slices))
+        for number, rows in enumerate(frames):
+            frame = number if len(frames) > 1 else ""
+            writer.writerows((scan, frame, *_cells(row)) for row in rows)
+
+
+def _cells(row: OrganStatistics) -> list[str]:
+    numbers = (row.volume_ml, row.mean, row.sd, *(row.extent or (None, None, None)))
+    written = ["" if number is None else f"{number:.3f}" for number in numbers]
+    slices = " ".join(map(str, row.least_certain[:SLICES_LISTED]))
+    return [str(row.label), row.name, *written, slices]
 
 
 def _extent(mask: np.ndarray, geometry: Geometry) -> tuple[float, float, float]:

@@ -46,11 +46,19 @@ def test_the_table_has_a_row_per_organ_and_nothing_for_what_is_not_there(tmp_pat
     scan, labels = a_case(np.diag((1, 2, 5, 1)))
     least_certain = {1: [(k, 1.0) for k in range(7)]}
     path = tmp_path / "stats.csv"
-    write_statistics(path, "mr, 1", organ_statistics(scan, labels, SEGMENTS, least_certain))
+    rows = organ_statistics(scan, labels, SEGMENTS, least_certain)
+    write_statistics(path, "mr, 1", [rows])
     header, liver, spleen = csv.reader(path.read_text().splitlines())
     assert header == list(COLUMNS)
     assert liver == [
-        *("mr, 1", "1", "liver", "0.020", "20.000", "10.000"),
+        *("mr, 1", "", "1", "liver", "0.020", "20.000", "10.000"),
         *("1.000", "2.000", "10.000", "0 1 2 3 4"),
     ]
-    assert spleen == ["mr, 1", "2", "spleen", "0.000", "", "", "", "", "", ""]
+    assert spleen == ["mr, 1", "", "2", "spleen", "0.000", "", "", "", "", "", ""]
+    write_statistics(path, "cine", [rows, rows])
+    found = [line[:4] for line in csv.reader(path.read_text().splitlines())][1:]
+    assert found == [
+        ["cine", frame, label, organ]
+        for frame in "01"
+        for label, organ in (("1", "liver"), ("2", "spleen"))
+    ]

@@ -68,14 +68,20 @@ def add_modality(parser: argparse.ArgumentParser, default: str = "guessed") -> N
 def add_series(parser: argparse.ArgumentParser) -> None:
     """Add --series."""
     parser.add_argument(
-        "--series", metavar="UID", help="series to read if a DICOM folder holds several"
+        "--series",
+        metavar="NAME",
+        help="series to read if a DICOM folder holds several: its UID or its description (without "
+        "--series they are listed)",
     )
 
 
 def add_coarse(parser: argparse.ArgumentParser) -> None:
     """Add --coarse and --coarse-confidence."""
     parser.add_argument(
-        "--coarse", type=Path, metavar="FILE", help="label map to start from, on the scan's grid"
+        "--coarse",
+        type=Path,
+        metavar="FILE",
+        help="label map to start from, on the scan's grid; or a DICOM segmentation of the scan",
     )
     parser.add_argument(
         "--coarse-confidence",

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SRCSMSegmenterLib.endings import READABLE, ending
+from SRCSMSegmenterLib.endings import READABLE, WRITABLE, ending
 from SRCSMSegmenterLib.errors import VolumeError
 
 from . import arguments as options
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     from SRCSMSegmenterLib.source_matching import match_to_source
     from SRCSMSegmenterLib.volume_io import read_volume, write_volume
 
-    [output] = output_files([arguments.scan], arguments.output, labels=False)
+    [output] = output_files([arguments.scan], arguments.output, known=WRITABLE)
     if arguments.source_images:
         source = str(arguments.source_images)
         rule, histogram = fit_folder(arguments.source_images, arguments.source_modality)

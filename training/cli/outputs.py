@@ -20,7 +20,7 @@ def output_files(
     ending: str = ".nii.gz",
     *,
     names: Sequence[str] = (),
-    labels: bool = True,
+    known: Sequence[str] = endings.LABELS,
     taken: Sequence[Path] = (),
 ) -> list[Path]:
     """Return the output file of each scan: `output`, or a file in the folder `output`.
@@ -32,7 +32,7 @@ def output_files(
         ending: ending of the files in a folder.
         names: of the files in a folder, without endings, if they are not named after the scans; a
             path leads into sub-folders.
-        labels: the files are label maps, which may also be .seg.nrrd.
+        known: endings that the files may have.
         taken: other results; neither they nor the scans may be overwritten.
 
     Raises:
@@ -47,8 +47,7 @@ def output_files(
                 folder.mkdir(parents=True, exist_ok=True)
     else:
         files = [output]
-    known = endings.LABELS if labels else endings.WRITABLE
-    if endings.ending(files[0]) not in known:
+    if (endings.ending(files[0]) or files[0].suffix.lower()) not in known:
         raise ConfigError(f"{output} needs one of the endings {', '.join(known)}.")
     used = {path.resolve() for path in (*scans, *taken)}
     for path in files:

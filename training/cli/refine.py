@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SRCSMSegmenterLib.endings import LABELS, stem
+from SRCSMSegmenterLib.endings import LABELS, WRITABLE, stem
 from SRCSMSegmenterLib.errors import ConfigError
 
 from . import arguments as options
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     confidence = None
     if arguments.confidence:
         (confidence,) = output_files(
-            [arguments.scan], arguments.confidence, labels=False, taken=[output]
+            [arguments.scan], arguments.confidence, known=WRITABLE, taken=[output]
         )
     if arguments.pictures:
         make_folder(arguments.pictures)

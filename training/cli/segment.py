@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from SRCSMSegmenterLib.endings import LABELS
+from SRCSMSegmenterLib.endings import DICOM, LABELS, WRITABLE
 from SRCSMSegmenterLib.errors import BundleError, Cancelled, ConfigError
 
 from . import arguments as options
@@ -17,9 +17,13 @@ from .console import print_json, say
 from .failures import exit_code, sentence
 from .outputs import OutputError, output_files
 from .pipeline import Stages, run_stages
-from .segment_stages import Models, PlannedScan, SegmentStages
+from .scan_results import PlannedScan
+from .segment_stages import Models, SegmentStages
 from .segmented import SegmentedRecord
 from .tables import segmentation_text
+
+OUTPUTS = (*LABELS, DICOM)
+"""Endings of the files that labels are written to."""
 
 FATAL = (OutputError, BundleError, ConfigError, Cancelled)
 """Errors that would meet every other scan too, or are meant to stop the work."""
@@ -38,6 +42,9 @@ def add(commands: options.Commands) -> None:
         "  srcsm segment mr.nii.gz -o organs.seg.nrrd\n"
         "  srcsm segment dicom_folder -o organs.nii.gz --confidence sure.nii.gz --json\n"
         "  srcsm segment *.nii.gz -o labels --format .seg.nrrd --model runs/ct/model\n"
+        "  srcsm segment dicom_folder --series 1.2.3 -o organs.dcm\n"
+        "  srcsm segment ct.nii.gz -o organs.nii.gz --statistics stats.csv --preview preview.png\n"
+        "  srcsm segment cine_4d.nii.gz -o organs_4d.nii.gz\n"
         "  srcsm segment cohort -o labels --resume\n"
         "  accelerate launch -m srcsm_training segment cohort -o labels --resume\n"
         "  srcsm segment ct.nii.gz -o organs.nii.gz --source-matching off --device cuda:1\n"
@@ -86,12 +93,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         required=True,
-        help=f"a file ending in {', '.join(LABELS)} (.seg.nrrd opens in Slicer with names and "
-        "colours), or a folder, which several scans need",
+        help=f"a file ending in {', '.join(OUTPUTS)} (.seg.nrrd opens in Slicer with names and "
+        "colours; .dcm is a DICOM segmentation of a DICOM series), or a folder, which several "
+        "scans need",
     )
     parser.add_argument(
         "--format",
-        choices=LABELS,
+        choices=OUTPUTS,
         default=".nii.gz",
         help="format of the files in an output folder (default: .nii.gz)",
     )
@@ -100,6 +108,20 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="also write the probability of the chosen label; a file, or a folder for several",
+    )
+    parser.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="PATH",
+        help="also write a table: each organ's volume, mean and SD of its intensities, extent "
+        "along the patient's axes, least certain slices; a .csv file, or a folder for several",
+    )
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PATH",
+        help="also draw slices with outlines and renderings of the organs; a .png file, or a "
+        "folder for several",
     )
 
 
@@ -156,21 +178,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> list[PlannedScan]:
     """Find the scans and choose the files of their results, in new folders if need be."""
-    places = [place for place in (arguments.output, arguments.confidence) if place]
+    outputs = arguments.output, arguments.confidence, arguments.statistics, arguments.preview
+    places = [place for place in outputs if place]
     scans = find_scans(arguments.scans, places)
     paths, names = [scan.path for scan in scans], [scan.name for scan in scans]
-    labels = output_files(paths, arguments.output, arguments.format, names=names)
-    confidences: list[Path | None] = [None] * len(scans)
-    if arguments.confidence:
-        confidences = output_files(
-            paths,
-            arguments.confidence,
-            "_confidence.nii.gz",
-            names=names,
-            labels=False,
-            taken=labels,
+    labels = output_files(paths, arguments.output, arguments.format, names=names, known=OUTPUTS)
+    files = [labels]
+    for output, ending, known in (
+        (arguments.confidence, "_confidence.nii.gz", WRITABLE),
+        (arguments.statistics, "_statistics.csv", (".csv",)),
+        (arguments.preview, "_preview.png", (".png",)),
+    ):
+        taken = [path for group in files for path in group if path]
+        files.append(
+            output_files(paths, output, ending, names=names, known=known, taken=taken)
+            if output
+            else [None] * len(scans)
         )
-    return [PlannedScan(*files) for files in zip(paths, labels, confidences, strict=True)]
+    planned = [PlannedScan(*group) for group in zip(paths, *files, strict=True)]
+    for scan in planned:
+        if scan.is_dicom and not scan.path.is_dir():
+            raise ConfigError(
+                f"{scan.labels.name} references a DICOM series; give the folder of one instead of "
+                f"{scan.path}, or end the output with .seg.nrrd."
+            )
+    # If a package is missing, say so before the work.
+    if any(scan.is_dicom for scan in planned):
+        import highdicom  # noqa: F401
+    if arguments.preview:
+        import matplotlib  # noqa: F401
+    return planned
 
 
 def _load_models(arguments: argparse.Namespace) -> Models:

@@ -3,39 +3,26 @@
 
 import argparse
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from SRCSMSegmenterLib.endings import ending
+from SRCSMSegmenterLib.errors import VolumeError
+
 from .console import stage_display
-from .outputs import report_os_errors, report_volume_errors
+from .outputs import report_os_errors
+from .scan_results import LabelledFrame, LabelledScan, PlannedScan, as_json, write_results
 from .segmented import SegmentedRecord
-from .tables import organ_rows, refinement_rows
+from .tables import refinement_rows
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
+
     from SAMRefineLib.sam.models import SamModel
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.inference import Segmentation
     from SRCSMSegmenterLib.models.bundle import ModelBundle
-
-
-@dataclass(frozen=True)
-class PlannedScan:
-    """A scan and the files that its results are written to.
-
-    Attributes:
-        path: file, or folder of a DICOM series.
-        confidence: file for the probability of the chosen label, if it was asked for.
-    """
-
-    path: Path
-    labels: Path
-    confidence: Path | None = None
-
-    @property
-    def results(self) -> list[Path]:
-        """All files that are written."""
-        return [path for path in (self.labels, self.confidence) if path]
+    from SRCSMSegmenterLib.volume_io import Frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,28 +36,16 @@ class Models:
 
 @dataclass(frozen=True, eq=False)
 class ReadScan:
-    """A scan as it was read; `seconds` is what that took."""
-
-    volume: "Volume"
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledScan:
-    """A scan, its labels, and how they were found.
+    """A scan as it was read.
 
     Attributes:
-        source_matching: whether the scan was matched to the network's source.
-        refinement: what SAM changed, for the JSON output; None without SAM.
-        seconds: duration per stage.
+        sources: headers of the DICOM series, for a DICOM segmentation.
+        seconds: duration of the reading.
     """
 
-    volume: "Volume"
-    segmentation: "Segmentation"
-    modality: str
-    source_matching: bool
-    refinement: dict[str, Any] | None
-    seconds: dict[str, float]
+    frames: "Frames"
+    sources: tuple["Dataset", ...]
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,31 +62,47 @@ class SegmentStages:
     record: SegmentedRecord | None = None
 
     def read(self, planned: PlannedScan) -> ReadScan:
-        """Read a scan.
+        """Read a scan, and check that its results can be written to the files that were asked for.
 
         Raises:
-            VolumeError: see `volume_io.read_volume`.
+            VolumeError: see `volume_io.read_frames` and `dicom_segmentation.source_headers`.
         """
-        from SRCSMSegmenterLib.volume_io import read_volume
+        from SRCSMSegmenterLib.volume_io import read_frames
 
         started = time.perf_counter()
-        volume = read_volume(planned.path, self.arguments.series)
-        return ReadScan(volume, time.perf_counter() - started)
+        series, sources = self.arguments.series, ()
+        frames = read_frames(planned.path, series)
+        if len(frames.volumes) > 1:
+            _require_nifti(planned, len(frames.volumes))
+        if planned.is_dicom:
+            from SRCSMSegmenterLib.dicom_segmentation import source_headers
+
+            sources = source_headers(planned.path, series, frames.volumes[0].geometry)
+        return ReadScan(frames, tuple(sources), time.perf_counter() - started)
 
     def label(self, planned: PlannedScan, scan: ReadScan) -> LabelledScan:
-        """Segment a scan and, if there is a SAM, refine it.
+        """Segment every volume of a scan and, if there is a SAM, refine it.
 
         Raises:
             VolumeError, SourceMatchingError, DeviceError: see `inference.segment`.
         """
+        seconds = {"read": scan.seconds}
+        frames, count = [], len(scan.frames.volumes)
+        for number, volume in enumerate(scan.frames.volumes):
+            title = planned.path.name + (f", volume {number + 1} of {count}" if count > 1 else "")
+            frames.append(self._label(title, volume, seconds))
+        return LabelledScan(tuple(frames), scan.frames.interval, scan.sources, seconds)
+
+    def _label(self, title: str, volume: "Volume", seconds: dict[str, float]) -> LabelledFrame:
+        """Segment a volume; add the durations of the stages to `seconds`."""
         from SRCSMSegmenterLib.inference import segment
         from SRCSMSegmenterLib.modality import guess_modality
         from SRCSMSegmenterLib.source_matching import wanted
 
-        arguments, bundle, volume = self.arguments, self.models.bundle, scan.volume
+        arguments, bundle = self.arguments, self.models.bundle
         modality = arguments.modality or guess_modality(volume.array)
         matching = wanted(arguments.source_matching, modality, bundle.description.rule)
-        with stage_display(planned.path.name) as show:
+        with stage_display(title) as show:
             segmentation = segment(
                 volume,
                 bundle,
@@ -121,12 +112,12 @@ class SegmentStages:
                 keep_largest=arguments.keep_largest,
                 progress=show,
             )
-        seconds = {"read": scan.seconds} | segmentation.seconds
         refinement = None
         if self.models.sam is not None:
             segmentation, refinement = self._refined(volume, segmentation, modality)
-            seconds |= segmentation.seconds
-        return LabelledScan(volume, segmentation, modality, matching, refinement, seconds)
+        for stage, duration in segmentation.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + duration
+        return LabelledFrame(volume, segmentation, modality, matching, refinement)
 
     def _refined(
         self, volume: "Volume", segmentation: "Segmentation", modality: str
@@ -150,32 +141,27 @@ class SegmentStages:
             What a program may want to know: the scan's entry in the JSON output.
 
         Raises:
-            OutputError: they cannot be written.
+            VolumeError, OutputError: see `scan_results.write_results`.
         """
-        import numpy as np
-
-        from SRCSMSegmenterLib.geometry import Volume
-        from SRCSMSegmenterLib.volume_io import write_labels, write_volume
-
-        started = time.perf_counter()
-        segmentation, labels = scan.segmentation, self.models.bundle.description.labels
-        with report_volume_errors():
-            write_labels(planned.labels, segmentation.labels, labels)
-            if planned.confidence:
-                probability = segmentation.confidence().astype(np.float32)
-                write_volume(planned.confidence, Volume(probability, scan.volume.geometry))
+        started, models = time.perf_counter(), self.models
+        sam = models.sam.name if models.sam else None
+        write_results(planned, scan, models.bundle.description, sam)
         if self.record:
             with report_os_errors(self.record.folder):
                 self.record.add(planned.path, planned.results)
         seconds = scan.seconds | {"write": time.perf_counter() - started}
-        return {
-            "input": str(planned.path),
-            "output": str(planned.labels),
-            "confidence": str(planned.confidence) if planned.confidence else None,
-            "modality": scan.modality,
-            "source_matching": scan.source_matching,
-            "organs": organ_rows(segmentation, labels),
-            "refinement": scan.refinement,
-            "messages": segmentation.messages,
-            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        }
+        return as_json(planned, replace(scan, seconds=seconds), models.bundle.description)
+
+
+def _require_nifti(planned: PlannedScan, count: int) -> None:
+    """Check that files can hold several volumes, before these are segmented.
+
+    Raises:
+        VolumeError: they cannot.
+    """
+    for path in filter(None, (planned.labels, planned.confidence)):
+        if not ending(path).startswith(".nii"):
+            raise VolumeError(
+                f"{planned.path} holds {count} volumes, and {path.name} can hold one; end it with "
+                ".nii.gz."
+            )

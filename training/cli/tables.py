@@ -40,10 +40,10 @@ def organ_rows(segmentation: "Segmentation", labels: Sequence["Segment"]) -> Row
 def segmentation_text(result: dict[str, Any]) -> str:
     """Format a scan's entry in the JSON output of ``srcsm segment`` for a reader."""
     matching = "with" if result["source_matching"] else "without"
-    lines = [
-        f"{result['output']} ({result['modality']}, {matching} source matching)",
-        f"  {'organ':<20} {'ml':>9}  confidence  least certain slices (k from 0)",
-    ]
+    lines = [f"{result['output']} ({result['modality']}, {matching} source matching)"]
+    if "frames" in result:
+        return "\n".join(lines + _frame_lines(result["frames"]))
+    lines.append(f"  {'organ':<20} {'ml':>9}  confidence  least certain slices (k from 0)")
     for organ in result["organs"]:
         sure = "-" if organ["confidence"] is None else f"{organ['confidence']:.2f}"
         slices = ", ".join(str(s["k"]) for s in organ["least_certain_slices"][:SLICES_SHOWN])
@@ -51,6 +51,22 @@ def segmentation_text(result: dict[str, Any]) -> str:
     if result["refinement"]:
         lines += ["  refined:", refinement_text(result["refinement"]["organs"])]
     return "\n".join([*lines, *(f"  {message}" for message in result["messages"])])
+
+
+def _frame_lines(frames: Sequence[dict[str, Any]]) -> list[str]:
+    """Format the organs' volumes in every frame, counted from 0, and the messages, each once."""
+    lines = [f"  {'organ':<20} ml in each of {len(frames)} volumes"]
+    for organs in zip(*(frame["organs"] for frame in frames), strict=True):
+        volumes = " ".join(f"{organ['volume_ml']:.1f}" for organ in organs)
+        lines.append(f"  {organs[0]['name']:<20} {volumes}")
+    said: dict[str, list[int]] = {}
+    for number, frame in enumerate(frames):
+        for message in frame["messages"]:
+            said.setdefault(message, []).append(number)
+    for message, numbers in said.items():
+        where = "" if len(numbers) == len(frames) else f"volume {ranges(numbers)}: "
+        lines.append(f"  {where}{message}")
+    return lines
 
 
 def refinement_rows(refinement: "Refinement", geometry: "Geometry") -> Rows:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-import torch
 import yaml
 
 from srcsm_training.cli import main as cli
@@ -27,16 +26,13 @@ from srcsm_training.segmentation import presets
 from srcsm_training.segmentation.export import Signature
 from SRCSMSegmenterLib import inference
 from SRCSMSegmenterLib.endings import LABELS
-from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
+from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.intensity import IntensityRule
-from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
-from SRCSMSegmenterLib.network import NetworkConfig, UNet
+from SRCSMSegmenterLib.models.bundle import load_bundle
 from SRCSMSegmenterLib.source_matching import fit, match_to_source, to_integers
-from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_volume
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-RULE = IntensityRule("CT", window=(-200.0, 300.0))
 COMMANDS = (
     ["segment"],
     ["boxes"],
@@ -52,43 +48,6 @@ COMMANDS = (
     ["demo"],
     ["worker"],
 )
-
-
-@pytest.fixture(scope="session")
-def datasets(tmp_path_factory):
-    """Two targets, CT and MR, of one anatomy."""
-    folder = tmp_path_factory.mktemp("datasets")
-    return {m: tiny.write_dataset(folder / f"Dataset_{m}", 2, m) for m in ("CT", "MR")}
-
-
-@pytest.fixture
-def models(tmp_path, monkeypatch):
-    """A folder of shipped models that holds a random network, abdomen-ct."""
-    network = NetworkConfig(classes=3, channels=(4, 6), norm="instance", dropout=0.0)
-    torch.manual_seed(3)
-    bundle = ModelBundle(
-        Description(
-            "abdomen-ct",
-            "Liver and spleen",
-            (segment_for("liver", 1), segment_for("spleen", 2)),
-            RULE,
-            GridSpec((16, 16, 8), (3.0, 2.75, 6.0)),
-            1.0,
-            "Abdominal CT",
-            "None",
-        ),
-        network,
-        fit(to_integers(tiny.phantom(seed, "CT")[0], RULE) for seed in (5, 6)),
-        UNet(network).state_dict(),
-    )
-    save_bundle(tmp_path / "models" / "abdomen-ct", bundle, "# The card\n")
-    monkeypatch.setenv("SRCSM_MODELS", str(tmp_path / "models"))
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def scan(datasets):
-    return datasets["MR"] / "imagesTr" / "b_0000.nii.gz"
 
 
 def run(*arguments):
@@ -473,7 +432,7 @@ def test_an_incomplete_or_altered_model_is_refused(models, scan, tmp_path, capsy
 
 
 def test_an_output_of_unknown_format_is_refused_before_the_work(models, scan, tmp_path, capsys):
-    message = refused(capsys, 2, "segment", scan, "-o", tmp_path / "labels.dcm")
+    message = refused(capsys, 2, "segment", scan, "-o", tmp_path / "labels.tiff")
     assert all(ending in message for ending in LABELS)
 
 
@@ -536,7 +495,9 @@ def test_match_does_what_inference_does(models, scan, tmp_path, capsys):
     assert run("match", scan, "-o", output, "--json") == 0
     bundle = load_bundle(models / "abdomen-ct")
     image = read_volume(scan)
-    expected = match_to_source(image.array, replace(RULE, modality="MR"), bundle.histogram)
+    expected = match_to_source(
+        image.array, replace(bundle.description.rule, modality="MR"), bundle.histogram
+    )
     matched = read_volume(output)
     assert matched.geometry.matches(image.geometry)
     assert np.array_equal(matched.array, expected)
