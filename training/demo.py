@@ -25,9 +25,9 @@ from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
+from SRCSMSegmenterLib.volume_io import read_labels, write_labels
 
-from .data.dataset import Case, Dataset, read_dataset
+from .data.dataset import Case, Dataset, read_case, read_dataset
 from .data.phantom import write_dataset
 from .engine.checkpoint import CheckpointError
 from .engine.estimate import duration, measure_training
@@ -281,7 +281,7 @@ def _rows(
 
 def _panel(title: str, case: Case, labels: Path) -> "Panel":
     """Draw the axial slice of a case that shows the organs best, in patient axes."""
-    volume, truth = read_volume(case.image), read_labels(case.labels)
+    volume, truth = read_case(case)
     spec = GridSpec((200, 160, 60), (2.0, 2.0, 5.0))
     where = np.argwhere(truth.array > 0)[:, ::-1].mean(0)
     grid = spec.placed(volume.geometry.to_ras(where), np.eye(3))

@@ -10,6 +10,7 @@ from typing import Any
 from .atomic import atomic_write
 from .endings import READABLE
 from .errors import DatasetError
+from .modality import named_modality
 from .schema import convert, parse_json
 from .texts import is_name
 
@@ -28,16 +29,21 @@ class DatasetDescription:
     """What a `dataset.json` says.
 
     Attributes:
-        modality: "CT" if the channel is named so, else "MR".
+        channel: the name of the channel, as it is written.
         labels: name -> label, 1 to n in this order; background (0) is not included.
         ending: of the files.
         training_cases: their number; None if it is not given.
     """
 
-    modality: str
+    channel: str
     labels: dict[str, int]
     ending: str
     training_cases: int | None
+
+    @property
+    def modality(self) -> str | None:
+        """The modality that the channel's name means, "CT" or "MR"; None if it means neither."""
+        return named_modality(self.channel)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -63,18 +69,18 @@ def read_description(folder: Path) -> dict[str, Any]:
 def describe(content: Mapping[str, Any]) -> tuple[DatasetDescription, list[str]]:
     """Return what the content of a `dataset.json` says, and its faults, a sentence each."""
     given, faults = _converted(content)
-    channels = given.get("channel_names") or {"0": "MR"}
+    channels = given.get("channel_names") or {}
     if len(channels) > 1:
         faults.append(f"dataset.json names {len(channels)} channels; a network here takes one.")
     labels: dict[str, int] = {}
     if "labels" in given:
         labels, label_faults = _read_label_names(given["labels"])
         faults += label_faults
-    modality = "CT" if str(next(iter(channels.values()))).upper() == "CT" else "MR"
+    channel = str(next(iter(channels.values()), ""))
     ending, count = given.get("file_ending", ".nii.gz"), given.get("numTraining")
     if ending not in READABLE:
         faults.append(f"dataset.json: file_ending is one of {', '.join(READABLE)}, not {ending!r}.")
-    return DatasetDescription(modality, labels, ending, count), faults
+    return DatasetDescription(channel, labels, ending, count), faults
 
 
 def _converted(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -26,6 +26,19 @@ def ending(path: str | Path) -> str:
     return next((known for known in (*LABELS, *READABLE) if name.endswith(known)), "")
 
 
+def scans_in(folder: Path) -> list[Path]:
+    """List the files of scans in a folder, sorted.
+
+    Neither label maps in .seg.nrrd files nor files whose names begin with a dot, which macOS leaves
+    beside others, are scans.
+    """
+    return [
+        path
+        for path in sorted(folder.glob("*"))
+        if ending(path) in READABLE and not path.name.startswith(".")
+    ]
+
+
 def own_name(path: str | Path) -> str:
     """Return the name of a file or folder; that of "." too, and a link's own, not its target's."""
     return os.path.basename(os.path.abspath(path))

@@ -28,10 +28,10 @@ from .field_of_view import (
     scan_extent,
     window_starts,
 )
-from .geometry import Geometry, GridSpec, Volume
+from .geometry import Geometry, GridSpec, Volume, require_patient_scale
 from .intensity import IntensityRule
 from .label_probabilities import LabelProbabilities
-from .modality import CT_BELOW, guess_modality
+from .modality import CT_BELOW, doubts, guess_modality
 from .models.bundle import ModelBundle
 from .network import UNet
 from .organ_positions import Kept, keep_likeliest_component
@@ -101,7 +101,8 @@ def segment(
 
     Args:
         volume: raw intensities, (K, J, I).
-        modality: "CT" or "MR"; None guesses (`guess_modality`) and says so in the messages.
+        modality: "CT" or "MR"; None takes the volume's or guesses (`guess_modality`) and says so
+            in the messages, among the volume's remarks and `doubts`.
         source_matching: match the scan onto the bundle's source histogram. Without, the network
             gets the scan normalised by the rule of its own modality. It is meant for other
             modalities than the source's: `source_matching.wanted` decides so by "auto".
@@ -120,8 +121,9 @@ def segment(
     """
     device = resolve_device(str(device))
     stored = volume.geometry
+    require_patient_scale(stored)
     if stored.left_handed:
-        volume = Volume(volume.array[::-1], stored.mirrored())
+        volume = replace(volume, array=volume.array[::-1], geometry=stored.mirrored())
     seconds: dict[str, float] = {}
     progress("prepare", 0.0)
     with _timed(seconds, "prepare"):
@@ -163,13 +165,15 @@ def _network_intensities(
         Voxels (K, J, I) with the function that makes scaled float32 of any block of them, the rule
         by which to normalise these, and messages.
     """
-    messages = []
+    messages = list(volume.remarks)
+    modality = modality or volume.modality
     if modality is None:
         modality = guess_modality(volume.array)
         messages.append(
             f"Taken for {modality}: the minimum is {volume.array.min():g}, and only CT reaches "
             f"below {CT_BELOW}."
         )
+    messages += doubts(modality, volume.array)
     own_rule = replace(bundle.description.rule, modality=modality)
     if source_matching:
         voxels = matched_voxels(volume.array, own_rule, bundle.histogram)

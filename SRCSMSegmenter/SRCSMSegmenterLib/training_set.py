@@ -157,7 +157,7 @@ def _check_image(
 ) -> None:
     if modality not in ("CT", "MR"):
         raise DatasetError(f"A network learns from CT or MR, not from {modality}.")
-    if dataset and dataset.modality != modality:
+    if dataset and dataset.modality not in (modality, None):
         raise DatasetError(
             f"{folder} is a dataset of {dataset.modality}, the scan is {modality}; choose another "
             "folder."

@@ -38,10 +38,9 @@ from srcsm_training.benchmarks.timing import (
     median_elapsed,
     synchronise,
 )
-from srcsm_training.data.dataset import read_dataset
+from srcsm_training.data.dataset import read_case, read_dataset
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 SLICES = 25
 """Number of slices of the organ that is edited."""
@@ -72,7 +71,8 @@ def passes_table(scan: Path, small: SamModel, official: SamModel) -> Table:
     dataset = read_dataset(scan.parents[1])
     (case,) = (case for case in dataset.cases if case.image == scan)
     name, value = next(iter(dataset.labels.items()))
-    volume, mask = read_volume(scan), read_labels(case.labels).array == value
+    volume, label_map = read_case(case)
+    mask = label_map.array == value
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     organ = OrganPrompt(KeyFrames.from_coarse(name, value, mask, grid), mask)
     slices = len(organ.frames.effective())

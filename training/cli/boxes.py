@@ -11,6 +11,7 @@ from SRCSMSegmenterLib.errors import ConfigError
 from . import arguments as options
 from .console import print_json, say, stage_display
 from .outputs import check_writable, make_folder
+from .scan_input import read_scan, tell_remarks
 from .tables import Rows, ranges
 
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from SAMRefineLib.boxes.boxes import AXES, SliceGrid
     from SAMRefineLib.boxes.key_frames import KeyFrames, save_boxes
-    from SRCSMSegmenterLib.volume_io import read_volume
 
-    scan = read_volume(arguments.scan, arguments.series)
-    organs = _coarse_organs(arguments, scan)
+    scan, modality = read_scan(arguments)
+    organs = _coarse_organs(arguments, scan, modality)
     auto = arguments.axis == "auto"
     axis = scan.geometry.slice_axis if auto else AXES.index(arguments.axis)
     grid = SliceGrid(scan.geometry, axis)
@@ -128,24 +128,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _coarse_organs(arguments: argparse.Namespace, scan: "Volume") -> list["CoarseOrgan"]:
+def _coarse_organs(
+    arguments: argparse.Namespace, scan: "Volume", modality: str
+) -> list["CoarseOrgan"]:
     """Read the coarse organs from --coarse, or segment the scan."""
     if arguments.coarse:
         from ..data.coarse import read_coarse
 
-        return read_coarse(arguments.coarse, arguments.coarse_confidence, scan.geometry)
+        return read_coarse(
+            arguments.coarse, arguments.coarse_confidence, scan.geometry, tell_remarks
+        )
 
     from SAMRefineLib.boxes.coarse import CoarseOrgan
     from SRCSMSegmenterLib.devices import resolve_device
     from SRCSMSegmenterLib.inference import segment
-    from SRCSMSegmenterLib.modality import guess_modality
     from SRCSMSegmenterLib.models.bundle import load_bundle
     from SRCSMSegmenterLib.models.catalogue import find_model
     from SRCSMSegmenterLib.source_matching import wanted
 
     device = str(resolve_device(arguments.device))
     bundle = load_bundle(find_model(arguments.model))
-    modality = arguments.modality or guess_modality(scan.array)
     with stage_display(arguments.scan.name) as show:
         segmentation = segment(
             scan,

@@ -13,6 +13,7 @@ from SRCSMSegmenterLib.errors import ConfigError
 from . import arguments as options
 from .console import print_json, progress_display
 from .label_maps import LabelMaps, check_labels, parse_label_maps
+from .scan_input import tell_remarks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,6 +184,9 @@ def evaluate_all(
         choose_cases(read_dataset(folder, arguments.split), arguments.cases)
         for folder in arguments.data
     ]
+    if not arguments.modality:
+        for dataset in datasets:
+            tell_remarks(dataset.folder, [dataset.remark] * bool(dataset.remark))
     methods = []
     if arguments.model:
         bundle = load_bundle(find_model(arguments.model))
@@ -241,10 +245,10 @@ def evaluate_method(
         output = out / dataset.name if len(datasets) > 1 else out
         with progress_display(f"{name}, {dataset.name}") as show:
             if from_files:
-                table = evaluate_predictions(method, [dataset], output, scoring, show)
+                table = evaluate_predictions(method, [dataset], output, scoring, show, tell_remarks)
             else:
                 segment = network(method, dataset, arguments)
-                table = evaluate(segment, [dataset], output, chosen, scoring, show)
+                table = evaluate(segment, [dataset], output, chosen, scoring, show, tell_remarks)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     if len(datasets) > 1:

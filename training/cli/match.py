@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SRCSMSegmenterLib.endings import READABLE, WRITABLE, ending
+from SRCSMSegmenterLib.endings import READABLE, WRITABLE, scans_in
 from SRCSMSegmenterLib.errors import VolumeError
 
 from . import arguments as options
 from .console import print_json, progress_display
 from .outputs import output_files, report_volume_errors
+from .scan_input import read_scan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,11 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from SRCSMSegmenterLib.geometry import Volume
-    from SRCSMSegmenterLib.modality import guess_modality
     from SRCSMSegmenterLib.models.bundle import load_bundle
     from SRCSMSegmenterLib.models.catalogue import find_model
     from SRCSMSegmenterLib.source_matching import match_to_source
-    from SRCSMSegmenterLib.volume_io import read_volume, write_volume
+    from SRCSMSegmenterLib.volume_io import write_volume
 
     [output] = output_files([arguments.scan], arguments.output, known=WRITABLE)
     if arguments.source_images:
@@ -69,8 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         bundle = load_bundle(find_model(arguments.model))
         source = bundle.description.name
         rule, histogram = bundle.description.rule, bundle.histogram
-    volume = read_volume(arguments.scan, arguments.series)
-    modality = arguments.modality or guess_modality(volume.array)
+    volume, modality = read_scan(arguments)
     matched = match_to_source(volume.array, replace(rule, modality=modality), histogram)
     with report_volume_errors():
         write_volume(output, Volume(matched, volume.geometry))
@@ -103,14 +102,14 @@ def fit_folder(folder: Path, modality: str | None) -> tuple["IntensityRule", "So
         SourceMatchingError: too few distinct intensities.
     """
     from SRCSMSegmenterLib.intensity import IntensityRule
-    from SRCSMSegmenterLib.modality import guess_modality
+    from SRCSMSegmenterLib.modality import modality_of
     from SRCSMSegmenterLib.source_matching import fit, to_integers
     from SRCSMSegmenterLib.volume_io import read_volume
 
-    paths = [path for path in sorted(folder.glob("*")) if ending(path) in READABLE]
+    paths = scans_in(folder)
     if not paths:
         raise VolumeError(f"{folder} holds no images; give a folder of {', '.join(READABLE)}.")
-    rule = IntensityRule(modality or guess_modality(read_volume(paths[0]).array))
+    rule = IntensityRule(modality_of(read_volume(paths[0]), modality))
     with progress_display("source images") as show:
 
         def images() -> Iterator["np.ndarray"]:

@@ -12,6 +12,7 @@ from SRCSMSegmenterLib.errors import ConfigError
 from . import arguments as options
 from .console import print_json, stage_display
 from .outputs import make_folder, output_files, report_volume_errors
+from .scan_input import read_scan, tell_remarks
 from .tables import refinement_rows, refinement_text
 
 if TYPE_CHECKING:
@@ -88,12 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
     from SAMRefineLib.refine.refiner import refine
     from SAMRefineLib.sam.catalogue import default_for, find_sam
     from SAMRefineLib.sam.models import load_sam
-    from SRCSMSegmenterLib.modality import guess_modality
-    from SRCSMSegmenterLib.volume_io import read_volume
 
-    scan = read_volume(arguments.scan, arguments.series)
+    scan, modality = read_scan(arguments)
     organs = _organs(arguments, scan.geometry)
-    modality = arguments.modality or guess_modality(scan.array)
     path = find_sam(arguments.sam or default_for(modality))
     model = load_sam(path, arguments.sam_kind, arguments.device)
     started = time.perf_counter()
@@ -152,7 +150,7 @@ def _organs(arguments: argparse.Namespace, geometry: "Geometry") -> list["OrganP
         frames.require(grid)
     coarse = []
     if arguments.coarse:
-        coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
+        coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry, tell_remarks)
     masks = {organ.label: organ.mask for organ in coarse}
     labels = {frames.label for frames in boxed}
     others = [KeyFrames(o.name, o.label, grid) for o in coarse if o.label not in labels]

@@ -96,11 +96,11 @@ class SegmentStages:
     def _label(self, title: str, volume: "Volume", seconds: dict[str, float]) -> LabelledFrame:
         """Segment a volume; add the durations of the stages to `seconds`."""
         from SRCSMSegmenterLib.inference import segment
-        from SRCSMSegmenterLib.modality import guess_modality
+        from SRCSMSegmenterLib.modality import modality_of
         from SRCSMSegmenterLib.source_matching import wanted
 
         arguments, bundle = self.arguments, self.models.bundle
-        modality = arguments.modality or guess_modality(volume.array)
+        modality = modality_of(volume, arguments.modality)
         matching = wanted(arguments.source_matching, modality, bundle.description.rule)
         with stage_display(title) as show:
             segmentation = segment(

@@ -22,11 +22,10 @@ from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, s
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
 from SRCSMSegmenterLib.resampling import smooth_mm
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
-from .dataset import Case
+from .dataset import Case, as_bytes, read_case
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 FOREGROUND_VOXELS = 500
 
 
@@ -142,12 +141,12 @@ def _key(case: Case, rule: IntensityRule, smoothing: float) -> str:
 
 
 def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch.Tensor]:
-    volume, labels = read_volume(case.image), read_labels(case.labels)
+    volume, labels = read_case(case)
     scaled = torch.from_numpy(scale(volume.array, rule).astype(np.float32))
     smoothed = smooth_mm(scaled, volume.geometry.spacing, smoothing)
     return {
         "image": smoothed.to(torch.float16),
-        "labels": torch.from_numpy(labels.array.astype(np.uint8)),
+        "labels": torch.from_numpy(as_bytes(case.labels, labels.array)),
         "affine": torch.tensor(volume.geometry.affine),
     }
 

@@ -2,18 +2,22 @@
 """nnU-Net raw datasets: their cases, and faults that would spoil a training."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from SRCSMSegmenterLib.alignment import on_grid
 from SRCSMSegmenterLib.dataset_file import describe, read_description
 from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
-from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.geometry import Volume
+from SRCSMSegmenterLib.modality import contradiction, modality_of
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
+
+MOST_LABELS = 255
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,10 @@ class Dataset:
     Attributes:
         folder: folder of `dataset.json`.
         name: the folder's name, e.g. "Dataset101_AbdomenCT".
-        modality: "CT" if the channel is named so, else "MR".
+        modality: "CT" or "MR", by the name of the channel, or else by the first image.
         labels: name -> label, 1 to n in this order; background (0) is not included.
         cases: in the order of their names; take a subset with `dataclasses.replace`.
+        remark: why it was taken for that modality, a sentence; "" if the channel says so.
     """
 
     folder: Path
@@ -42,10 +47,14 @@ class Dataset:
     modality: str
     labels: dict[str, int]
     cases: tuple[Case, ...]
+    remark: str = ""
 
 
 def read_dataset(folder: Path | str, split: str = "Tr") -> Dataset:
-    """Read `dataset.json` and list the cases; volumes are opened only if there are faults.
+    """Read `dataset.json` and list the cases.
+
+    Volumes are opened only if there are faults, or the first one if the name of the channel means
+    neither CT nor MR.
 
     Args:
         folder: an nnU-Net raw dataset with `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`.
@@ -73,21 +82,66 @@ def choose_cases(dataset: Dataset, patterns: Sequence[str]) -> Dataset:
     return replace(dataset, cases=cases)
 
 
+def read_case(case: Case) -> tuple[Volume, Volume]:
+    """Read a scan, and its label map on the scan's grid.
+
+    Raises:
+        VolumeError: a file cannot be read, or they do not lie in the same space.
+    """
+    image = read_volume(case.image)
+    return image, on_grid(read_labels(case.labels), image.geometry, case.labels)
+
+
+def require_named(case: Case, labels: np.ndarray, names: Mapping[str, int]) -> None:
+    """Check that a label map holds no other labels than the dataset's.
+
+    Args:
+        names: name -> label.
+
+    Raises:
+        DatasetError: it does.
+    """
+    if unknown := sorted(set(np.unique(labels).tolist()) - {0, *names.values()}):
+        raise DatasetError(
+            f"{case.labels} holds the labels {unknown[:9]}, which dataset.json does not name."
+        )
+
+
+def as_bytes(path: Path, labels: np.ndarray) -> np.ndarray:
+    """Convert labels to uint8, in which a network keeps them apart.
+
+    Raises:
+        VolumeError: there is one above `MOST_LABELS`.
+    """
+    if labels.max() > MOST_LABELS:
+        raise VolumeError(
+            f"{path} holds the label {labels.max()}; a network here tells at most {MOST_LABELS} "
+            "apart. Leave labels out of the dataset."
+        )
+    return labels.astype(np.uint8)
+
+
 def check_dataset(dataset: Dataset) -> list[str]:
     """Open every volume once and check it for faults that would spoil a training.
 
     Returns:
-        Warnings: label maps that lack one of the labels.
+        Warnings: label maps that lack one of the labels, images that do not look like the
+        dataset's modality, and what is odd about files.
 
     Raises:
         DatasetError: lists all faults at once: unreadable, 2-D or 4-D files, values that are not
-            finite, image and label map on different grids (tolerance 1e-3 voxel), labels that
-            `dataset.json` does not name, label maps without any foreground.
+            finite, image and label map in different places, labels that `dataset.json` does not
+            name or that are too many, label maps without any foreground.
     """
+    if len(dataset.labels) > MOST_LABELS:
+        raise _error(
+            dataset,
+            [f"dataset.json names {len(dataset.labels)} labels; at most {MOST_LABELS} work here."],
+        )
     faults, warnings = _check_volumes(dataset)
     if faults:
         raise _error(dataset, faults)
-    return warnings
+    return [dataset.remark, *warnings] if dataset.remark else warnings
 
 
 def _error(dataset: Dataset, faults: list[str]) -> DatasetError:
@@ -107,8 +161,23 @@ def _scan(folder: Path, split: str) -> tuple[Dataset, list[str]]:
     if not cases:
         file_faults.append(f"there is no complete case in images{split} and labels{split}.")
     name = own_name(folder)
-    dataset = Dataset(folder, name, description.modality, description.labels, tuple(cases))
+    modality, remark = description.modality or "MR", ""
+    if description.modality is None and cases and not faults:
+        modality, remark = _modality_of(cases[0], description.channel)
+    dataset = Dataset(folder, name, modality, description.labels, tuple(cases), remark)
     return dataset, faults + file_faults
+
+
+def _modality_of(case: Case, channel: str) -> tuple[str, str]:
+    """Return the modality of an image, and why the name of its channel does not decide."""
+    try:
+        modality = modality_of(read_volume(case.image))
+    except VolumeError:
+        return "MR", ""  # a fault that is told where the volumes are checked
+    return modality, (
+        f"The channel {channel!r} means neither CT nor MR; by its first image the dataset is taken "
+        f"for {modality}."
+    )
 
 
 def _list_cases(folder: Path, split: str, ending: str) -> tuple[list[Case], list[str]]:
@@ -145,42 +214,43 @@ def _check_volumes(dataset: Dataset) -> tuple[list[str], list[str]]:
     """Return faults and warnings of all cases, in their order."""
     faults, warnings = [], []
     with ThreadPoolExecutor(max_workers=4) as pool:
-        results = pool.map(lambda case: _check_case(case, dataset.labels), dataset.cases)
+        results = pool.map(lambda case: _check_case(case, dataset), dataset.cases)
         for case, (errors, remarks) in zip(dataset.cases, results, strict=True):
             faults += [f"{case.name}: {error}" for error in errors]
             warnings += [f"{case.name}: {remark}" for remark in remarks]
     return faults, warnings
 
 
-def _check_case(case: Case, labels: dict[str, int]) -> tuple[list[str], list[str]]:
-    faults = []
-    image = truth = None
+def _check_case(case: Case, dataset: Dataset) -> tuple[list[str], list[str]]:
+    faults, remarks, labels = [], [], dataset.labels
+    image = None
     try:
         image = read_volume(case.image)
+        remarks += image.remarks
         if not np.isfinite(image.array).all():
             count = np.count_nonzero(~np.isfinite(image.array))
             faults.append(f"the image holds NaN or infinite values (voxels: {count}).")
+        elif said := contradiction(dataset.modality, image.array):
+            remarks.append(said)
     except VolumeError as error:
         faults.append(str(error))
     if case.labels is None:
-        return faults, []
+        return faults, remarks
     try:
         truth = read_labels(case.labels)
     except VolumeError as error:
         return [*faults, str(error)], []
-    if image is not None and not image.geometry.matches(truth.geometry):
-        faults.append(_describe_difference(image.geometry, truth.geometry))
+    if image is not None:
+        try:
+            truth = on_grid(truth, image.geometry, case.labels)
+        except VolumeError as error:
+            faults.append(str(error))
     present = set(np.unique(truth.array).tolist()) - {0}
     unknown = sorted(present - set(labels.values()))
     if labels and unknown:
         faults.append(f"the label map holds {unknown}, which dataset.json does not name.")
     if not present:
         return [*faults, "the label map has no foreground."], []
-    return faults, [f"no {name} in it." for name, value in labels.items() if value not in present]
-
-
-def _describe_difference(image: Geometry, labels: Geometry) -> str:
-    if image.size != labels.size:
-        return f"the image has {image.size} voxels, its label map {labels.size}."
-    offset = np.abs(image.affine - labels.affine).max()
-    return f"image and label map lie on different grids (affines differ by up to {offset:.3g})."
+    remarks += [f"The label map: {remark}" for remark in truth.remarks]
+    remarks += [f"no {name} in it." for name, value in labels.items() if value not in present]
+    return faults, remarks

@@ -36,7 +36,7 @@ class CasesConfig(Settings):
         folds: number of folds; case n of the sorted names belongs to fold n modulo `folds`.
             0 holds out none.
         fold: the fold held out for validation.
-        modality: "auto" (the dataset's first channel name), "CT" or "MR".
+        modality: "auto" (by the name of the channel, or the first image), "CT" or "MR".
     """
 
     cases: tuple[str, ...] = ("*",)

@@ -3,7 +3,7 @@
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from SRCSMSegmenterLib.errors import ConfigError
@@ -47,13 +47,14 @@ def open_source(
         DatasetError, ConfigError, VolumeError.
     """
     dataset = choose_cases(read_dataset(dataset_folder), data.cases)
+    if data.modality != "auto":
+        dataset = replace(dataset, modality=data.modality, remark="")
     training, validation = split(dataset.cases, data)
     tell(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
     if check:
         for warning in check_dataset(dataset):
             tell(f"Warning: {warning}")
-    modality = dataset.modality if data.modality == "auto" else data.modality
-    return Source(dataset, modality, training, validation)
+    return Source(dataset, dataset.modality, training, validation)
 
 
 def split(cases: Sequence[Case], data: CasesConfig) -> tuple[list[Case], list[Case]]:

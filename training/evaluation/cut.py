@@ -7,6 +7,8 @@ what it does not see, so these numbers are higher than those of whole scans, and
 truth. Their cut within the slices, to 192 x 192 pixels, is not repeated here.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -39,4 +41,5 @@ def cut(volume: Volume, slab: Slab) -> Volume:
     affine[:3, 3] = volume.geometry.to_ras(first)
     where = [slice(None)] * 3
     where[2 - axis] = slice(slices.start, slices.stop)
-    return Volume(np.ascontiguousarray(volume.array[tuple(where)]), Geometry(tuple(size), affine))
+    array = np.ascontiguousarray(volume.array[tuple(where)])
+    return replace(volume, array=array, geometry=Geometry(tuple(size), affine))

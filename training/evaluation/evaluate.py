@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from SRCSMSegmenterLib.alignment import on_grid
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
+from SRCSMSegmenterLib.volume_io import read_geometry, read_labels
 
-from ..data.dataset import Case, Dataset
+from ..data.dataset import Case, Dataset, read_case, require_named
 from .cut import Slab, cut, labelled_slab
 from .metrics import TOLERANCE, score_case
 from .predictions import Predictions
@@ -65,6 +66,7 @@ class Scan:
 
 
 Progress = Callable[[int, int, str], None]
+Tell = Callable[[Path, Sequence[str]], None]
 
 
 def evaluate(
@@ -74,6 +76,7 @@ def evaluate(
     source_matching: Sequence[str] = ("off", "on"),
     scoring: Scoring = Scoring(),
     progress: Progress = lambda done, total, name: None,
+    tell: Tell = lambda path, remarks: None,
 ) -> pd.DataFrame:
     """Segment and score every case, see `score`.
 
@@ -86,7 +89,7 @@ def evaluate(
     def label(scan: Scan, setting: str) -> Volume:
         return segment(scan.image, setting == "on")
 
-    return score(label, source_matching, datasets, output, scoring, progress)
+    return score(label, source_matching, datasets, output, scoring, progress, tell)
 
 
 def evaluate_predictions(
@@ -95,6 +98,7 @@ def evaluate_predictions(
     output: Path,
     scoring: Scoring = Scoring(),
     progress: Progress = lambda done, total, name: None,
+    tell: Tell = lambda path, remarks: None,
 ) -> pd.DataFrame:
     """Score the label maps that another tool wrote, see `score`.
 
@@ -105,6 +109,7 @@ def evaluate_predictions(
 
     def label(scan: Scan, setting: str) -> Volume:
         labels = predictions.read(scan.dataset.name, scan.case, scan.whole)
+        tell(predictions.files[scan.dataset.name, scan.case.name], labels.remarks)
         if scoring.label_map is None:
             present = set(np.unique(labels.array).tolist()) - {0}
             if unknown := sorted(present - set(scan.dataset.labels.values())):
@@ -114,7 +119,7 @@ def evaluate_predictions(
                 )
         return labels if scan.slab is None else cut(labels, scan.slab)
 
-    return score(label, (ANY_SETTING,), datasets, output, scoring, progress)
+    return score(label, (ANY_SETTING,), datasets, output, scoring, progress, tell)
 
 
 def score(
@@ -124,6 +129,7 @@ def score(
     output: Path,
     scoring: Scoring,
     progress: Progress,
+    tell: Tell,
 ) -> pd.DataFrame:
     """Score every case, and write `cases.csv`, `metrics.json`, `summary.md` and pictures.
 
@@ -136,6 +142,7 @@ def score(
         datasets: targets; every case needs a label map.
         output: folder, created if it does not exist; results in it are replaced.
         progress: called as progress(done, total, case name) after every label map.
+        tell: called with a file, and what is odd about it, a sentence each.
 
     Returns:
         The long table (see `scores`): dataset, source_matching, seconds (wall time of `label`),
@@ -158,6 +165,8 @@ def score(
     for scan in _scans(targets, scoring.cut_to_labels):
         name, case, truth = scan.dataset.name, scan.case.name, scan.truth.array
         spacing = scan.image.geometry.spacing
+        tell(scan.case.image, scan.image.remarks)
+        tell(scan.case.labels, scan.truth.remarks)
         for setting in source_matching:
             started = time.perf_counter()
             prediction = label(scan, setting).array
@@ -211,9 +220,10 @@ def map_labels(labels: np.ndarray, label_map: Mapping[int, int]) -> np.ndarray:
         label_map: old label -> new label.
 
     Returns:
-        Same shape and dtype.
+        Same shape, an integer type that holds the new labels.
     """
-    lookup = np.zeros(max(int(labels.max()), *label_map) + 1, dtype=labels.dtype)
+    dtype = np.promote_types(labels.dtype, np.min_scalar_type(max(label_map.values())))
+    lookup = np.zeros(max(int(labels.max()), *label_map) + 1, dtype)
     lookup[list(label_map)] = list(label_map.values())
     return lookup[labels]
 
@@ -239,7 +249,8 @@ def _scans(
     if cut_to_labels:  # all of them before hours of work
         for dataset, labels in targets:
             for case in dataset.cases:
-                slab = labelled_slab(read_labels(case.labels), labels)
+                truth = on_grid(read_labels(case.labels), read_geometry(case.image), case.labels)
+                slab = labelled_slab(truth, labels)
                 if slab is None:
                     raise DatasetError(
                         f"{dataset.folder}: {case.name} shows none of {', '.join(labels)}, so it "
@@ -248,7 +259,8 @@ def _scans(
                 slabs[dataset.name, case.name] = slab
     for dataset, labels in targets:
         for case in dataset.cases:
-            image, truth = read_volume(case.image), read_labels(case.labels)
+            image, truth = read_case(case)
+            require_named(case, truth.array, dataset.labels)
             whole, slab = image.geometry, slabs.get((dataset.name, case.name))
             if slab is not None:
                 image, truth = cut(image, slab), cut(truth, slab)

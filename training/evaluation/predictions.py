@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from SRCSMSegmenterLib.alignment import on_grid
 from SRCSMSegmenterLib.endings import READABLE, SEGMENTATION
-from SRCSMSegmenterLib.errors import DatasetError, VolumeError
+from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels
 
@@ -37,23 +38,10 @@ class Predictions:
             grid: of the case's image.
 
         Raises:
-            VolumeError: it cannot be read, or lies on another grid.
+            VolumeError: it cannot be read, or does not lie where the image does.
         """
         path = self.files[dataset, case.name]
-        labels = read_labels(path)
-        if labels.geometry.size != grid.size:
-            raise VolumeError(
-                f"{path} has {labels.geometry.size} voxels, its scan {grid.size}; "
-                "resample it to the scan's grid (nearest neighbour)."
-            )
-        if not labels.geometry.matches(grid):
-            raise VolumeError(
-                f"{path} lies elsewhere in the patient than its scan {case.image}, by origin, "
-                "spacing or direction; resample it to the scan's grid (nearest neighbour)."
-            )
-        if labels.array.min() < 0:
-            raise VolumeError(f"{path} holds the label {labels.array.min()}; labels start at 0.")
-        return labels
+        return on_grid(read_labels(path), grid, path)
 
 
 def find_predictions(folder: Path, datasets: Sequence[Dataset]) -> Predictions:

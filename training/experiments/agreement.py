@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from srcsm_training.data.dataset import Dataset, choose_cases, read_dataset
+from srcsm_training.data.dataset import Dataset, choose_cases, read_case, read_dataset
 from srcsm_training.experiments.reports import CT, DATA, MR
 from SRCSMSegmenterLib.components import dice, keep_largest_component
 from SRCSMSegmenterLib.inference import segment
@@ -31,7 +31,7 @@ from SRCSMSegmenterLib.models.bundle import load_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.source_matching import wanted
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
+from SRCSMSegmenterLib.volume_io import read_volume
 
 AIM = 0.5
 """Per cent of an organ's voxels that may differ."""
@@ -121,7 +121,7 @@ def compare(model: str, dataset: Dataset, pool: ProcessPoolExecutor) -> tuple[st
         avx2 = pool.submit(find, model, case.image, dataset.modality).result()
         every[0].extend(differences(reduced.kept(), here.kept(), labels))
         every[1].extend(differences(avx2.kept(), here.kept(), labels))
-        truth = read_labels(case.labels).array
+        truth = read_case(case)[1].array
         every[2].extend(pieces(here, truth, label) for label in labels)
     name = f"| {model} | {dataset.modality}, {len(dataset.cases)} |"
     kept, best = np.transpose(every[2])

@@ -34,7 +34,7 @@ from SAMRefineLib.refine.refiner import OrganPrompt, Refiner
 from SAMRefineLib.sam.embeddings import EmbeddingCache
 from SAMRefineLib.sam.models import SamModel, load_sam
 from SAMRefineLib.sam.prediction import MosaicMode
-from srcsm_training.data.dataset import Case, Dataset, choose_cases, read_dataset
+from srcsm_training.data.dataset import Case, Dataset, choose_cases, read_case, read_dataset
 from srcsm_training.experiments import reports
 from srcsm_training.experiments.reports import (
     CT,
@@ -52,7 +52,6 @@ from SRCSMSegmenterLib.components import dice, keep_largest_component
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
 from SRCSMSegmenterLib.models.catalogue import shipped_models_folder
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 THETA1 = 0.75
 THETAS = (0.5, 0.75, 0.9)
@@ -168,7 +167,8 @@ def score_case(
 ) -> list[dict]:
     """Return a row for each label, kind and θ2, and two rows for the coarse masks alone."""
     modality, labels = dataset.modality, dataset.labels
-    volume, truth = read_volume(case.image), read_labels(case.labels).array
+    volume, label_map = read_case(case)
+    truth = label_map.array
     segmentation = segment(
         volume,
         coarse,

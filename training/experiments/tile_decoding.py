@@ -19,17 +19,17 @@ from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.decoding import Prompts, decode
 from SAMRefineLib.sam.models import SamModel, load_sam
 from SAMRefineLib.sam.mosaic import Tile, mask_from_tile
-from srcsm_training.data.dataset import Case, choose_cases, read_dataset
+from srcsm_training.data.dataset import Case, choose_cases, read_case, read_dataset
 from srcsm_training.experiments.reports import DATA, MR
 from srcsm_training.sam.decoder import embed
 from srcsm_training.sam.layout import Scan, laid_out, organ_boxes
 from SRCSMSegmenterLib.components import dice
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 
 def lay_out(case: Case, model: SamModel, modality: str, labels: Sequence[int]) -> Scan:
     """Lay out a case's organs in crops, with their true boxes."""
-    volume, truth = read_volume(case.image), read_labels(case.labels).array
+    volume, label_map = read_case(case)
+    truth = label_map.array
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     boxes = {v: organ_boxes("true", truth, truth == v, grid, theta1=0.0) for v in labels}
     return laid_out(case.name, volume, truth, boxes, model, "crops", modality)

@@ -30,7 +30,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 
 from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
-from srcsm_training.data.dataset import Case
+from srcsm_training.data.dataset import Case, as_bytes, read_case
 from srcsm_training.engine.accelerator import accelerator_for
 from srcsm_training.engine.config import CasesConfig, Recipe, configured
 from srcsm_training.engine.fit import fit
@@ -43,7 +43,7 @@ from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.devices import resolve_device
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
 from SRCSMSegmenterLib.geometry import Volume
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_volume
+from SRCSMSegmenterLib.volume_io import read_volume, write_volume
 
 
 @dataclass(frozen=True)
@@ -279,10 +279,10 @@ def predict(volume: Volume, coarse: Coarse, modality: str | None = None) -> np.n
 
 def read_slices(case: Case, modality: str) -> Slices:
     """Read a case's slices as the network sees them."""
-    volume, labels = read_volume(case.image), read_labels(case.labels)
+    volume, labels = read_case(case)
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     pixels = to_pixels(grid.stack(volume.array), EQUALISED, modality)
-    stack = np.ascontiguousarray(grid.stack(labels.array.astype(np.uint8)))
+    stack = np.ascontiguousarray(grid.stack(as_bytes(case.labels, labels.array)))
     return Slices(case.name, torch.from_numpy(pixels).half(), torch.from_numpy(stack))
 
 

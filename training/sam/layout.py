@@ -17,9 +17,8 @@ from SAMRefineLib.sam.prediction import lay_out
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.inference import segment
 from SRCSMSegmenterLib.models.bundle import ModelBundle
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
-from ..data.dataset import Case
+from ..data.dataset import Case, read_case
 
 BOX_KINDS = ("filtered", "unfiltered", "whole", "true")
 """Where a box comes from: the coarse mask, filtered (the method) or not; the edges of the slices
@@ -93,7 +92,7 @@ def scan_of(
     device: str,
 ) -> Scan:
     """Predict a case with the coarse network, box its organs, and lay it out."""
-    volume, truth = read_volume(case.image), read_labels(case.labels)
+    volume, truth = read_case(case)
     coarse_result = segment(
         volume,
         coarse,

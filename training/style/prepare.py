@@ -11,9 +11,16 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
-from ..data.dataset import Case, Dataset, check_dataset, choose_cases, read_dataset
+from ..data.dataset import (
+    Case,
+    Dataset,
+    as_bytes,
+    check_dataset,
+    choose_cases,
+    read_case,
+    read_dataset,
+)
 from ..engine.config import to_dict
 from ..engine.limits import Limits
 from .config import PrepareConfig, StyleConfig
@@ -192,7 +199,8 @@ def _slices_of(
     case: Case, dataset: Dataset, slices: SliceSet, config: StyleConfig
 ) -> Iterator[Slice]:
     chosen = config.prepare
-    volume, labels = read_volume(case.image), read_labels(case.labels)
+    volume, labels = read_case(case)
+    labels = replace(labels, array=as_bytes(case.labels, labels.array))
     try:
         volume = windowed(volume, dataset.modality, chosen)
     except DatasetError as error:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..endings import READABLE, SEGMENTATION, ending, stem
+from ..endings import READABLE, SEGMENTATION, scans_in, stem
 from ..errors import SRCSMError, VolumeError
 from ..geometry import Volume
 from ..terminology import Segment, segment_for
@@ -77,9 +77,7 @@ def segment_folder(
 def _scans(folder: Path, output: Path) -> dict[Path, Path]:
     """Map each output file to the scan it is made from."""
     scans: dict[Path, Path] = {}
-    for path in sorted(folder.glob("*")):
-        if ending(path) not in READABLE:
-            continue
+    for path in scans_in(folder):
         target = output / f"{stem(path)}{SEGMENTATION}"
         if target in scans:
             raise VolumeError(f"{scans[target]} and {path} would be one file; rename one of them.")
@@ -96,6 +94,8 @@ def _segment_file(
 
     try:
         volume = read_volume(path)
+        if settings.modality is None:
+            settings = replace(settings, modality=volume.modality)
         job = submit_segment(volume, settings, progress=progress)
         wait_for(job)
         reply = job.wait()
@@ -104,7 +104,8 @@ def _segment_file(
     except SRCSMError as error:
         return FileResult(path, error=as_worker_error(error))
     values = reply.values
-    return FileResult(path, target, None, values["volumes_ml"], tuple(values["messages"]))
+    messages = (*volume.remarks, *values["messages"])
+    return FileResult(path, target, None, values["volumes_ml"], messages)
 
 
 def _segment(label: dict[str, Any]) -> Segment:

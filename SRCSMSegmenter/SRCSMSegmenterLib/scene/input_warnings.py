@@ -5,7 +5,7 @@ import numpy as np
 import slicer
 
 from ..geometry import Geometry
-from ..modality import guess_modality
+from ..modality import doubts, guess_modality
 from ..models.catalogue import ModelCard
 from . import nodes
 
@@ -47,10 +47,8 @@ def input_warnings(
         warnings.append(f"The volume has only {high - low + 1:.0f} intensities; is it a label map?")
     elif modality not in ("CT", "MR"):
         warnings.append(f"DICOM says {modality}; the networks know CT and MR.")
-    elif modality == "CT" and guess_modality(np.array(low)) != "CT":
-        warnings.append(f"CT without air (the minimum is {low:g}): are these Hounsfield units?")
-    elif modality == "MR" and low < 0:
-        warnings.append(f"MR with negative intensities (down to {low:g}): was it rescaled?")
+    else:
+        warnings += doubts(modality, np.array([low, high]))
     if modality != card.modality and source_matching == "off":
         warnings.append(
             f"This looks like {modality}, the network learned from {card.modality}: switch source "

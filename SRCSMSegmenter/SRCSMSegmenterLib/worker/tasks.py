@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import BundleError, Cancelled
 from ..geometry import Geometry, Volume
-from ..modality import guess_modality
+from ..modality import modality_of
 from ..models.catalogue import find_bundles, find_model, shipped_models_folder
 from ..models.hashed_folder import SUMS, sha256
 from ..terminology import Segment, terminology_entry
@@ -181,7 +181,7 @@ def segmented_scan(
     volume = Volume(arrays["image"], Geometry.from_json(parameters))
     device = str(resolve_device(parameters.get("device", "auto")))
     given = parameters.get("modality")
-    modality = given or guess_modality(volume.array)
+    modality = modality_of(volume, given)
     matching = wanted(parameters.get("source_matching", "auto"), modality, description.rule)
 
     def progress(stage: str, fraction: float) -> None:

@@ -18,13 +18,14 @@ def test_one_bad_file_does_not_keep_the_others_from_being_segmented(model, tmp_p
     write_volume(source / "good.nii.gz", Volume(an_image(), GRID))
     (source / "bad.nrrd").write_text("no image")
     (source / "notes.txt").write_text("no scan")
+    (source / "._good.nii.gz").write_bytes(b"what macOS leaves")
     (source / "old.seg.nrrd").write_text("no scan either")
     heard = []
     bad, good = segment_folder(
         source, tmp_path / "out", model=model, progress=lambda *news: heard.append(news)
     )
     assert bad.output is None
-    assert "bad.nrrd cannot be read" in str(bad.error)
+    assert "bad.nrrd is not an NRRD file" in str(bad.error)
     assert good.error is None
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.seg.nrrd"]
     labels = read_labels(good.output)

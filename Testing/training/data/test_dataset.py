@@ -2,13 +2,14 @@
 """nnU-Net raw datasets: what is read, and that every fault is named, all at once."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from srcsm_training.data.dataset import check_dataset, read_dataset
-from SRCSMSegmenterLib.errors import DatasetError
+from srcsm_training.data.dataset import as_bytes, check_dataset, read_case, read_dataset
+from SRCSMSegmenterLib.errors import DatasetError, VolumeError
 
 DESCRIPTION = {
     "channel_names": {"0": "CT"},
@@ -33,7 +34,7 @@ def describe(folder, **changes):
 
 
 def image_array():
-    return np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) - 20
+    return np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE) - 120
 
 
 def label_array():
@@ -76,11 +77,34 @@ def test_a_sound_dataset_passes(folder):
 
 
 @pytest.mark.parametrize(
-    ("channel", "modality"), [("CT", "CT"), ("ct", "CT"), ("T2", "MR"), ("noNorm", "MR")]
+    ("channel", "modality"), [("CT", "CT"), ("cta_portal", "CT"), ("T2", "MR")]
 )
 def test_the_first_channel_names_the_modality(folder, channel, modality):
     describe(folder, channel_names={"0": channel})
     assert read_dataset(folder).modality == modality
+
+
+@pytest.mark.parametrize("channel", ["noNorm", "zscore", "", 0, 1.5])
+@pytest.mark.parametrize(("lowest", "modality"), [(-120, "CT"), (0, "MR")])
+def test_images_decide_the_modality_if_the_channels_name_does_not(
+    folder, channel, lowest, modality
+):
+    describe(folder, channel_names={"0": channel})
+    image = np.maximum(image_array(), lowest)
+    for name in ("a", "b"):
+        write(folder / f"imagesTr/{name}_0000.nii.gz", image)
+    dataset = read_dataset(folder)
+    assert dataset.modality == modality
+    (said,) = check_dataset(dataset)
+    assert f"by its first image the dataset is taken for {modality}." in said
+
+
+def test_images_that_contradict_the_channels_name_are_told(folder):
+    describe(folder, channel_names={"0": "CT"})
+    write(folder / "imagesTr/b_0000.nii.gz", np.abs(image_array()))
+    assert check_dataset(read_dataset(folder)) == [
+        "b: taken for CT, although no voxel is below -100."
+    ]
 
 
 def test_another_file_ending_is_followed(folder):
@@ -189,7 +213,7 @@ def test_all_faults_of_files_and_volumes_come_at_once(tmp_path):
     bad = image_array()
     bad[0, 1, 2], bad[3, 2, 1] = np.nan, np.inf
     write(images / "a_0000.nrrd", bad)
-    write(labels / "c.nrrd", label_array(), origin=(0.0, 0.01, 0.0))
+    write(labels / "c.nrrd", label_array(), origin=(0.0, 1.1, 0.0))
     write(labels / "d.nrrd", np.zeros((4, 5, 7), np.uint8) + 7)
     write(labels / "e.nrrd", np.zeros(SHAPE, np.uint8))
     write(images / "f_0000.nrrd", image_array()[0], spacing=(1.0, 2.0), origin=(0.0, 0.0))
@@ -205,8 +229,8 @@ def test_all_faults_of_files_and_volumes_come_at_once(tmp_path):
         "orphan: imagesTr/orphan_0000.nrrd is missing",
         "promises 12 training cases, found 7",
         "a: the image holds NaN or infinite values (voxels: 2)",
-        "c: image and label map lie on different grids",
-        "d: the image has (6, 5, 4) voxels, its label map (7, 5, 4)",
+        "c.nrrd does not lie where its scan does",
+        "d.nrrd does not lie where its scan does: 7 x 5 x 4 voxels",
         "d: the label map holds [7]",
         "e: the label map has no foreground",
         "f_0000.nrrd is 2-D",
@@ -226,13 +250,38 @@ def test_nan_in_a_nifti_file_is_a_fault(folder):
     assert faults_of(folder) == ["a: the image holds NaN or infinite values (voxels: 1)."]
 
 
-@pytest.mark.parametrize(("shift", "sound"), [(0.0019, True), (0.0021, False)])
-def test_grids_may_differ_by_a_thousandth_of_a_voxel(folder, shift, sound):
+@pytest.mark.parametrize("shift", [0.0019, 0.99, 1.01])
+def test_grids_may_differ_by_half_a_voxel_but_more_than_a_thousandth_is_told(folder, shift):
     write(folder / "labelsTr/a.nii.gz", label_array(), origin=(0.0, shift, 0.0))  # 2 mm a voxel
-    if sound:
-        check_dataset(read_dataset(folder))
+    if shift > 1:
+        assert "does not lie where" in faults_of(folder)[0]
     else:
-        assert "different grids" in faults_of(folder)[0]
+        said = check_dataset(read_dataset(folder))
+        assert ["another grid" in line for line in said] == [True] * (shift > 0.002)
+
+
+def test_a_label_map_that_is_stored_mirrored_is_read_on_the_grid_of_its_scan(folder):
+    path = folder / "labelsTr/a.nii.gz"
+    sitk.WriteImage(sitk.Flip(sitk.ReadImage(str(path)), (True, False, True)), str(path))
+    first, _ = read_dataset(folder).cases
+    image, labels = read_case(first)
+    np.testing.assert_array_equal(labels.array, label_array())
+    assert labels.geometry.matches(image.geometry)
+    assert check_dataset(read_dataset(folder)) == [
+        "a: The label map: It is stored on another grid than its scan; the nearest voxels were "
+        "taken."
+    ]
+
+
+def test_more_labels_than_a_network_tells_apart_are_a_fault(folder):
+    describe(folder, labels={"background": 0, **{f"region_{n}": n for n in range(1, 257)}})
+    assert faults_of(folder) == ["dataset.json names 256 labels; at most 255 work here."]
+
+
+def test_labels_are_never_taken_modulo_256():
+    assert as_bytes(Path("a.nii.gz"), np.array([0, 255], np.int32)).tolist() == [0, 255]
+    with pytest.raises(VolumeError, match=r"a\.nii\.gz holds the label 257"):
+        as_bytes(Path("a.nii.gz"), np.array([0, 257], np.int32))
 
 
 def test_a_case_without_one_organ_is_a_warning(folder):

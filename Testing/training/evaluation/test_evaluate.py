@@ -70,6 +70,39 @@ def test_evaluate_scores_every_case_with_and_without_source_matching(dataset, tm
     }
 
 
+@pytest.mark.parametrize("shift", [0.0, 60.0])
+def test_a_truth_that_is_stored_mirrored_scores_the_same_and_one_elsewhere_is_refused(
+    dataset, tmp_path, shift
+):
+    whole = Geometry(SHAPE[::-1], AFFINE)
+    affine = AFFINE * (-1, 1, 1, 1)
+    affine[:3, 3] = whole.to_ras((SHAPE[2] - 1, 0, 0)) + np.array([shift, 0, 0])
+    mirrored = Volume(truth_array()[:, :, ::-1], Geometry(SHAPE[::-1], affine))
+    write_volume(dataset.cases[0].labels, mirrored)
+    told = []
+    run = (segment, [dataset], tmp_path / "out", ("on",), Scoring(worst=0))
+    if shift:
+        with pytest.raises(VolumeError, match=r"p_labels.* does not lie where"):
+            evaluate(*run)
+        return
+    table = evaluate(*run, tell=lambda path, remarks: told.extend((path, r) for r in remarks))
+    assert (table["dice"] == 1).all()
+    assert [path for path, remark in told if "another grid" in remark] == [dataset.cases[0].labels]
+
+
+def test_a_truth_with_a_label_that_the_dataset_does_not_name_is_refused(dataset, tmp_path):
+    labels = truth_array()
+    labels[0, 0, 0] = 9
+    write_volume(dataset.cases[1].labels, Volume(labels, Geometry(SHAPE[::-1], AFFINE)))
+    with pytest.raises(DatasetError, match=r"q_labels.* holds the labels \[9\]"):
+        evaluate(segment, [dataset], tmp_path / "out", ("on",), Scoring(worst=0))
+
+
+def test_labels_beyond_255_are_mapped_as_they_are():
+    mapped = map_labels(np.array([0, 1, 2], np.uint8), {1: 300, 2: 1})
+    assert mapped.tolist() == [0, 300, 1]
+
+
 def test_evaluate_uses_the_spacing_of_the_scan(dataset, tmp_path):
     def one_slice_off(image, source_matching):
         return Volume(np.roll(truth_array(), -1, axis=0), image.geometry)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scan that a command is given: reading it, and saying what is odd about it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .console import say
+
+if TYPE_CHECKING:
+    from SRCSMSegmenterLib.geometry import Volume
+
+
+def read_scan(arguments: argparse.Namespace) -> tuple["Volume", str]:
+    """Read the scan of a command, and say what is odd about it.
+
+    Args:
+        arguments: with scan, series and modality, see `arguments`.
+
+    Returns:
+        The scan, and its modality: the one that is given, its file's, or else guessed.
+
+    Raises:
+        VolumeError: see `volume_io.read_volume`.
+    """
+    from SRCSMSegmenterLib.modality import doubts, modality_of
+    from SRCSMSegmenterLib.volume_io import read_volume
+
+    scan = read_volume(arguments.scan, arguments.series)
+    modality = modality_of(scan, arguments.modality)
+    tell_remarks(arguments.scan, (*scan.remarks, *doubts(modality, scan.array)))
+    return scan, modality
+
+
+def tell_remarks(path: Path, remarks: Sequence[str]) -> None:
+    """Say what is odd about a file, a sentence each."""
+    for remark in remarks:
+        say(f"srcsm: warning: {path}: {remark}")
