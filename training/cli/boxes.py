@@ -11,7 +11,7 @@ from SRCSMSegmenterLib.errors import ConfigError
 from . import arguments as options
 from .console import print_json, say, stage_display
 from .outputs import check_writable, make_folder
-from .scan_input import read_scan, tell_remarks
+from .scan_input import read_scan
 from .tables import Rows, ranges
 
 if TYPE_CHECKING:
@@ -135,9 +135,7 @@ def _coarse_organs(
     if arguments.coarse:
         from ..data.coarse import read_coarse
 
-        return read_coarse(
-            arguments.coarse, arguments.coarse_confidence, scan.geometry, tell_remarks
-        )
+        return read_coarse(arguments.coarse, arguments.coarse_confidence, scan.geometry)
 
     from SAMRefineLib.boxes.coarse import CoarseOrgan
     from SRCSMSegmenterLib.devices import resolve_device

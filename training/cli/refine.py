@@ -12,7 +12,7 @@ from SRCSMSegmenterLib.errors import ConfigError
 from . import arguments as options
 from .console import print_json, stage_display
 from .outputs import make_folder, output_files, report_volume_errors
-from .scan_input import read_scan, tell_remarks
+from .scan_input import read_scan
 from .tables import refinement_rows, refinement_text
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _organs(arguments: argparse.Namespace, geometry: "Geometry") -> list["OrganP
         frames.require(grid)
     coarse = []
     if arguments.coarse:
-        coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry, tell_remarks)
+        coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
     masks = {organ.label: organ.mask for organ in coarse}
     labels = {frames.label for frames in boxed}
     others = [KeyFrames(o.name, o.label, grid) for o in coarse if o.label not in labels]

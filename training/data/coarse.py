@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coarse segmentations in files: a label map, and the probabilities of its labels."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from SAMRefineLib.boxes.coarse import CoarseOrgan
-from SRCSMSegmenterLib.alignment import on_grid
 from SRCSMSegmenterLib.dicom_segmentation import is_dicom, read_segmentation
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -18,31 +16,28 @@ MOST_OFF = 0.01
 """Voxels by which the grid of labels may differ from the scan's: DICOM rounds its numbers."""
 
 
-def read_coarse(
-    labels: Path,
-    confidence: Path | None,
-    geometry: Geometry,
-    tell: Callable[[Path, Sequence[str]], None] = lambda path, remarks: None,
-) -> list[CoarseOrgan]:
+def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> list[CoarseOrgan]:
     """Read the organs of a label map, with their probabilities if there are any.
 
     Args:
         labels: label map, or DICOM segmentation.
         confidence: volume that `srcsm segment --confidence` wrote; None takes every label as sure.
-        geometry: grid of the scan; both have to lie where it does.
-        tell: called with a file, and what is odd about it, a sentence each.
+        geometry: grid of the scan, on which both have to lie.
 
     Raises:
-        VolumeError: unreadable, without any label, or elsewhere than the scan.
+        VolumeError: unreadable, without any label, or on another grid than the scan's.
     """
-    volume, names = _read_named_labels(labels, geometry)
-    tell(labels, volume.remarks)
+    volume, names = _read_named_labels(labels)
+    volume = _on_grid(labels, volume, geometry)
     present = [int(label) for label in np.unique(volume.array) if label > 0]
     if not present:
         raise VolumeError(f"{labels} holds no label; segment the scan first.")
     probability = None
     if confidence:
-        probability = on_grid(read_volume(confidence), geometry, confidence).array
+        probabilities = read_volume(confidence)
+        if not probabilities.geometry.matches(geometry):
+            raise _elsewhere(confidence)
+        probability = probabilities.array
     organs = []
     for label in present:
         mask = volume.array == label
@@ -52,15 +47,14 @@ def read_coarse(
     return organs
 
 
-def _read_named_labels(path: Path, geometry: Geometry) -> tuple[Volume, dict[int, str]]:
-    """Read a label map on a scan's grid, and the names of its labels if its format has them."""
+def _read_named_labels(path: Path) -> tuple[Volume, dict[int, str]]:
+    """Read a label map of any format, and the names of its labels if the format has them."""
     if is_dicom(path):
-        volume, names = read_segmentation(path)
-        return _uncropped(path, volume, geometry), names
-    return on_grid(read_labels(path), geometry, path), segment_names(path)
+        return read_segmentation(path)
+    return read_labels(path), segment_names(path)
 
 
-def _uncropped(path: Path, volume: Volume, geometry: Geometry) -> Volume:
+def _on_grid(path: Path, volume: Volume, geometry: Geometry) -> Volume:
     """Lay labels on a scan's grid whose voxels they have, if cropped or with turned axes.
 
     DICOM segmentations leave empty slices out, and count slices from either end.

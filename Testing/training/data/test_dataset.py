@@ -109,7 +109,8 @@ def test_images_that_contradict_the_channels_name_are_told(folder):
 
 def test_another_file_ending_is_followed(folder):
     for path in [*folder.glob("images*/*"), *folder.glob("labels*/*")]:
-        write(path.with_name(path.name.replace(".nii.gz", ".nrrd")), label_array())
+        array = image_array() if "images" in path.parent.name else label_array()
+        write(path.with_name(path.name.replace(".nii.gz", ".nrrd")), array)
         path.unlink()
     describe(folder, file_ending=".nrrd")
     assert check_dataset(read_dataset(folder)) == []
