@@ -291,6 +291,9 @@ def test_what_cannot_be_refined_is_refused_in_a_sentence(files, models, tmp_path
     write_volume(other, Volume(image[1:], shorter))
     said = refused(capsys, 3, "refine", other, "--boxes", boxes, "-o", out)
     assert "another grid" in said
+    affine = files["geometry"].affine.copy()
+    affine[:3, 3] += affine[:3, 0] * 0.4
+    write_volume(other, Volume(image, Geometry((20, 22, 24), affine)))
     said = refused(capsys, 3, "boxes", other, "-o", boxes, "--coarse", files["coarse"])
     assert "scan's grid" in said
     empty = tmp_path / "empty.nii.gz"
