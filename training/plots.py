@@ -64,11 +64,17 @@ def draw_slice(
 
 
 def curve_picture(path: Path, rows: Sequence[dict], labels: Sequence[str]) -> None:
-    """Draw the loss and the validation Dice per label over the steps (rows of curve.csv)."""
+    """Draw the loss, its parts and the validation Dice per label over the steps (curve.csv)."""
     figure = Figure(figsize=(8, 3))
     left, right = figure.subplots(1, 2)
-    left.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="black")
+    names = [key for key in rows[-1] if key.startswith("loss")]
+    for name, colour in zip(names, ("black", *COLOURS), strict=False):
+        some = [row for row in rows if name in row]
+        values = [row[name] for row in some]
+        left.plot([row["step"] for row in some], values, color=colour, label=name)
     left.set(xlabel="step", ylabel="loss (running mean)")
+    if len(names) > 1:
+        left.legend(fontsize=7)
     validated = [row for row in rows if row["dice"] != ""]
     for label, colour in zip(labels, COLOURS * len(labels), strict=False):
         values = [row[f"dice_{label}"] for row in validated]

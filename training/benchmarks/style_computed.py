@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from srcsm_training.benchmarks.timing import Row, Table
 from srcsm_training.engine.config import with_overrides
 from srcsm_training.segmentation.config import TrainingConfig
-from srcsm_training.segmentation.pairs import PairNetwork, pair_loss
+from srcsm_training.segmentation.pairs import PairNetwork, pair_losses
 from srcsm_training.segmentation.presets import preset
 from srcsm_training.style.base import CONDITION_CHANNELS
 from srcsm_training.style.config import StyleConfig
@@ -220,7 +220,8 @@ def training_on_pairs(config: TrainingConfig) -> Work:
         labels = torch.zeros(batch, *shape, dtype=torch.long)
         with torch.autocast("cpu", torch.bfloat16, recipe.precision != "fp32"):
             logits, projected = network(torch.zeros(2 * batch, 1, *shape))
-        pair_loss(logits, projected, labels, recipe, config.pairs).backward()
+        losses = pair_losses(logits, projected, labels, recipe, config.pairs)
+        sum(losses.values()).backward()
 
     return counted((network,), work)
 

@@ -2,6 +2,7 @@
 """``srcsm train``."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
@@ -47,6 +48,13 @@ def add(commands: options.Commands) -> None:
         required=False,
     )
     options.add_signature(parser)
+    parser.add_argument(
+        "--logger",
+        choices=("tensorboard", "wandb", "mlflow"),
+        default="tensorboard",
+        help="where curves, previews and the configuration go beside RUN (default: tensorboard, "
+        "in RUN/tensorboard); the others need their packages",
+    )
     parser.add_argument(
         "--extend",
         action="store_true",
@@ -97,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
                 extend=arguments.extend,
                 device=arguments.device,
                 cache=arguments.cache,
-                limits=limits,
+                limits=replace(limits, logger=arguments.logger),
             )
         except BundleError as error:  # of the bundle that is written: the others are a ConfigError
             raise OutputError(str(error)) from error
@@ -138,8 +146,6 @@ def dry_run(arguments: argparse.Namespace, config: "TrainingConfig") -> str:
     Returns:
         The configuration as YAML; as comments the cases and the time and memory of the training.
     """
-    from dataclasses import replace
-
     from ..engine.config import as_yaml
     from ..engine.estimate import measure_training
     from ..engine.source_domain import intensity_rule, open_source

@@ -7,7 +7,7 @@ nothing but its step and its state to go on exactly as if it had not been stoppe
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +27,11 @@ from .run_folder import Run
 Batch = Any
 """Whatever `draw` returns and `loss` takes."""
 
+Losses = torch.Tensor | Mapping[str, torch.Tensor]
+"""A loss, or the parts by name whose sum it is."""
+
 LOG_EVERY = 50
-"""Steps between two rows of the curve without a validation."""
+"""Most steps between two rows of the curve; of a short training, 1 % of its steps."""
 
 MOST_SKIPPED = 100
 """Steps in a row that a training may skip because their gradient is not finite."""
@@ -44,7 +47,7 @@ def fit(
     optimiser: torch.optim.Optimizer,
     *,
     draw: Callable[[torch.Generator], Batch],
-    loss: Callable[[nn.Module, Batch, torch.Generator], torch.Tensor],
+    loss: Callable[[nn.Module, Batch, torch.Generator], Losses],
     validate: Callable[[nn.Module], dict[str, list[float]]] | None = None,
     preview: Callable[[nn.Module, Progress], None] = lambda network, progress: None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
@@ -60,8 +63,9 @@ def fit(
             averaged and saved.
         optimiser: of those parameters.
         draw: returns the batch of a forward pass, from the step's generator.
-        loss: called as loss(model, batch, generator); it applies random convolution. Called again
-            if the loss is not finite, at most `nan_redraws` times.
+        loss: called as loss(model, batch, generator); it applies random convolution. The curve
+            shows its parts one by one. Called again if the loss is not finite, at most
+            `nan_redraws` times.
         validate: returns one or all of `SCORES`, Dice per label of the averaged network; the best
             weights are those with the highest `mean_score`.
         preview: called after every validation, or when one would be due, with the averaged network,
@@ -78,19 +82,22 @@ def fit(
     progress = state.progress
     time_is_up, saved = limits.start(), time.monotonic()
     model.train()
+    laps: list[float] = []
     while not progress.finished:
         started = time.monotonic()
         generator = seeded(config.seed, progress.step, accelerator.process_index)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, progress.step)
-        value = add_gradients(run, model, draw, loss, generator, progress.step)
+        losses = add_gradients(run, model, draw, loss, generator, progress.step)
         take_step(state, recipe, accelerator)
         state.update_average(recipe.ema)
-        progress.count_step(value, recipe.steps)
+        progress.count_step(losses, recipe.steps)
+        laps.append(time.monotonic() - started)
 
         due = progress.finished or is_due(progress.step, config.validate_every)
-        if due or is_due(progress.step, LOG_EVERY):
-            row = log_row(progress, recipe, time.monotonic() - started)
+        if due or is_due(progress.step, log_every(recipe.steps)):
+            row = log_row(progress, recipe, sum(laps) / len(laps))
+            laps.clear()
             if due and validate:
                 with state.averaged():
                     row |= validate(network)
@@ -210,23 +217,29 @@ def add_gradients(
     run: Run,
     model: nn.Module,
     draw: Callable[[torch.Generator], Batch],
-    loss: Callable[[nn.Module, Batch, torch.Generator], torch.Tensor],
+    loss: Callable[[nn.Module, Batch, torch.Generator], Losses],
     generator: torch.Generator,
     step: int,
-) -> float:
-    """Add up the gradients of a step's forward passes, and return the mean of their losses.
+) -> dict[str, float]:
+    """Add up the gradients of a step's forward passes, and return the means of their losses.
+
+    Returns:
+        "loss" and, if the loss has parts, "loss_" and the name of each.
 
     Raises:
         TrainingError: a loss stays not finite.
     """
-    recipe, accelerator, mean = run.config.optimisation, run.accelerator, 0.0
+    recipe, accelerator = run.config.optimisation, run.accelerator
+    means: dict[str, float] = {}
     for part in range(1, recipe.accumulation + 1):
         batch = draw(generator)
         # Processes exchange the gradients of all passes in the last one.
         last = part == recipe.accumulation
         with nullcontext() if last else accelerator.no_sync(model):
             for _ in range(recipe.nan_redraws + 1):
-                value = loss(model, batch, generator) / recipe.accumulation
+                losses = loss(model, batch, generator)
+                parts = losses if isinstance(losses, Mapping) else {}
+                value = (sum(parts.values()) if parts else losses) / recipe.accumulation
                 # All processes together, as some losses need all of them.
                 if not any_process(accelerator, not torch.isfinite(value)):
                     break
@@ -238,8 +251,11 @@ def add_gradients(
                     "choose precision fp32, and the same command goes on from the last checkpoint."
                 )
             accelerator.backward(value)
-        mean += float(value.detach())
-    return mean
+        means["loss"] = means.get("loss", 0.0) + float(value.detach())
+        for name, tensor in parts.items():
+            share = float(tensor.detach()) / recipe.accumulation
+            means[f"loss_{name}"] = means.get(f"loss_{name}", 0.0) + share
+    return means
 
 
 def take_step(state: State, recipe: StepsConfig, accelerator: Accelerator) -> None:
@@ -270,11 +286,21 @@ def take_step(state: State, recipe: StepsConfig, accelerator: Accelerator) -> No
         )
 
 
+def log_every(steps: int) -> int:
+    """Return the steps between two rows of the curve of a training of so many steps."""
+    return min(LOG_EVERY, max(1, steps // 100))
+
+
 def log_row(progress: Progress, recipe: StepsConfig, seconds: float) -> dict[str, Any]:
-    """Return the row of the curve for the step that was just counted."""
+    """Return the row of the curve for the step that was just counted.
+
+    Args:
+        seconds: mean of the steps since the last row, without validations and previews.
+    """
     return {
         "step": progress.step,
         "loss": progress.loss,
+        **progress.parts,
         "learning_rate": learning_rate(recipe, progress.step - 1),
         "gradient_norm": progress.gradient_norm,
         "seconds": seconds,

@@ -5,21 +5,24 @@ import torch
 from torch.nn import functional as F
 
 
-def segmentation_loss(
+def segmentation_losses(
     logits: torch.Tensor, labels: torch.Tensor, dice: str, cross_entropy: float
-) -> torch.Tensor:
-    """Compute a Dice loss plus cross-entropy weighted by `cross_entropy` (0 in the papers).
+) -> dict[str, torch.Tensor]:
+    """Compute a Dice loss and a cross-entropy weighted by `cross_entropy` (0 in the papers).
 
     Args:
         logits: (N, classes, K, J, I).
         labels: (N, K, J, I) int64.
         dice: a key of `DICE`: "generalised" (Thaler et al.), "mean" or "batch" (Chen et al.).
+
+    Returns:
+        "dice" and, unless its weight is 0, "cross_entropy"; their sum is the loss.
     """
     log_probabilities = logits.float().log_softmax(1)
-    loss = DICE[dice](log_probabilities.exp(), labels)
+    losses = {"dice": DICE[dice](log_probabilities.exp(), labels)}
     if cross_entropy:
-        loss = loss + cross_entropy * F.nll_loss(log_probabilities, labels)
-    return loss
+        losses["cross_entropy"] = cross_entropy * F.nll_loss(log_probabilities, labels)
+    return losses
 
 
 def generalised_dice_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -21,8 +21,9 @@ class Progress:
         gradient_norm: running mean of the clipped gradient norm.
         best_dice: best mean of the validation scores so far, or -1.
         loss: running mean of the loss, for the display.
-        curve: one row per log entry: step, loss, learning rate, gradient norm, seconds per step,
-            and the validation's scores per label.
+        parts: "loss_" and the name of each part of the loss -> its running mean.
+        curve: one row per log entry: step, loss and its parts, learning rate, gradient norm, mean
+            seconds of the steps since the last row, and the validation's scores per label.
         waited: validations since the best one.
         finished: at the last step, or out of patience.
     """
@@ -31,14 +32,19 @@ class Progress:
     gradient_norm: float
     best_dice: float = -1.0
     loss: float = math.nan
+    parts: dict[str, float] = field(default_factory=dict)
     curve: list[dict] = field(default_factory=list)
     waited: int = 0
     finished: bool = False
 
-    def count_step(self, loss: float, steps: int) -> None:
-        """Count a step of `steps`, and update the running mean of the loss."""
+    def count_step(self, losses: dict[str, float], steps: int) -> None:
+        """Count a step of `steps`, and update the running means of "loss" and its parts."""
         self.step += 1
+        values = dict(losses)
+        loss = values.pop("loss")
         self.loss = loss if math.isnan(self.loss) else 0.99 * self.loss + 0.01 * loss
+        for name, value in values.items():
+            self.parts[name] = 0.99 * self.parts.get(name, value) + 0.01 * value
         self.finished = self.step == steps
 
     def count_validation(self, score: float, patience: int) -> bool:

@@ -293,7 +293,8 @@ def curve_row(row: dict, labels: Sequence[str]) -> dict[str, float | str]:
         for kind, values in row.items()
         if isinstance(values, list) and kind != "dice"
     }
-    keys = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
+    parts = (key for key in row if key.startswith("loss_"))
+    keys = ("step", "loss", *parts, "learning_rate", "gradient_norm", "seconds")
     return {key: row[key] for key in keys} | scores
 
 

@@ -25,9 +25,9 @@ from ..augment.degradation import degraded
 from ..augment.regions import random_looks
 from ..augment.spatial import augmented_intensities, augmented_window, draw_spatial
 from ..data.cases import PreparedCase, draw_window
-from ..engine.fit import fit
+from ..engine.fit import Losses, fit
 from ..engine.limits import Limits
-from ..engine.losses import segmentation_loss
+from ..engine.losses import segmentation_losses
 from ..engine.progress import Progress
 from ..engine.run_folder import Run
 from .config import OptimisationConfig, PairsConfig, TrainingConfig
@@ -97,13 +97,13 @@ def train(
     if start:
         network.unet.load_state_dict(start)
 
-    def loss(model: nn.Module, views: Views, generator: torch.Generator) -> torch.Tensor:
+    def loss(model: nn.Module, views: Views, generator: torch.Generator) -> Losses:
         with accelerator.autocast():
             looks = convolved(views, config, generator)
             looks = torch.stack([degraded(v, config.degradation, generator) for v in looks])
         logits, projected = model(looks.flatten(0, 1))
         targets = output_labels(views.labels, config.network.classes)
-        return pair_loss(logits, projected, targets, recipe, config.pairs)
+        return pair_losses(logits, projected, targets, recipe, config.pairs)
 
     def validate(network: PairNetwork) -> dict[str, list[float]]:
         return validation_scores(network.unet, validation, config, rule, accelerator, run.labels)
@@ -125,27 +125,30 @@ def train(
     return progress, network.unet.state_dict()
 
 
-def pair_loss(
+def pair_losses(
     logits: torch.Tensor,
     projected: torch.Tensor | None,
     labels: torch.Tensor,
     recipe: OptimisationConfig,
     pairs: PairsConfig,
-) -> torch.Tensor:
-    """Compute the mean of the views' segmentation losses, plus the weighted contrast.
+) -> dict[str, torch.Tensor]:
+    """Compute the means of the views' segmentation losses, and the weighted contrast.
 
     Args:
         logits: (V * N, classes, K, J, I), view after view.
         projected: (V * N, D, K', J', I'); None: no contrast.
         labels: (N, K, J, I) int64, of all views.
+
+    Returns:
+        Those of `segmentation_losses` and "nt_xent"; their sum is the loss.
     """
     by_view = logits.unflatten(0, (-1, len(labels)))
-    losses = [segmentation_loss(v, labels, recipe.dice, recipe.cross_entropy) for v in by_view]
-    mean = torch.stack(losses).mean()
-    if projected is None:
-        return mean
-    contrast = nt_xent(projected.unflatten(0, (-1, len(labels))), pairs.temperature)
-    return mean + pairs.contrast * contrast
+    losses = [segmentation_losses(v, labels, recipe.dice, recipe.cross_entropy) for v in by_view]
+    means = {name: torch.stack([view[name] for view in losses]).mean() for name in losses[0]}
+    if projected is not None:
+        contrast = nt_xent(projected.unflatten(0, (-1, len(labels))), pairs.temperature)
+        means["nt_xent"] = pairs.contrast * contrast
+    return means
 
 
 def draw_views(

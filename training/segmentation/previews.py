@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -18,7 +19,7 @@ from ..plots import draw_slice, save
 from .config import TrainingConfig
 from .pairs import convolved, draw_views
 from .restyled import RestyledSet
-from .training import case_windows, draw_batch
+from .training import case_windows, draw_batch, output_labels
 
 
 def augmentation_preview(
@@ -97,4 +98,39 @@ def validation_preview(
                 chosen[k].cpu().numpy(),
                 f"{case.name}, slice {k}, {title}",
             )
+    save(figure, path)
+
+
+@torch.no_grad()
+def worst_preview(
+    path: Path,
+    network: UNet,
+    cases: Sequence[PreparedCase],
+    config: TrainingConfig,
+    rule: IntensityRule,
+) -> None:
+    """Draw truth and prediction in the worst slice of the validation cases.
+
+    Of each case, the window with the most foreground is searched for the slice with the lowest Dice
+    of all its foreground together.
+    """
+    device = next(network.parameters()).device
+
+    def worst_slice(case: PreparedCase) -> tuple[float, str, list[np.ndarray]]:
+        windows = case_windows(case, config.grid, device)
+        image, labels = max(windows, key=lambda pair: int((pair[1] > 0).sum()))
+        image, labels = normalise(image[None], rule), output_labels(labels, config.network.classes)
+        prediction = network(image)[0].argmax(0)
+        overlap = ((prediction == labels) & (labels > 0)).sum((1, 2))
+        total = (prediction > 0).sum((1, 2)) + (labels > 0).sum((1, 2))
+        dice = torch.where(total > 0, 2 * overlap / total, 1.0)
+        k = int(dice.argmin())
+        arrays = [x[k].cpu().numpy() for x in (image[0, 0].float(), labels, prediction)]
+        return float(dice[k]), f"{case.name}, slice {k}", arrays
+
+    dice, place, (image, labels, prediction) = min(map(worst_slice, cases), key=lambda one: one[0])
+    figure = Figure(figsize=(6, 3))
+    left, right = figure.subplots(1, 2)
+    draw_slice(left, image, labels, f"{place}, truth")
+    draw_slice(right, image, prediction, f"prediction, Dice {dice:.3f}")
     save(figure, path)

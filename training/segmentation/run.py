@@ -6,22 +6,20 @@ environment.json          versions, git state, command, device, precision, datas
 source_histogram.json     for source matching
 checkpoints/last.pt       the state to resume from
 curve.csv, curve.png      loss and validation Dice
-tensorboard/              the same as events
-previews/                 augmented slices or pairs of views; validation slices, truth, prediction
+tensorboard/              curve, previews and configuration, unless another logger is chosen
+previews/                 augmented slices or pairs of views; validation slices and the worst one
 model/                    the bundle, once the training is finished
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch.utils.tensorboard import SummaryWriter
 
 from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
@@ -38,11 +36,11 @@ from ..data.cases import PreparedCase, default_cache, organ_centroids, prepare_c
 from ..data.dataset import Case
 from ..engine.accelerator import Computing, accelerator_for
 from ..engine.limits import Limits
+from ..engine.loggers import Logger, check_logger, open_logger
 from ..engine.progress import Progress
 from ..engine.run_folder import (
     Run,
     RunResult,
-    curve_row,
     open_case_run,
     write_text,
 )
@@ -78,6 +76,7 @@ def run_training(
         DatasetError, ConfigError, DeviceError, VolumeError, TrainingError, CheckpointError,
         BundleError.
     """
+    check_logger(limits.logger)
     computing = make_accelerator(device, config)
     tell = computing.introduce(limits.say)
     source = open_source(dataset_folder, config.data, tell, check=computing.main)
@@ -100,13 +99,13 @@ def run_training(
     if run.main and run.checkpoint is None:
         _write_source_histogram(run.folder, source.training, rule)
     cases = _prepared(run, source, rule, order, cache)
-    if run.main:
-        _preview_training(run, cases[0], restyled, rule)
 
-    with _tensorboard(run) as log:
+    with open_logger(run, limits.logger) as logger:
+        if run.main:
+            _preview_training(run, cases[0], restyled, rule, logger)
 
         def report(progress: Progress) -> None:
-            log(progress)
+            logger.log(progress)
             limits.report(progress)
 
         train = partial(pairs.train, restyled=restyled) if config.pairs.use else training.train
@@ -115,7 +114,7 @@ def run_training(
             rule,
             *cases,
             start=start,
-            preview=partial(_preview_validation, run, cases[1], rule),
+            preview=partial(_preview_validation, run, cases[1], rule, logger),
             limits=replace(limits, report=report),
         )
 
@@ -163,45 +162,36 @@ def _preview_training(
     cases: Sequence[PreparedCase],
     restyled: Sequence[RestyledSet],
     rule: IntensityRule,
+    logger: Logger,
 ) -> None:
-    """Write pictures of augmented windows and of pairs."""
+    """Write and log pictures of augmented windows and of pairs."""
     folder, config = run.folder / "previews", run.config
-    previews.augmentation_preview(folder / "augmentation.png", cases, config, rule)
+    paths = [folder / "augmentation.png"]
+    previews.augmentation_preview(paths[0], cases, config, rule)
     if config.pairs.use:
-        previews.pairs_preview(folder / "pairs.png", cases, restyled, config, rule)
+        paths.append(folder / "pairs.png")
+        previews.pairs_preview(paths[1], cases, restyled, config, rule)
+    for path in paths:
+        logger.picture(path, 0)
 
 
 def _preview_validation(
     run: Run,
     cases: Sequence[PreparedCase],
     rule: IntensityRule,
+    logger: Logger,
     network: UNet,
     progress: Progress,
 ) -> None:
-    """Write a picture of truth and prediction in the first validation case."""
-    if run.main:
-        path = run.folder / "previews" / f"validation_{progress.step:06d}.png"
-        previews.validation_preview(path, network, cases[0], run.config, rule)
-
-
-@contextmanager
-def _tensorboard(run: Run) -> Iterator[Callable[[Progress], None]]:
-    """Yield a function that logs new rows of the curve to TensorBoard, on the main process."""
+    """Write and log pictures of the first validation case and of the worst validation slice."""
     if not run.main:
-        yield lambda progress: None
         return
-    # What was logged after the checkpoint will be logged again.
-    purge = run.checkpoint and run.checkpoint["progress"]["step"] + 1
-    with SummaryWriter(run.folder / "tensorboard", purge_step=purge) as writer:
-
-        def log(progress: Progress) -> None:
-            if progress.curve and progress.curve[-1]["step"] == progress.step:
-                row = curve_row(progress.curve[-1], run.labels)
-                for key, value in row.items():
-                    if key != "step" and value != "":
-                        writer.add_scalar(key, value, progress.step)
-
-        yield log
+    folder = run.folder / "previews"
+    paths = [folder / f"{kind}_{progress.step:06d}.png" for kind in ("validation", "worst")]
+    previews.validation_preview(paths[0], network, cases[0], run.config, rule)
+    previews.worst_preview(paths[1], network, cases, run.config, rule)
+    for path in paths:
+        logger.picture(path, progress.step)
 
 
 def label_order(labels: dict[str, int], outputs: Sequence[str]) -> tuple[int, ...]:

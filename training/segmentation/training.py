@@ -20,9 +20,9 @@ from ..augment.regions import random_looks
 from ..augment.sequences import SEQUENCES, as_sequence
 from ..augment.spatial import augmented_intensities, augmented_window, cropped, draw_spatial
 from ..data.cases import PreparedCase, draw_window
-from ..engine.fit import Batch, fit
+from ..engine.fit import Batch, Losses, fit
 from ..engine.limits import Limits
-from ..engine.losses import segmentation_loss
+from ..engine.losses import segmentation_losses
 from ..engine.progress import Progress, mean_dice
 from ..engine.run_folder import Run
 from .config import OptimisationConfig, TrainingConfig
@@ -63,7 +63,7 @@ def train(
     if start:
         network.load_state_dict(start)
 
-    def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Losses:
         images, labels = batch
         with accelerator.autocast():
             looks = random_looks(
@@ -71,7 +71,7 @@ def train(
             )
             looks = degraded(looks, config.degradation, generator)
         targets = output_labels(labels, config.network.classes)
-        return segmentation_loss(model(looks), targets, recipe.dice, recipe.cross_entropy)
+        return segmentation_losses(model(looks), targets, recipe.dice, recipe.cross_entropy)
 
     def validate(network: UNet) -> dict[str, list[float]]:
         return validation_scores(network, validation, config, rule, accelerator, run.labels)

@@ -14,12 +14,16 @@ from training_runs import train
 from srcsm_training.engine import fit, run_folder
 from srcsm_training.engine.checkpoint import CheckpointError
 from srcsm_training.engine.config import with_overrides
-from srcsm_training.engine.losses import segmentation_loss
+from srcsm_training.engine.losses import segmentation_losses
 from srcsm_training.segmentation import training
 from srcsm_training.segmentation.config import OptimisationConfig
 from SRCSMSegmenterLib.network import UNet
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+def segmentation_loss(*arguments):
+    return sum(segmentation_losses(*arguments).values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -40,7 +44,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, cases, precision,
     assert resumed.step == 6
     assert_same(last(tmp_path / "whole"), last(tmp_path / "parts"))
     assert_same(weights, again)
-    assert [row["step"] for row in resumed.curve] == [2, 4, 6]
+    assert [row["step"] for row in resumed.curve] == [1, 2, 3, 4, 5, 6]
     assert differs(last(tmp_path / "whole")["network"], last(tmp_path / "whole")["average"])
 
 
@@ -186,7 +190,7 @@ def test_a_nan_loss_draws_src_anew_for_the_same_windows(monkeypatch, tmp_path, c
         return losses[-1] * (math.nan if len(losses) in (1, 2, 5) else 1)
 
     monkeypatch.setattr(training, "random_looks", recorded)
-    monkeypatch.setattr(training, "segmentation_loss", nan_at_first)
+    monkeypatch.setattr(training, "segmentation_losses", nan_at_first)
     progress, weights = train(tiny.config(steps=3, nan_redraws=2), cases, tmp_path)
     assert progress.step == 3
     assert len(looks) == 3 + 3
@@ -210,7 +214,7 @@ def test_redraws_are_fresh_draws(monkeypatch, tmp_path, cases):
         return segmentation_loss(logits, *rest) * (math.nan if len(drawn) == 1 else 1)
 
     monkeypatch.setattr(training, "random_looks", recorded)
-    monkeypatch.setattr(training, "segmentation_loss", nan_at_first)
+    monkeypatch.setattr(training, "segmentation_losses", nan_at_first)
     train(tiny.config(steps=1), cases, tmp_path)
     assert len(drawn) == 2
     assert not torch.allclose(*drawn, atol=1e-3)
@@ -225,7 +229,7 @@ def test_a_loss_that_stays_nan_ends_the_training_with_the_checkpoint_before(
         calls.append(1)
         return segmentation_loss(logits, *rest) * (math.nan if len(calls) > 3 else 1)
 
-    monkeypatch.setattr(training, "segmentation_loss", nan_after_three)
+    monkeypatch.setattr(training, "segmentation_losses", nan_after_three)
     config = replace(tiny.config(nan_redraws=7), checkpoint_minutes=0.0)
     with pytest.raises(fit.TrainingError, match="not finite at step 3 after 7 redraws"):
         train(config, cases, tmp_path)
@@ -246,7 +250,7 @@ class _Poison(torch.autograd.Function):
 def test_gradients_that_are_never_finite_end_the_training(monkeypatch, tmp_path, cases):
     monkeypatch.setattr(fit, "MOST_SKIPPED", 3)
     monkeypatch.setattr(
-        training, "segmentation_loss", lambda x, *rest: segmentation_loss(_Poison.apply(x), *rest)
+        training, "segmentation_losses", lambda x, *rest: segmentation_loss(_Poison.apply(x), *rest)
     )
     with pytest.raises(fit.TrainingError, match="not finite in the 4 steps up to step 3:"):
         train(tiny.config(steps=20), cases, tmp_path)
@@ -259,7 +263,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_weights(monkeypatch, tmp_path, 
         calls.append(1)
         return segmentation_loss(_Poison.apply(logits) if len(calls) == 2 else logits, *rest)
 
-    monkeypatch.setattr(training, "segmentation_loss", poisoned_at_second)
+    monkeypatch.setattr(training, "segmentation_losses", poisoned_at_second)
     norms = []
     train(
         tiny.config(steps=4),
@@ -411,9 +415,37 @@ def test_the_running_loss_in_the_curve(monkeypatch, tmp_path, cases):
     def loss(logits, *_):
         return logits.sum() * 0 + next(values)
 
-    monkeypatch.setattr(training, "segmentation_loss", loss)
+    monkeypatch.setattr(training, "segmentation_losses", loss)
     progress, _ = train(tiny.config(steps=3), cases, tmp_path)
     second = 0.99 * 0.9 + 0.01 * 0.5
     assert [row["loss"] for row in progress.curve] == pytest.approx(
-        [second, 0.99 * second + 0.01 * 0.1]
+        [0.9, second, 0.99 * second + 0.01 * 0.1]
     )
+
+
+def test_every_part_of_the_loss_has_a_curve_of_its_own(monkeypatch, tmp_path, cases):
+    values = iter([(0.5, 0.25), (1.0, 0.75)])
+
+    def losses(logits, *_):
+        zero = logits.sum() * 0
+        return {name: zero + value for name, value in zip("ab", next(values), strict=True)}
+
+    monkeypatch.setattr(training, "segmentation_losses", losses)
+    first, second = train(tiny.config(steps=2), cases, tmp_path)[0].curve
+    assert (first["loss"], first["loss_a"], first["loss_b"]) == (0.75, 0.5, 0.25)
+    assert second["loss_a"] == pytest.approx(0.99 * 0.5 + 0.01 * 1.0)
+    assert second["loss"] == pytest.approx(second["loss_a"] + second["loss_b"])
+
+
+def test_parts_of_the_loss_are_means_over_the_accumulated_passes(monkeypatch, tmp_path, cases):
+    values = iter([1.0, 2.0])
+    monkeypatch.setattr(
+        training, "segmentation_losses", lambda x, *_: {"a": x.sum() * 0 + next(values)}
+    )
+    [row] = train(tiny.config(steps=1, accumulation=2), cases, tmp_path)[0].curve
+    assert [row["loss"], row["loss_a"]] == pytest.approx([1.5, 1.5])
+
+
+@pytest.mark.parametrize(("steps", "every"), [(6, 1), (250, 2), (5000, 50), (50_000, 50)])
+def test_a_curve_has_a_row_at_least_every_hundredth_of_the_steps(steps, every):
+    assert fit.log_every(steps) == every

@@ -14,10 +14,14 @@ from srcsm_training.engine.losses import (
     batch_dice_loss,
     generalised_dice_loss,
     mean_dice_loss,
-    segmentation_loss,
+    segmentation_losses,
 )
 
 FORMS = {"generalised": generalised_dice_loss, "mean": mean_dice_loss}
+
+
+def segmentation_loss(*arguments):
+    return sum(segmentation_losses(*arguments).values())
 
 
 def a_sample(labels, probabilities):

@@ -94,7 +94,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path, folder, cache):
     whole, parts = (load_bundle(tmp_path / name / "model") for name in ("whole", "parts"))
     assert_same(whole.weights, parts.weights)
     steps = [row["step"] for row in csv.DictReader((tmp_path / "parts" / "curve.csv").open())]
-    assert steps == ["2", "4", "6", "8", "10", "12"]
+    assert steps == [str(step) for step in range(1, 13)]
 
 
 def a_run(folder, cache, output, config=None, extend=False, signature=None, **limits):
@@ -133,7 +133,7 @@ def test_a_run_folder_holds_what_its_docstring_promises(finished):
         assert (output / name).exists(), name
     assert {p.name for p in (output / "previews").iterdir()} == {
         "augmentation.png",
-        *(f"validation_{step:06d}.png" for step in (2, 4, 6)),
+        *(f"{kind}_{step:06d}.png" for step in (2, 4, 6) for kind in ("validation", "worst")),
     }
     assert len(list((output / "tensorboard").iterdir())) == 1
     assert list(output.rglob("*.tmp")) == []
@@ -167,9 +167,11 @@ def test_a_run_folder_tells_all_that_decided_it(finished, folder):
 def test_the_curve_has_a_row_per_validation(finished):
     result, _, output = finished
     rows = list(csv.DictReader((output / "curve.csv").open()))
-    assert [row["step"] for row in rows] == ["2", "4", "6"]
-    names = ["step", "loss", "learning_rate", "gradient_norm", "seconds", "dice"]
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
+    names = ["step", "loss", "loss_dice", "learning_rate", "gradient_norm", "seconds", "dice"]
     assert list(rows[0]) == [*names, "dice_liver", "dice_spleen"]
+    rows = [row for row in rows if row["dice"]]
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
     for row in rows:
         assert float(row["learning_rate"]) == 1e-3
         mean = (float(row["dice_liver"]) + float(row["dice_spleen"])) / 2
@@ -311,7 +313,7 @@ def test_a_label_that_no_validation_case_has_is_exported_without_a_number(tmp_pa
     told = load_bundle(result.model).description.training
     assert told["validation_dice"] == {"liver": 0.25}
     rows = list(csv.DictReader((tmp_path / "run" / "curve.csv").open()))
-    assert rows[0]["dice"] == "0.25"
+    assert rows[1]["dice"] == "0.25"
 
 
 def test_a_run_without_validation_cases(tmp_path, folder, cache):
