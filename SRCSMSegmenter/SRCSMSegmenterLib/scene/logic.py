@@ -152,7 +152,7 @@ class SegmentationRun:
             check_target(run_nodes.segmentation, run_nodes.volume, volume.geometry)
         self.finished = False
         self.error: WorkerError | None = None
-        self.messages = _warnings(run_nodes, settings)
+        self.messages = run_warnings(run_nodes, settings)
         self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
         self.change: SceneChange | None = None
         self._nodes, self._settings, self._geometry = run_nodes, settings, volume.geometry
@@ -202,7 +202,7 @@ class SegmentationRun:
             self.change = place(result, run_nodes.volume, run_nodes.segmentation)
             self.segmentationNode = self.change.segmentation
             values = job.reply.values
-            self.messages += [*values["messages"], *_refined(values), *_absent(result)]
+            self.messages += [*values["messages"], *refined_note(values), *absent_note(result)]
         except Exception as error:  # to whoever waits; here it would end in the event loop
             self.error = as_worker_error(error)
         self.finished = True
@@ -228,6 +228,7 @@ def as_result(reply: Reply, geometry: Geometry, settings: dict) -> Result:
             reply.arrays[f"probability_{label['value']}"],
         )
         for label in labels
+        if "first" in values
     }
     used = {key: values[key] for key in ("modality", "source_matching", "device")}
     return Result(
@@ -254,7 +255,7 @@ def as_result(reply: Reply, geometry: Geometry, settings: dict) -> Result:
     )
 
 
-def _warnings(run_nodes: RunNodes, settings: SegmentSettings) -> list[str]:
+def run_warnings(run_nodes: RunNodes, settings: SegmentSettings) -> list[str]:
     """List the input warnings; none if the model's card is not on this machine."""
     try:
         card = read_card(find_model(settings.model))
@@ -265,7 +266,7 @@ def _warnings(run_nodes: RunNodes, settings: SegmentSettings) -> list[str]:
     )
 
 
-def _refined(values: dict) -> list[str]:
+def refined_note(values: dict) -> list[str]:
     """Say which SAM redrew the organs, and where it did not; nothing if none did."""
     if "refinement" not in values:
         return []
@@ -280,6 +281,6 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _absent(result: Result) -> list[str]:
+def absent_note(result: Result) -> list[str]:
     names = [organ.name.replace("_", " ") for organ in result.organs if organ.volume_ml == 0]
     return [f"Not found: {', '.join(names)}."] if names else []

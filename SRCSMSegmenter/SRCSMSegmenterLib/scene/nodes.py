@@ -67,7 +67,7 @@ def node_geometry(node: slicer.vtkMRMLScalarVolumeNode) -> Geometry:
 
 def frame_count(volume_node: slicer.vtkMRMLScalarVolumeNode) -> int:
     """Count the frames of the sequence that a volume shows; 0 if it shows none."""
-    sequence = _sequence(volume_node)
+    sequence = sequence_of(volume_node)
     return sequence.GetNumberOfDataNodes() if sequence else 0
 
 
@@ -87,11 +87,21 @@ def frame_node(
             f'There is no frame {frame} of "{volume_node.GetName()}": it shows a sequence of '
             f"{count}, counted from 0."
         )
-    return _sequence(volume_node).GetNthDataNode(frame)
+    return sequence_of(volume_node).GetNthDataNode(frame)
 
 
-def _sequence(volume_node: slicer.vtkMRMLScalarVolumeNode) -> slicer.vtkMRMLSequenceNode | None:
-    browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(volume_node)
+def browser_of(
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+) -> slicer.vtkMRMLSequenceBrowserNode | None:
+    """Return the browser of the sequence that a volume shows; None if it shows none."""
+    return slicer.modules.sequences.logic().GetFirstBrowserNodeForProxyNode(volume_node)
+
+
+def sequence_of(
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+) -> slicer.vtkMRMLSequenceNode | None:
+    """Return the sequence that a volume shows; None if it shows none."""
+    browser = browser_of(volume_node)
     return browser.GetSequenceNode(volume_node) if browser else None
 
 

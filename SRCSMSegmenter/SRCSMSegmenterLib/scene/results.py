@@ -103,6 +103,19 @@ def place(
     return change
 
 
+def outside_scene(result: Result, name: str) -> slicer.vtkMRMLSegmentationNode:
+    """Make a segmentation of a result that no scene holds, such as a frame of a sequence."""
+    node = slicer.vtkMRMLSegmentationNode()
+    node.SetName(name)
+    layer, segmentation, change = _layer(result.labels), node.GetSegmentation(), SceneChange()
+    segmentation.SetConversionParameter(GRID, _grid(result.labels.geometry))
+    for organ in result.organs:
+        _place_segment(change, segmentation, organ, layer)
+    for key, value in result.attributes.items():
+        node.SetAttribute(f"SRCSM.{key}", value)
+    return node
+
+
 def _layer(labels: Volume) -> slicer.vtkOrientedImageData:
     """Make one image of all organs, as Slicer shares one among segments that do not overlap."""
     image = slicer.vtkOrientedImageData()
@@ -116,6 +129,12 @@ def _matrix(geometry: Geometry) -> vtk.vtkMatrix4x4:
     matrix = vtk.vtkMatrix4x4()
     matrix.DeepCopy(geometry.affine.ravel())
     return matrix
+
+
+def _grid(geometry: Geometry) -> str:
+    """Write a grid as the conversion parameter `GRID` has it."""
+    extent = [end for size in geometry.size for end in (0, size - 1)]
+    return slicer.vtkSegmentationConverter.SerializeImageGeometry(_matrix(geometry), extent)
 
 
 def _place_segmentation(
@@ -143,9 +162,7 @@ def _place_segmentation(
     change.set(
         lambda: segmentation.GetConversionParameter(GRID),
         lambda value: segmentation.SetConversionParameter(GRID, value),
-        slicer.vtkSegmentationConverter.SerializeImageGeometry(
-            _matrix(result.labels.geometry), layer.GetExtent()
-        ),
+        _grid(result.labels.geometry),
     )
     # When voxels change, Slicer forgets all surfaces.
     surfaces_shown = segmentation.ContainsRepresentation(SURFACE)

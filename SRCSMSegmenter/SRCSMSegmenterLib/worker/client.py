@@ -221,7 +221,7 @@ class Worker:
             self._on_log(line)
         if self._current and time.monotonic() > self._current._deadline:
             self._disconnect()
-            self._finish(self._current, error=_cancelled())
+            self._finish(self._current, error=cancelled())
         self._start_next()
 
     def stop(self) -> None:
@@ -234,7 +234,7 @@ class Worker:
         self._disconnect()
         for job in left:
             if not job.finished:
-                self._finish(job, error=_cancelled())
+                self._finish(job, error=cancelled())
 
     def __enter__(self) -> "Worker":
         return self
@@ -281,7 +281,7 @@ class Worker:
                     if kind in message:
                         self._events.put((job, kind, message[kind]))
         except Cancelled:
-            self._events.put((job, "error", _cancelled()))
+            self._events.put((job, "error", cancelled()))
         except (EOFError, ConnectionError):
             error = connection.exit_error()
             connection.close()
@@ -309,7 +309,7 @@ class Worker:
         elif kind == "log":
             job._callbacks.log(value)
         elif job._unwanted.is_set():
-            self._finish(job, error=_cancelled())
+            self._finish(job, error=cancelled())
         elif kind == "reply":
             self._finish(job, reply=value)
         else:
@@ -324,7 +324,7 @@ class Worker:
             self._send_cancel(job)
         else:
             self._waiting.remove(job)
-            self._events.put((job, "error", _cancelled()))
+            self._events.put((job, "error", cancelled()))
 
     def _send_cancel(self, job: Job) -> None:
         def send(channel: Channel) -> None:
@@ -353,5 +353,6 @@ class Worker:
         job._callbacks.done(job)
 
 
-def _cancelled() -> WorkerError:
+def cancelled() -> WorkerError:
+    """Return the error of work that the user cancelled."""
     return WorkerError("Cancelled", "The work was cancelled; nothing was changed.")

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmenting all frames of a sequence of the scene, without widgets. Main thread only.
+
+    from SRCSMSegmenterLib.scene.sequence import segment_sequence
+    segmentationNode = segment_sequence(volumeNode, model="abdomen-ct")
+
+The result is a sequence of segmentations in the volume's own sequence browser, so that both are
+played together, and a plot of the organs' volumes over the frames.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+import slicer
+
+from ..errors import VolumeError
+from ..worker.client import Job, WorkerError, cancelled
+from ..worker.protocol import as_worker_error
+from . import nodes
+from .changes import SceneChange
+from .input_warnings import dicom_modality
+from .logic import (
+    RunNodes,
+    ShowProgress,
+    absent_note,
+    as_result,
+    refined_note,
+    run_warnings,
+    seconds_left,
+)
+from .results import Result
+from .sequence_results import place_sequence
+from .worker_host import SegmentSettings, submit_segment, wait_for
+
+
+# As in logic.py, users' scripts call this with keyword arguments, each of which is documented.
+def segment_sequence(
+    volumeNode: slicer.vtkMRMLScalarVolumeNode,
+    model: str = "abdomen-ct",
+    sourceMatching: str = "auto",
+    organs: Sequence[str] | None = None,
+    modality: str | None = None,
+    device: str = "auto",
+    keepLargest: bool = True,
+    refine: bool = False,
+    progress: ShowProgress = lambda stage, fraction, secondsLeft: None,
+    log: Callable[[str], None] = lambda line: None,
+    done: Callable[["SequenceRun"], None] = lambda run: None,
+    wait: bool = True,
+) -> "slicer.vtkMRMLSegmentationNode | SequenceRun":
+    """Segment every frame of the sequence that a volume shows.
+
+    Args:
+        model, sourceMatching, organs, modality, device, keepLargest, refine, log, wait: see
+            `logic.segment`.
+        progress: called with the stage, the fraction of all frames that is done, and the seconds
+            that are left, None while that cannot be told.
+        done: called at the end, however it ends.
+
+    Returns:
+        The segmentation node that shows the browser's frame, or without `wait` the run.
+
+    Raises:
+        VolumeError: the volume shows no sequence, or cannot be segmented.
+        WorkerError: with `wait`, what went wrong; its `remedy` says what to do.
+    """
+    settings = SegmentSettings(
+        model,
+        sourceMatching,
+        None if organs is None else tuple(organs),
+        modality or dicom_modality(volumeNode),
+        device,
+        keepLargest,
+        probabilities=False,
+        refine=refine,
+    )
+    run = SequenceRun(volumeNode, settings, progress, log, done)
+    return run.wait() if wait else run
+
+
+class SequenceRun:
+    """The segmentation of a sequence under way. The scene changes once, at the end.
+
+    Attributes:
+        finished: True at the end, however it ended.
+        error: what went wrong; its kind is "Cancelled" if the run was cancelled.
+        messages: what the user should know of the input and the result, a sentence each.
+        segmentationNode: shows the segmentation of the browser's frame, once it is there.
+        change: what the result changed in the scene (`undo`).
+        editedSince: whether undoing may take edits along; frames are not watched.
+    """
+
+    editedSince = False
+
+    def __init__(
+        self,
+        volume_node: slicer.vtkMRMLScalarVolumeNode,
+        settings: SegmentSettings,
+        progress: ShowProgress,
+        log: Callable[[str], None],
+        done: Callable[["SequenceRun"], None],
+    ) -> None:
+        """Start; for the callbacks see `segment_sequence`."""
+        self._count = nodes.frame_count(volume_node)
+        if self._count == 0:
+            raise VolumeError(f'"{volume_node.GetName()}" shows no sequence; segment it alone.')
+        self.finished = False
+        self.error: WorkerError | None = None
+        self.messages = run_warnings(RunNodes(volume_node, 0), settings)
+        self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
+        self.change: SceneChange | None = None
+        self._volume, self._settings = volume_node, settings
+        self._on_progress, self._on_log, self._on_done = progress, log, done
+        self._started = time.monotonic()
+        self._results: list[Result] = []
+        self._notes: dict[str, list[int]] = {}
+        self._cancelled = False
+        self._job: Job | None = None
+        self._submit()
+
+    def cancel(self) -> None:
+        """Stop the run; the scene stays as it is."""
+        self._cancelled = True
+        self._job.cancel()
+
+    def wait(self) -> slicer.vtkMRMLSegmentationNode:
+        """Wait until the run is finished, while Slicer goes on drawing.
+
+        Raises:
+            WorkerError: it failed or was cancelled.
+        """
+        while not self.finished:
+            wait_for(self._job)
+        if self.error is not None:
+            raise self.error
+        return self.segmentationNode
+
+    def undo(self) -> None:
+        """Take the result out of the scene again; see `SceneChange`."""
+        if self.change is not None:
+            self.change.undo()
+
+    @property
+    def _frame(self) -> int:
+        """Number of the frame that is being segmented."""
+        return len(self._results)
+
+    def _submit(self) -> None:
+        volume = nodes.read_volume(self._volume, self._frame)
+        self._geometry = volume.geometry
+        self._job = submit_segment(
+            volume, self._settings, progress=self._progress, log=self._on_log, done=self._take
+        )
+
+    def _progress(self, stage: str, fraction: float) -> None:
+        if self._fault() and self._job is not None:
+            self._job.cancel()  # nobody waits for it any more
+            return
+        if stage == "load" and not self._results:
+            self._started = time.monotonic()
+        done = (self._frame + fraction) / self._count
+        elapsed = time.monotonic() - self._started
+        self._on_progress(stage, done, seconds_left(elapsed, done))
+
+    def _fault(self) -> WorkerError | None:
+        """Tell why the result has no place in the scene any more, if that is so."""
+        if nodes.frame_count(self._volume) != self._count:
+            return WorkerError(
+                "VolumeError",
+                f'The sequence of "{self._volume.GetName()}" was changed or removed while it was '
+                "segmented; the result was dropped.",
+            )
+        return RunNodes(self._volume, self._frame).fault(self._geometry)
+
+    def _take(self, job: Job) -> None:
+        """Take the result of a frame; submit the next one, or place all of them."""
+        try:
+            if error := self._fault() or self._error(job):
+                raise error
+            settings = asdict(self._settings) | {"frame": self._frame}
+            result = as_result(job.reply, self._geometry, settings)
+            values = job.reply.values
+            for note in (*values["messages"], *refined_note(values), *absent_note(result)):
+                self._notes.setdefault(note, []).append(self._frame)
+            self._results.append(result)
+            if self._frame < self._count:
+                self._submit()
+                return
+            self.change = place_sequence(self._results, self._volume)
+            self.segmentationNode = self.change.segmentation
+            self.messages += self._all_notes()
+        except Exception as error:  # to whoever waits; here it would end in the event loop
+            self.error = as_worker_error(error)
+        self.finished = True
+        self._on_done(self)
+
+    def _error(self, job: Job) -> WorkerError | None:
+        """Return the error of a frame, which is named, or that of cancelling between frames."""
+        if job.error is None or job.error.kind == "Cancelled":
+            return job.error or (cancelled() if self._cancelled else None)
+        return replace(job.error, sentence=f"Frame {self._frame}: {job.error.sentence}")
+
+    def _all_notes(self) -> list[str]:
+        """Write each note once, and of how many frames it is if not of all."""
+        return [
+            note
+            if len(frames) == self._count
+            else f"{note} ({len(frames)} of {self._count} frames, first in {frames[0]})"
+            for note, frames in self._notes.items()
+        ]
