@@ -24,6 +24,7 @@ from SRCSMSegmenterLib.scene.folder import segment_folder
 from SRCSMSegmenterLib.scene.logic import segment
 from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.samples import load_phantom, register_sample_data
+from SRCSMSegmenterLib.scene.sequence import segment_sequence
 from SRCSMSegmenterLib.scene.training_set import add_to_training_set
 
 
@@ -34,7 +35,7 @@ class SRCSMSegmenter(ScriptedLoadableModule):
         super().__init__(parent)
         parent.title = _("SRCSM Segmenter")
         parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
-        parent.dependencies = ["Segmentations", "Sequences"]
+        parent.dependencies = ["Segmentations", "Sequences", "Plots"]
         parent.contributors = ["SRCSM contributors"]
         parent.helpText = _(
             "Finds organs in a CT or MR volume with a network that was trained on one modality "
@@ -57,6 +58,7 @@ class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):
         return Parameters(super().getParameterNode())
 
     segment = staticmethod(segment)
+    segmentSequence = staticmethod(segment_sequence)
     segmentFolder = staticmethod(segment_folder)
     addToTrainingSet = staticmethod(add_to_training_set)
     useWorker = staticmethod(worker_host.use_worker)
