@@ -20,7 +20,7 @@ import torch
 from . import intensity
 from .decision import Decision, decide
 from .devices import out_of_memory, resolve_device
-from .errors import DeviceError
+from .errors import BundleError, DeviceError
 from .field_of_view import (
     body_steps,
     covering_grid,
@@ -117,6 +117,7 @@ def segment(
     Raises:
         VolumeError: NaN or infinite voxels, or an MR volume without a positive maximum.
         SourceMatchingError: too few distinct intensities; run without source matching.
+        BundleError: the network's output is not finite.
         DeviceError: unknown or absent device, or too little memory even on the CPU.
     """
     device = resolve_device(str(device))
@@ -340,6 +341,11 @@ def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
             starts,
             lambda done: run_input.progress("network", 0.1 + 0.8 * done / len(starts)),
         )
+        if not probabilities.isfinite().all():
+            raise BundleError(
+                f"The output of {bundle.description.name} for this scan is not finite; take "
+                "another model, and check the scan's intensities."
+            )
     with _timed(seconds, "resample"):
         # Beyond the scan the network got filling, so its probabilities there hardly count.
         weight = torch.where(prepared.inside, 1.0, BEYOND).to(device)

@@ -40,8 +40,12 @@ class IntensityRule:
             raise ConfigError(f'modality is "CT" or "MR", not "{self.modality}".')
         object.__setattr__(self, "window", tuple(float(v) for v in self.window))
         object.__setattr__(self, "quantiles", tuple(float(v) for v in self.quantiles))
-        if not self.window[0] < self.window[1]:
+        if not -np.inf < self.window[0] < self.window[1] < np.inf:
             raise ConfigError(f"window is (lower, upper) in HU, not {self.window}.")
+        if not 0 <= self.quantiles[0] < self.quantiles[1] <= 1:
+            raise ConfigError(f"quantiles are two of 0 to 1, not {self.quantiles}.")
+        if not 0 < self.maximum_percentile <= 100:
+            raise ConfigError(f"maximum_percentile is up to 100, not {self.maximum_percentile:g}.")
 
 
 def scale(array: np.ndarray, rule: IntensityRule) -> np.ndarray:

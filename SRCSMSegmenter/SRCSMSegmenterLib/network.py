@@ -21,6 +21,11 @@ from .errors import ConfigError
 
 Triple = tuple[int, int, int]
 
+MOST_LEVELS = 16
+MOST_CHANNELS = 1 << 16
+MOST_WIDTH = 64
+"""Limits of a network: levels, feature maps of a level, and voxels of a kernel, window or stem."""
+
 SPACE = (2, 3, 4)
 """Axes of a batch."""
 
@@ -70,10 +75,18 @@ class NetworkConfig:
             object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
         if self.classes < 2 or not self.channels or min(self.channels) < 1:
             raise ConfigError("A network needs two classes or more and one level or more.")
+        levels = len(self.channels)
+        if levels > MOST_LEVELS or max(*self.channels, *self.decoder, 0) > MOST_CHANNELS:
+            raise ConfigError(
+                f"A network has at most {MOST_LEVELS} levels of {MOST_CHANNELS} feature maps, not "
+                f"{levels} of up to {max(*self.channels, *self.decoder, 0)}."
+            )
         for name in ("stem", "kernel", "pooling"):
             triple = getattr(self, name)
-            if len(triple) != 3 or min(triple) < 1:
-                raise ConfigError(f"{name} needs three positive numbers, not {triple}.")
+            if len(triple) != 3 or not 1 <= min(triple) <= max(triple) <= MOST_WIDTH:
+                raise ConfigError(
+                    f"{name} needs three positive numbers up to {MOST_WIDTH}, not {triple}."
+                )
         if any(k % 2 == 0 for k in self.kernel):
             raise ConfigError(f"kernel needs odd numbers, not {self.kernel}.")
         if self.norm not in NORMS:

@@ -23,7 +23,13 @@ from srcsm_training.data import cases
 from srcsm_training.segmentation import training as loop
 from SRCSMSegmenterLib import inference
 from SRCSMSegmenterLib.devices import available_devices, resolve_device
-from SRCSMSegmenterLib.errors import Cancelled, DeviceError, SourceMatchingError, VolumeError
+from SRCSMSegmenterLib.errors import (
+    BundleError,
+    Cancelled,
+    DeviceError,
+    SourceMatchingError,
+    VolumeError,
+)
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.inference import guess_modality, segment
 from SRCSMSegmenterLib.intensity import IntensityRule, normalise, scale
@@ -561,6 +567,16 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     monkeypatch.setattr(UNet, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         plain(a_scan(around_origin((6, 6, 6), (2.0, 2.0, 3.0))), a_bundle(SMALL))
+
+
+def test_an_output_that_is_not_finite_is_an_error(tmp_path):
+    """Finite weights, so large that the sums are not."""
+    bundle = random_bundle(tmp_path)
+    bundle = replace(
+        bundle, weights={n: torch.full_like(w, 3e38) for n, w in bundle.weights.items()}
+    )
+    with pytest.raises(BundleError, match="is not finite"):
+        plain(a_scan(around_origin((8, 8, 8), (4, 4, 4))), bundle)
 
 
 def test_bad_intensities_are_refused():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SAMRefineLib.boxes.coarse import CoarseOrgan
+from SAMRefineLib.boxes.coarse import CoarseOrgan, checked_probabilities, coarse_probability
 from SRCSMSegmenterLib.dicom_segmentation import is_dicom, read_segmentation
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -25,6 +25,7 @@ def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> li
         geometry: grid of the scan, on which both have to lie.
 
     Raises:
+        PromptError: probabilities that are none.
         VolumeError: unreadable, without any label, or on another grid than the scan's.
     """
     volume, names = _read_named_labels(labels)
@@ -37,12 +38,12 @@ def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> li
         probabilities = read_volume(confidence)
         if not probabilities.geometry.matches(geometry):
             raise _elsewhere(confidence)
-        probability = probabilities.array
+        probability = checked_probabilities(probabilities.array, str(confidence))
     organs = []
     for label in present:
         mask = volume.array == label
         if probability is not None:
-            mask = np.where(mask, probability, 0).astype(np.float16)
+            mask = coarse_probability(mask, probability)
         organs.append(CoarseOrgan(names.get(label, f"label {label}"), label, mask))
     return organs
 

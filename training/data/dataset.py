@@ -2,6 +2,7 @@
 """nnU-Net raw datasets: their cases, and faults that would spoil a training."""
 
 import fnmatch
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -119,6 +120,22 @@ def as_bytes(path: Path, labels: np.ndarray) -> np.ndarray:
             "apart. Leave labels out of the dataset."
         )
     return labels.astype(np.uint8)
+
+
+def case_content(case: Case) -> str:
+    """Return what tells whether a case's files are the same: a size and a SHA-256.
+
+    Raises:
+        DatasetError: a file cannot be read.
+    """
+    try:
+        size = case.image.stat().st_size
+        if case.labels is None:
+            return f"{size} bytes"
+        with open(case.labels, "rb") as file:
+            return f"{size} bytes, labels {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise DatasetError(f"{case.name} cannot be read ({error.strerror}).") from error
 
 
 def check_dataset(dataset: Dataset) -> list[str]:

@@ -56,8 +56,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"Cannot read the checkpoint {path} ({error.strerror}).") from error
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch raise nearly anything
         raise CheckpointError(
             f"The checkpoint {path} is damaged or cut short; delete it to start this run anew."
         ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} is no checkpoint; delete it to start this run anew.")
+    return state

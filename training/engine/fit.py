@@ -19,6 +19,7 @@ from torch import nn
 
 from SRCSMSegmenterLib.errors import SRCSMError
 
+from .checkpoint import CheckpointError
 from .config import SCHEDULES, StepsConfig
 from .limits import Limits
 from .progress import Progress, mean_score
@@ -166,17 +167,38 @@ class State:
 
     @torch.no_grad()
     def load(self, checkpoint: dict[str, Any] | None) -> None:
-        """Go on from what `to_checkpoint` returned; None: from the beginning."""
+        """Go on from what `to_checkpoint` returned; None: from the beginning.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
         if checkpoint is None:
             return
+        try:
+            self._load(checkpoint)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"The checkpoint does not hold the state of this training ({error}); delete "
+                "checkpoints/last.pt to start this run anew."
+            ) from error
+
+    def _load(self, checkpoint: dict[str, Any]) -> None:
+        trained = trained_state(self.network).keys()
+        for kept in (checkpoint["network"], checkpoint["best"] or checkpoint["network"]):
+            if kept.keys() != trained:  # a frozen network's other weights are left out
+                raise ValueError("other weights than those of the network")
+        if checkpoint["average"].keys() != self.average.keys():
+            raise ValueError("an average of other weights")
+        progress = Progress(**checkpoint["progress"])
+        if type(progress.step) is not int or progress.step < 0:
+            raise ValueError(f"{progress.step!r} steps")
         self.network.load_state_dict(checkpoint["network"], strict=False)
         for name, average in self.average.items():
             average.copy_(checkpoint["average"][name])
         self.optimiser.load_state_dict(checkpoint["optimiser"])
         if checkpoint["scaler"] and self.scaler:
             self.scaler.load_state_dict(checkpoint["scaler"])
-        self.best = checkpoint["best"]
-        self.progress = Progress(**checkpoint["progress"])
+        self.best, self.progress = checkpoint["best"], progress
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

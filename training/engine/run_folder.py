@@ -24,12 +24,17 @@ from accelerate import Accelerator
 
 from SRCSMSegmenterLib.atomic import atomic_write
 
+from ..data.dataset import case_content
 from ..plots import curve_picture
 from .accelerator import Computing
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
 from .config import StepsConfig, to_dict, write_yaml
 from .progress import Progress, mean_score
 from .source_domain import Source
+
+CHECKPOINT_KEYS = ("identity", "network", "average", "optimiser", "scaler", "best", "progress")
+DATA_KEYS = ("naming of labels", "content of cases")
+"""Keys of the identity that were added last."""
 
 STEPS = "optimisation.steps"
 """The key that may grow when a training is extended."""
@@ -203,7 +208,12 @@ def open_case_run(
         "training_cases": training,
         "validation_cases": validation,
     }
-    identity = case_identity(config, [*training, *also], validation)
+    identity = case_identity(config, [*training, *also], validation) | {
+        "naming of labels": dict(source.dataset.labels),
+        "content of cases": {
+            case.name: case_content(case) for case in (*source.training, *source.validation)
+        },
+    }
     chosen = list(source.dataset.labels) if labels is None else labels
     run = open_run(
         folder,
@@ -246,7 +256,12 @@ def state_to_resume(
     if not path.exists():
         return None
     checkpoint = load_checkpoint(path)
-    old, new = (without_precision(i) for i in (checkpoint.get("identity", {}), identity))
+    if not all(isinstance(checkpoint.get(key), dict) for key in CHECKPOINT_KEYS):
+        raise CheckpointError(
+            f"{path} is no checkpoint of a training; delete it to start this run anew."
+        )
+    old, new = (without_precision(i) for i in (checkpoint["identity"], identity))
+    old = {key: new[key] for key in DATA_KEYS if key in new} | old  # older ones do not tell
     differences = list(_differences(old, new))
     more = [key for key, before, now in differences if key.endswith(STEPS) and now > before]
     if extend and more and len(differences) == 1:
@@ -335,12 +350,20 @@ def write_environment(
         about: further content.
     """
     path = folder / "environment.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if (old := before.get("precision", computing.precision)) != computing.precision:
+    old = _precision_before(path) or computing.precision
+    if old != computing.precision:
         tell(f"What was begun in {old} goes on in {computing.precision}.")
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**_environment(), **computing.record(), **(about or {})}
     write_text(path, json.dumps(environment, indent=2) + "\n")
+
+
+def _precision_before(path: Path) -> str | None:
+    """Read the precision of an earlier environment.json; None if there is none to be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["precision"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _checkpoint(folder: Path) -> Path:

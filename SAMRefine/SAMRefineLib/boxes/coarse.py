@@ -15,6 +15,9 @@ from SRCSMSegmenterLib.errors import PromptError
 
 from .boxes import Box, SliceGrid
 
+ROUNDING = 1e-3
+"""Most by which a probability may exceed 1, as in files of few digits."""
+
 THRESHOLD = 0.5
 """Probability from which a voxel belongs to the mask."""
 
@@ -38,6 +41,40 @@ class CoarseOrgan:
     name: str
     label: int
     mask: np.ndarray
+
+
+def checked_probabilities(array: np.ndarray, name: str) -> np.ndarray:
+    """Return an array of any shape if all of it are probabilities.
+
+    Args:
+        name: of the array in the error.
+
+    Raises:
+        PromptError: values that are not finite, or not from 0 to 1.
+    """
+    lowest, highest = (float(f(array, initial=0)) for f in (np.min, np.max))
+    if not 0 <= lowest <= highest <= 1 + ROUNDING:  # written so that NaN fails
+        raise PromptError(
+            f"{name} goes from {lowest:g} to {highest:g}; probabilities go from 0 to 1. Divide per "
+            "cent by 100."
+        )
+    return array
+
+
+def coarse_probability(mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return the probability of one organ that agrees with its mask.
+
+    The likeliest of several labels may have a probability below `THRESHOLD`; it counts as that, so
+    that the organ keeps every voxel of its mask.
+
+    Args:
+        mask: bool (K, J, I), the organ in a label map.
+        probability: (K, J, I) of whatever label a voxel has.
+
+    Returns:
+        float16 (K, J, I), 0 outside the mask and at least `THRESHOLD` inside.
+    """
+    return np.where(mask, np.clip(probability, THRESHOLD, 1), 0).astype(np.float16)
 
 
 def certain_share(mask: np.ndarray) -> float:

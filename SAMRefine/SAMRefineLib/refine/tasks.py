@@ -17,7 +17,7 @@ from SRCSMSegmenterLib.worker.protocol import WorkerError
 from SRCSMSegmenterLib.worker.tasks import Context, Task
 
 from ..boxes.boxes import PointPrompt, SliceGrid
-from ..boxes.coarse import CoarseOrgan
+from ..boxes.coarse import CoarseOrgan, checked_probabilities
 from ..boxes.key_frames import KeyFrames, boxes_from_json, boxes_to_json
 from .after_segmentation import segment_refined
 
@@ -149,7 +149,7 @@ def _opened(
     )
     for name, array in arrays.items():
         if name.startswith("coarse_"):
-            sent.coarse[int(name.removeprefix("coarse_"))] = array
+            sent.coarse[_label_of(name)] = checked_probabilities(array, f"The array {name}")
     points = {
         int(label): {
             int(k): tuple(PointPrompt(*point) for point in some) for k, some in slices.items()
@@ -167,6 +167,13 @@ def _opened(
         )
         for organ in frames
     ]
+
+
+def _label_of(name: str) -> int:
+    label = name.removeprefix("coarse_")
+    if not (label.isdecimal() and label.isascii()):
+        raise PromptError(f"The array {name} names no label; call it coarse_LABEL.")
+    return int(label)
 
 
 def _chosen(

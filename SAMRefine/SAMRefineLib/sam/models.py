@@ -15,7 +15,6 @@ and is a small SAM or a fine-tuned official one. Loading runs no code of the fil
 
 import dataclasses
 import hashlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +41,7 @@ from SRCSMSegmenterLib.models.hashed_folder import (
     write_folder,
 )
 from SRCSMSegmenterLib.schema import convert, parse_json
+from SRCSMSegmenterLib.texts import is_name
 
 from .catalogue import is_sam
 from .checkpoints import CHECKPOINTS
@@ -225,6 +225,8 @@ def _load_folder(folder: Path) -> SamModel:
             raise BundleError(f"{SAM_CONFIG} is no SAM's.")
         check_format(content.pop("format_version", None), FORMAT_VERSION, "export the SAM anew")
         config = convert(content, _Config, SAM_CONFIG, BundleError, complete=True)
+        if not is_name(config.name):
+            raise BundleError(f"{config.name!r} is no name: names are on one line, and not empty.")
         if config.kind not in (SMALL, *CHECKPOINTS) or (config.kind == SMALL) != bool(config.sizes):
             raise BundleError(f'{SAM_CONFIG} names an unknown kind, "{config.kind}".')
         weights = {name: tensor.float() for name, tensor in load_tensors(files[WEIGHTS]).items()}
@@ -267,7 +269,7 @@ def _load_file(path: Path, kind: str | None) -> SamModel:
         )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damaged bytes make torch raise nearly anything
         raise BundleError(
             f"{path} is no checkpoint of weights alone, or truncated; fetch it anew."
         ) from error
@@ -286,8 +288,11 @@ def _with_weights(
     Raises:
         BundleError: the weights are those of another architecture.
     """
-    with torch.device("meta"):
-        sam = build_sam(kind, sizes)
+    try:
+        with torch.device("meta"):
+            sam = build_sam(kind, sizes)
+    except Exception as error:  # torch raises nearly anything for impossible sizes
+        raise BundleError(f"a {kind} SAM cannot have these sizes ({error}).") from error
     expected = sam.state_dict()
     if not isinstance(weights, Mapping) or not all(
         isinstance(tensor, torch.Tensor) for tensor in weights.values()
@@ -302,6 +307,8 @@ def _with_weights(
             f"its weights are not those of a {kind} SAM: {len(missing)} are missing, "
             f"{len(unknown)} unknown, {len(odd)} of another shape, such as {example}."
         )
+    if odd := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise BundleError(f"{len(odd)} of its weights, such as {odd[0]}, are not finite.")
     sam.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     # Not among the weights; `PixelRule` replaces them.
     sam.pixel_mean, sam.pixel_std = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)

@@ -15,7 +15,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
-from SRCSMSegmenterLib.errors import Cancelled
+from SRCSMSegmenterLib.errors import BundleError, Cancelled
 from SRCSMSegmenterLib.geometry import Volume
 
 from ..boxes.boxes import Box, PointPrompt, SliceGrid
@@ -252,6 +252,10 @@ class Predictor:
                     _prompts(places, tiles, questions, self._model.patch),
                     torch.tensor([(tile.x, tile.y) for tile in tiles]),
                 )
+                if not (logits.isfinite().all() and ious.isfinite().all()):
+                    raise BundleError(
+                        f"The masks of {self._model.name} are not finite; take another SAM."
+                    )
                 for place, tile, logit, iou in zip(
                     places, tiles, logits, ious.tolist(), strict=True
                 ):

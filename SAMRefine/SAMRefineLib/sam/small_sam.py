@@ -20,6 +20,10 @@ from segment_anything.modeling import (
 
 from SRCSMSegmenterLib.errors import ConfigError
 
+MOST = 4096
+MOST_MLP = 64.0
+"""Limits of the sizes of a small SAM, and of its `mlp_ratio`."""
+
 
 @dataclass(frozen=True)
 class SmallSamConfig:
@@ -46,8 +50,13 @@ class SmallSamConfig:
     decoder_mlp: int = 512
 
     def __post_init__(self) -> None:
-        if min(self.patch, self.depth, self.heads, self.decoder_heads, self.decoder_mlp) < 1:
-            raise ConfigError(f"Every size of a SAM is at least 1: {self}.")
+        sizes = [size for name, size in vars(self).items() if name != "mlp_ratio"]
+        if not 1 <= min(sizes) <= max(sizes) <= MOST or not 0 < self.mlp_ratio <= MOST_MLP:
+            raise ConfigError(
+                f"Sizes of a SAM are from 1 to {MOST}, mlp_ratio up to {MOST_MLP:g}: {self}."
+            )
+        if self.embed_dim * self.mlp_ratio < 1:
+            raise ConfigError(f"mlp_ratio leaves no channel: {self}.")
         if self.window % self.patch or self.canvas % self.window:
             raise ConfigError(f"Patches must tile the window, and windows the canvas: {self}.")
         # The decoder's attention halves its channels; positions need sine and cosine.

@@ -16,6 +16,7 @@ Loading reads JSON and safetensors and runs no code of the folder. The folder's 
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +35,7 @@ from ..organ_positions import Offset
 from ..schema import convert, parse_json
 from ..source_matching import SourceHistogram
 from ..terminology import Segment
+from ..texts import UNSHOWN, is_name, shown
 from .catalogue import METADATA, is_bundle
 from .hashed_folder import (
     SUMS,
@@ -47,6 +49,11 @@ from .hashed_folder import (
 )
 
 FORMAT_VERSION = 1
+
+MOST_SMOOTHING = 100.0
+LEAST_SPACING = 0.01
+MOST_VOXELS = 1 << 28
+"""Limits of what a network may ask of a scan: mm, mm, and voxels of a window."""
 
 NETWORK = "configs/network.json"
 HISTOGRAM = "configs/source_histogram.json"
@@ -94,8 +101,36 @@ class Description:
         values = [label.value for label in self.labels]
         if not values or values != list(range(1, len(values) + 1)):
             raise BundleError(f"Labels need the values 1, 2, ... in order, not {values}.")
-        if not self.smoothing >= 0:
-            raise BundleError(f"smoothing is a sigma in mm, not {self.smoothing}.")
+        if not 0 <= self.smoothing <= MOST_SMOOTHING:
+            raise BundleError(
+                f"smoothing is a sigma of 0 to {MOST_SMOOTHING:g} mm, not {self.smoothing:g}."
+            )
+        if min(self.grid.spacing) < LEAST_SPACING or math.prod(self.grid.size) > MOST_VOXELS:
+            raise BundleError(
+                f"A window has at most {MOST_VOXELS} voxels of {LEAST_SPACING:g} mm or more, not "
+                f"{self.grid.size} of {self.grid.spacing} mm."
+            )
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        """Check what becomes part of file headers, tables and cards."""
+        names = [self.name, *(label.name for label in self.labels)]
+        if odd := [name for name in names if not is_name(name)]:
+            raise BundleError(f"{odd[0]!r} is no name: names are on one line, and not empty.")
+        if len(set(names[1:])) < len(self.labels):
+            raise BundleError("Two labels have one name.")
+        for label in self.labels:
+            terms = dataclasses.astuple(label.terminology)
+            texts = [
+                text for term in terms for text in (term if isinstance(term, tuple) else [term])
+            ]
+            if any(UNSHOWN.search(text) or set(text) & set("~^|") for text in texts if text):
+                raise BundleError(f"The terminology of {label.name} has signs that divide fields.")
+            if not all(0 <= channel <= 255 for channel in label.color):
+                raise BundleError(f"The colour of {label.name} is three numbers of 0 to 255.")
+        for text in (self.task, self.expects, self.licence, self.version):
+            if UNSHOWN.search(text):
+                raise BundleError(f"{shown(text)!r} is no text on one line.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +164,11 @@ class ModelBundle:
         if any(n % d for n, d in zip(size, divisor, strict=True)):
             raise BundleError(f"The window {size} is not a multiple of the network's {divisor}.")
         self.unet()
+        if odd := [name for name, value in self.weights.items() if not value.isfinite().all()]:
+            raise BundleError(
+                f"{len(odd)} of {len(self.weights)} weights, such as {odd[0]}, are not finite; the "
+                "training failed, take another model."
+            )
 
     def identify(self) -> dict[str, str]:
         """Return the name, the version and the identity, which names one exact network."""
@@ -141,11 +181,11 @@ class ModelBundle:
 
     def unet(self) -> UNet:
         """Build the network in evaluation mode, on the CPU; it shares `weights`."""
-        with torch.device("meta"):
-            network = UNet(self.network)
         try:
+            with torch.device("meta"):
+                network = UNet(self.network)
             network.load_state_dict(self.weights, assign=True)
-        except RuntimeError as error:
+        except Exception as error:  # torch raises nearly anything for impossible sizes
             raise BundleError(f"The weights do not fit the network: {error}") from error
         return network.eval().requires_grad_(False)
 
@@ -168,6 +208,8 @@ def save_bundle(folder: Path, bundle: ModelBundle, card: str) -> str:
     if folder.exists() and not is_bundle(folder) and not is_empty(folder):
         raise BundleError(f"{folder} exists and is no model folder; choose another name.")
     weights = {name: value.half().contiguous() for name, value in bundle.weights.items()}
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise BundleError("Weights are too large for float16; train with a lower learning rate.")
     files = {
         METADATA: to_json(_metadata(bundle)),
         NETWORK: to_json(dataclasses.asdict(bundle.network)),

@@ -16,6 +16,8 @@ from SAMRefineLib.boxes.coarse import (
     CoarseMask,
     boxes_from_coarse,
     certain_share,
+    checked_probabilities,
+    coarse_probability,
     filter_mask,
     is_uncertain,
     slices_without_box,
@@ -213,3 +215,18 @@ def test_an_organ_is_uncertain_below_three_quarters_of_certain_voxels():
     assert certain_share(probability) == 1
     assert certain_share(np.ones((2, 2, 2), bool)) == 1
     assert certain_share(np.zeros((2, 2, 2), np.float32)) == 1
+
+
+def test_an_organ_keeps_its_mask_whatever_its_probability():
+    mask = np.array([[[True, True, True, False]]])
+    probability = coarse_probability(mask, np.array([[[0.45, 0.9, 1.0004, 0.8]]]))
+    assert probability.dtype == np.float16
+    np.testing.assert_allclose(probability, [[[0.5, 0.9, 1, 0]]], atol=1e-3)
+
+
+@pytest.mark.parametrize("odd", [45, 1.01, -0.01, np.nan, np.inf])
+def test_what_is_no_probability_is_refused(odd):
+    fine = np.array([[[0.0, 0.45, 1.0005]]])
+    assert checked_probabilities(fine, "sure.nii") is fine
+    with pytest.raises(PromptError, match=r"sure\.nii goes from .*probabilities go from 0 to 1"):
+        checked_probabilities(np.append(fine, odd), "sure.nii")

@@ -68,6 +68,64 @@ def same(a, b):
 # Files
 
 
+def with_config(folder, key, value):
+    content = json.loads((folder / "config.json").read_text())
+    if key in content["sizes"]:
+        content["sizes"][key] = value
+    else:
+        content[key] = value
+    (folder / "config.json").write_text(json.dumps(content))
+    reseal(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("window", 0),
+        ("window", -128),
+        ("canvas", 10**9),
+        ("depth", 10**9),
+        ("mlp_ratio", 1e30),
+        ("mlp_ratio", -1.0),
+        ("mlp_ratio", 1e-9),
+        ("embed_dim", -6),
+        ("prompt_dim", 2**70),
+        ("name", "a\nb"),
+        ("name", 5),
+        ("training", []),
+        ("pixels", {}),
+    ],
+)
+def test_impossible_sizes_and_texts_are_refused(folder, key, value):
+    with pytest.raises(BundleError, match="cannot be used"):
+        load_sam(with_config(folder, key, value), device="cpu")
+
+
+def test_weights_that_are_not_finite_are_refused(folder):
+    model = small_model()
+    next(model.sam.parameters()).data.view(-1)[0] = torch.nan
+    save_sam(folder, model, "# Card\n", "The licence\n")
+    with pytest.raises(BundleError, match="not finite"):
+        load_sam(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02.",
+        b"\x80\x02h\xff.",
+        b"\x80\x02G.",
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
+        b"\x80\x02X\xff\xff\xff\x7fa.",
+    ],
+)
+def test_a_damaged_file_is_one_sentence(tmp_path, content):
+    (tmp_path / "m.pth").write_bytes(content)
+    with pytest.raises(BundleError, match="no checkpoint of weights alone"):
+        load_sam(tmp_path / "m.pth", "medsam", "cpu")
+
+
 def test_an_official_file_is_recognised(checkpoint):
     model = load_sam(checkpoint, device="cpu")
     assert (model.kind, model.pixels, model.window) == ("vit_b", OFFICIAL, None)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.geometry import GridSpec
@@ -272,6 +273,20 @@ def put(*keys):
         put("srcsm", "grid", "axes", "diagonal"),
         put("srcsm", "rule", "modality", "PET"),
         put("srcsm", "rule", "window", [5, 5]),
+        put("srcsm", "rule", "quantiles", [0.9, 0.1]),
+        put("srcsm", "rule", "quantiles", [0.5, 1.5]),
+        put("srcsm", "rule", "maximum_percentile", 0),
+        put("srcsm", "smoothing", 1e9),
+        put("srcsm", "grid", "spacing", [1e-6, 2.0, 2.5]),
+        put("srcsm", "grid", "size", [16384, 16384, 16384]),
+        put("srcsm", "name", "two\nlines"),
+        put("srcsm", "task", "\x1b[2J"),
+        put("srcsm", "labels", 0, "name", "liver\n\nx"),
+        put("srcsm", "labels", 0, "name", "\ud800"),
+        put("srcsm", "labels", 0, "name", ""),
+        put("srcsm", "labels", 0, "name", "right kidney"),
+        put("srcsm", "labels", 0, "color", [1, 2, 256]),
+        put("srcsm", "labels", 0, "terminology", "type", "meaning", "Liver|Name:=x"),
     ],
 )
 def test_odd_metadata_is_refused(folder, edit):
@@ -289,6 +304,14 @@ def test_odd_metadata_is_refused(folder, edit):
         ("configs/network.json", put("channels", 2)),
         ("configs/network.json", put("stem", [0, 1, 1])),
         ("configs/network.json", put("dropout", 2.0)),
+        ("configs/network.json", put("channels", [2**63 - 1, 3])),
+        ("configs/network.json", put("channels", [2] * 1000)),
+        ("configs/network.json", put("kernel", [10001, 3, 3])),
+        ("configs/network.json", put("stem", [2**70, 1, 1])),
+        ("configs/source_histogram.json", put("values", "abc")),
+        ("configs/source_histogram.json", put("values", [[1], [2, 3]])),
+        ("configs/source_histogram.json", put("values", [1, 2, 2**70])),
+        ("configs/source_histogram.json", put("minimum", None)),
         ("configs/network.json", lambda n: n.pop("norm") and None),
         ("configs/source_histogram.json", put("counts", [1, 2])),
         ("configs/source_histogram.json", lambda h: [1]),
@@ -306,6 +329,20 @@ def test_a_file_that_is_something_else_is_refused(folder, path):
     reseal(folder)
     with pytest.raises(BundleError, match="cannot be used"):
         load_bundle(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(folder, a_bundle, value):
+    name = next(iter(a_bundle.weights))
+    weights = {n: w.half().contiguous() for n, w in a_bundle.weights.items()}
+    weights[name].view(-1)[0] = value
+    (folder / bundles.WEIGHTS).write_bytes(save(weights))
+    reseal(folder)
+    with pytest.raises(BundleError, match=f"1 of .*{name}, are not finite"):
+        load_bundle(folder)
+    large = a_bundle.weights | {name: a_bundle.weights[name] + 1e6}
+    with pytest.raises(BundleError, match="too large for float16"):
+        save_bundle(folder, replace(a_bundle, weights=large), "# Card\n")
 
 
 def test_saving_again_replaces_the_bundle_and_leaves_nothing_behind(folder, a_bundle):

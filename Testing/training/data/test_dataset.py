@@ -2,13 +2,20 @@
 """nnU-Net raw datasets: what is read, and that every fault is named, all at once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from srcsm_training.data.dataset import as_bytes, check_dataset, read_case, read_dataset
+from srcsm_training.data.dataset import (
+    as_bytes,
+    case_content,
+    check_dataset,
+    read_case,
+    read_dataset,
+)
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
 
 DESCRIPTION = {
@@ -298,6 +305,18 @@ def test_negative_and_broken_label_values_are_faults(folder):
     first, second = faults_of(folder)
     assert "it has the label -3; labels go from 0 to 65535" in first
     assert "not whole numbers" in second
+
+
+def test_a_case_is_known_by_the_size_of_its_image_and_its_labels(folder):
+    case = read_dataset(folder).cases[0]
+    before = case_content(case)
+    assert case_content(case) == before
+    array = label_array()
+    array[0, 0, 0] = 1
+    write(case.labels, array)
+    assert case_content(case) != before
+    with pytest.raises(DatasetError, match="a cannot be read"):
+        case_content(replace(case, image=folder / "absent"))
 
 
 def test_an_empty_dataset_is_a_fault(folder):

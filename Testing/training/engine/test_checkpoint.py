@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from srcsm_training.engine.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from srcsm_training.engine.run_folder import state_to_resume
 from SRCSMSegmenterLib import atomic
 
 OLDER = {"step": 1, "weights": torch.arange(3.0)}
@@ -108,6 +109,13 @@ def test_a_half_written_file_of_a_killed_process_does_no_harm(path):
     save_checkpoint(path, STATE)
     assert load_checkpoint(path)["step"] == 2
     assert os.listdir(path.parent) == ["last.pt"]
+
+
+@pytest.mark.parametrize("content", [[1], 5, {}, {"a": 1}, {"identity": {}, "network": 5}])
+def test_a_file_that_holds_something_else_is_no_checkpoint(path, content):
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        state_to_resume(path.parents[1], {})
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, -1])

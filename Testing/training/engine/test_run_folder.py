@@ -3,7 +3,52 @@
 
 import math
 
-from srcsm_training.engine.run_folder import curve_row
+import pytest
+
+from srcsm_training.engine.checkpoint import CheckpointError, save_checkpoint
+from srcsm_training.engine.run_folder import curve_row, state_to_resume
+
+OLD = {
+    "configuration": {"seed": 1, "data": {"folds": 5, "cases": ["*"]}, "note": "x" * 100},
+    "set of cases": [["a"], []],
+    "naming of labels": {"liver": 1, "spleen": 2},
+    "content of cases": {"a": "5 bytes, labels " + "0" * 64},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        (
+            "configuration",
+            {"seed": 2, "data": {"folds": 5, "cases": ["*"]}},
+            "seed is 2, was 1; note is",
+        ),
+        (
+            "configuration",
+            OLD["configuration"] | {"data": {}},
+            "data.folds is",
+        ),
+        ("set of cases", [["b"], []], "another set of cases (set of cases is"),
+        (
+            "naming of labels",
+            {"spleen": 1, "liver": 2},
+            "naming of labels.liver is 2, was 1",
+        ),
+        (
+            "content of cases",
+            {"a": "5 bytes, labels 1"},
+            "another content of cases",
+        ),
+    ],
+)
+def test_a_checkpoint_says_what_is_not_the_same(tmp_path, key, value, told):
+    empty = {part: {} for part in ("network", "average", "optimiser", "scaler", "best", "progress")}
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", {"identity": OLD, **empty})
+    assert state_to_resume(tmp_path, OLD) is not None
+    with pytest.raises(CheckpointError) as caught:
+        state_to_resume(tmp_path, OLD | {key: value})
+    assert told in str(caught.value)
 
 
 def test_curve_rows_leave_dice_open_between_validations():
