@@ -38,7 +38,11 @@ from .organ_positions import Kept, keep_likeliest_component
 from .resampling import index_map, points
 from .separable import sample_smoothed
 from .source_matching import matched_voxels
+from .terminology import readable
 from .window_blending import Triple, blend, window_slices
+
+LEAST_ML = 0.05
+"""Smaller pieces are left out without a word: they would be told as 0.0 ml."""
 
 OVERLAP = 0.5
 """Share of a window that its neighbours cover too, if one window does not suffice."""
@@ -285,10 +289,14 @@ def _run_within_memory(run_input: _RunInput, device: torch.device, messages: lis
 
 def _messages_about_pieces(kept: Kept, bundle: ModelBundle, scan: Geometry) -> list[str]:
     """Write which pieces were left out, and of which labels the largest was."""
-    names = {label.value: label.name.replace("_", " ") for label in bundle.description.labels}
+    names = {label.value: readable(label.name) for label in bundle.description.labels}
+    volumes = {
+        label: int(mask.sum()) * scan.voxel_ml for label, (_, mask) in sorted(kept.left_out.items())
+    }
     removed = ", ".join(
-        f"{int(mask.sum()) * scan.voxel_ml:.1f} ml of {names[label]}"
-        for label, (_, mask) in sorted(kept.left_out.items())
+        f"{volume:.1f} ml of {names[label]}"
+        for label, volume in volumes.items()
+        if volume >= LEAST_ML
     )
     messages = [f"Pieces apart from the one kept were left out: {removed}."] if removed else []
     if kept.smaller:

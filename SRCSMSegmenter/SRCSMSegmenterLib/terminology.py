@@ -64,14 +64,16 @@ def _structure(
     return Terminology(_STRUCTURE, Code(code, meaning), modifier, context)
 
 
-# name -> (terminology, colour). Neither list gives a colour for the last four; theirs are the
-# aorta's, an artery's and the lumbar spine's, and one of our own that sets the myocardium off
-# from the ventricles. No list of Slicer's holds the myocardium; its code is SNOMED CT's.
+# name -> (terminology, colour). Slicer gives both kidneys one colour, by which nobody could see
+# that they were swapped: the left one's is our own. Neither list gives a colour for the last four;
+# theirs are the aorta's, an artery's and the lumbar spine's, and one of our own that sets the
+# myocardium off from the ventricles. No list of Slicer's holds the myocardium; its code is SNOMED
+# CT's.
 _KNOWN: dict[str, tuple[Terminology, tuple[int, int, int]]] = {
     "liver": (_structure("10200004", "Liver"), (221, 130, 101)),
     "kidney": (Terminology(_STRUCTURE, _KIDNEY), (185, 102, 83)),
     "right kidney": (Terminology(_STRUCTURE, _KIDNEY, _RIGHT), (185, 102, 83)),
-    "left kidney": (Terminology(_STRUCTURE, _KIDNEY, _LEFT), (185, 102, 83)),
+    "left kidney": (Terminology(_STRUCTURE, _KIDNEY, _LEFT), (212, 164, 74)),
     "spleen": (_structure("78961009", "Spleen"), (157, 108, 162)),
     "pancreas": (_structure("15776009", "Pancreas"), (249, 180, 111)),
     "prostate": (_structure("41216001", "Prostate"), (230, 158, 140)),
@@ -111,6 +113,11 @@ def name_key(name: str) -> tuple[str, ...]:
 _BY_KEY = {name_key(name): entry for name, entry in _KNOWN.items()} | {
     name_key(short): _KNOWN[name] for short, name in _SYNONYMS.items()
 }
+
+
+def readable(name: str) -> str:
+    """Write a label's name as scenes, files and panels do: "right_kidney" is "right kidney"."""
+    return name.replace("_", " ")
 
 
 def segment_for(name: str, value: int) -> Segment:

@@ -21,7 +21,7 @@ class PlayedRun:
 
     def __init__(self, done):
         self.error, self.segmentationNode, self._done = None, None, done
-        self.cancelled = self.undone = False
+        self.cancelled = self.undone = self.editedSince = False
         self.messages = ["Not found: spleen & pancreas."]
 
     def cancel(self):
@@ -104,8 +104,12 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
     def test_the_first_volume_and_model_are_chosen_and_segment_can_be_pressed(self):
         self.assertEqual(self.ui.inputSelector.currentNode(), self.volume)
         self.assertEqual(self.ui.modelComboBox.currentText, "abdomen-ct")
+        self.assertFalse(shown(self.ui.modelLabel))
+        self.ui.infoButton.click()
+        self.assertTrue(shown(self.ui.modelLabel))
         self.assertIn("Hounsfield", self.ui.modelLabel.text)
         self.assertIn("CC BY 4.0", self.ui.modelLabel.text)
+        self.ui.infoButton.click()
         self.assertTrue(self.ui.segmentButton.enabled)
         self.assertFalse(self.ui.cancelButton.enabled)
         self.assertFalse(shown(self.ui.frameSpinBox))
@@ -187,11 +191,85 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.ui.inputSelector.setCurrentNode(self.volume)
         self.assertFalse(shown(self.ui.warningLabel))
 
+    def test_the_volume_that_is_shown_is_chosen(self):
+        shownOne = addVolume("CT", -1000.0, 1500.0)
+        views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+        if not views:
+            views = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode")]
+        for view in views:
+            view.SetBackgroundVolumeID(shownOne.GetID())
+        self.widget.exit()
+        self.parameters.inputVolume = None
+        self.widget.enter()
+        self.assertEqual(self.ui.inputSelector.currentNode(), shownOne)
+        self.ui.inputSelector.setCurrentNode(self.volume)
+        self.ui.segmentButton.click()
+        for view in views:  # it shows what is worked on
+            self.assertEqual(view.GetBackgroundVolumeID(), self.volume.GetID())
+
+    def test_voxels_that_come_after_the_volume_are_noticed(self):
+        late = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "late")
+        self.ui.inputSelector.setCurrentNode(late)
+        self.assertFalse(self.ui.segmentButton.enabled)
+        late.SetAndObserveImageData(self.volume.GetImageData())
+        waitUntil(lambda: self.ui.segmentButton.enabled)
+
+    def test_all_organs_and_none_are_a_click_away(self):
+        self.ui.noOrgansButton.click()
+        self.assertEqual(self.widget.panel.organs(ticked=True), [])
+        self.tick("spleen", True)
+        self.assertEqual(self.widget.panel.organs(ticked=True), ["spleen"])
+        self.ui.allOrgansButton.click()
+        self.assertEqual(len(self.widget.panel.organs(ticked=True)), 4)
+
+    # Refinement at once
+
+    def offer(self, sam):
+        """Play another module's offer to refine with a SAM; None for no offer."""
+        from SRCSMSegmenterLib.scene import worker_host
+
+        made = sam is not None and worker_host.RefinementOffer(
+            "segment_refined", lambda modality: sam, Path("none.txt")
+        )
+        self.cleanUps.enter_context(mock.patch.object(worker_host, "_refinement", made or None))
+        self.widget.enter()
+
+    def test_with_a_sam_organs_are_refined_unless_the_tick_is_taken_away(self):
+        self.offer("sam-small-ct")
+        self.assertTrue(self.ui.refineCheckBox.enabled)
+        self.assertTrue(self.ui.refineCheckBox.checked)
+        self.assertIn("sam-small-ct", self.ui.refineCheckBox.toolTip)
+        self.ui.segmentButton.click()
+        self.assertTrue(self.logic.asked["refine"])
+        self.logic.run.cancel()
+        self.ui.refineCheckBox.checked = False
+        self.ui.segmentButton.click()
+        self.assertFalse(self.logic.asked["refine"])
+
+    def test_without_a_sam_the_tick_says_why_and_nothing_is_refined(self):
+        for sam, why in (("", "no SAM for this model"), (None, "SAM Refine is not installed")):
+            self.offer(sam)
+            self.assertFalse(self.ui.refineCheckBox.enabled)
+            self.assertIn(why, read(self.ui.refineCheckBox.toolTip))
+            self.ui.segmentButton.click()
+            self.assertFalse(self.logic.asked["refine"])
+            self.logic.run.cancel()
+
+    def test_packages_that_only_sam_lacks_do_not_keep_one_from_segmenting(self):
+        from SRCSMSegmenterLib.panel import packages as slicer_packages
+
+        lacking = lambda more: ["segment-anything>=1.0"] if more else []  # noqa: E731
+        self.cleanUps.enter_context(mock.patch.object(slicer_packages, "missing", lacking))
+        self.offer("sam-small-ct")
+        self.assertIn("needs segment-anything", read(self.ui.refineCheckBox.toolTip))
+        self.assertTrue(self.ui.segmentButton.enabled)
+
     # The run
 
     def test_progress_shows_the_stage_and_the_time_left(self):
+        self.assertFalse(self.ui.progressBar.enabled)
         self.ui.segmentButton.click()
-        self.assertTrue(shown(self.ui.progressFrame))
+        self.assertTrue(self.ui.progressBar.enabled)
         self.assertFalse(self.ui.segmentButton.enabled)
         self.assertFalse(self.ui.inputsFrame.enabled)
         self.logic.asked["progress"]("network", 0.42, 37.2)
@@ -206,7 +284,8 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertTrue(self.ui.cancelButton.enabled)
         self.ui.cancelButton.click()
         self.assertTrue(self.logic.run.cancelled)
-        self.assertFalse(shown(self.ui.progressFrame))
+        self.assertFalse(self.ui.progressBar.enabled)
+        self.assertIn("nothing was changed", self.ui.progressLabel.text)
         self.assertFalse(shown(self.ui.messageLabel))
         self.assertTrue(self.ui.segmentButton.enabled)
         after = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
@@ -230,6 +309,18 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertIn("no voxels", self.ui.messageLabel.text)
         self.assertIsNone(self.widget.run)
         self.assertTrue(self.ui.segmentButton.enabled)
+
+    def test_a_message_leaves_with_the_volume_or_the_scene_it_is_about(self):
+        for leave in (
+            lambda: self.ui.inputSelector.setCurrentNode(addVolume("CT", -1000.0, 1500.0)),
+            slicer.mrmlScene.Clear,
+        ):
+            self.ui.segmentButton.click()
+            self.logic.run.end(error=("DeviceError", "There is no GPU.", "Choose auto."))
+            self.assertTrue(shown(self.ui.messageLabel))
+            leave()
+            self.assertFalse(shown(self.ui.messageLabel))
+        self.assertEqual(self.ui.progressLabel.text.strip(), "")
 
     # The result
 
@@ -263,6 +354,66 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertIsNone(self.parameters.result)
         self.assertFalse(shown(self.ui.resultsCollapsibleButton))
         self.assertFalse(self.ui.undoButton.enabled)
+
+    def test_undo_asks_if_the_segmentation_was_changed_since(self):
+        self.ui.segmentButton.click()
+        self.logic.run.end(self.placeResult())
+        self.assertIn('"MR"', read(self.ui.undoButton.toolTip))
+        self.logic.run.editedSince = True
+        for answer in (False, True):
+            asked = mock.patch.object(slicer.util, "confirmOkCancelDisplay", return_value=answer)
+            with asked as question:
+                self.ui.undoButton.click()
+            question.assert_called_once()
+            self.assertEqual(self.logic.run.undone, answer)
+
+    def test_volumes_follow_the_segments(self):
+        self.parameters.result = segmentation = self.placeResult()
+        text = lambda row: self.ui.resultTable.item(row, 1).text()  # noqa: E731
+        waitUntil(lambda: text(0) == "27.0")  # 500 voxels of 54 mm3
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(segmentation, "liver", self.volume)
+        mask[6:] = 0
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, "liver", self.volume)
+        waitUntil(lambda: text(0) == "10.8")
+        waitUntil(lambda: text(1) == "21.6")
+
+    def test_the_table_can_be_copied_with_its_units(self):
+        import qt
+
+        self.parameters.result = self.placeResult()
+        self.ui.copyButton.click()
+        self.assertEqual(
+            qt.QApplication.clipboard().text(),
+            "Organ\tVolume (ml)\tSlices to check first (K, from 0)\n"
+            "liver\t1432.250\t7, 4\nright kidney\t160.000\t5\n",
+        )
+
+    def test_surfaces_are_shown_at_a_click_and_of_the_next_result_too(self):
+        self.parameters.result = segmentation = self.placeResult()
+        self.assertFalse(self.ui.show3DButton.checked)
+        self.ui.show3DButton.click()
+        display = segmentation.GetDisplayNode()
+        self.assertTrue(display.GetVisibility3D())
+        surface = slicer.vtkSegmentationConverter.GetClosedSurfaceRepresentationName()
+        self.assertTrue(segmentation.GetSegmentation().ContainsRepresentation(surface))
+        self.ui.segmentButton.click()
+        self.logic.run.end(self.placeResult())
+        self.assertTrue(self.ui.show3DButton.checked)
+        self.ui.show3DButton.click()
+        self.assertFalse(self.parameters.result.GetDisplayNode().GetVisibility3D())
+
+    def test_a_click_on_an_organ_goes_to_its_middle(self):
+        self.parameters.result = self.placeResult()
+        view = slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode")
+        if view is None:
+            view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode")
+        view.SetOrientationToAxial()
+        self.widget.onOrganClicked(1, 0)
+        world = [0.0, 0.0, 0.0]
+        self.volume.TransformPointToWorld((14.5 * 3, 25.5 * 3, 6 * 6), world)
+        for axis in range(3):
+            there = view.GetSliceToRAS().GetElement(axis, 3)
+            self.assertLessEqual(abs(there - world[axis]), 3.1)  # a voxel
 
     def test_the_result_comes_back_with_the_scene(self):
         self.widget.exit()
@@ -395,6 +546,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
     def test_a_model_that_is_not_here_any_more_is_named(self):
         self.parameters.model = "/gone/with the drive"
         self.assertIn("/gone/with the drive", self.ui.modelLabel.text)
+        self.assertTrue(shown(self.ui.modelLabel))
         self.assertFalse(self.ui.segmentButton.enabled)
         self.assertEqual(read(self.ui.segmentButton.toolTip), "Choose a model.")
 
@@ -404,10 +556,10 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.choose(self.ui.sourceMatchingComboBox, "On")
         self.tick("spleen", False)
         self.widget.exit()
-        self.parameters.show3D = True
-        self.assertFalse(self.ui.show3DCheckBox.checked)
+        self.parameters.keepLargest = False
+        self.assertTrue(self.ui.keepLargestCheckBox.checked)
         self.widget.enter()
-        self.assertTrue(self.ui.show3DCheckBox.checked)
+        self.assertFalse(self.ui.keepLargestCheckBox.checked)
         self.assertEqual(self.ui.sourceMatchingComboBox.currentText, "On")
         self.assertEqual(self.widget.panel.organs(ticked=False), ["spleen"])
 
@@ -422,6 +574,24 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertIsNone(self.ui.inputSelector.currentNode())
         self.assertEqual(self.ui.sourceMatchingComboBox.currentText, "Automatic")
         self.assertFalse(self.ui.segmentButton.enabled)
+
+    def test_a_scene_loaded_while_the_module_is_open_is_shown(self):
+        scene = slicer.mrmlScene
+        addVolume("another", 0.0, 900.0)
+        self.parameters.result = self.placeResult()
+        scene.SetSaveToXMLString(1)
+        scene.Commit()
+        text = scene.GetSceneXMLString()
+        scene.SetSaveToXMLString(0)
+        scene.Clear()
+        self.assertIsNone(self.ui.inputSelector.currentNode())
+        scene.SetLoadFromXMLString(1)
+        scene.SetSceneXMLString(text)
+        scene.Import()
+        scene.SetLoadFromXMLString(0)
+        self.assertEqual(self.ui.inputSelector.currentNode().GetName(), "MR")
+        self.assertEqual(self.parameters.inputVolume.GetName(), "MR")
+        self.assertEqual(self.parameters.result.GetName(), "MR segmentation")
 
     def test_deleting_the_volume_in_use_does_no_harm(self):
         self.ui.segmentButton.click()
@@ -442,12 +612,24 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertEqual(self.ui.sourceMatchingComboBox.currentText, "Automatic")
 
     def test_coming_and_going_leaves_no_observer_behind(self):
-        before = len(self.widget.Observations)
+        before, left = len(self.widget.Observations), set()
         for _ in range(3):
             self.widget.exit()
-            self.assertEqual(len(self.widget.Observations), before - 1)
+            left.add(len(self.widget.Observations))
             self.widget.enter()
         self.assertEqual(len(self.widget.Observations), before)
+        self.assertEqual(left, {before - 3})  # the parameter node, and the volume twice
+
+
+def waitUntil(condition, seconds=20):
+    """Leave the event loop to Qt until something is so."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        slicer.app.processEvents()
+        time.sleep(0.01)
 
 
 def read(text):

@@ -179,7 +179,7 @@ class NodeComboBox(pythonqt(QtWidgets.QWidget)):
 
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
-        self._box = QtWidgets.QComboBox(self)
+        self._box = pythonqt(QtWidgets.QComboBox)(self)
         layout = QtWidgets.QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._box)
@@ -212,7 +212,7 @@ class NodeComboBox(pythonqt(QtWidgets.QWidget)):
         self._fill()
 
     def currentNode(self) -> "slicer.vtkMRMLNode | None":
-        index = self._box.currentIndex()
+        index = self._box.currentIndex
         return self._nodes[index] if 0 <= index < len(self._nodes) else None
 
     def setCurrentNode(self, node: "slicer.vtkMRMLNode | None") -> None:
@@ -242,8 +242,8 @@ class SliderWidget(pythonqt(QtWidgets.QWidget)):
 
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
-        self._slider = QtWidgets.QSlider(QtCore.Qt.Horizontal)
-        self._box = QtWidgets.QDoubleSpinBox()
+        self._slider = pythonqt(QtWidgets.QSlider)(QtCore.Qt.Horizontal)
+        self._box = pythonqt(QtWidgets.QDoubleSpinBox)()
         layout = QtWidgets.QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._slider)
@@ -252,14 +252,14 @@ class SliderWidget(pythonqt(QtWidgets.QWidget)):
         self._slider.valueChanged.connect(self._slid)
 
     def _scale(self) -> None:
-        step = self._box.singleStep()
+        step = self._box.singleStep
         blocked = self._slider.blockSignals(True)
         self._slider.setRange(round(self.minimum / step), round(self.maximum / step))
         self._slider.setValue(round(self.value / step))
         self._slider.blockSignals(blocked)
 
     def _slid(self, steps: int) -> None:
-        self._box.setValue(steps * self._box.singleStep())
+        self._box.setValue(steps * self._box.singleStep)
 
     def _tell(self, value: float) -> None:
         self._scale()
@@ -270,7 +270,7 @@ class SliderWidget(pythonqt(QtWidgets.QWidget)):
             getattr(self._box, f"set{name[0].upper()}{name[1:]}")(value)
             self._scale()
 
-        return QtCore.Property(kind, lambda self: getattr(self._box, name)(), write)
+        return QtCore.Property(kind, lambda self: getattr(self._box, name), write)
 
     value = _declare(float, "value")
     minimum = _declare(float, "minimum")
@@ -285,6 +285,13 @@ CUSTOM = {
     "qMRMLWidget": MRMLWidget,
     "qMRMLNodeComboBox": NodeComboBox,
 }
+
+
+for _name, _class in CUSTOM.items():
+    # They go by Slicer's names.
+    _class.inherits = lambda self, name, own=_name, kind=_class: (
+        name == own or super(kind, self).inherits(name)
+    )
 
 
 class UiLoader(QtUiTools.QUiLoader):
@@ -629,6 +636,14 @@ class App:
     def processEvents(self) -> None:
         QtWidgets.QApplication.processEvents()
 
+    def layoutManager(self) -> SimpleNamespace:
+        """One without views, as of a layout of tables alone."""
+        return SimpleNamespace(
+            threeDViewCount=0,
+            sliceViewNames=tuple,
+            mrmlSliceLogics=vtk.vtkCollection,
+        )
+
     def moduleManager(self) -> "App":
         return self
 
@@ -667,8 +682,9 @@ def slicer_with_qt(settings: Path, *names: str) -> Iterator[ModuleWindow]:
 
     slicer.util.selectModule = select
     try:
+        for name in names:  # all of them before any panel, as at Slicer's start
+            getattr(load_module(name), name)(SimpleNamespace())
         for name in names:
-            load_module(name)
             windows[name] = ModuleWindow(name)
             representation = lambda name=name: windows[name]  # noqa: E731
             held = SimpleNamespace(path=str(path_of(name)), widgetRepresentation=representation)

@@ -20,7 +20,8 @@ from types import SimpleNamespace
 import qt_host
 import slicer
 
-SIZES = {"SRCSMSegmenter": (460, 760), "SAMRefine": (460, 790)}
+SIZE = 400, 768
+"""Pixels that a panel has on a small screen."""
 
 
 def main(module: str, output: Path) -> None:
@@ -30,18 +31,20 @@ def main(module: str, output: Path) -> None:
     )
     slicer.util.setSliceViewerLayers = lambda **layers: None
     slicer.util.startupEnvironment = lambda: dict(os.environ)
+    modules = sorted(("SRCSMSegmenter", "SAMRefine"), key=lambda name: name != module)
     with (
         tempfile.TemporaryDirectory() as folder,
-        qt_host.slicer_with_qt(Path(folder) / "settings.ini", module) as window,
+        qt_host.slicer_with_qt(Path(folder) / "settings.ini", *modules) as window,
     ):
         from SRCSMSegmenterLib.scene.samples import load_phantom
 
         volume, widget = load_phantom("MR"), window.self()
         {"SRCSMSegmenter": segmented, "SAMRefine": refined}[module](widget, volume)
-        window.resize(*SIZES[module])
-        window.show()
-        slicer.app.processEvents()
-        window.grab().save(str(output))
+        window.panel.resize(*SIZE)
+        window.panel.show()
+        for _ in range(3):
+            slicer.app.processEvents()
+        window.panel.grab().save(str(output))
         widget.cleanup()
 
 

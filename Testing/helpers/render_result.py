@@ -60,8 +60,7 @@ def four_views(
     space = View(SIDE)
     space.show_3d()
     for row, measure in enumerate(measures(segmentation)):
-        name = segments.GetSegment(organs[measure.name]).GetName()
-        text = f"{name}  {measure.volume_ml:.0f} ml"
+        text = f"{measure.name}  {measure.volume_ml:.0f} ml"
         space.write(text, 0.6, 0.19 - 0.05 * row, (0.1, 0.1, 0.2))
     above = np.hstack([sliced("Axial"), space.picture()])
     return np.vstack([above, np.hstack([sliced("Coronal"), sliced("Sagittal")])])

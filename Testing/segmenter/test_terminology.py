@@ -15,7 +15,7 @@ REGION = "Anatomic codes - DICOM master list~^^~^^"
 CODES = {
     "liver": ("10200004", (221, 130, 101)),
     "right_kidney": ("64033007", (185, 102, 83)),
-    "left_kidney": ("64033007", (185, 102, 83)),
+    "left_kidney": ("64033007", (212, 164, 74)),  # our own: Slicer gives both kidneys one
     "spleen": ("78961009", (157, 108, 162)),
     "pancreas": ("15776009", (249, 180, 111)),
     "prostate": ("41216001", (230, 158, 140)),

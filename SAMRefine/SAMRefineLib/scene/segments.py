@@ -13,7 +13,7 @@ from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
 from SRCSMSegmenterLib.scene.probabilities import probabilities
 from SRCSMSegmenterLib.scene.sampling import any_mask
-from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
+from SRCSMSegmenterLib.terminology import readable, segment_for, terminology_entry
 
 from ..boxes.boxes import SliceGrid
 from ..boxes.coarse import BOX_CONFIDENCE, is_uncertain
@@ -134,7 +134,7 @@ def uncertain_slices(
     tag = organ_tag(node, organ.segment)
     if grid.axis == 2:
         for measure in measures(node):
-            if measure.name == tag:
+            if measure.name == readable(tag or ""):
                 slices |= {k for k, _ in measure.least_certain}
     return sorted(slices)
 

@@ -17,7 +17,7 @@ Loading reads JSON and safetensors and runs no code of the folder. The folder's 
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from ..network import NetworkConfig, UNet
 from ..organ_positions import Offset
 from ..schema import convert, parse_json
 from ..source_matching import SourceHistogram
-from ..terminology import Segment
+from ..terminology import Segment, segment_for
 from ..texts import UNSHOWN, is_name, shown
 from .catalogue import METADATA, is_bundle
 from .hashed_folder import (
@@ -307,7 +307,10 @@ def _description(metadata: Any) -> Description:  # noqa: ANN401 - anything JSON 
     if not isinstance(ours, dict) or "format_version" not in ours:
         raise BundleError(f'{METADATA} has no "srcsm" entry, so it is no bundle of this program.')
     check_format(ours.pop("format_version"), FORMAT_VERSION, "export the network anew")
-    return convert(ours, Description, f"{METADATA}: srcsm", BundleError, complete=True)
+    found = convert(ours, Description, f"{METADATA}: srcsm", BundleError, complete=True)
+    # Terms and colours of today's lists, not those of the day of the export.
+    labels = tuple(segment_for(label.name, label.value) for label in found.labels)
+    return replace(found, labels=labels)
 
 
 def _network(content: Any) -> NetworkConfig:  # noqa: ANN401 - anything JSON holds

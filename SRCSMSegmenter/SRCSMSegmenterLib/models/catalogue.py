@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..atomic import recover, recover_all
 from ..errors import BundleError
+from ..terminology import segment_for
 from .hashed_folder import SUMS
 
 METADATA = "configs/metadata.json"
@@ -62,8 +63,8 @@ def read_card(folder: Path) -> ModelCard:
             *(str(ours[key]) for key in ("name", "task", "expects", "licence")),
             str(ours["rule"]["modality"]),
             tuple(
-                OrganCard(str(label["name"]), tuple(map(int, label["color"])))
-                for label in ours["labels"]
+                OrganCard(str(label["name"]), segment_for(str(label["name"]), value).color)
+                for value, label in enumerate(ours["labels"], start=1)
             ),
             tuple(map(float, ours["grid"]["spacing"])),
         )

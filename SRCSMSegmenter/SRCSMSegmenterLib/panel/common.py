@@ -12,6 +12,8 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from ..terminology import readable
+
 if TYPE_CHECKING:
     from ..training_set import AddedCase
 
@@ -48,6 +50,9 @@ class CommonPanel:
             ui.addedLabel,
         ):
             row.visible = False
+        self.wheelGuard = WheelGuard()
+        for widget in vars(ui).values():
+            self.wheelGuard.watch(widget)
 
     # What is missing or odd
 
@@ -115,9 +120,10 @@ class CommonPanel:
         self.ui.logText.appendPlainText(line)
 
 
-def readable(organ: str) -> str:
-    """Write an organ's name for people: "right_kidney" is a right kidney."""
-    return organ.replace("_", " ")
+def duration(seconds: float) -> str:
+    """Write a duration with its unit: 7 s, 2 min 5 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def time_left(seconds: float) -> str:
@@ -127,6 +133,31 @@ def time_left(seconds: float) -> str:
     if seconds < 90:
         return _("about {n} s left").format(n=round(seconds))
     return _("about {n} min left").format(n=round(seconds / 60))
+
+
+class WheelGuard(qt.QObject):
+    """Event filter by which the wheel scrolls the panel, and turns only a number with the focus."""
+
+    def eventFilter(self, widget: "qt.QObject", event: "qt.QEvent") -> bool:
+        """Leave the wheel to the panel."""
+        if event.type() != qt.QEvent.Wheel:
+            return False
+        if widget.focus and not widget.inherits("QComboBox"):
+            return False
+        event.ignore()
+        return True
+
+    def watch(self, widget: "qt.QWidget") -> None:
+        """Guard a widget, and what it is made of, if the wheel would turn it."""
+        if any(map(widget.inherits, ("QComboBox", "QAbstractSpinBox", "QSlider"))):
+            widget.focusPolicy = qt.Qt.StrongFocus  # by default the wheel takes the focus
+            widget.installEventFilter(self)
+        elif any(map(widget.inherits, _COMPOSITE)):
+            for child in widget.children():
+                self.watch(child)
+
+
+_COMPOSITE = ("qMRMLNodeComboBox", "ctkSliderWidget", "ctkDoubleSlider", "ctkDoubleSpinBox")
 
 
 @contextmanager
@@ -144,12 +175,13 @@ def fit_rows(view: "qt.QAbstractItemView", rows: int, most: int) -> None:
 
     Qt's own way, to adjust the view to its contents, makes a panel in Slicer wider and wider.
     """
-    height = view.fontMetrics().height() + ROW_MARGIN
-    shown = min(rows, most)
     if view.inherits("QTableView"):
-        view.verticalHeader().defaultSectionSize = height
+        height = view.fontMetrics().height() + ROW_MARGIN
+        view.verticalHeader().setDefaultSectionSize(height)
         view.horizontalHeader().setFixedHeight(height)
-        shown += 1
+        shown = min(rows, most) + 1
+    else:
+        height, shown = view.sizeHintForRow(0), min(rows, most)
     view.setFixedHeight(shown * height + 2 * view.frameWidth)
 
 

@@ -43,6 +43,10 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._guiTag: int | None = None
         self._missing: list[str] = []
+        self._watched: slicer.vtkMRMLScalarVolumeNode | None = None
+        self._updateTimer = qt.QTimer()
+        self._updateTimer.singleShot = True  # of many changes at once, such as loading, the last
+        self._updateTimer.connect("timeout()", self.update)
         ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self) -> None:
@@ -58,6 +62,9 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        # Nodes that come one by one would be taken for choices of the user's.
+        self.addObserver(scene, scene.StartImportEvent, self.onSceneStartImport)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndClose)
         self.ui.installButton.connect("clicked()", self.onInstall)
         self.ui.cancelButton.connect("clicked()", self.onCancel)
         if self.parent.isEntered:  # it was reloaded; else Slicer calls `enter`
@@ -96,12 +103,35 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.onCancel()
         self.forget()
         self.panel.show_added(None)
+        self.panel.show_message("")
+        self._observe(None)
+
+    def onSceneStartImport(self, caller: object = None, event: object = None) -> None:
+        """Let go of the parameter node until all that it refers to is there."""
         self._observe(None)
 
     def onSceneEndClose(self, caller: object = None, event: object = None) -> None:
-        """Start afresh if the module is open."""
+        """Show the scene as it is now if the module is open."""
         if self.entered:
             self.enter()
+
+    def watchVolume(self, volume: "slicer.vtkMRMLScalarVolumeNode | None") -> None:
+        """Call `update` when the voxels or the place of a volume change; None watches none."""
+        if volume is self._watched:
+            return
+        events = (
+            slicer.vtkMRMLVolumeNode.ImageDataModifiedEvent,
+            slicer.vtkMRMLTransformableNode.TransformModifiedEvent,
+        )
+        for event in events:
+            if self._watched is not None:
+                self.removeObserver(self._watched, event, self._onVolumeChanged)
+            if volume is not None:
+                self.addObserver(volume, event, self._onVolumeChanged)
+        self._watched = volume
+
+    def _onVolumeChanged(self, caller: object = None, event: object = None) -> None:
+        self._updateTimer.start()
 
     def update(self, caller: object = None, event: object = None) -> None:
         """Show the state of the parameter node."""
@@ -114,6 +144,8 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def _observe(self, parameters: object) -> None:
         """Bind the panel to other parameters; None binds it to none."""
+        if parameters is None:
+            self.watchVolume(None)
         if self._parameterNode is not None:
             self._parameterNode.disconnectGui(self._guiTag)
             self.removeObserver(

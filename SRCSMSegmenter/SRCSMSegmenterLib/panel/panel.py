@@ -17,7 +17,8 @@ from .common import CommonPanel, fit_rows, quiet, readable, swatch
 
 SLICES_SHOWN = 5
 ROWS_SHOWN = 8
-"""Rows of the table; of more, it scrolls."""
+ORGANS_SHOWN = 6
+"""Rows of the table and of the list of organs; of more, they scroll."""
 
 _NAME = qt.Qt.UserRole
 
@@ -37,7 +38,11 @@ class Panel(CommonPanel):
     def __init__(self, ui: SimpleNamespace) -> None:
         super().__init__(ui)
         self._results: tuple = ()
-        ui.resultsCollapsibleButton.visible = False
+        ui.resultsCollapsibleButton.visible = ui.modelLabel.visible = False
+        ui.infoButton.connect("toggled(bool)", lambda shown: self._show_info())
+        # It stays, so that nothing jumps under the mouse when a run starts or ends.
+        ui.progressFrame.visible = True
+        self.show_idle("")
         header = ui.resultTable.horizontalHeader()
         header.setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         header.setStretchLastSection(True)
@@ -61,12 +66,20 @@ class Panel(CommonPanel):
             box.currentIndex = box.findData(chosen)
         card = cards.get(chosen)
         ui.modelLabel.text = _card_text(card) if card else _absent_text(chosen)
+        ui.infoButton.enabled = card is not None
+        self._show_info()
         ui.removeModelButton.enabled = chosen in own
         ui.removeModelButton.toolTip = (
             _("Take the chosen model off the list. Its files stay.")
             if chosen in own
             else _("Only models that you added can be taken off the list.")
         )
+
+    def _show_info(self) -> None:
+        """Show the card if it was asked for, and always that a model is not here."""
+        ui = self.ui
+        absent = not ui.infoButton.enabled and bool(ui.modelLabel.text)
+        ui.modelLabel.visible = ui.infoButton.checked or absent
 
     def chosen_model(self) -> str:
         """Return what the parameter node calls the chosen model."""
@@ -84,15 +97,18 @@ class Panel(CommonPanel):
                     item.setData(_NAME, organ.name)
                     item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
                     view.addItem(item)
+                fit_rows(view, len(organs), ORGANS_SHOWN)
             for item in self._organ_items():
                 ticked = item.data(_NAME) not in skipped
                 item.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
-        view.visible = bool(organs)
+        for widget in (view, self.ui.allOrgansButton, self.ui.noOrgansButton):
+            widget.visible = bool(organs)
 
-    def organs(self, ticked: bool) -> list[str]:
-        """List the organs that are, or are not, ticked."""
-        state = qt.Qt.Checked if ticked else qt.Qt.Unchecked
-        return [item.data(_NAME) for item in self._organ_items() if item.checkState() == state]
+    def organs(self, ticked: bool | None = None) -> list[str]:
+        """List the organs, all or those that are, or are not, ticked."""
+        states = {None: (qt.Qt.Checked, qt.Qt.Unchecked), True: (qt.Qt.Checked,)}
+        wanted = states.get(ticked, (qt.Qt.Unchecked,))
+        return [item.data(_NAME) for item in self._organ_items() if item.checkState() in wanted]
 
     def _organ_items(self) -> list["qt.QListWidgetItem"]:
         return [self.ui.organList.item(row) for row in range(self.ui.organList.count)]
@@ -119,9 +135,27 @@ class Panel(CommonPanel):
         ui.cancelButton.toolTip = (
             _("Stop; the scene stays as it is.") if running else _("Nothing is running.")
         )
-        ui.progressFrame.visible = running
+        ui.progressBar.enabled = ui.progressBar.textVisible = running
         for row in (ui.inputsFrame, ui.advancedCollapsibleButton, ui.installButton):
             row.enabled = not running
+
+    def show_idle(self, text: str) -> None:
+        """Show that nothing runs, and how the last run ended."""
+        self.ui.progressBar.value = 0
+        self.ui.progressLabel.text = text or "\u00a0"  # a line is kept free for it
+
+    def show_refinement(self, sam: str, lacking: str) -> None:
+        """Enable the tick for refinement if there is a SAM for the model.
+
+        Args:
+            sam: name of the SAM.
+            lacking: why there is none, as a sentence; "" if there is.
+        """
+        self.ui.refineCheckBox.enabled = not lacking
+        self.ui.refineCheckBox.toolTip = lacking or _(
+            "Let {sam} redraw the organs in boxes around them. It takes longer, and is mostly "
+            "nearer to the truth."
+        ).format(sam=sam)
 
     def stages(self) -> dict[str, str]:
         """See `CommonPanel.stages`."""
@@ -129,6 +163,10 @@ class Panel(CommonPanel):
             "prepare": _("Preparing the volume"),
             "network": _("Finding the organs"),
             "resample": _("Bringing the result to the volume's grid"),
+            "choose": _("SAM chooses the boxes"),
+            "encode": _("SAM looks at the slices"),
+            "decode": _("SAM outlines the organs"),
+            "combine": _("Combining the outlines"),
         }
 
     # The result
@@ -151,7 +189,9 @@ class Panel(CommonPanel):
         ui.resultsCollapsibleButton.toolTip = name
         table.setRowCount(len(organs))
         for row, organ in enumerate(organs):
-            table.setItem(row, 0, qt.QTableWidgetItem(swatch(organ.color), readable(organ.name)))
+            name_item = qt.QTableWidgetItem(swatch(organ.color), organ.name)
+            name_item.setToolTip(_("Click to go to the middle of the organ."))
+            table.setItem(row, 0, name_item)
             millilitres = qt.QTableWidgetItem(f"{organ.millilitres:.1f}")
             millilitres.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             table.setItem(row, 1, millilitres)
@@ -165,17 +205,26 @@ class Panel(CommonPanel):
             table.setCellWidget(row, 2, links)
         fit_rows(table, len(organs), ROWS_SHOWN)
 
-    def show_notes(self, notes: Sequence[str], undoable: bool) -> None:
-        """Show messages of the last run, and whether it can be undone."""
+    def table_text(self) -> str:
+        """Return the shown table as tab-separated text, with units in its first line."""
+        lines = [(_("Organ"), _("Volume (ml)"), _("Slices to check first (K, from 0)"))]
+        for organ in self._results[1:]:
+            slices = ", ".join(str(k) for k, _mm in organ.slices[:SLICES_SHOWN])
+            lines.append((organ.name, f"{organ.millilitres:.3f}", slices))
+        return "\n".join(map("\t".join, lines)) + "\n"
+
+    def show_notes(self, notes: Sequence[str], undo: str) -> None:
+        """Show messages of the last run, and what undoing it does; "" if it cannot be undone."""
         ui = self.ui
         ui.resultMessagesLabel.text = "<br>".join(map(escape, notes))
         ui.resultMessagesLabel.visible = bool(notes)
-        ui.undoButton.enabled = undoable
-        ui.undoButton.toolTip = (
-            _("Take the last result out of the scene again.")
-            if undoable
-            else _("Nothing was segmented since the module was opened.")
-        )
+        ui.undoButton.enabled = bool(undo)
+        ui.undoButton.toolTip = undo or _("Nothing was segmented since the module was opened.")
+
+    def show_3d_state(self, shown: bool) -> None:
+        """Show whether the surfaces of the result are shown."""
+        with quiet(self.ui.show3DButton):
+            self.ui.show3DButton.checked = shown
 
     def show_refine(self, installed: bool) -> None:
         """Enable the button that opens SAM Refine if the module is installed."""

@@ -49,7 +49,9 @@ class Parameters:
         frame: number of the frame, from 0, if the volume shows a sequence.
         model: name of a shipped network or folder of one of the user's.
         skippedOrgans: organs not wanted, by name; so those of another model are all wanted.
+        refine: let SAM redraw the organs, if there is one.
         outputSegmentation: to be updated; None makes a new one.
+        show3D: show the surfaces of results.
         result: the segmentation that the panel shows the numbers of.
     """
 
@@ -57,6 +59,7 @@ class Parameters:
     frame: Annotated[int, Minimum(FRAME_SHOWN)] = FRAME_SHOWN
     model: str = "abdomen-ct"
     skippedOrgans: list[str]
+    refine: bool = True
     outputSegmentation: vtkMRMLSegmentationNode
     sourceMatching: SourceMatching = SourceMatching.AUTO
     device: Device = Device.AUTO

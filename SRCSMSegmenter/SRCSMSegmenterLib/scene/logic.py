@@ -19,6 +19,7 @@ from ..blocks import ProbabilityBlock
 from ..errors import BundleError, VolumeError
 from ..geometry import Geometry, Volume
 from ..models.catalogue import find_model, read_card
+from ..terminology import readable
 from ..worker.client import Job, Reply, WorkerError
 from ..worker.protocol import as_worker_error
 from . import nodes
@@ -183,6 +184,11 @@ class SegmentationRun:
         if self.change is not None:
             self.change.undo()
 
+    @property
+    def editedSince(self) -> bool:
+        """Whether segments were changed, added or removed after the result was placed."""
+        return self.change is not None and self.change.edited_since
+
     def _progress(self, stage: str, fraction: float) -> None:
         if self._nodes.fault(self._geometry) and self._job is not None:
             self._job.cancel()  # nobody waits for it any more
@@ -282,5 +288,6 @@ def counted(number: int, thing: str) -> str:
 
 
 def absent_note(result: Result) -> list[str]:
-    names = [organ.name.replace("_", " ") for organ in result.organs if organ.volume_ml == 0]
+    """Write which organs were not found; nothing if all were."""
+    names = [readable(organ.name) for organ in result.organs if organ.volume_ml == 0]
     return [f"Not found: {', '.join(names)}."] if names else []

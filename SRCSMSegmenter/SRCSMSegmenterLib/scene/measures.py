@@ -9,6 +9,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
+from ..terminology import readable
 from .nodes import BINARY, organ_segments
 
 TABLE = "SRCSM.Table"
@@ -25,7 +26,7 @@ class Measure:
     """A row of the table of measures.
 
     Attributes:
-        name: of the organ.
+        name: of the organ, as people write it (`terminology.readable`).
         least_certain: (slice k, uncertainty in mm), the least certain first; the table lists the
             first `SLICES_LISTED`.
     """
@@ -79,6 +80,9 @@ def segment_ml(segment: slicer.vtkSegment) -> float:
 def remeasure(segmentation_node: slicer.vtkMRMLSegmentationNode, organ: str) -> bool:
     """Write an organ's volume into the table anew, as after its segment was edited.
 
+    Args:
+        organ: its name in the table.
+
     Returns:
         True if the volume was another one.
     """
@@ -86,7 +90,7 @@ def remeasure(segmentation_node: slicer.vtkMRMLSegmentationNode, organ: str) -> 
     row = next((n for n, each in enumerate(rows) if each.name == organ), None)
     if row is None:
         return False
-    id = organ_segments(segmentation).get(organ)
+    id = {readable(name): id for name, id in organ_segments(segmentation).items()}.get(organ)
     volume = segment_ml(segmentation.GetSegment(id)) if id else 0.0
     if abs(volume - rows[row].volume_ml) < 0.001:  # the table has three digits
         return False

@@ -10,6 +10,7 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from ..geometry import Geometry, Volume
+from ..terminology import readable
 from .changes import SceneChange
 from .measures import (
     TABLE,
@@ -190,7 +191,7 @@ def _place_segment(
         _replace_labelmap(segmentation, id, layer, organ.label)
         return
     segment = slicer.vtkSegment()
-    name = organ.name.replace("_", " ")
+    name = readable(organ.name)
     taken = segmentation.GetSegmentIdBySegmentName(name)
     segment.SetName(f"{name}{OWN_SUFFIX}" if taken else name)
     segment.SetColor(*(channel / 255 for channel in organ.color))
@@ -259,13 +260,16 @@ def _place_table(
     if table is None:
         table = change.add_node("vtkMRMLTableNode", f"{node.GetName()} measures")
         change.set_reference(node, TABLE, table.GetID())
+        table.SetColumnUnitLabel("Volume (ml)", "ml")
+        table.SetColumnUnitLabel("Uncertainty (mm)", "mm")
         remove_tables_with_segmentations(table.GetScene())
         change.file_beside(table, volume_node)
     change.table = table
     # Rows of organs that this result did not look for stay.
     rows = {row.name: row for row in measures(node)}
+    names = {organ: readable(organ.name) for organ in organs}
     rows |= {
-        organ.name: Measure(organ.name, organ.volume_ml, organ.least_certain) for organ in organs
+        name: Measure(name, organ.volume_ml, organ.least_certain) for organ, name in names.items()
     }
     before = vtk.vtkTable()
     before.DeepCopy(table.GetTable())

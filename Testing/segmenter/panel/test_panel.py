@@ -15,6 +15,9 @@ from types import SimpleNamespace
 import pytest
 import qt_host
 import slicer
+from PySide6.QtCore import QPoint, QPointF, Qt
+from PySide6.QtGui import QWheelEvent
+from PySide6.QtWidgets import QApplication, QSizePolicy
 
 MODULE_FOLDER = Path(__file__).resolve().parents[3] / "SRCSMSegmenter"
 sys.path.insert(0, str(MODULE_FOLDER / "Testing"))
@@ -29,7 +32,7 @@ pytestmark = pytest.mark.needs_slicer
 
 BOUND = qt_host.bound_widgets("SRCSMSegmenter")
 
-UNBOUND = {"model", "skippedOrgans", "result"}
+UNBOUND = {"model", "skippedOrgans", "show3D", "result"}
 """Parameters that no widget holds as they are; the panel brings them up to date itself."""
 
 
@@ -54,7 +57,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
         "sourceMatching": ("QComboBox", SourceMatching),
         "device": ("QComboBox", Device),
         "keepLargest": ("QCheckBox", bool),
-        "show3D": ("QCheckBox", bool),
+        "refine": ("QCheckBox", bool),
     }
     ui = vars(window.self().ui)
     found = {
@@ -67,7 +70,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
 def test_a_parameter_on_a_widget_that_cannot_hold_it_is_refused(window):
     parameters, ui = window.self().logic.getParameterNode(), window.self().ui
     with pytest.raises(RuntimeError, match="cannot hold"):
-        parameters.connectParametersToGui({"show3D": ui.frameSpinBox})
+        parameters.connectParametersToGui({"refine": ui.frameSpinBox})
     with pytest.raises(RuntimeError, match="cannot hold"):
         parameters.connectParametersToGui({"model": ui.modelComboBox})
     with pytest.raises(ValueError, match="no parameter volume"):
@@ -105,6 +108,68 @@ def test_rows_make_the_panel_no_wider(window):
     widget.update()
     assert widget.ui.resultTable.rowCount == 2
     assert window.panel.too_wide() == ""
+
+
+def test_a_panel_that_widens_itself_is_caught(window):
+    """As a table that adjusts to its contents does, with a last column that is stretched."""
+    from PySide6.QtWidgets import QAbstractScrollArea
+
+    widget = window.self()
+    widget.enter()
+    widget.logic.getParameterNode().result = placeResult(addVolume("MR", 0.0, 900.0))
+    table = widget.ui.resultTable
+    table.setSizeAdjustPolicy(QAbstractScrollArea.AdjustToContents)
+    table.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Maximum)
+    assert "resultTable makes the panel" in window.panel.too_wide()
+    slicer.mrmlScene.Clear(0)
+
+
+def test_nothing_moves_when_a_run_starts_or_ends(window):
+    widget, ui = window.self(), window.self().ui
+    addVolume("MR", 0.0, 900.0)
+    widget.enter()
+
+    def places():
+        for _ in range(3):
+            slicer.app.processEvents()
+        widgets = (ui.segmentButton, ui.cancelButton, ui.progressFrame, ui.logCollapsibleButton)
+        return [each.mapTo(window, each.rect.topLeft()).y() for each in widgets]
+
+    before = places()
+    widget.panel.show_progress("network", 0.4, 100.0)
+    widget.panel.show_state(running=True, lacking=[])
+    assert places() == before
+    widget.panel.show_idle("Done")
+    widget.panel.show_state(running=False, lacking=[])
+    assert places() == before
+
+
+def test_buttons_and_the_result_fit_a_small_screen(window):
+    widget, ui = window.self(), window.self().ui
+    volume = addVolume("MR", 0.0, 900.0)
+    widget.enter()
+    widget.logic.getParameterNode().result = placeResult(volume)
+    for _ in range(3):
+        slicer.app.processEvents()
+    # At 1366 x 768, Slicer leaves a module's panel some 540 pixels of height.
+    for button in (ui.segmentButton, ui.cancelButton, ui.undoButton, ui.trainingSetButton):
+        assert button.mapTo(window, button.rect.bottomLeft()).y() < 400, button.name
+
+
+@pytest.mark.parametrize("name", ["modelComboBox", "deviceComboBox", "inputSelector"])
+def test_the_wheel_scrolls_the_panel_and_turns_no_value(window, name):
+    addVolume("first", 0.0, 900.0)
+    addVolume("second", 0.0, 900.0)
+    window.self().enter()
+    widget = vars(window.self().ui)[name]
+    box = widget if widget.inherits("QComboBox") else widget.findChild(qt_host.qt.QComboBox)
+    before, at = box.currentIndex, QPointF(5, 5)
+    event = QWheelEvent(at, at, QPoint(), QPoint(0, -120), Qt.NoButton, Qt.NoModifier,
+                        Qt.NoScrollPhase, False)  # fmt: skip
+    slicer.app.processEvents()
+    QApplication.sendEvent(box, event)
+    assert box.currentIndex == before
+    assert box.focusPolicy == Qt.StrongFocus
 
 
 def test_disabled_buttons_say_why(window):

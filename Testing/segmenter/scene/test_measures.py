@@ -49,7 +49,7 @@ def test_a_volume_is_measured_anew_after_editing(scene):
     rows = {row.name: row for row in measures(node)}
     assert rows["liver"].volume_ml == pytest.approx(mask[:, :, :4].sum() * voxel_ml, abs=5e-4)
     assert rows["liver"].least_certain == ((2, 3.25), (0, 1.5))
-    assert rows["right_kidney"].volume_ml == 0.25
+    assert rows["right kidney"].volume_ml == 0.25
     node.GetSegmentation().RemoveSegment("liver")
     assert remeasure(node, "liver")
     assert measures(node)[0].volume_ml == 0

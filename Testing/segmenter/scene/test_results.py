@@ -232,7 +232,7 @@ def test_an_organ_that_was_not_asked_for_again_stays(drawn):
     np.testing.assert_array_equal(voxels(segmentation, "right_kidney", node), labels == 2)
     assert [(row.name, row.volume_ml) for row in measures(segmentation)] == [
         ("liver", 9.0),
-        ("right_kidney", 0.25),
+        ("right kidney", 0.25),
     ]
     assert probabilities(segmentation)["liver"] is chance
     assert "right_kidney" in probabilities(segmentation)
