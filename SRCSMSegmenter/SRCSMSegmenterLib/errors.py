@@ -34,5 +34,9 @@ class PromptError(SRCSMError):
     """Boxes or points cannot be used (inverted, empty, of another grid, an unknown file)."""
 
 
+class InputError(SRCSMError, ValueError):
+    """Arrays or arguments of a call do not fit: shapes, dtypes, an unknown name."""
+
+
 class Cancelled(SRCSMError):
     """The user cancelled; nothing was written."""

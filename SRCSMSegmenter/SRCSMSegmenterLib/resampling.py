@@ -14,35 +14,37 @@ CACHED_VOXELS = 1 << 17
 """Voxels smoothed at a time."""
 
 
-def gaussian_matrix(
-    length: int, sigma: float, radius: int, device: torch.device | str = "cpu"
-) -> torch.Tensor:
-    """Make the (length, length) float32 matrix that smooths one axis, border replicated.
-
-    Row r holds the weights of a Gaussian around r.
-
-    Smoothing an axis is then one matrix product, the fastest way on CPU and GPU for the axes of a
-    network's window.
-    """
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    weights = (weights / weights.sum()).repeat(length, 1)
-    columns = (torch.arange(length)[:, None] + offsets.long()).clamp(0, length - 1)
-    matrix = torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, columns, weights)
-    return matrix.to(device=device, dtype=torch.float32)
-
-
 def smooth_voxels(x: torch.Tensor, sigma: float = 1.0, radius: int = 2) -> torch.Tensor:
     """Smooth by a Gaussian of `sigma` voxels, 2 * radius + 1 taps per axis, border replicated.
 
     Args:
         x: (N, C, *spatial) float32 with two or three spatial axes.
     """
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
     for axis in range(2, x.dim()):
-        matrix = gaussian_matrix(x.shape[axis], sigma, radius, x.device)
-        rows = x.flatten(axis + 1) if axis + 1 < x.dim() else x.unsqueeze(-1)
-        x = (matrix @ rows if axis + 1 < x.dim() else x @ matrix.T).reshape(x.shape)
+        x = _smoothed(x, axis, weights)
     return x
+
+
+def _smoothed(x: torch.Tensor, axis: int, taps: torch.Tensor) -> torch.Tensor:
+    """Filter one axis by an odd number of taps, border replicated."""
+    first, *others = taps.tolist()
+    radius, length = len(others) // 2, x.shape[axis]
+    replicated = torch.arange(-radius, length + radius, device=x.device).clamp(0, length - 1)
+    smoothed = torch.empty_like(x)
+    # Blocks that stay in a core's cache are smoothed seven times as fast.
+    across = 0 if axis else 1
+    voxels = CACHED_VOXELS if x.device.type == "cpu" else x.numel()
+    block = max(1, math.ceil(voxels * x.shape[across] / max(1, x.numel())))
+    pieces = zip(x.split(block, across), smoothed.split(block, across), strict=True)
+    for piece, out in pieces:
+        padded = piece.index_select(axis, replicated)
+        torch.mul(padded.narrow(axis, 0, length), first, out=out)
+        for tap, weight in enumerate(others, start=1):
+            out.add_(padded.narrow(axis, tap, length), alpha=weight)
+    return smoothed
 
 
 def gaussian_taps(spacing: float, sigma: float) -> torch.Tensor:
@@ -69,23 +71,8 @@ def smooth_mm(x: torch.Tensor, spacing: np.ndarray, sigma: float) -> torch.Tenso
         spacing: mm along (I, J, K).
     """
     for axis, step in enumerate(spacing[::-1]):
-        first, *others = gaussian_taps(step, sigma).tolist()
-        if not others:
-            continue
-        radius = len(others) // 2
-        length = x.shape[axis]
-        replicated = torch.arange(-radius, length + radius, device=x.device).clamp(0, length - 1)
-        smoothed = torch.empty_like(x)
-        # Blocks that stay in a core's cache are smoothed seven times as fast.
-        across = 0 if axis else 1
-        block = math.ceil(CACHED_VOXELS * x.shape[across] / x.numel())
-        pieces = zip(x.split(block, across), smoothed.split(block, across), strict=True)
-        for piece, out in pieces:
-            padded = piece.index_select(axis, replicated)
-            torch.mul(padded.narrow(axis, 0, length), first, out=out)
-            for tap, weight in enumerate(others, start=1):
-                out.add_(padded.narrow(axis, tap, length), alpha=weight)
-        x = smoothed
+        taps = gaussian_taps(step, sigma)
+        x = _smoothed(x, axis, taps) if len(taps) > 1 else x
     return x
 
 

@@ -1,58 +1,199 @@
 # SPDX-License-Identifier: Apache-2.0
 """Semantic-aware random convolution (Thaler et al. 2026), in 2-D and 3-D.
 
-What a random convolution network makes of a region is called its random look.
-
-Networks are drawn first and applied second, so that a draw can be replayed and tested. All
-labels of all samples go through one grouped convolution per layer, on the image's device.
+What a random convolution network makes of a region is called its random look. Its norm is that of
+the whole image, so networks see all of it; masks are smoothed and multiplied in their boxes.
 """
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch.nn import functional as F
 
+from SRCSMSegmenterLib.errors import InputError
 from SRCSMSegmenterLib.resampling import smooth_voxels
 
+from .random_networks import PAPER, NetworkSettings, RandomNetworks, draw, responses
+
 MODES = ("off", "global", "hard", "smoothed")
-CHANNELS = (1, 2, 2, 2, 1)
-SLOPE = 0.1
+RADIUS = 2
+"""Voxels that the Gaussian of a mask reaches."""
+
+MOST_COUNTED = 1 << 16
+"""Labels up to which values are found by counting."""
+
+Box = tuple[slice, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class RandomNetworks:
-    """A number of random convolution networks (RCNets).
+@torch.no_grad()
+def random_convolution(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    mode: str,
+    generator: torch.Generator,
+    settings: NetworkSettings = PAPER,
+    sigma: float = 1.0,
+) -> torch.Tensor:
+    """Give every labelled region of every image its own random look.
 
-    Attributes:
-        weights: per layer (count, out, in, 3, 3[, 3]); a 1-wide kernel is a 3-wide one whose
-            outer taps are 0.
-        blend: (count,) the share of the network in the blend with its input.
+    Args:
+        images: (N, C, *spatial) float32, two or three spatial axes; of three, a K of one slice is
+            left out, which saves two thirds of each kernel. Each channel has networks of its own.
+        labels: (N, *spatial) integers of 0 or more; each of them is a region.
+        mode: "off", "global" (one network per image), "hard" (one per label, masks as they are)
+            or "smoothed" (the method: masks smoothed by 5 taps per axis, border replicated so that
+            they sum to 1 everywhere).
+        generator: source of all random numbers.
+        settings: architecture of the networks.
+        sigma: of the Gaussian that smooths masks, voxels.
+
+    Returns:
+        (N, C, *spatial) float32.
+
+    Raises:
+        InputError: shapes or labels that do not fit, or an unknown mode.
     """
+    check_batch(images, labels, mode)
+    if mode == "off":
+        return images
+    if images.dim() == 5 and images.shape[2] == 1:
+        flat = random_convolution(images[:, :, 0], labels[:, 0], mode, generator, settings, sigma)
+        return flat[:, :, None]
+    channels = images.shape[1]
+    images, labels = images.flatten(0, 1), labels.repeat_interleave(channels, 0)
+    if mode == "global":
+        looks = torch.empty_like(images)
+        for n, look in random_looks_of(images, range(len(images)), generator, settings):
+            looks[n] = look
+    else:
+        samples, masks = [], []
+        for n, label in enumerate(labels):
+            # Only the labels that a sample holds: a network elsewhere would be multiplied by 0.
+            present = _present(label)
+            samples += [n] * len(present)
+            masks += [label == value for value in present]
+        smoothing = sigma if mode == "smoothed" else 0.0
+        looks = convolved_regions(images, samples, masks, generator, settings, smoothing)
+    return looks.unflatten(0, (-1, channels))
 
-    weights: tuple[torch.Tensor, ...]
-    blend: torch.Tensor
+
+def _present(labels: torch.Tensor) -> list[int]:
+    """List the values of labels of 0 or more, in order."""
+    if labels.max() < MOST_COUNTED:  # counting is many times as fast as sorting
+        return torch.bincount(labels.flatten().long()).nonzero()[:, 0].tolist()
+    return labels.unique().tolist()
 
 
-def draw(
-    count: int, dimensions: int, generator: torch.Generator, device: torch.device | str
-) -> RandomNetworks:
-    """Draw `count` networks for images of two or three `dimensions`.
+def check_batch(images: torch.Tensor, labels: torch.Tensor, mode: str) -> None:
+    """Check a batch for random convolution.
 
-    Numbers come from the generator's own device and then move, so that a CPU generator draws the
-    same networks for every device.
+    Raises:
+        InputError: see `random_convolution`.
     """
-    centre = torch.zeros((3,) * dimensions, device=generator.device)
-    centre[(1,) * dimensions] = 1
-    weights = []
-    for inputs, outputs in itertools.pairwise(CHANNELS):
-        shape = (count, outputs, inputs, *(3,) * dimensions)
-        kernel = torch.randn(shape, generator=generator, device=generator.device)
-        wide = torch.rand(count, generator=generator, device=generator.device) < 0.5
-        kernel = torch.where(wide.view(-1, *(1,) * (dimensions + 2)), kernel, kernel * centre)
-        weights.append(kernel.to(device))
-    blend = torch.rand(count, generator=generator, device=generator.device)
-    return RandomNetworks(tuple(weights), blend.to(device))
+    if mode not in MODES:
+        raise InputError(f"The mode of random convolution is {' or '.join(MODES)}, not {mode!r}.")
+    if images.dim() not in (4, 5):
+        raise InputError(
+            f"images are (N, C, J, I) or (N, C, K, J, I), not of shape {tuple(images.shape)}."
+        )
+    if images.dtype != torch.float32:
+        raise InputError(f"images are float32, not {images.dtype}; convert them with .float().")
+    expected = (len(images), *images.shape[2:])
+    if tuple(labels.shape) != expected:
+        raise InputError(
+            f"images of shape {tuple(images.shape)} need labels of shape {expected}, not "
+            f"{tuple(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise InputError(f"labels are integers, not {labels.dtype}.")
+    if labels.numel() and labels.min() < 0:
+        raise InputError(f"labels are 0 or more, not {int(labels.min())}.")
+
+
+def convolved_regions(
+    images: torch.Tensor,
+    samples: Sequence[int],
+    masks: Sequence[torch.Tensor],
+    generator: torch.Generator,
+    settings: NetworkSettings = PAPER,
+    sigma: float = 1.0,
+) -> torch.Tensor:
+    """Sum the random looks of regions, each one times the region's mask.
+
+    Args:
+        images: (N, *spatial) float32.
+        samples: the sample that each region lies in.
+        masks: of each region, (*spatial) bool, not empty.
+        sigma: of the Gaussian that smooths the masks, voxels; 0 leaves them hard.
+
+    Returns:
+        (N, *spatial) float32; 0 outside all masks.
+    """
+    total = torch.zeros_like(images)
+    boxes = bounding_boxes(masks, RADIUS if sigma else 0)
+    for r, look in random_looks_of(images, samples, generator, settings):
+        box = boxes[r]
+        weights = masks[r][box].float()
+        if sigma:  # behind the box all is 0, or the border of the image, which is replicated
+            weights = smooth_voxels(weights[None, None], sigma, RADIUS)[0, 0]
+        total[samples[r]][box].addcmul_(weights, look[box])
+    return total
+
+
+def bounding_boxes(masks: Sequence[torch.Tensor], margin: int) -> list[Box]:
+    """Return the box of each mask (*spatial), none empty, with a margin that ends at the border."""
+    if not masks:
+        return []
+    shape, ends = masks[0].shape, []
+    for mask in masks:
+        for axis in range(mask.dim()):
+            line = mask.byte().amax([a for a in range(mask.dim()) if a != axis])
+            ends.append(torch.stack((line.argmax(), len(line) - line.flip(0).argmax())))
+    spans = torch.stack(ends).view(len(masks), len(shape), 2).tolist()  # one transfer for all
+    return [
+        tuple(
+            slice(max(0, first - margin), min(n, behind + margin))
+            for (first, behind), n in zip(span, shape, strict=True)
+        )
+        for span in spans
+    ]
+
+
+def random_looks_of(
+    images: torch.Tensor,
+    samples: Sequence[int],
+    generator: torch.Generator,
+    settings: NetworkSettings = PAPER,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield looks of images by fresh networks, by others if a result sums to 0.
+
+    All networks are drawn at once. They are applied at once on a GPU, and one by one on the CPU,
+    where a result that stays in the cache costs half.
+
+    Args:
+        images: (N, *spatial) float32.
+        samples: the image of each look.
+
+    Yields:
+        The position in `samples` and the look, (*spatial) float32, in any order.
+    """
+    due = list(range(len(samples)))
+    for attempt in range(101):
+        networks = draw(len(due), images.dim() - 1, generator, images.device, settings)
+        size = 1 if images.device.type == "cpu" else max(1, len(due))
+        again = []
+        for start in range(0, len(due), size):
+            positions = due[start : start + size]
+            chosen = images[[samples[r] for r in positions]]
+            looks = apply(networks.part(start, start + size), chosen)
+            sums = looks.flatten(1).sum(1).tolist()
+            for r, image, look, total in zip(positions, chosen, looks, sums, strict=True):
+                if total == 0 and attempt < 100 and image.any():
+                    again.append(r)
+                else:
+                    yield r, look
+        due = again
+        if not due:
+            return
 
 
 def apply(networks: RandomNetworks, images: torch.Tensor) -> torch.Tensor:
@@ -64,98 +205,9 @@ def apply(networks: RandomNetworks, images: torch.Tensor) -> torch.Tensor:
     Returns:
         (count, *spatial) float32.
     """
-    spatial = images.shape[1:]
-    layout = torch.channels_last_3d if len(spatial) == 3 else torch.channels_last
-    x = images[None].contiguous(memory_format=layout)
-    for weight in networks.weights:
-        x = F.leaky_relu_(_convolved(x, weight), SLOPE)
-    column = (-1, *(1,) * len(spatial))
-    blended = torch.lerp(images, x[0].float(), networks.blend.view(column))
+    column = (-1, *(1,) * (images.dim() - 1))
+    response = responses(networks, images[None])[0]
+    blended = torch.lerp(images, response, networks.blend.view(column))
     norms = blended.flatten(1).norm(dim=1)
     norms = torch.where(norms == 0, torch.full_like(norms, 1e-5), norms)
-    return blended * (images.flatten(1).norm(dim=1) / norms).view(column)
-
-
-def _convolved(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Convolve x (1, count * in, *spatial) by weights (count, out, in, ...), one layer of each."""
-    convolve = F.conv3d if x.dim() == 5 else F.conv2d
-    count = len(weight)
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        # With bfloat16 on a CPU, zeros between the groups cost less than small groups do.
-        weight = torch.einsum("gh,goi...->gohi...", torch.eye(count), weight).flatten(2, 3)
-        return convolve(x, weight.flatten(0, 1), padding=1)
-    return convolve(x, weight.flatten(0, 1), padding=1, groups=count)
-
-
-def drawn_and_applied(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Apply fresh networks to images (count, *spatial), others if a result sums to 0."""
-    dimensions = images.dim() - 1
-    result = apply(draw(len(images), dimensions, generator, images.device), images)
-    for _ in range(100):
-        dead = (result.flatten(1).sum(1) == 0) & (images.flatten(1) != 0).any(1)
-        if not dead.any():
-            break
-        fresh = draw(int(dead.sum()), dimensions, generator, images.device)
-        result[dead] = apply(fresh, images[dead])
-    return result
-
-
-@torch.no_grad()
-def random_convolution(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    mode: str,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Give every labelled region of every image its own random look.
-
-    Args:
-        images: (N, 1, *spatial) float32, two or three spatial axes; of three, a K of one slice is
-            left out, which saves two thirds of each kernel.
-        labels: (N, *spatial) integers, 0 being background.
-        mode: "off", "global" (one network per image), "hard" (one per label, masks as they are)
-            or "smoothed" (the method: masks smoothed by 5 taps per axis, sigma 1 voxel, border
-            replicated so that they sum to 1 everywhere).
-        generator: source of all random numbers.
-
-    Returns:
-        (N, 1, *spatial) float32.
-    """
-    if mode == "off":
-        return images
-    if images.dim() == 5 and images.shape[2] == 1:
-        flat = random_convolution(images[:, :, 0], labels[:, 0], mode, generator)
-        return flat[:, :, None]
-    if mode == "global":
-        return drawn_and_applied(images[:, 0], generator)[:, None]
-    # Only the labels that a sample holds: a network elsewhere would be multiplied by 0.
-    pairs = [(n, label) for n in range(len(labels)) for label in labels[n].unique().tolist()]
-    samples = torch.tensor([n for n, _ in pairs], device=images.device)
-    masks = torch.stack([labels[n] == label for n, label in pairs])
-    return convolved_regions(images, samples, masks, mode, generator)[:, None]
-
-
-def convolved_regions(
-    images: torch.Tensor,
-    samples: torch.Tensor,
-    masks: torch.Tensor,
-    mode: str,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Sum the random looks of regions, each one times the region's mask.
-
-    Args:
-        images: (N, 1, *spatial) float32.
-        samples: (regions,) the sample that each region lies in.
-        masks: (regions, *spatial) bool.
-        mode: "smoothed" smooths the masks, others leave them hard.
-
-    Returns:
-        (N, *spatial) float32; 0 outside all masks.
-    """
-    masks = masks.float()
-    if mode == "smoothed":
-        with torch.autocast(masks.device.type, enabled=False):  # bfloat16 sums are off by 1 %
-            masks = smooth_voxels(masks[:, None])[:, 0]
-    looks = drawn_and_applied(images[samples, 0], generator)
-    return torch.zeros_like(images[:, 0]).index_add_(0, samples, looks.mul_(masks))
+    return blended.mul_((images.flatten(1).norm(dim=1) / norms).view(column))

@@ -241,7 +241,8 @@ def region_looks(
 
     chosen = convolved.nonzero()[:, 0]
     if len(chosen):
-        samples = present[chosen] // count
-        masks = torch.stack([numbered[n] == r for n, r in zip(samples, chosen, strict=True)])
-        looks += convolved_regions(images, samples, masks, mode, generator)
+        samples = (present[chosen] // count).tolist()
+        masks = [numbered[n] == r for n, r in zip(samples, chosen.tolist(), strict=True)]
+        sigma = 1.0 if mode == "smoothed" else 0.0
+        looks += convolved_regions(values, samples, masks, generator, sigma=sigma)
     return looks[:, None]

@@ -30,7 +30,9 @@ from SRCSMSegmenterLib.devices import resolve_device
 
 SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
     "sm": lambda folder, data, device: [training.source_matching_table()],
-    "src": lambda folder, data, device: [training.random_convolution_table(device)],
+    "src": lambda folder, data, device: [
+        training.random_convolution_table(device, classes=classes) for classes in (5, 12)
+    ],
     "step": lambda folder, data, device: [training.phantom_step_table(folder, device)],
     "segment": segment.tables,
     "sam": sam.tables,

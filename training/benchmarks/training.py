@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from srcsm_training.augment.random_convolution import SLOPE, draw, random_convolution
+from srcsm_training.augment.random_convolution import random_convolution
+from srcsm_training.augment.random_networks import draw
 from srcsm_training.benchmarks.timing import (
     ORGANS,
     Row,
@@ -160,7 +161,7 @@ def looped_random_convolution(
         response = image
         for weights in networks.weights:
             kernel = narrowest(weights[label]).to(image.device)
-            response = F.leaky_relu(F.conv3d(response, kernel, padding="same"), SLOPE)
+            response = F.leaky_relu(F.conv3d(response, kernel, padding="same"), networks.slope)
         share = networks.blend[label].to(image.device)
         blended = share * response.float() + (1 - share) * image
         result += blended * (image.norm() / blended.norm()) * masks[:, label]

@@ -10,13 +10,34 @@ from torch.nn import functional as F
 from srcsm_training.augment import random_convolution as src
 from srcsm_training.augment.random_convolution import (
     MODES,
-    RandomNetworks,
     apply,
-    draw,
-    drawn_and_applied,
+    bounding_boxes,
     random_convolution,
+    random_looks_of,
 )
+from srcsm_training.augment.random_networks import (
+    NetworkSettings,
+    RandomNetworks,
+    _convolved,
+    _grouped_response,
+    draw,
+    responses,
+)
+from SRCSMSegmenterLib.errors import ConfigError, InputError
 
+DRAWN_WIDTHS = [[1, 1], [1, 3], [1, 1], [3, 1]]
+DRAWN_KERNEL = [
+    1.168688,
+    0.394503,
+    1.941462,
+    0.791498,
+    0.033532,
+    0.710087,
+    -1.535287,
+    -0.412679,
+    0.966303,
+]
+DRAWN_BLEND = [0.385662, 0.477764]
 SHAPES = {2: (9, 7), 3: (6, 7, 5)}
 
 
@@ -32,6 +53,11 @@ def a_batch(samples, dimensions):
     labels = torch.from_numpy(random.integers(0, 3, shape))
     labels[-1, 0] = 4
     return images, labels
+
+
+def drawn_and_applied(images, generator):
+    looks = dict(random_looks_of(images, range(len(images)), generator))
+    return torch.stack([looks[n] for n in range(len(images))])
 
 
 def literal_network(networks, index, image):
@@ -77,7 +103,7 @@ def literal(networks, images, labels, mode):
 @pytest.mark.parametrize("mode", ["global", "hard", "smoothed"])
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_one_grouped_convolution_equals_loops(dimensions, samples, mode):
+def test_networks_and_masks_equal_loops_in_float64(dimensions, samples, mode):
     images, labels = a_batch(samples, dimensions)
     found = random_convolution(images, labels, mode, seeded())
     present = sum(len(label.unique()) for label in labels)
@@ -113,7 +139,7 @@ def test_every_look_keeps_the_norm_of_its_image(dimensions):
 def test_a_blend_of_0_gives_the_image():
     images = a_batch(2, 3)[0][:, 0]
     networks = draw(2, 3, seeded(), "cpu")
-    unblended = RandomNetworks(networks.weights, torch.zeros(2))
+    unblended = RandomNetworks(networks.weights, networks.widths, torch.zeros(2))
     torch.testing.assert_close(apply(unblended, images), images)
 
 
@@ -125,7 +151,9 @@ def test_masks_sum_to_1_up_to_the_border(monkeypatch, mode):
 
     def same(count, *_):
         return RandomNetworks(
-            tuple(w.expand(count, *w.shape[1:]) for w in one.weights), one.blend.expand(count)
+            tuple(w.expand(count, *w.shape[1:]) for w in one.weights),
+            one.widths.expand(-1, count),
+            one.blend.expand(count),
         )
 
     monkeypatch.setattr(src, "draw", same)
@@ -227,15 +255,110 @@ def test_an_image_of_zeros_stays_one_is_not_drawn_again_and_harms_no_other(monke
     assert found[1].abs().sum() > 0
 
 
-def test_half_precision_convolutions_still_give_float32_of_the_same_norm():
+def test_autocast_changes_nothing_on_the_cpu():
     images = a_batch(2, 3)[0][:, 0]
     with torch.autocast("cpu", torch.bfloat16):
         looks = drawn_and_applied(images, seeded())
-    assert looks.dtype == torch.float32
-    torch.testing.assert_close(looks.flatten(1).norm(dim=1), images.flatten(1).norm(dim=1))
-    exact = drawn_and_applied(images, seeded())
-    assert not torch.equal(looks, exact)
-    assert (looks - exact).norm() < 0.05 * exact.norm()
+    assert torch.equal(looks, drawn_and_applied(images, seeded()))
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+@pytest.mark.parametrize("shape", [(4, 6, 8), (5, 7, 3), (1, 2, 1), (9, 7)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 2), (2, 2), (2, 1)])
+def test_the_blocked_convolution_is_torchs(inputs, outputs, shape, width):
+    x = torch.randn(2, inputs, *shape, generator=seeded())
+    weight = torch.randn(outputs, inputs, *(width,) * len(shape), generator=seeded(3))
+    convolve = F.conv3d if len(shape) == 3 else F.conv2d
+    expected = convolve(x, weight, padding=width // 2)
+    torch.testing.assert_close(_convolved(x, weight), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_one_grouped_convolution_as_on_a_gpu_gives_the_same_responses(dimensions):
+    x = torch.randn(2, 6, *SHAPES[dimensions], generator=seeded())
+    networks = draw(6, dimensions, seeded(), "cpu")
+    torch.testing.assert_close(
+        _grouped_response(networks, x), responses(networks, x), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_boxes_hold_the_mask_and_its_margin_up_to_the_border(dimensions):
+    masks = torch.zeros(2, *(9, 12, 8)[-dimensions:], dtype=torch.bool)
+    masks[0, ..., 4:6, 3] = True
+    masks[1, ..., 0, 7] = True
+    first, second = bounding_boxes([*masks], 2)
+    assert first[-2:] == (slice(2, 8), slice(1, 6))
+    assert second[-2:] == (slice(0, 3), slice(5, 8))
+    assert dimensions == 2 or first[0] == second[0] == slice(0, 9)
+    assert bounding_boxes([], 2) == []
+
+
+def test_the_draws_of_a_seed_are_those_of_the_first_release():
+    networks = draw(2, 2, torch.Generator().manual_seed(0), "cpu")
+    assert networks.widths.tolist() == DRAWN_WIDTHS
+    kernel = networks.weights[1][1, 0, 0].flatten()
+    assert kernel.tolist() == pytest.approx(DRAWN_KERNEL, abs=1e-6)
+    assert networks.blend.tolist() == pytest.approx(DRAWN_BLEND, abs=1e-6)
+
+
+def test_settings_change_layers_channels_kernels_and_slope():
+    settings = NetworkSettings(layers=2, channels=3, kernels=(3, 5), slope=0.5)
+    networks = draw(400, 2, seeded(), "cpu", settings)
+    assert [tuple(w.shape) for w in networks.weights] == [(400, 3, 1, 5, 5), (400, 1, 3, 5, 5)]
+    assert set(networks.widths.flatten().tolist()) == {3, 5}
+    narrow = networks.weights[0][networks.widths[0] == 3]
+    assert (narrow[..., 0] == 0).all()
+    assert (narrow[..., 1:4, 1] != 0).all()
+    assert networks.slope == 0.5
+
+
+@pytest.mark.parametrize(
+    "fault", [{"layers": 0}, {"channels": 0}, {"kernels": (2,)}, {"kernels": ()}]
+)
+def test_impossible_settings_are_refused(fault):
+    with pytest.raises(ConfigError, match=str(next(iter(fault)))):
+        NetworkSettings(**fault)
+
+
+def test_each_channel_has_networks_of_its_own():
+    images, labels = a_batch(2, 3)
+    found = random_convolution(images.repeat(1, 2, 1, 1, 1), labels, "smoothed", seeded())
+    assert found.shape == (2, 2, *SHAPES[3])
+    assert not torch.allclose(found[:, 0], found[:, 1], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "mode", "message"),
+    [
+        ((2, 1, 4, 5), (1, 4, 5), "hard", r"\(2, 1, 4, 5\).*\(2, 4, 5\), not \(1, 4, 5\)"),
+        ((2, 1, 4, 5), (2, 1, 4, 5), "hard", r"not \(2, 1, 4, 5\)"),
+        ((4, 5), (4, 5), "hard", r"not of shape \(4, 5\)"),
+        ((1, 1, 4, 5), (1, 4, 5), "smooth", "'smooth'"),
+    ],
+)
+def test_shapes_and_modes_that_do_not_fit_are_refused(images, labels, mode, message):
+    labels = torch.zeros(labels, dtype=torch.int64)
+    with pytest.raises(InputError, match=message):
+        random_convolution(torch.zeros(images), labels, mode, seeded())
+
+
+def test_negative_and_fractional_labels_and_other_dtypes_are_refused():
+    images, labels = a_batch(1, 2)
+    with pytest.raises(InputError, match="0 or more, not -1"):
+        random_convolution(images, labels - 1, "hard", seeded())
+    with pytest.raises(InputError, match="integers, not torch"):
+        random_convolution(images, labels.float(), "hard", seeded())
+    with pytest.raises(InputError, match="are float32, not"):
+        random_convolution(images.double(), labels, "hard", seeded())
+
+
+def test_a_label_of_255_and_a_huge_one_are_regions_like_others():
+    images, labels = a_batch(1, 2)
+    expected = random_convolution(images, labels, "smoothed", seeded())
+    for large in (255, 1 << 40):
+        other = torch.where(labels == 4, large, labels)
+        assert torch.equal(random_convolution(images, other, "smoothed", seeded()), expected)
 
 
 @pytest.mark.needs_gpu

@@ -14,7 +14,8 @@ from SAMRefineLib.sam.embeddings import EmbeddingCache
 from SAMRefineLib.sam.models import SamModel
 from SAMRefineLib.sam.pixels import OFFICIAL, SRCSM
 from SAMRefineLib.sam.small_sam import build_small_sam
-from srcsm_training.augment.random_convolution import draw, random_convolution
+from srcsm_training.augment.random_convolution import random_convolution
+from srcsm_training.augment.random_networks import draw
 from srcsm_training.benchmarks import __main__ as bench
 from srcsm_training.benchmarks import sam as bench_sam
 from srcsm_training.benchmarks import segment, timing, training
