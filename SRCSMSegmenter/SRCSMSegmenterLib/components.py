@@ -12,6 +12,10 @@ ConfidenceOf = Callable[[int, Block], np.ndarray]
 """From a label and a block of the scan to the label's probability there, (k, j, i)."""
 
 
+SLAB = 16
+"""Planes of a label's box whose confidence is looked at together."""
+
+
 @dataclass(frozen=True, eq=False)
 class LabelComponents:
     """The face-connected components of one label.
@@ -21,12 +25,14 @@ class LabelComponents:
         numbers: integers, within the box: 1, 2, ... in the order of the array; 0 elsewhere.
         sizes: (components,) voxels of each, weighted by the network's confidence if that is given:
             a long scan may show a large piece that is hardly likelier than not.
+        means: (components,) mean confidence of each; 1 if none is given.
     """
 
     label: int
     box: Block
     numbers: np.ndarray
     sizes: np.ndarray
+    means: np.ndarray
 
     def without(self, component: int) -> np.ndarray:
         """Mark all components but one, counted from 0; bool, within the box."""
@@ -49,12 +55,20 @@ def components(
         if box is None:
             continue
         mask = labels[box] == label
-        numbers, count = ndimage.label(mask)
-        of_voxels = numbers[mask]
-        weights = None if confidence_of is None else _weights(confidence_of(label, box)[mask])
-        sizes = np.bincount(of_voxels, weights)[1:]
-        # Callers may hold the components of all labels.
-        yield LabelComponents(label, box, numbers.astype(np.min_scalar_type(count)), sizes)
+        numbers, count = _numbered(mask)
+        voxels, sizes, sums = np.zeros((3, count + 1))
+        for part in _slabs(mask):
+            inside = mask[part]
+            found = numbers[part][inside]
+            voxels += np.bincount(found, minlength=count + 1)
+            if confidence_of is not None:
+                values = confidence_of(label, _moved(part, box))[inside]
+                sizes += np.bincount(found, _weights(values), count + 1)
+                sums += np.bincount(found, values, count + 1)
+        voxels, sizes, sums = voxels[1:], sizes[1:], sums[1:]
+        if confidence_of is None:
+            sizes, sums = voxels, voxels
+        yield LabelComponents(label, box, numbers, sizes, sums / voxels)
 
 
 def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
@@ -131,6 +145,43 @@ def dice(one: np.ndarray, other: np.ndarray, *, empty: float) -> float:
     """
     total = int(one.sum()) + int(other.sum())
     return 2 * int((one & other).sum()) / total if total else empty
+
+
+def _numbered(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Count the face-connected components of a mask, and number them in few bits.
+
+    Callers may hold those of all labels of a scan.
+    """
+    from scipy import ndimage
+
+    try:
+        numbers = np.empty(mask.shape, np.uint16)
+        count = ndimage.label(mask, output=numbers)
+    except RuntimeError:  # more than 65535 of them
+        return ndimage.label(mask)
+    return numbers.astype(np.uint8) if count < 256 else numbers, count
+
+
+def _slabs(mask: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """Cut a mask along its first axis, and each slab to what it shows."""
+    for start in range(0, len(mask), SLAB):
+        slab = mask[start : start + SLAB]
+        axes = range(mask.ndim)
+        shown = [
+            np.flatnonzero(slab.any(axis=tuple(other for other in axes if other != axis)))
+            for axis in axes
+        ]
+        if shown[0].size:
+            first, *others = (slice(int(n[0]), int(n[-1]) + 1) for n in shown)
+            yield slice(start + first.start, start + first.stop), *others
+
+
+def _moved(part: tuple[slice, ...], box: Block) -> Block:
+    """Return a part of a box's array as a part of the volume."""
+    return tuple(
+        slice(outer.start + inner.start, outer.start + inner.stop)
+        for inner, outer in zip(part, box, strict=True)
+    )
 
 
 def _weights(confidence: np.ndarray) -> np.ndarray:

@@ -144,7 +144,9 @@ def segment(
             )
             probabilities = probabilities.without(kept.left_out)
             messages += _messages_about_pieces(kept, bundle, volume.geometry)
-        means = probabilities.means(labels)
+            means = kept.means
+        else:
+            means = probabilities.means(labels)
     progress("resample", 1.0)
     least_certain = decision.least_certain
     if stored.left_handed:

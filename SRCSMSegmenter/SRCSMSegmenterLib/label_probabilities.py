@@ -18,6 +18,9 @@ from .blocks import Block, ProbabilityBlock, block_within
 from .geometry import Geometry
 from .resampling import index_map, resample
 
+SLAB = 16
+"""Planes that are interpolated at a time."""
+
 PLAUSIBLE = 0.1
 """Probability from which a voxel may be the label's; counted in `Segmentation.least_certain`."""
 
@@ -75,8 +78,12 @@ class LabelProbabilities:
 
         The part lies within the label's box; background is 0 and its box the scan.
         """
-        part = self._unmirrored(part)
-        values = self.interpolate(label, part).half().cpu().numpy()
+        planes, *rest = self._unmirrored(part)
+        values = np.empty([axis.stop - axis.start for axis in (planes, *rest)], np.float16)
+        for k in range(planes.start, planes.stop, SLAB):
+            some = slice(k, min(k + SLAB, planes.stop))
+            chance = self.interpolate(label, (some, *rest))
+            values[k - planes.start : some.stop - planes.start] = chance.half().cpu().numpy()
         return values[::-1] if self.mirrored else values
 
     def interpolate(self, label: int, part: Block) -> torch.Tensor:
@@ -117,9 +124,15 @@ class LabelProbabilities:
         """
         means = {}
         for label, box in self.boxes.items():
-            mask = labels[box] == label
-            if mask.any():
-                means[label] = float(self.within(label, box)[mask].mean(dtype=np.float64))
+            count, total = 0, 0.0
+            for k in range(box[0].start, box[0].stop, SLAB):
+                part = (slice(k, min(k + SLAB, box[0].stop)), *box[1:])
+                mask = labels[part] == label
+                if mask.any():
+                    count += int(mask.sum())
+                    total += float(self.within(label, part)[mask].sum(dtype=np.float64))
+            if count:
+                means[label] = total / count
         return means
 
     def without(self, left_out: Mapping[int, tuple[Block, np.ndarray]]) -> "LabelProbabilities":

@@ -63,10 +63,12 @@ class Kept:
     Attributes:
         left_out: by label, a block and bool (k, j, i), True in the voxels of that block that were
             relabelled as background; labels that lost nothing are not in it.
+        means: mean confidence of what was kept of each label that is there.
         smaller: labels of which a smaller component was kept, because of its position.
     """
 
     left_out: dict[int, tuple[Block, np.ndarray]]
+    means: dict[int, float]
     smaller: tuple[int, ...] = ()
 
 
@@ -89,7 +91,7 @@ def keep_likeliest_component(
     found = list(found)
     pieces = [(n, piece) for n, one in enumerate(found) for piece in _candidates(one)]
     if not pieces:
-        return Kept({})
+        return Kept({}, {})
     chosen = choose_pieces(
         np.array([found[n].label for n, _ in pieces]),
         np.array([found[n].sizes[piece] / found[n].sizes.max() for n, piece in pieces]),
@@ -101,15 +103,16 @@ def keep_likeliest_component(
 
 def _keep(labels: np.ndarray, kept: Iterable[tuple[LabelComponents, int]]) -> Kept:
     """Keep one component, counted from 0, of each label, in place."""
-    left_out, smaller = {}, []
+    left_out, means, smaller = {}, {}, []
     for found, piece in kept:
+        means[found.label] = float(found.means[piece])
         if len(found.sizes) > 1:
             mask = found.without(piece)
             labels[found.box][mask] = 0
             left_out[found.label] = found.box, mask
             if piece != int(np.argmax(found.sizes)):
                 smaller.append(found.label)
-    return Kept(left_out, tuple(smaller))
+    return Kept(left_out, means, tuple(smaller))
 
 
 def learn_offsets(centroids: np.ndarray) -> tuple[Offset, ...]:

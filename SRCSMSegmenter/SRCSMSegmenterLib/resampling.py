@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from .geometry import Geometry
 
+BAND = 64
+"""Places along an axis that one matrix product interpolates."""
+
 CACHED_VOXELS = 1 << 17
 """Voxels smoothed at a time."""
 
@@ -176,7 +179,7 @@ def resample(
     if along is None:
         positions = points(matrix, size, volume.device)
         return sample(volume, look_up(positions, volume.shape[1:]), outside=outside)
-    for target in (2, 1, 0):  # thin slabs along K get thin at once
+    for target in (2, 0, 1):  # thin slabs along K get thin at once; rows along J are contiguous
         source = int(along[target])
         positions = matrix[source, target] * np.arange(size[target]) + matrix[source, 3]
         volume = _interpolated(volume, 3 - source, positions, outside)
@@ -206,6 +209,9 @@ def _interpolated(
     x: torch.Tensor, axis: int, positions: np.ndarray, outside: float
 ) -> torch.Tensor:
     """Interpolate (C, K, J, I) linearly along one axis at continuous indices."""
+    if axis == 2 and len(positions) > BAND:  # a large matrix, with two weights a row, is mostly 0
+        bands = np.array_split(positions, math.ceil(len(positions) / BAND))
+        return torch.cat([_interpolated(x, axis, band, outside) for band in bands], axis)
     length = x.shape[axis]
     low = int(np.clip(np.floor(positions.min()), 0, length - 1))
     high = int(np.clip(np.ceil(positions.max()), low, length - 1)) + 1

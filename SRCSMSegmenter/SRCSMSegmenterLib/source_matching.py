@@ -236,11 +236,12 @@ def _counted(array: np.ndarray, span: tuple[int, int]) -> np.ndarray:
     import torch  # whose bincount takes half the time; when needed, as Slicer loads this at start
 
     counts = torch.zeros(span[1] - span[0] + 1, dtype=torch.int64)
-    flat = array.reshape(-1)
     kind = np.int32 if max(-span[0], span[1]) < 2**31 else np.int64
-    for part in _blocks(array.size):
-        block = torch.from_numpy(flat[part].astype(kind)) - span[0]
-        counts += torch.bincount(block, minlength=len(counts))
+    # By planes, as a scan that is mirrored for the network is not contiguous.
+    planes = max(1, BLOCK // array[0].size)
+    for first in range(0, len(array), planes):
+        block = torch.from_numpy(array[first : first + planes].astype(kind, order="C")) - span[0]
+        counts += torch.bincount(block.view(-1), minlength=len(counts))
     return counts.numpy()
 
 
