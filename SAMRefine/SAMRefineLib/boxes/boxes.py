@@ -283,6 +283,17 @@ class SliceGrid:
         """Return a view of one slice of a (K, J, I) array, (rows, columns)."""
         return self.stack(array)[slice_index]
 
+    def part(self, first: tuple[int, int, int], shape: tuple[int, int, int]) -> "SliceGrid":
+        """Return the slices of a block of the volume.
+
+        Args:
+            first: the block's first voxel (k, j, i).
+            shape: its shape (k, j, i).
+        """
+        affine = self.geometry.affine.copy()
+        affine[:3, 3] = self.geometry.to_ras(np.array(first[::-1]))
+        return SliceGrid(Geometry(shape[::-1], affine), self.axis)
+
     def matches(self, other: "SliceGrid", tolerance: float = 1e-3) -> bool:
         """Check that the axes are equal and no voxel is off by more than `tolerance` voxel."""
         return self.axis == other.axis and self.geometry.matches(other.geometry, tolerance)

@@ -14,6 +14,7 @@ from SRCSMSegmenterLib.components import smaller_components
 from SRCSMSegmenterLib.errors import PromptError
 
 from .boxes import Box, SliceGrid
+from .patches import Patch
 
 ROUNDING = 1e-3
 """Most by which a probability may exceed 1, as in files of few digits."""
@@ -208,6 +209,18 @@ def boxes_from_coarse(
             x0 * shrink, y0 * shrink, min(x1 * shrink, columns), min(y1 * shrink, rows)
         )
     return boxes
+
+
+def boxes_from_patch(coarse: Patch, grid: SliceGrid, box_confidence: float) -> dict[int, Box]:
+    """Draw the boxes of a coarse mask that is 0 outside a block; see `boxes_from_coarse`."""
+    if not coarse.mask.size:
+        return {}
+    part = grid.part(coarse.first, coarse.mask.shape)
+    x, y, k = (coarse.first[2 - axis] for axis in (grid.column_axis, grid.row_axis, grid.axis))
+    return {
+        slice_index + k: Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
+        for slice_index, box in boxes_from_coarse(coarse.mask, part, box_confidence).items()
+    }
 
 
 def slices_without_box(coarse: np.ndarray, grid: SliceGrid, boxes: Collection[int]) -> list[int]:

@@ -17,7 +17,8 @@ from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
 
 from .boxes import AXES, Box, Box3D, SliceGrid
-from .coarse import boxes_from_coarse
+from .coarse import boxes_from_coarse, boxes_from_patch
+from .patches import Patch
 
 FADE_MM = 15.0
 """Distance in mm beyond the last edited slice over which its box influences automatic ones. Organs
@@ -94,6 +95,18 @@ class KeyFrames:
             options: see `coarse.boxes_from_coarse`.
         """
         return cls(name, label, grid, boxes_from_coarse(coarse, grid, **options))
+
+    @classmethod
+    def from_patch(
+        cls, name: str, label: int, coarse: Patch, grid: SliceGrid, box_confidence: float
+    ) -> Self:
+        """Draw automatic boxes around a coarse mask that is 0 outside a block.
+
+        Args:
+            coarse: probabilities or bool.
+            box_confidence: see `coarse.boxes_from_coarse`.
+        """
+        return cls(name, label, grid, boxes_from_patch(coarse, grid, box_confidence))
 
     @classmethod
     def drawn(cls, name: str, label: int, block: Box3D, grid: SliceGrid) -> Self:

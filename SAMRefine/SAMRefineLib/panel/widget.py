@@ -4,17 +4,19 @@
 `panel` shows the state, the session changes the scene, and a worker process computes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from SRCSMSegmenterLib.errors import SRCSMError
+from SRCSMSegmenterLib.errors import Cancelled, SRCSMError
 from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
+from SRCSMSegmenterLib.panel.waiting import waiting
 
 from ..boxes.boxes import SliceGrid
 from ..refine.client import RefineRun
@@ -31,6 +33,8 @@ from .parameters import NeighbourChoice, shown_mask_threshold
 from .sam_chooser import SamChooser
 from .shortcuts import Shortcuts
 from .texts import axis_text, grid_warnings, lacking_volume, missed_organ_names, organ_help
+
+T = TypeVar("T")
 
 
 class RefineWidget(ModuleWidget):
@@ -169,6 +173,7 @@ class RefineWidget(ModuleWidget):
     def _use(self, session: RefineSession) -> None:
         self.session, self._result = session, ""
         session.changed, session.message = self.show, self.panel.show_message
+        session.aside = _drawing
 
     def _configure(self) -> None:
         """Give the session what was chosen in the panel."""
@@ -205,6 +210,8 @@ class RefineWidget(ModuleWidget):
         self.panel.show_message("")
         try:
             yield
+        except Cancelled:
+            pass
         except SRCSMError as error:
             self.panel.show_message(str(error))
 
@@ -256,12 +263,13 @@ class RefineWidget(ModuleWidget):
     def onMakeBoxes(self) -> None:
         """Make boxes around the segments, or start without any."""
         parameters = self._parameterNode
-        with self._errors_shown():
+        with self._errors_shown(), waiting(_("Putting boxes around the organs")) as aside:
             session = self.logic.boxes(
                 parameters.segmentation,
                 parameters.inputVolume,
                 axis=parameters.axis.value,
                 settings=self._chosen_in(Settings()),
+                aside=aside,
             )
             self._use(session)
             parameters.segmentation = session.segmentationNode
@@ -359,6 +367,12 @@ class RefineWidget(ModuleWidget):
     def onAddToTrainingSet(self) -> None:
         """Add the segmentation to a dataset that networks are trained on."""
         self.addToTrainingSet(self.session.segmentationNode, self.session.volumeNode)
+
+
+def _drawing(function: Callable[[], T], done: float | None = None) -> T:
+    """Run a function aside, with a dialog if it takes long; see `Aside`."""
+    with waiting(_("Drawing the organs")) as aside:
+        return aside(function, done)
 
 
 def _segmentation_of(

@@ -63,13 +63,13 @@ def with_results(
     """
     reports = {row["label"]: Report.from_json(row) for row in run.reports}
     slices = range(len(run.label_map)) if slice_index is None else [slice_index]
-    now = {organ.label: organ for organ in organs}
+    now, empty = {organ.label: organ for organ in organs}, np.zeros(run.label_map[0].shape, bool)
     refined, drawn = [], {}
     for each in asked:
         organ = now.get(each.label)
         if organ is None:
             continue
-        masks = {k: run.label_map[k] == each.label for k in slices}
+        masks = {k: _mask(run.label_map[k], each.label, empty) for k in slices}
         if slice_index is None:
             after = organ.with_result(each, reports[each.label], masks)
             if organ.result is not None and not organ.kept:
@@ -83,10 +83,14 @@ def with_results(
     return refined, drawn
 
 
+def _mask(labels: np.ndarray, label: int, empty: np.ndarray) -> np.ndarray:
+    """Return the mask of a label in a slice; `empty` if it shows nothing, for many do not."""
+    mask = labels == label
+    return mask if mask.any() else empty
+
+
 def result_masks(result: Mapping[int, bytes], grid: SliceGrid) -> Masks:
     """Unpack a result (`OrganState.result`) to the masks of all slices, by slice index."""
     shape = grid.shape
-    return {
-        k: unpacked(result[k], shape) if k in result else np.zeros(shape, bool)
-        for k in range(grid.count)
-    }
+    empty = np.zeros(shape, bool)
+    return {k: unpacked(result[k], shape) if k in result else empty for k in range(grid.count)}

@@ -16,6 +16,7 @@ from SRCSMSegmenterLib.worker.client import Job, Worker
 from SRCSMSegmenterLib.worker.protocol import WorkerError, as_worker_error
 
 from ..boxes.key_frames import KeyFrames, boxes_to_json
+from ..boxes.patches import Patch
 from .organ_state import OrganState, Settings
 from .tasks import UNKNOWN_VOLUME
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 GRACE = 30.0
 """Seconds until a cancelled job is stopped by force: a large SAM takes some for a canvas, and a
 killed worker loses the SAM, the volume and all embeddings."""
+
+
+Coarse = Callable[[int], Callable[[], Patch] | None]
+"""Called with an organ's label; returns None without a coarse mask, or a function, for any thread,
+that makes it: probabilities, or a bool mask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +123,8 @@ class RefineRun:
         messages: sentences about the result for the user.
         reports: summaries of the organs (`tasks.refine`).
         chosen: boxes that SAM chose (`tasks.refine`), or None.
-        label_map: (slices, rows, columns); later runs write to it.
+        label_map: a label map (rows, columns) for each slice; later runs share those of slices
+            that they do not change.
     """
 
     def __init__(
@@ -136,7 +143,7 @@ class RefineRun:
         self.messages: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self.chosen: dict[str, Any] | None = None
-        self.label_map: np.ndarray | None = None
+        self.label_map: Sequence[np.ndarray] | None = None
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -183,15 +190,15 @@ class RefineClient:
         """
         self._worker, self._volume = worker, volume
         self._opening = {**opening, "volume": uuid.uuid4().hex, **volume.geometry.to_json()}
-        self._sent: set[str] = set()
+        self._sent: set[str | int] = set()
         # The worker's last result, None if it is uncertain, and how many are under way.
-        self._last: np.ndarray | None = None
+        self._last: Sequence[np.ndarray] | None = None
         self._awaited = 0
 
     def submit(
         self,
         request: Request,
-        coarse: Callable[[int], np.ndarray | None],
+        coarse: Coarse,
         callbacks: Callbacks = NOT_CALLED,
         session: "RefineSession | None" = None,
     ) -> RefineRun:
@@ -199,8 +206,7 @@ class RefineClient:
 
         Args:
             request: what to ask.
-            coarse: called with a label if the worker lacks its coarse mask; returns (K, J, I)
-                probabilities, a bool mask, or None.
+            coarse: called with a label if the worker lacks its coarse mask.
             callbacks: functions to call.
             session: the session that asks.
         """
@@ -208,9 +214,7 @@ class RefineClient:
         self._send(run, coarse, again=True)
         return run
 
-    def _send(
-        self, run: RefineRun, coarse: Callable[[int], np.ndarray | None], *, again: bool
-    ) -> None:
+    def _send(self, run: RefineRun, coarse: Coarse, *, again: bool) -> None:
         """Submit the job of a run; with `again` once more if the worker forgot the volume."""
         request, callbacks = run.request, run.callbacks
         # The reply holds changes of the last result if that is certain to be the worker's as well.
@@ -237,23 +241,27 @@ class RefineClient:
         )
 
     def _unsent(
-        self, frames: Sequence[KeyFrames], coarse: Callable[[int], np.ndarray | None]
-    ) -> dict[str, np.ndarray]:
-        """Return the arrays, (K, J, I) each, that the worker needs and lacks."""
+        self, frames: Sequence[KeyFrames], coarse: Coarse
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """Return a function, for any thread, that makes the arrays the worker needs and lacks."""
         arrays = {} if "image" in self._sent else {"image": self._volume.array}
-        for organ in frames:
-            if (name := f"coarse_{organ.label}") not in self._sent:
-                self._sent.add(name)
-                if (mask := coarse(organ.label)) is not None:
-                    arrays[name] = mask
-        self._sent.add("image")
-        return arrays
+        labels = [each.label for each in frames if each.label not in self._sent]
+        patches = {label: patch for label in labels if (patch := coarse(label)) is not None}
+        self._sent |= {"image", *labels}
 
-    def _receive(self, run: RefineRun, job: Job, last: np.ndarray | None) -> None:
+        def made() -> dict[str, np.ndarray]:
+            for label, patch in patches.items():
+                arrays[f"coarse_{label}"] = (made := patch()).mask
+                arrays[f"first_{label}"] = np.array(made.first)
+            return arrays
+
+        return made
+
+    def _receive(self, run: RefineRun, job: Job, last: Sequence[np.ndarray] | None) -> None:
         """Keep track of what the worker knows after a job, and store its reply.
 
         Args:
-            last: the result before the job, (slices, rows, columns), or None.
+            last: the result before the job, (rows, columns) for each slice, or None.
         """
         self._awaited -= run.request.task == "refine"
         if job.error is not None:
@@ -269,16 +277,16 @@ class RefineClient:
             run.reports = job.reply.values["organs"]
 
 
-def _updated(job: Job, last: np.ndarray | None) -> np.ndarray:
-    """Return the label map after a reply, (slices, rows, columns).
+def _updated(job: Job, last: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    """Return the label map after a reply, (rows, columns) for each slice.
 
     Args:
-        last: the result that the reply holds changes of, (slices, rows, columns), which is written
-            to; None if the reply holds all slices.
+        last: the result that the reply holds changes of; None if the reply holds all slices.
     """
     labels, values = job.reply.arrays["labels"], job.reply.values
     if last is None:
-        return np.array(np.moveaxis(labels, 2 - values["axis"], 0), order="C")
-    updated = last.astype(labels.dtype, copy=False)
-    updated[values["changed"]] = labels
+        return list(np.moveaxis(labels, 2 - values["axis"], 0))
+    updated = list(last)
+    for slice_index, changed in zip(values["changed"], labels, strict=True):
+        updated[slice_index] = changed
     return updated

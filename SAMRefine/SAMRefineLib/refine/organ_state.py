@@ -157,7 +157,7 @@ class OrganState:
         if self.kept or self.result is None:
             return self
         rest = {k: content for k, content in self.result.items() if k != slice_index}
-        return replace(self, result=rest | packed_slices({slice_index: mask}))
+        return replace(self, result=rest | packed_slices([(slice_index, mask)]))
 
     def with_result(
         self, asked: "OrganState", report: Report, masks: Mapping[int, np.ndarray]
@@ -169,7 +169,7 @@ class OrganState:
             report: summary of the refinement.
             masks: bool (rows, columns) of every slice, by slice index.
         """
-        result, last = packed_slices(masks), {} if self.kept else self.result or {}
+        result, last = packed_slices(masks.items()), {} if self.kept else self.result or {}
         # The same objects again for equal slices: undo histories share them.
         result |= {k: last[k] for k in result if last.get(k) == result[k]}
         same = (self.frames, self.points) == (asked.frames, asked.points)

@@ -19,6 +19,7 @@ from SRCSMSegmenterLib.worker.tasks import Context, Task
 from ..boxes.boxes import PointPrompt, SliceGrid
 from ..boxes.coarse import CoarseOrgan, checked_probabilities
 from ..boxes.key_frames import KeyFrames, boxes_from_json, boxes_to_json
+from ..boxes.patches import Patch
 from .after_segmentation import segment_refined
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def refine(
             whose boxes are to be chosen from their coarse masks (`box_selection`); mask_threshold:
             see `Refiner.refine`; whole: False for changed slices only.
         arrays: to load the volume, image: raw intensities (K, J, I); then or later coarse_LABEL:
-            (K, J, I) probabilities, or a bool mask, for any of the organs.
+            (k, j, i) probabilities, or a bool mask, of a block, and first_LABEL: the block's first
+            voxel (k, j, i), by default 0, for any of the organs.
         context: progress and cancellation.
 
     Returns:
@@ -149,7 +151,10 @@ def _opened(
     )
     for name, array in arrays.items():
         if name.startswith("coarse_"):
-            sent.coarse[_label_of(name)] = checked_probabilities(array, f"The array {name}")
+            label = _label_of(name)
+            first = tuple(arrays.get(f"first_{label}", (0, 0, 0)))
+            patch = Patch(first, checked_probabilities(array, f"The array {name}"))
+            sent.coarse[label] = patch.whole(sent.grid.geometry.shape)
     points = {
         int(label): {
             int(k): tuple(PointPrompt(*point) for point in some) for k, some in slices.items()

@@ -9,10 +9,12 @@ in a node of its own. Main thread only.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import slicer
 import vtk
 
 from SRCSMSegmenterLib.errors import PromptError
+from SRCSMSegmenterLib.scene.aside import Aside
 from SRCSMSegmenterLib.terminology import segment_for
 
 from ..boxes.boxes import Box, Box3D, missed_organ_block
@@ -25,7 +27,7 @@ from .observers import Observers, remove_node
 from .outlines import SEGMENTATION, Outlines
 from .point_views import PointViews
 from .roi_views import BoxListener, BoxViews, read_block
-from .segments import uncertain_slices
+from .segments import patch_slices, uncertain_slices
 from .slice_views import jump_to
 
 BOXES = "SRCSM.Boxes"
@@ -77,6 +79,15 @@ class BoxEditor:
         self.observers.add(scene, scene.NodeRemovedEvent, self._on_removed)
         self.observers.add(scene, scene.StartCloseEvent, lambda *_: self.close())
         self.observers.add(scene, scene.StartSaveEvent, lambda *_: self.read_boxes())
+
+    @property
+    def aside(self) -> Aside:
+        """A way to run what takes long; in scripts it is `directly`."""
+        return self._outlines.aside
+
+    @aside.setter
+    def aside(self, aside: Aside) -> None:
+        self._outlines.aside = aside
 
     # state
 
@@ -241,7 +252,11 @@ class BoxEditor:
         if keep == organ.kept:
             return
         self.read_boxes()
-        organ, masks = self.organ(label), dict(enumerate(self.grid.stack(coarse)))
+        empty = np.zeros(self.grid.shape, bool)
+        masks = dict.fromkeys(range(self.grid.count), empty) | dict(
+            patch_slices(coarse(), self.grid)
+        )
+        organ = self.organ(label)
         if not keep and organ.result is not None:
             masks = result_masks(organ.result, self.grid)
         kept = replace(organ, kept=keep)

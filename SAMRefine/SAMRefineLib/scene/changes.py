@@ -16,9 +16,9 @@ from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.scene.nodes import SURFACE
 
 from ..boxes.boxes import SliceGrid
-from ..boxes.patches import Patch
+from ..boxes.patches import NOTHING, Block, Patch, around, extent, whole_block
 from ..refine.organ_state import NeighbourRule
-from .masks import Block, block_image, read_masks, same_direction
+from .masks import Layers, block_image, blocks_in, same_direction
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +49,14 @@ class VoxelChange:
             before, after: bool masks of the block, (k, j, i).
             block: its position in the volume.
         """
-        around = Patch.of(before ^ after)
-        if not around.mask.size:
+        changed = Patch.of(before ^ after)
+        if not changed.mask.size:
             return None
         gained, lost = (
-            (one & ~other)[around.block] for one, other in ((after, before), (before, after))
+            (one & ~other)[changed.block] for one, other in ((after, before), (before, after))
         )
-        first = tuple(part.start + n for part, n in zip(block, around.first, strict=True))
-        return cls(segment, first, around.mask.shape, np.packbits(gained), np.packbits(lost))
+        first = tuple(part.start + n for part, n in zip(block, changed.first, strict=True))
+        return cls(segment, first, changed.mask.shape, np.packbits(gained), np.packbits(lost))
 
     def then(self, later: "VoxelChange") -> "VoxelChange":
         """Merge this change with a later one of the same segment."""
@@ -178,7 +178,7 @@ def renew_surfaces(segmentation_node: slicer.vtkMRMLSegmentationNode, ids: Itera
 
 
 def changes_to(
-    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    layers: Layers,
     grid: SliceGrid,
     wanted: Mapping[str, Mapping[int, np.ndarray]],
     neighbours: NeighbourRule,
@@ -186,39 +186,48 @@ def changes_to(
     """Return the changes that draw masks into segments, without making them.
 
     Args:
-        segmentation_node: the segmentation.
+        layers: all segments of the segmentation (`masks.read_layers`).
         grid: its slices.
         wanted: by segment ID and slice index, bool (rows, columns); other slices stay.
         neighbours: rule for voxels of segments that are not among `wanted`.
     """
+    geometry, axis = grid.geometry, 2 - grid.axis
     slices = {k for masks in wanted.values() for k in masks}
     if not slices:
         return []
-    geometry, axis, start = grid.geometry, 2 - grid.axis, min(slices)
-    planes = [slice(0, n) for n in geometry.shape]
-    planes[axis] = slice(start, max(slices) + 1)
-    before = read_masks(segmentation_node, list(wanted), geometry, tuple(planes))
-    if not before:
+    planes = list(whole_block(geometry.shape))
+    planes[axis] = slice(min(slices), max(slices) + 1)
+    chosen = {
+        id: (layer.within(tuple(planes)), label)
+        for id, (layer, label) in layers.items()
+        if id in wanted
+    }
+    blocks = [*blocks_in(chosen).values(), *(_drawn_block(wanted[id], axis) for id in chosen)]
+    blocks = [block for block in blocks if block[0].start < block[0].stop]
+    if not blocks:
         return []
+    block = reduce(around, blocks)
+    before = {id: layer.mask(label, block) for id, (layer, label) in chosen.items()}
     after = {id: mask.copy() for id, mask in before.items()}
+    rest = block[:axis] + block[axis + 1 :]
     for id, mask in after.items():
         stack = np.moveaxis(mask, axis, 0)
         for k, drawn in wanted[id].items():
-            stack[k - start] = drawn
+            if block[axis].start <= k < block[axis].stop:  # beyond, nothing is and will be
+                stack[k - block[axis].start] = drawn[rest]
     # Other segments are read only in the block that changes.
-    around = Patch.of(_union([before[id] ^ after[id] for id in after]))
-    if not around.mask.size:
+    changed = Patch.of(_union([before[id] ^ after[id] for id in after]))
+    if not changed.mask.size:
         return []
-    part = around.block
+    part = changed.block
     block = tuple(
-        slice(a.start + b.start, a.start + b.stop) for a, b in zip(planes, part, strict=True)
+        slice(a.start + b.start, a.start + b.stop) for a, b in zip(block, part, strict=True)
     )
     drawn = list(after)
     before, after = ({id: mask[part] for id, mask in each.items()} for each in (before, after))
     if neighbours != "overlap":
-        ids = segmentation_node.GetSegmentation().GetSegmentIDs()
-        others = [id for id in ids if id not in before]
-        before |= read_masks(segmentation_node, others, geometry, block)
+        others = [id for id in layers if id not in before]
+        before |= {id: layers[id][0].mask(layers[id][1], block) for id in others}
         after = before | after
     for id in drawn:
         if neighbours == "keep":
@@ -229,6 +238,22 @@ def changes_to(
             after |= {other: after[other] & ~gained for other in others}
     changes = (VoxelChange.between(id, before[id], after[id], block) for id in after)
     return [change for change in changes if change is not None]
+
+
+def _drawn_block(masks: Mapping[int, np.ndarray], axis: int) -> Block:
+    """Return the block that masks, bool (rows, columns) by slice index, show anything of.
+
+    Args:
+        masks: the masks.
+        axis: the axis of a (K, J, I) array that is sliced.
+    """
+    shown = {k: mask for k, mask in masks.items() if mask.any()}
+    if not shown:
+        return NOTHING
+    seen = _union(list(shown.values()))
+    block = [extent(seen.any(axis=1)), extent(seen.any(axis=0))]
+    block.insert(axis, slice(min(shown), max(shown) + 1))
+    return tuple(block)
 
 
 def _union(masks: Sequence[np.ndarray]) -> np.ndarray:

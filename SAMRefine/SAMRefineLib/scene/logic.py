@@ -11,11 +11,14 @@ done by the worker that SRCSMSegmenter uses. Main thread only.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import slicer
 
-from SRCSMSegmenterLib.errors import PromptError
+from SRCSMSegmenterLib.errors import Cancelled, PromptError
+from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.scene import nodes
+from SRCSMSegmenterLib.scene.aside import Aside, directly
 
 from ..boxes.boxes import AXES, Box3D, SliceGrid
 from ..boxes.patches import Patch
@@ -23,12 +26,12 @@ from ..refine.client import RefineRun
 from ..refine.organ_state import DEFAULT_SETTINGS, Settings
 from ..refine.saved_state import SavedState, state_from_json
 from .box_editor import BOXES, VOLUME
-from .masks import add_segment, fits, read_masks
+from .masks import add_segment, fits, patches_in, read_layers
 from .observers import remove_node
 from .outlines import BEFORE, SEGMENTATION
 from .requests import MakeClient, worker_client
 from .roi_views import BOUND
-from .segments import copied, new_segmentation, organ_of, segment_ids
+from .segments import CoarseSegment, copied, new_segmentation, segment_ids
 from .session import Progress, RefineSession, sessions
 
 
@@ -40,6 +43,7 @@ def boxes(
     box_confidence: float | None = None,
     settings: Settings = DEFAULT_SETTINGS,
     make_client: MakeClient = worker_client,
+    aside: Aside = directly,
 ) -> RefineSession:
     """Put boxes around the segments of a segmentation.
 
@@ -60,10 +64,12 @@ def boxes(
             its boxes before it refines it (`box_selection`).
         settings: how to refine.
         make_client: makes the client that asks the worker.
+        aside: runs what takes long.
 
     Raises:
         VolumeError: no scalar volume.
         PromptError: the volume is sheared; no such axis, or segment.
+        Cancelled: `aside` raised it; the scene is as it was.
     """
     if volumeNode is None and segmentationNode is not None:
         role = segmentationNode.GetReferenceImageGeometryReferenceRole()
@@ -71,24 +77,31 @@ def boxes(
     geometry = nodes.node_geometry(volumeNode)
     grid = SliceGrid(geometry, _axis(axis, geometry))
     Box3D((0, 0, 0), geometry.size).oriented(geometry)  # raises if ROIs are impossible
-    for node in saved_boxes():
-        if segmentationNode is not None and node.GetNodeReference(SEGMENTATION) is segmentationNode:
-            _forget(node)
-    if segmentationNode is None:
-        target, masks = new_segmentation(volumeNode, f"{volumeNode.GetName()} refined"), {}
-    else:
-        ids = segment_ids(segmentationNode, organs)
-        if fits(segmentationNode, volumeNode, geometry):
-            target, masks = segmentationNode, read_masks(segmentationNode, ids, geometry)
-        else:
-            target, masks = copied(segmentationNode, ids, volumeNode, geometry)
+    outdated = [
+        node
+        for node in saved_boxes()
+        if segmentationNode is not None and node.GetNodeReference(SEGMENTATION) is segmentationNode
+    ]
+    voxels = slicer.util.arrayFromVolume(volumeNode)
+    scan = Volume(aside(voxels.copy, 0.1), geometry)
+    target, masks = _target(segmentationNode, volumeNode, organs, geometry, aside)
+    states = []
+    try:
+        for label, (id, mask) in enumerate(masks.items(), start=1):
+            segment = CoarseSegment.of(target, id, grid)
+            organ = partial(segment.organ, mask, label, grid, box_confidence)
+            states.append(aside(organ, 0.3 + 0.7 * label / len(masks)))
+    except Cancelled:
+        if target is not segmentationNode:
+            remove_node(target)
+        raise
+    for node in outdated:
+        _forget(node)
     before = new_segmentation(volumeNode, f"{target.GetName()} before refinement")
     before.SetDisplayVisibility(False)
-    states = []
-    for label, (id, mask) in enumerate(masks.items(), start=1):
-        organ = organ_of(target, id, mask, label, grid, box_confidence)
-        add_segment(before, geometry, Patch.of(mask), id, organ.name, organ.color)
-        states.append(organ)
+    for organ in states:
+        id = organ.segment
+        add_segment(before, geometry, masks[id], id, organ.name, organ.color)
     node = slicer.mrmlScene.AddNewNodeByClass(
         "vtkMRMLScriptedModuleNode", f"{target.GetName()} boxes"
     )
@@ -96,7 +109,24 @@ def boxes(
     for role, other in ((VOLUME, volumeNode), (SEGMENTATION, target), (BEFORE, before)):
         node.SetNodeReferenceID(role, other.GetID())
     saved = SavedState(tuple(states), grid, settings, len(states))
-    return RefineSession(node, saved, make_client)
+    return RefineSession(node, saved, make_client, scan)
+
+
+def _target(
+    segmentation_node: slicer.vtkMRMLSegmentationNode | None,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    organs: Sequence[str] | None,
+    geometry: Geometry,
+    aside: Aside,
+) -> tuple[slicer.vtkMRMLSegmentationNode, dict[str, Patch]]:
+    """Return the segmentation to be refined, and its masks by segment ID; see `boxes`."""
+    if segmentation_node is None:
+        return new_segmentation(volume_node, f"{volume_node.GetName()} refined"), {}
+    ids = segment_ids(segmentation_node, organs)
+    if not fits(segmentation_node, volume_node, geometry):
+        return copied(segmentation_node, ids, volume_node, geometry, aside)
+    layers = read_layers(segmentation_node, ids, geometry)
+    return segmentation_node, aside(lambda: patches_in(layers), 0.3)
 
 
 def saved_boxes() -> list[slicer.vtkMRMLScriptedModuleNode]:
@@ -178,7 +208,7 @@ def refine(
     return run.wait() if wait else run
 
 
-def _axis(axis: str | int | None, geometry: nodes.Geometry) -> int:
+def _axis(axis: str | int | None, geometry: Geometry) -> int:
     """Return the number of an axis; None stands for that of the slices."""
     if axis is None:
         return geometry.slice_axis

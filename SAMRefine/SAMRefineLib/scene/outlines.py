@@ -4,26 +4,34 @@
 Main thread only, as all of MRML.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import slicer
 
+from SRCSMSegmenterLib.scene.aside import Aside, directly
+
 from ..boxes.boxes import SliceGrid
+from ..boxes.patches import Patch
 from ..refine.organ_state import NeighbourRule, OrganState
 from .changes import VoxelChange, apply, changes_to, renew_surfaces
-from .masks import read_masks
-from .segments import coarse_probabilities, sync_segments
+from .masks import patches_in, read_layers
+from .segments import CoarseSegment, sync_segments
 
 SEGMENTATION, BEFORE = "SRCSM.Segmentation", "SRCSM.Before"
 """Roles of references of a session's node: the refined segmentation, and the coarse masks."""
 
 
 class Outlines:
-    """The segments of a session's organs, and their coarse masks."""
+    """The segments of a session's organs, and their coarse masks.
+
+    Attributes:
+        aside: runs what takes long.
+    """
 
     def __init__(self, node: slicer.vtkMRMLScriptedModuleNode, grid: SliceGrid) -> None:
         """Take the segmentations that a session's node references."""
+        self.aside: Aside = directly
         self._node, self._grid = node, grid
         self._segmentation = node.GetNodeReference(SEGMENTATION)
         self._outdated: set[str] = set()  # IDs of segments with outdated surfaces
@@ -38,7 +46,9 @@ class Outlines:
         self, masks: Mapping[str, Mapping[int, np.ndarray]], neighbours: NeighbourRule
     ) -> list[VoxelChange]:
         """Return the changes that draw masks, bool (rows, columns) by segment ID and slice."""
-        return changes_to(self._segmentation, self._grid, masks, neighbours)
+        ids = self._segmentation.GetSegmentation().GetSegmentIDs()
+        layers = read_layers(self._segmentation, ids, self._grid.geometry)
+        return self.aside(lambda: changes_to(layers, self._grid, masks, neighbours))
 
     def draw(self, changes: Iterable[VoxelChange], *, backwards: bool = False) -> None:
         """Make changes of segments, or undo them."""
@@ -58,19 +68,24 @@ class Outlines:
     def _before(self) -> slicer.vtkMRMLSegmentationNode | None:
         return self._node.GetNodeReference(BEFORE)
 
-    def coarse_mask(self, organ: OrganState) -> np.ndarray | None:
-        """Return the coarse mask of an organ, bool (K, J, I); None if there is none."""
+    def coarse_mask(self, organ: OrganState) -> Callable[[], Patch] | None:
+        """Return a function, for any thread, that reads an organ's coarse mask; None without one.
+
+        The mask is bool.
+        """
         before = self._before
         if not organ.coarse or before is None:
             return None
-        return read_masks(before, [organ.segment], self._grid.geometry).get(organ.segment)
+        layers = read_layers(before, [organ.segment], self._grid.geometry)
+        return (lambda: patches_in(layers)[organ.segment]) if layers else None
 
-    def coarse_probabilities(self, organ: OrganState) -> np.ndarray | None:
-        """Return an organ's probabilities if they are known, or its coarse mask, (K, J, I)."""
+    def coarse_probabilities(self, organ: OrganState) -> Callable[[], Patch] | None:
+        """Return a function, for any thread, that reads probabilities, or else the coarse mask."""
         mask = self.coarse_mask(organ)
-        if mask is None:
-            return None
-        return coarse_probabilities(self._segmentation, organ.segment, mask, self._grid)
+        if mask is None or self._segmentation.GetSegmentation().GetSegment(organ.segment) is None:
+            return mask
+        segment = CoarseSegment.of(self._segmentation, organ.segment, self._grid)
+        return lambda: segment.probabilities(mask())
 
     @property
     def before_shown(self) -> bool:

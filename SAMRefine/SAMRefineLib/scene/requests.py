@@ -15,6 +15,7 @@ from SRCSMSegmenterLib.scene import nodes, worker_host
 from SRCSMSegmenterLib.scene.input_warnings import dicom_modality
 
 from ..boxes.boxes import SliceGrid
+from ..boxes.patches import Patch
 from ..refine.client import Callbacks, RefineClient, RefineRun, Request
 from ..refine.organ_state import OrganState, Settings
 from ..sam.catalogue import default_for
@@ -43,16 +44,18 @@ class Requests:
         volume_node: slicer.vtkMRMLScalarVolumeNode,
         grid: SliceGrid,
         make_client: MakeClient,
+        scan: Volume | None = None,
     ) -> None:
-        """Prepare; the volume is read when the first request is sent."""
+        """Prepare; unless `scan` is given, the volume is read when the first request is sent."""
         self._volume, self._grid, self._make_client = volume_node, grid, make_client
         self._client: RefineClient | None = None
+        self._scan = scan
 
     def send(
         self,
         request: Request,
         settings: Settings,
-        coarse: Callable[[OrganState], np.ndarray | None],
+        coarse: Callable[[OrganState], Callable[[], Patch] | None],
         callbacks: Callbacks,
         session: "RefineSession",
     ) -> RefineRun:
@@ -61,14 +64,13 @@ class Requests:
         Args:
             request: what to ask.
             settings: the settings of the session.
-            coarse: called with an organ if the worker lacks its coarse mask; returns (K, J, I)
-                probabilities, a bool mask, or None.
+            coarse: called with an organ if the worker lacks its coarse mask (`client.Coarse`).
             callbacks: functions to call.
             session: the session that asks.
         """
         if self._client is None:
-            volume = nodes.read_volume(self._volume)
-            self._client = self._make_client(volume, self._opening(settings))
+            scan = self._scan or nodes.read_volume(self._volume)
+            self._client = self._make_client(scan, self._opening(settings))
         by_label = {organ.label: organ for organ in request.organs}
         return self._client.submit(
             request, lambda label: coarse(by_label[label]), callbacks, session
@@ -76,7 +78,7 @@ class Requests:
 
     def forget(self) -> None:
         """Send the volume anew; runs under way are not current any more."""
-        self._client = None
+        self._client = self._scan = None
 
     def is_current(self, run: RefineRun) -> bool:
         """Tell whether a run is about the present volume and SAM."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion of segments to organs with boxes, and segments of organs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import slicer
@@ -9,19 +10,19 @@ import vtk
 
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.scene.aside import Aside, directly
 from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
 from SRCSMSegmenterLib.scene.probabilities import probabilities
-from SRCSMSegmenterLib.scene.sampling import any_mask
 from SRCSMSegmenterLib.terminology import readable, segment_for, terminology_entry
 
 from ..boxes.boxes import SliceGrid
 from ..boxes.coarse import BOX_CONFIDENCE, is_uncertain
 from ..boxes.key_frames import KeyFrames
-from ..boxes.patches import Patch, packed_slices
+from ..boxes.patches import NOTHING, Block, Patch, around, moved, packed_slices, shown_block
 from ..refine.acceptance import NO_BOX
 from ..refine.organ_state import OrganState
-from .masks import add_segment, lay_on, read_masks
+from .masks import add_segment, any_patch, lay_on, patches_in, read_layers
 
 DRAWN = "SRCSM.Drawn"
 """Segment tag: the segment was made for an organ without a coarse mask."""
@@ -55,68 +56,92 @@ def segment_ids(
     return chosen
 
 
-def organ_of(
-    node: slicer.vtkMRMLSegmentationNode,
-    id: str,
-    mask: np.ndarray,
-    label: int,
-    grid: SliceGrid,
-    box_confidence: float | None,
-) -> OrganState:
-    """Make an organ with automatic boxes of a segment.
+@dataclass(frozen=True, eq=False)
+class CoarseSegment:
+    """A segment before it is refined, to be read in any thread.
 
-    Args:
-        node: the segmentation.
+    Attributes:
         id: the segment's ID.
-        mask: its voxels, bool (K, J, I).
-        label: the organ's label.
-        grid: the slices.
-        box_confidence: see `logic.boxes`.
+        name: its name.
+        color: RGB, 0-1.
+        known: the network's probabilities of it, (K, J, I); None if they are unknown.
     """
-    segment = node.GetSegmentation().GetSegment(id)
-    coarse = coarse_probabilities(node, id, mask, grid)
-    given = box_confidence is not None
-    frames = KeyFrames.from_coarse(
-        segment.GetName(),
-        label,
-        coarse,
-        grid,
-        box_confidence=box_confidence if given else BOX_CONFIDENCE,
-    )
-    result = packed_slices(dict(enumerate(grid.stack(mask))))
-    return OrganState(
-        frames,
-        id,
-        tuple(segment.GetColor()),
-        coarse=bool(result),
-        keep_unboxed=given,
-        undecided=not given and is_uncertain(coarse),
-        result=result,
-    )
+
+    id: str
+    name: str
+    color: tuple[float, float, float]
+    known: np.ndarray | None
+
+    @classmethod
+    def of(cls, node: slicer.vtkMRMLSegmentationNode, id: str, grid: SliceGrid) -> "CoarseSegment":
+        """Look a segment up."""
+        segment = node.GetSegmentation().GetSegment(id)
+        known = probabilities(node).get(organ_tag(node, id))
+        if known is not None and known.shape != grid.geometry.shape:
+            known = None
+        return cls(id, segment.GetName(), tuple(segment.GetColor()), known)
+
+    def organ(
+        self, mask: Patch, label: int, grid: SliceGrid, box_confidence: float | None
+    ) -> OrganState:
+        """Make an organ with automatic boxes.
+
+        Args:
+            mask: the segment's voxels, bool.
+            label: the organ's label.
+            grid: the slices.
+            box_confidence: see `logic.boxes`.
+        """
+        coarse, given = self.coarse(mask, mask.block), box_confidence is not None
+        confidence = box_confidence if given else BOX_CONFIDENCE
+        result = packed_slices(patch_slices(mask, grid))
+        return OrganState(
+            KeyFrames.from_patch(self.name, label, coarse, grid, confidence),
+            self.id,
+            self.color,
+            coarse=bool(result),
+            keep_unboxed=given,
+            undecided=not given and is_uncertain(coarse.mask),
+            result=result,
+        )
+
+    def probabilities(self, mask: Patch) -> Patch:
+        """Return the probabilities if they are known, else the mask; see `coarse`."""
+        if self.known is None or (possible := shown_block(self.known)) == NOTHING:
+            return mask
+        return self.coarse(mask, around(mask.block, possible) if mask.mask.size else possible)
+
+    def coarse(self, mask: Patch, block: Block) -> Patch:
+        """Return the probabilities of a block if they are known, else the mask.
+
+        Args:
+            mask: the segment's voxels, bool, which the user may have edited.
+            block: a block around them.
+
+        Returns:
+            Probabilities that agree with the mask, at least a half inside and less outside.
+        """
+        if self.known is None:
+            return mask
+        coarse, first = self.known[block].copy(), tuple(part.start for part in block)
+        coarse[coarse >= 0.5] = 0
+        place = moved(mask.block, [-n for n in first])
+        known = self.known[mask.block][mask.mask]
+        drawn = known < DRAWN_PROBABILITY
+        coarse[place][mask.mask] = np.where(drawn, 1, np.maximum(known, np.float16(0.5)))
+        return Patch(first, coarse)
 
 
-def coarse_probabilities(
-    node: slicer.vtkMRMLSegmentationNode, id: str, mask: np.ndarray, grid: SliceGrid
-) -> np.ndarray:
-    """Return the network's probabilities of a segment if they are known, or its mask.
-
-    Args:
-        node: the segmentation.
-        id: the segment's ID.
-        mask: its voxels, bool (K, J, I), which the user may have edited.
-        grid: the slices.
-
-    Returns:
-        (K, J, I) probabilities that agree with the mask, at least a half inside and less outside;
-        or `mask`.
-    """
-    known = probabilities(node).get(organ_tag(node, id))
-    if known is None or known.shape != grid.geometry.shape:
-        return mask
-    drawn = known < DRAWN_PROBABILITY
-    inside = np.where(drawn, np.float16(1), np.maximum(known, np.float16(0.5)))
-    outside = np.where(known < 0.5, known, np.float16(0))
-    return np.where(mask, inside, outside)
+def patch_slices(mask: Patch, grid: SliceGrid) -> Iterator[tuple[int, np.ndarray]]:
+    """Iterate over the slices of a patch: slice index and bool (rows, columns)."""
+    if not mask.mask.size:
+        return
+    axis, block = 2 - grid.axis, mask.block
+    rest = block[:axis] + block[axis + 1 :]
+    for k, shown in enumerate(np.moveaxis(mask.mask, axis, 0), start=block[axis].start):
+        whole = np.zeros(grid.shape, bool)
+        whole[rest] = shown
+        yield k, whole
 
 
 def organ_tag(node: slicer.vtkMRMLSegmentationNode, id: str) -> str:
@@ -160,20 +185,28 @@ def copied(
     ids: Sequence[str],
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     geometry: Geometry,
-) -> tuple[slicer.vtkMRMLSegmentationNode, dict[str, np.ndarray]]:
+    aside: Aside = directly,
+) -> tuple[slicer.vtkMRMLSegmentationNode, dict[str, Patch]]:
     """Copy segments to a new segmentation on a volume's grid.
 
+    Args:
+        node: the segmentation.
+        ids: IDs of the segments.
+        volume_node: the volume.
+        geometry: its grid.
+        aside: called every few milliseconds.
+
     Returns:
-        The new segmentation, and the masks by segment ID, bool (K, J, I).
+        The new segmentation, and the masks by segment ID, bool.
     """
-    masks = {id: any_mask(node, id, volume_node) for id in ids}
+    masks = {id: any_patch(node, id, volume_node, aside) for id in ids}
     target = new_segmentation(volume_node, f"{node.GetName()} refined")
     entry = slicer.vtkSegment.GetTerminologyEntryTagName()
     for id, mask in masks.items():
         segment = node.GetSegmentation().GetSegment(id)
         tags = {entry: segment.GetTerminology() or ""}
         name, color = segment.GetName(), segment.GetColor()
-        add_segment(target, geometry, Patch.of(mask), id, name, color, tags)
+        add_segment(target, geometry, mask, id, name, color, tags)
     return target, masks
 
 
@@ -195,15 +228,23 @@ def sync_segments(
     wanted = {organ.segment for organ in organs}
     for id in list(segmentation.GetSegmentIDs()):
         drawn = _tag(segmentation.GetSegment(id), DRAWN) == owner
-        if drawn and id not in wanted and not read_masks(node, [id], geometry)[id].any():
+        if (
+            drawn
+            and id not in wanted
+            and not patches_in(read_layers(node, [id], geometry))[id].mask.size
+        ):
             segmentation.RemoveSegment(id)
-    empty = Patch.of(np.zeros((0, 0, 0), bool))
+    empty = Patch((0, 0, 0), np.zeros((0, 0, 0), bool))
     for organ in organs:
         if segmentation.GetSegment(organ.segment) is None:
             known = segment_for(organ.name, organ.label)
             entry = slicer.vtkSegment.GetTerminologyEntryTagName()
             tags = {entry: terminology_entry(known), DRAWN: owner}
             add_segment(node, geometry, empty, organ.segment, organ.name, organ.color, tags)
+
+
+def _shows_anything(node: slicer.vtkMRMLSegmentationNode, id: str, geometry: Geometry) -> bool:
+    return bool(patches_in(read_layers(node, [id], geometry))[id].mask.size)
 
 
 def _tag(segment: slicer.vtkSegment, name: str) -> str:

@@ -11,6 +11,7 @@ import slicer
 import vtk
 
 from SRCSMSegmenterLib.errors import PromptError, SRCSMError, VolumeError
+from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.worker.protocol import WorkerError, as_worker_error
 
@@ -44,6 +45,7 @@ class RefineSession(BoxEditor):
         node: slicer.vtkMRMLScriptedModuleNode,
         saved: SavedState,
         make_client: MakeClient = worker_client,
+        scan: Volume | None = None,
     ) -> None:
         """Open a session; see `logic.boxes` and `logic.open_boxes`.
 
@@ -51,10 +53,11 @@ class RefineSession(BoxEditor):
             node: the node that keeps the boxes in the scene.
             saved: the state that it holds.
             make_client: makes the client that asks the worker.
+            scan: a copy of the volume; None reads it when it is first needed.
         """
         super().__init__(node, saved)
         self.run: RefineRun | None = None
-        self._requests = Requests(self.volumeNode, self.grid, make_client)
+        self._requests = Requests(self.volumeNode, self.grid, make_client, scan)
         self._voxels = _voxel_token(self.volumeNode)
         self.background = BackgroundRunner(self._start_in_background)
         self.observers.add(self.volumeNode, vtk.vtkCommand.ModifiedEvent, self._on_volume)
@@ -174,7 +177,8 @@ class RefineSession(BoxEditor):
             amend: extend the last step of the history.
         """
         asked = self._adopt_choices(run)
-        organs, masks = with_results(self.organs, asked, run, slice_index)
+        organs = self.organs
+        organs, masks = self.aside(lambda: with_results(organs, asked, run, slice_index))
         self.history.place(organs, masks, self.settings.neighbours, amend=amend)
 
     def _adopt_choices(self, run: RefineRun) -> list[OrganState]:

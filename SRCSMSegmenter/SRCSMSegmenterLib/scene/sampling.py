@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segments of the scene, sampled on the grid of a volume."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import slicer
 import vtk
@@ -13,6 +15,10 @@ Block = tuple[slice, slice, slice]
 """Position of a block in a (K, J, I) array."""
 
 
+SLAB = 1 << 22
+"""Voxels that are sampled at a time: they take some milliseconds."""
+
+
 def any_mask(
     segmentation_node: slicer.vtkMRMLSegmentationNode,
     id: str,
@@ -23,21 +29,32 @@ def any_mask(
     Returns:
         bool (K, J, I) of the volume.
     """
+    return np.concatenate(list(any_mask_slabs(segmentation_node, id, volume_node)))
+
+
+def any_mask_slabs(
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+    id: str,
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+) -> Iterator[np.ndarray]:
+    """Sample a segment slab by slab along K; see `any_mask`."""
     segmentation = segmentation_node.GetSegmentation()
     voxels = segmentation.ContainsRepresentation(BINARY)
     if not voxels:
         segmentation.CreateRepresentation(BINARY)
     segment, geometry = segmentation.GetSegment(id), node_geometry(volume_node)
+    image, label = segment.GetRepresentation(BINARY), segment.GetLabelValue()
+    if not voxels:
+        segmentation.RemoveRepresentation(BINARY)  # it was made above
     transform = vtk.vtkGeneralTransform()
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(
         segmentation_node.GetParentTransformNode(), volume_node.GetParentTransformNode(), transform
     )
-    block = tuple(slice(0, n) for n in geometry.shape)
-    array = sampled(segment.GetRepresentation(BINARY), geometry, block, transform)
-    mask = array == segment.GetLabelValue()
-    if not voxels:
-        segmentation.RemoveRepresentation(BINARY)  # it was made above
-    return mask
+    count, rows, columns = geometry.shape
+    planes = max(1, SLAB // (rows * columns))
+    for k in range(0, count, planes):
+        block = slice(k, min(k + planes, count)), slice(0, rows), slice(0, columns)
+        yield sampled(image, geometry, block, transform) == label
 
 
 def frame_image(

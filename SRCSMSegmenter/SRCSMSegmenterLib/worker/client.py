@@ -78,7 +78,7 @@ class Job:
         number: int,
         task: str,
         parameters: Mapping[str, Any],
-        arrays: Arrays,
+        arrays: Arrays | Callable[[], Arrays],
         callbacks: Callbacks,
         grace: float,
     ) -> None:
@@ -175,7 +175,7 @@ class Worker:
         self,
         task: str,
         parameters: Mapping[str, Any] = NONE,
-        arrays: Arrays = NONE,
+        arrays: Arrays | Callable[[], Arrays] = NONE,
         *,
         progress: Callable[[str, float], None] = lambda stage, fraction: None,
         log: Callable[[str], None] = lambda line: None,
@@ -187,7 +187,8 @@ class Worker:
         Args:
             parameters: plain JSON values.
             arrays: numbers of any shape; another thread reads them until the job runs, so do not
-                write into them before the first progress.
+                write into them before the first progress. Or a function that computes them, which
+                that thread calls.
             progress: called with the stage and the fraction of the whole that is done.
             log: called with the task's messages, line by line.
             done: called once, when the job is done, failed or cancelled.
@@ -268,6 +269,7 @@ class Worker:
                     raise
             message, arrays = job._request
             job._request = None  # or the arrays stay for as long as the job
+            arrays = arrays() if callable(arrays) else arrays
             connection.channel.send(message, arrays, job._unwanted.is_set)
             del message, arrays
             while True:

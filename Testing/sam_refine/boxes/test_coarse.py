@@ -15,6 +15,7 @@ from SAMRefineLib.boxes.boxes import Box, SliceGrid
 from SAMRefineLib.boxes.coarse import (
     CoarseMask,
     boxes_from_coarse,
+    boxes_from_patch,
     certain_share,
     checked_probabilities,
     coarse_probability,
@@ -22,6 +23,7 @@ from SAMRefineLib.boxes.coarse import (
     is_uncertain,
     slices_without_box,
 )
+from SAMRefineLib.boxes.patches import Patch
 from SRCSMSegmenterLib.errors import PromptError
 
 few = settings(max_examples=40, deadline=None)
@@ -89,6 +91,18 @@ def test_the_papers_filter_keeps_the_largest_piece_of_each_slice(drawn):
         else:
             expected = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert boxes[slice_index].edges == expected
+
+
+@few
+@given(masks(), st.sampled_from([0.0, 0.5, 0.75]))
+def test_a_block_of_a_mask_has_the_boxes_of_the_whole(drawn, confidence):
+    mask, axis = drawn
+    grid = grid_of(mask.shape, axis)
+    coarse = np.where(mask, np.linspace(0.5, 1, mask.size).reshape(mask.shape), 0)
+    expected = boxes_from_coarse(coarse, grid, confidence)
+    block = Patch.of(mask).block
+    patch = Patch(tuple(part.start for part in block), coarse[block])
+    assert boxes_from_patch(patch, grid, confidence) == expected
 
 
 def two_organs_and_a_speck() -> np.ndarray:

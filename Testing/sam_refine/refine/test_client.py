@@ -9,6 +9,7 @@ from geometries import oblique_left_handed
 
 from SAMRefineLib.boxes.boxes import Box, PointPrompt, SliceGrid
 from SAMRefineLib.boxes.key_frames import KeyFrames
+from SAMRefineLib.boxes.patches import Patch
 from SAMRefineLib.refine.client import Callbacks, RefineClient, Request, only
 from SAMRefineLib.refine.organ_state import OrganState, Settings
 from SAMRefineLib.refine.tasks import UNKNOWN_VOLUME
@@ -17,7 +18,7 @@ from SRCSMSegmenterLib.worker.protocol import WorkerError
 
 GRID = SliceGrid(oblique_left_handed((5, 4, 3)), 1)
 VOLUME = Volume(np.zeros((3, 4, 5), np.int16), GRID.geometry)
-COARSE = np.ones((3, 4, 5), bool)
+COARSE = Patch((1, 0, 2), np.ones((2, 4, 3), bool))
 LIVER = KeyFrames("liver", 2, GRID, {1: Box(0, 0, 2, 2)})
 CANCELLED = WorkerError("Cancelled", "The work was cancelled; nothing was changed.")
 
@@ -30,8 +31,8 @@ class HeldWorker:
 
     def submit(self, task, parameters, arrays, *, progress, log, done, grace):
         job = SimpleNamespace(
-            task=task, parameters=parameters, arrays=arrays, progress=progress, log=log, done=done,
-            grace=grace, stage="start", error=None, reply=None, wanted=True,
+            task=task, parameters=parameters, arrays=arrays(), progress=progress, log=log,
+            done=done, grace=grace, stage="start", error=None, reply=None, wanted=True,
         )  # fmt: skip
         job.cancel = lambda: setattr(job, "wanted", False)
         self.jobs.append(job)
@@ -59,7 +60,7 @@ def ask(worker):
 
     def ask(task="refine", parameters=None, **callbacks):
         request = Request(task, (LIVER,), parameters or {})
-        run = client.submit(request, lambda label: COARSE, Callbacks(**callbacks))
+        run = client.submit(request, lambda label: lambda: COARSE, Callbacks(**callbacks))
         return run, worker.jobs[-1]
 
     return ask
@@ -76,7 +77,9 @@ def per_slice(run):
 
 def test_the_volume_and_coarse_masks_are_sent_once(worker, ask):
     _, first = ask("embed")
-    assert sorted(first.arrays) == ["coarse_2", "image"]
+    assert sorted(first.arrays) == ["coarse_2", "first_2", "image"]
+    assert first.arrays["coarse_2"].shape == (2, 4, 3)
+    assert first.arrays["first_2"].tolist() == [1, 0, 2]
     worker.answer(first, labels(0, 0, 0, 0))
     run, second = ask(parameters={"mask_threshold": 0.5})
     assert second.arrays == {}
@@ -84,7 +87,7 @@ def test_the_volume_and_coarse_masks_are_sent_once(worker, ask):
     assert second.parameters["volume"] == first.parameters["volume"]
     worker.answer(second, labels(0, 2, 2, 0))
     assert run.finished
-    assert run.label_map.shape == (4, 3, 5)
+    assert [each.shape for each in run.label_map] == [(3, 5)] * 4
     assert per_slice(run) == [0, 2, 2, 0]
 
 
@@ -162,7 +165,7 @@ def test_all_is_sent_again_after_an_error(worker, ask):
     worker.fail(job, WorkerError("WorkerDied", "It died."))
     assert run.error.kind == "WorkerDied"
     _, job = ask()
-    assert sorted(job.arrays) == ["coarse_2", "image"]
+    assert sorted(job.arrays) == ["coarse_2", "first_2", "image"]
     assert job.parameters["whole"]
 
 
@@ -175,7 +178,7 @@ def test_a_worker_that_has_forgotten_is_told_once_more(worker, ask):
     assert ends == []
     again = worker.jobs[-1]
     assert again is not job
-    assert sorted(again.arrays) == ["coarse_2", "image"]
+    assert sorted(again.arrays) == ["coarse_2", "first_2", "image"]
     assert again.parameters["whole"]
     worker.answer(again, labels(0, 2, 0, 0))
     assert per_slice(run) == [0, 2, 0, 0]

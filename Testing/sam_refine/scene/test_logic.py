@@ -922,7 +922,8 @@ def test_cancelling_is_instant_and_the_worker_keeps_what_it_knows(session, monke
     carry = worker._carry
 
     def written_down(job, connection):
-        sent.extend(job._request[1])
+        arrays = job._request[1]
+        sent.extend(arrays() if callable(arrays) else arrays)
         carry(job, connection)
 
     monkeypatch.setattr(worker, "_carry", written_down)
