@@ -5,6 +5,7 @@ Files are read without ITK, which takes damaged voxels for whole ones, dies of s
 on others, and reads for A.nii.gz the voxels of A.nii if both exist (ITK issue 2243).
 """
 
+import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,12 @@ LOCATE: dict[str, Callable[[Path], StoredVolume]] = {
 """The function that reads the header of each format."""
 
 HIGHEST_LABEL = 65535
+
+MALFORMED = (
+    OSError, ValueError, ArithmeticError, RuntimeError, LookupError, TypeError, AttributeError,
+    struct.error,
+)  # fmt: skip
+"""What parsers raise for headers that are damaged or of another format."""
 
 
 def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
@@ -227,7 +234,8 @@ def _require_content(path: Path) -> None:
 def _reading(path: Path) -> Iterator[None]:
     """Turn errors of parsers, unpackers and the system into one sentence."""
     try:
-        yield
+        with np.errstate(all="ignore"):  # numbers of damaged headers overflow
+            yield
     except VolumeError as error:
         if str(path) in str(error):
             raise
@@ -243,7 +251,7 @@ def _reading(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error) as error:
         what = str(error).rpartition(": ")[2]
         raise VolumeError(f"{path} is damaged ({what}); copy it again.") from error
-    except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
+    except MALFORMED as error:
         raise VolumeError(
             f"{path} cannot be read, it may be damaged or of another format than its name says "
             f"({reason(error)})."

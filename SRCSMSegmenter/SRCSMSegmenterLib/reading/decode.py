@@ -9,4 +9,4 @@ if __name__ == "__main__":
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(sys.argv[1])
-    sys.stdout.buffer.write(sitk.GetArrayViewFromImage(reader.Execute()).tobytes())
+    sys.stdout.buffer.write(sitk.GetArrayFromImage(reader.Execute()).data)

@@ -58,6 +58,11 @@ def read_series(folder: Path, series_uid: str | None = None) -> Volume:
         stored = stored[order]
     if said:
         remarks.append(f"The decoder of its pixels said: {said.splitlines()[-1].strip()}.")
+    rescales = {frame.rescale for frame in frames}
+    if len(rescales) > 1:
+        if None in rescales:
+            raise VolumeError(f"{folder}: some slices say how to rescale them, others do not.")
+        remarks.append(f"Its slices are rescaled in {len(rescales)} different ways.")
     modality = str(files[0].header.get("Modality") or "")
     if modality not in ("CT", "MR", ""):
         remarks.append(f"DICOM says {modality}; the networks know CT and MR.")
@@ -82,7 +87,6 @@ def find_series(folder: Path, series_uid: str | None = None) -> tuple[list[Dicom
     series: dict[str, list[DicomFile]] = {}
     for file in files:
         series.setdefault(file.series, []).append(file)
-    lost = [file for file in unusable if file.series not in series]
     if not series:
         if unusable:
             _refuse_unusable(unusable)
@@ -102,8 +106,8 @@ def find_series(folder: Path, series_uid: str | None = None) -> tuple[list[Dicom
     uid = series_uid or next(iter(series))
     if uid not in series:
         raise VolumeError(f"{folder} holds no series {uid}, but:{_listing(series)}")
-    damaged = [file for file in unusable if file.series == uid]
-    damaged += [file for file in lost if file.series is None]
+    # A file of a series of its own may be a slice whose UID is damaged.
+    damaged = [f for f in unusable if series_uid is None or f.series in (uid, None)]
     if damaged:
         _refuse_unusable(damaged)
     return series[uid], uid
@@ -169,10 +173,9 @@ def _step(folder: Path, uid: str, positions: np.ndarray) -> np.ndarray:
 
 def _rescaled(stored: np.ndarray, frames: Sequence[Frame]) -> np.ndarray:
     """Turn stored pixels into intensities, in the smallest type that holds them."""
-    slopes = np.array([frame.slope for frame in frames])
-    intercepts = np.array([frame.intercept for frame in frames])
-    same = (slopes == slopes[0]).all() and (intercepts == intercepts[0]).all()
+    slopes, intercepts = np.array([frame.rescale or (1.0, 0.0) for frame in frames]).T
     slope, intercept = slopes[0], intercepts[0]
+    same = (slopes == slope).all() and (intercepts == intercept).all()
     if same and slope == 1 and intercept == 0:
         return stored
     if same and slope.is_integer() and intercept.is_integer():

@@ -58,15 +58,14 @@ class Frame:
         orientation: (6,) unit vectors along its rows and down its columns.
         spacing: mm between its rows, and between its columns.
         thickness: mm, None if the file does not say.
-        slope, intercept: intensity = slope * stored + intercept.
+        rescale: slope and intercept of the intensities; None: they are stored as they are.
     """
 
     position: np.ndarray
     orientation: np.ndarray
     spacing: np.ndarray
     thickness: float | None
-    slope: float
-    intercept: float
+    rescale: tuple[float, float] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +177,20 @@ def read_file(path: Path) -> DicomFile | Unusable | None:
     if series is None:
         damaged = marked or not start.strip(b"\0") or path.suffix
         return Unusable(path, None, "is damaged, cut off or no DICOM file") if damaged else None
-    if not place and "Image Storage" not in kind.name:
-        return None  # reports, structures, presentation states
+    if not place and "Rows" not in header and _is_no_image(kind):
+        return None
     if not place or (place[2] != 0xFFFFFFFF and place[1] + place[2] > size):
         return Unusable(path, series, "is cut off")
     if place[0] != PIXEL_DATA or header.get("BitsAllocated") not in (8, 16, 32):
         return Unusable(path, series, "does not have integers of 8, 16 or 32 bits as pixels")
     return DicomFile(path, header, header.file_meta.get("TransferSyntaxUID"), *place[1:])
+
+
+def _is_no_image(kind: UID) -> bool:
+    """Tell whether a class of objects has no pixels: reports, structures, private ones."""
+    if not kind.is_valid:
+        return False  # of a damaged file
+    return kind.is_private or (kind.name != kind and "Image Storage" not in kind.name)
 
 
 def _suffix(path: Path) -> str:
@@ -257,6 +263,5 @@ def _frame(path: Path, items: list[Dataset]) -> Frame:
         orientation,
         spacing,
         None if thickness is None else math.fabs(thickness[0]),
-        1.0 if slope is None else slope[0],
-        0.0 if intercept is None else intercept[0],
+        None if slope is None or intercept is None else (slope[0], intercept[0]),
     )

@@ -96,7 +96,7 @@ def locate(path: Path) -> StoredVolume:
     affine = np.eye(4)
     affine[:3, :3] = axes
     if "space origin" in fields:
-        affine[:3, 3] = _vectors(fields["space origin"])[0]
+        (affine[:3, 3],) = _vectors(fields["space origin"])
     geometry = Geometry(size, FLIP_XY @ SPACES.get(space, np.eye(4)) @ affine)
 
     dtype, packing = _dtype(path, fields), PACKINGS.get(fields["encoding"].lower())

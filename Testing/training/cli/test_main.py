@@ -273,7 +273,7 @@ def test_the_modality_given_wins_over_the_guess(models, datasets, tmp_path, caps
     assert run("segment", image, "-o", output, *options) == 0
     [result] = json.loads(capsys.readouterr().out)["scans"]
     assert (result["modality"], result["source_matching"]) == ("CT", False)
-    assert result["messages"] == []
+    assert result["messages"] == ["CT without air (the minimum is 0): are these Hounsfield units?"]
 
 
 def test_a_bad_scan_does_not_keep_the_others_from_being_segmented(
