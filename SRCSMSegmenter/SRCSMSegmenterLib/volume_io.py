@@ -6,6 +6,7 @@ on others, and reads for A.nii.gz the voxels of A.nii if both exist (ITK issue 2
 """
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,10 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
             return _locate(path).load()
         from .reading.dicom import read_series
 
-        volume = read_series(path, series_uid)
+        with warnings.catch_warnings():
+            # Of odd values in fields that are not needed; those that are needed are checked.
+            warnings.filterwarnings("ignore", module="pydicom")
+            volume = read_series(path, series_uid)
         require_patient_scale(volume.geometry)
         return volume
 

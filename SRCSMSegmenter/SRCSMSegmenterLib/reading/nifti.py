@@ -86,7 +86,9 @@ def locate_frames(path: Path) -> StoredFrames:
         raise VolumeError(f"{path} is not a NIfTI-1 file; convert it, or write it again.")
 
     rank, *dims = struct.unpack_from(f"{order}8h", raw, 40)
-    size = dims[: max(rank, 0)]
+    if not 1 <= rank <= 7:
+        raise VolumeError(f"{path} has a header with {rank} dimensions; write it again.")
+    size = dims[:rank]
     while len(size) > 3 and size[-1] == 1:
         size.pop()
     datatype = struct.unpack_from(f"{order}h", raw, 70)[0]
@@ -166,7 +168,10 @@ def _geometry(
 
 def _choice(qform: _Form, sform: _Form) -> _Form:
     """Choose as ITK does: the sform if it is the scanner's or the same, and has no shear."""
-    same = np.allclose(qform.affine, sform.affine, rtol=0, atol=1e-4)
+    same = all(
+        np.allclose(a, b, rtol=0, atol=1e-4)
+        for a, b in zip(_parts(qform.affine), _parts(sform.affine), strict=True)
+    )
     return sform if _orthogonal(sform.affine) and (sform.code == 1 or same) else qform
 
 
@@ -217,6 +222,12 @@ def _grid_affine(rows: tuple[float, ...] | np.ndarray) -> np.ndarray | None:
     return affine if abs(np.linalg.det(affine[:3, :3] / edges)) > 1e-6 else None
 
 
+def _parts(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split an affine into its unit axes, their lengths, and the origin."""
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    return affine[:3, :3] / edges, edges, affine[:3, 3]
+
+
 def _orthogonal(affine: np.ndarray) -> bool:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    axes, _, _ = _parts(affine)
     return bool(np.abs(axes @ axes.T - np.eye(3)).max() <= 1e-4)
