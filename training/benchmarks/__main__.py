@@ -8,6 +8,7 @@
 sm        source matching, compared with the literal definition
 src       one call of semantic-aware random convolution, compared with loops over labels
 step      a training step with random convolution, compared with a step without
+processes samples per second of a training on one process and on one for each core
 segment   `srcsm segment` from process start, compared with a warm process
 sam       SAM: encoder passes for an organ, time from an edit to its masks, size of the cache
 refine    SAM Refine in a Slicer scene: from releasing a handle to the new segment
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from srcsm_training.benchmarks import refine, sam, segment, training
+from srcsm_training.benchmarks import processes, refine, sam, segment, training
 from srcsm_training.benchmarks.timing import Table, markdown, plain
 from srcsm_training.engine.machine import machine
 from srcsm_training.experiments.reports import DATA
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
         training.random_convolution_table(device, classes=classes) for classes in (5, 12)
     ],
     "step": lambda folder, data, device: [training.phantom_step_table(folder, device)],
+    "processes": processes.tables,
     "segment": segment.tables,
     "sam": sam.tables,
     "refine": refine.tables,

@@ -12,6 +12,8 @@ from accelerate import Accelerator, PartialState
 from SRCSMSegmenterLib.devices import bf16_instructions, preferred_precision, resolve_device
 from SRCSMSegmenterLib.errors import ConfigError
 
+from .processes import start_other_processes
+
 LARGEST_BF16_PLANE = 8192
 """Pixels of a slice. The bfloat16 weight gradient of oneDNN 3.12 and 3.13 (torch 2.13 to 2.15)
 writes past its buffers on CPUs with AMX where slices are larger and windows are thin, and the heap
@@ -87,11 +89,15 @@ def accelerator_for(
         DeviceError: unknown or absent.
         ConfigError: a precision that the device cannot train in.
     """
-    cpu = device == "cpu"
+    start_other_processes()
     if {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"}.isdisjoint(os.environ):
         chosen = resolve_device(device)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
         cpu = chosen.type == "cpu"
+    else:
+        # accelerate takes processes without a GPU for separate ones unless it is told of the CPU.
+        on_cpus = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+        cpu = device == "cpu" or on_cpus or resolve_device("auto").type == "cpu"
     placed = PartialState(cpu=cpu).device
     precision, reason, warning = _precision_on(placed, precision, section, plane)
     mixed = "no" if precision == "fp32" else precision
