@@ -15,11 +15,12 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.errors import ConfigError, InputError
 from SRCSMSegmenterLib.resampling import smooth_voxels
 
 from ..engine.keys import COUNT, NOT_NEGATIVE, SHARE, Settings, key
-from .random_convolution import convolved_regions, random_convolution
+from .random_convolution import check_batch, convolved_regions, random_convolution
+from .random_networks import PAPER, NetworkSettings
 
 AIR = 0.02
 """Normalised intensity above a window's minimum up to which unlabelled voxels are air."""
@@ -81,6 +82,8 @@ def random_looks(
     mode: str,
     config: RegionsConfig,
     generator: torch.Generator,
+    settings: NetworkSettings = PAPER,
+    sigma: float = 1.0,
 ) -> torch.Tensor:
     """Give every sample random looks by region, by label alone (SRC), or none.
 
@@ -90,14 +93,21 @@ def random_looks(
         labels: (N, *spatial) integers, 0 being background.
         mode: of random convolution, see `random_convolution`; "off" changes nothing.
         generator: source of all random numbers, on the CPU.
+        settings, sigma: see `random_convolution`.
 
     Returns:
         (N, 1, *spatial) float32.
+
+    Raises:
+        InputError: see `random_convolution`; several channels if there are regions.
     """
     if mode == "off" or not config.share:
-        return random_convolution(images, labels, mode, generator)
+        return random_convolution(images, labels, mode, generator, settings, sigma)
+    check_batch(images, labels, mode)
+    if images.shape[1] != 1:
+        raise InputError(f"regions take images of one channel, not of shape {tuple(images.shape)}.")
     if images.dim() == 5 and images.shape[2] == 1:
-        flat = random_looks(images[:, :, 0], labels[:, 0], mode, config, generator)
+        flat = random_looks(images[:, :, 0], labels[:, 0], mode, config, generator, settings, sigma)
         return flat[:, :, None]
     chances = torch.rand(2, len(images), generator=generator)
     with_regions = chances[0] < config.share
@@ -106,10 +116,14 @@ def random_looks(
     if with_regions.any():
         chosen = with_regions.to(images.device)
         regions = partition(images[chosen], labels[chosen], config, generator)
-        looks[chosen] = region_looks(images[chosen], regions, mode, config, generator)
+        looks[chosen] = region_looks(
+            images[chosen], regions, mode, config, generator, settings, sigma
+        )
     if convolved.any():
         chosen = convolved.to(images.device)
-        looks[chosen] = random_convolution(images[chosen], labels[chosen], mode, generator)
+        looks[chosen] = random_convolution(
+            images[chosen], labels[chosen], mode, generator, settings, sigma
+        )
     return looks
 
 
@@ -203,6 +217,8 @@ def region_looks(
     mode: str,
     config: RegionsConfig,
     generator: torch.Generator,
+    settings: NetworkSettings = PAPER,
+    sigma: float = 1.0,
 ) -> torch.Tensor:
     """Give every region of every sample an affine, a random convolution or no look.
 
@@ -213,6 +229,7 @@ def region_looks(
         images: (N, 1, *spatial) float32.
         regions: (N, *spatial) int64 of `partition`, 0 being air.
         mode: "smoothed" blends regions by smoothed masks, as SRC does; else masks are hard.
+        settings, sigma: see `random_convolution`.
 
     Returns:
         (N, 1, *spatial) float32.
@@ -236,13 +253,13 @@ def region_looks(
     maps = torch.stack((factors[numbered], offsets[numbered]), dim=1)
     if mode == "smoothed":
         with torch.autocast(device.type, enabled=False):
-            maps = smooth_voxels(maps)
+            maps = smooth_voxels(maps, sigma)
     looks = values * maps[:, 0] + maps[:, 1]
 
     chosen = convolved.nonzero()[:, 0]
     if len(chosen):
         samples = (present[chosen] // count).tolist()
         masks = [numbered[n] == r for n, r in zip(samples, chosen.tolist(), strict=True)]
-        sigma = 1.0 if mode == "smoothed" else 0.0
-        looks += convolved_regions(values, samples, masks, generator, sigma=sigma)
+        sigma = sigma if mode == "smoothed" else 0.0
+        looks += convolved_regions(values, samples, masks, generator, settings, sigma)
     return looks[:, None]

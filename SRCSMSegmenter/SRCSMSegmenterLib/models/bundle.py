@@ -36,7 +36,7 @@ from ..schema import convert, parse_json
 from ..source_matching import SourceHistogram
 from ..terminology import Segment, segment_for
 from ..texts import UNSHOWN, is_name, shown
-from .catalogue import METADATA, is_bundle
+from .catalogue import METADATA, is_bundle, shipped_folder
 from .hashed_folder import (
     SUMS,
     check_format,
@@ -222,13 +222,19 @@ def save_bundle(folder: Path, bundle: ModelBundle, card: str) -> str:
     return write_folder(folder, files)
 
 
-def load_bundle(folder: Path) -> ModelBundle:
+def load_bundle(model: str | Path) -> ModelBundle:
     """Read a bundle after checking its every file.
+
+    Args:
+        model: a folder, or the name of a shipped model.
 
     Raises:
         BundleError: no bundle, incomplete, altered, or of another format version.
     """
-    files = read_whole_folder(Path(folder), REQUIRED)
+    folder = Path(model)
+    if not folder.exists() and (shipped := shipped_folder(model)) and shipped.is_dir():
+        folder = shipped
+    files = read_whole_folder(folder, REQUIRED)
     try:
         metadata, network, histogram = (
             parse_json(files[path], path, BundleError) for path in (METADATA, NETWORK, HISTOGRAM)
