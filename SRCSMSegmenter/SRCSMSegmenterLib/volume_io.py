@@ -207,13 +207,23 @@ def _small_labels(path: Path, array: np.ndarray, segments: Sequence[Segment]) ->
     """Check labels and return them with 8 or 16 bits."""
     if not np.issubdtype(array.dtype, np.integer):
         raise VolumeError(f"{path} was not written: labels are integers, not {array.dtype}.")
-    present = np.unique(array)
+    present = _present(array)
     unknown = np.setdiff1d(present, [0, *(segment.value for segment in segments)])
     if unknown.size:
         raise VolumeError(f"{path} was not written: no segment has the value {unknown[0]}.")
     if present[0] < 0 or present[-1] > HIGHEST_LABEL:
         raise VolumeError(f"{path} was not written: labels go from 0 to {HIGHEST_LABEL}.")
-    return array.astype(np.uint8 if present[-1] < 256 else np.uint16)
+    return array.astype(np.uint8 if present[-1] < 256 else np.uint16, copy=False)
+
+
+def _present(array: np.ndarray) -> np.ndarray:
+    """Return 0 and the other values that occur in a label map, (..., J, I), ascending."""
+    present = {0}
+    for plane in array.reshape(-1, *array.shape[-2:]):
+        labelled = plane[plane != 0]  # few voxels are, and only those are sorted
+        if labelled.size:
+            present.update(np.unique(labelled).tolist())
+    return np.array(sorted(present))
 
 
 def _locate(path: Path) -> StoredVolume:
