@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phantom pair, CT and MR of one patient who does not exist, for Slicer's Sample Data module.
 
-Both are computed here in some seconds; nothing is downloaded.
+The worker computes them in some seconds, while Slicer goes on; nothing is downloaded.
 """
 
 import numpy as np
 import slicer
 
-from ..geometry import Volume
+from ..geometry import Geometry, Volume
+from .worker_host import wait_for, worker
 
 PATIENT = 103
 """The phantom's seed: a patient whom no network was trained on, chosen to be an easy one."""
@@ -20,10 +21,14 @@ def load_phantom(modality: str) -> slicer.vtkMRMLScalarVolumeNode:
 
     Args:
         modality: "CT" or "MR".
-    """
-    from ..phantom.scans import make_case
 
-    image, _ = make_case(PATIENT, modality)
+    Raises:
+        WorkerError: the worker could not be started.
+    """
+    job = worker().submit("phantom", {"patient": PATIENT, "modality": modality})
+    wait_for(job)
+    reply = job.wait()
+    image = Volume(reply.arrays["image"], Geometry.from_json(reply.values))
     if image.geometry.left_handed:  # Slicer reads no file as left-handed either
         image = Volume(image.array[::-1], image.geometry.mirrored())
     name = slicer.mrmlScene.GenerateUniqueName(f"Phantom {modality}")

@@ -235,8 +235,26 @@ def segment_reply(
     return reply, outputs
 
 
+def phantom(
+    parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Make a scan of the digital phantom.
+
+    Args:
+        parameters: patient, modality: see `phantom.scans.make_case`.
+
+    Returns:
+        The scan's grid (`Geometry.to_json`), and {image: (K, J, I)}.
+    """
+    from ..phantom.scans import make_case
+
+    image, _ = make_case(parameters["patient"], parameters["modality"])
+    return image.geometry.to_json(), {"image": image.array}
+
+
 TASKS: dict[str, Task] = {
     "ping": ping,
+    "phantom": phantom,
     "devices": devices,
     "describe_models": describe_models,
     "segment": segment,

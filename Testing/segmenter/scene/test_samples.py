@@ -11,6 +11,8 @@ from scene_cases import GRID, an_image
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.phantom import scans
 from SRCSMSegmenterLib.scene import nodes, samples
+from SRCSMSegmenterLib.worker.client import Reply
+from SRCSMSegmenterLib.worker.tasks import TASKS
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -22,7 +24,16 @@ def small_phantom(monkeypatch):
     image = Volume(an_image(geometry), geometry)
     assert geometry.left_handed
     monkeypatch.setattr(scans, "make_case", lambda seed, modality: (image, None))
+    monkeypatch.setattr(samples, "worker", WorkerHere)
     return image
+
+
+class WorkerHere:
+    """In place of the worker: tasks are done at once, in this process."""
+
+    def submit(self, task, parameters):
+        values, arrays = TASKS[task](parameters, {}, None)
+        return SimpleNamespace(finished=True, wait=lambda: Reply(values, arrays))
 
 
 def test_the_phantom_pair_is_offered_by_sample_data(scene, small_phantom, monkeypatch):
