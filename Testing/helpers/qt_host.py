@@ -321,18 +321,6 @@ class WithinRange(NamedTuple):
     maximum: float
 
 
-class Decimals(NamedTuple):
-    """Annotation: of a number that is shown."""
-
-    value: int
-
-
-class SingleStep(NamedTuple):
-    """Annotation: by which an arrow changes a number."""
-
-    value: float
-
-
 class _Store(NamedTuple):
     """How values of a type are kept in a parameter node, by the names Slicer gives them."""
 
@@ -384,6 +372,8 @@ def parameter_node_wrapper(cls: type) -> type:
     kinds, notes = {}, {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         notes[name] = {type(note): note for note in getattr(hint, "__metadata__", ())}
+        if unused := notes[name].keys() - {Minimum, WithinRange}:
+            raise TypeError(f"Slicer warns of the unused annotations {unused}: set them in the .ui")
         kinds[name] = typing.get_args(hint)[0] if notes[name] else hint
     defaults = {name: getattr(cls, name, _store(kind).default) for name, kind in kinds.items()}
 
@@ -481,9 +471,6 @@ def _binding(widget: QtWidgets.QWidget, kind: type, notes: dict[type, Any]) -> _
     if type(widget) is SliderWidget and kind is float:
         if WithinRange not in notes:
             raise RuntimeError("a slider needs a range")
-        for note, name in ((Decimals, "decimals"), (SingleStep, "singleStep")):
-            if note in notes:
-                setattr(widget, name, notes[note].value)
         widget.minimum, widget.maximum = notes[WithinRange]
         return _Binding(
             widget.valueChanged, lambda: widget.value, lambda value: setattr(widget, "value", value)
@@ -733,8 +720,6 @@ def _stand_ins() -> dict[str, Any]:
             parameterNodeWrapper=parameter_node_wrapper,
             Minimum=Minimum,
             WithinRange=WithinRange,
-            Decimals=Decimals,
-            SingleStep=SingleStep,
         ),
     }
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from slicer import vtkMRMLScalarVolumeNode, vtkMRMLScriptedModuleNode, vtkMRMLSegmentationNode
 from slicer.i18n import tr as _
-from slicer.parameterNodeWrapper import Decimals, SingleStep, WithinRange, parameterNodeWrapper
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from SRCSMSegmenterLib.panel.parameters import Device
 
@@ -86,9 +86,7 @@ class Parameters:
     segmentation: vtkMRMLSegmentationNode
     sam: str = BY_MODALITY
     axis: Axis = Axis.ACQUISITION
-    mask_threshold: Annotated[
-        float, WithinRange(*MASK_THRESHOLDS), Decimals(2), SingleStep(0.05)
-    ] = 0.5
+    mask_threshold: Annotated[float, WithinRange(*MASK_THRESHOLDS)] = 0.5
     live: bool = False
     neighbours: NeighbourChoice = NeighbourChoice.KEEP
     device: Device = Device.AUTO
