@@ -53,6 +53,9 @@ class PlayedLogic:
         self.run = PlayedRun(options["done"])
         return self.run
 
+    def segmentSequence(self, volumeNode, **options):
+        return self.segment(volumeNode, allFrames=True, **options)
+
     def stop(self):
         self.stopped = True
 
@@ -158,6 +161,20 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.ui.inputSelector.setCurrentNode(self.volume)
         self.ui.segmentButton.click()
         self.assertIsNone(self.logic.asked["frame"])
+
+    def test_all_frames_of_a_sequence_can_be_segmented(self):
+        self.assertFalse(shown(self.ui.allFramesCheckBox))
+        self.ui.inputSelector.setCurrentNode(addSequence(frames=5))
+        self.assertTrue(shown(self.ui.allFramesCheckBox))
+        self.ui.allFramesCheckBox.checked = True
+        self.assertFalse(self.ui.frameSpinBox.enabled)
+        self.ui.segmentButton.click()
+        self.assertTrue(self.logic.asked["allFrames"])
+        self.assertNotIn("frame", self.logic.asked)
+        self.logic.run.cancel()
+        self.ui.inputSelector.setCurrentNode(self.volume)  # no sequence
+        self.ui.segmentButton.click()
+        self.assertNotIn("allFrames", self.logic.asked)
 
     def test_organs_of_another_model_are_all_wanted(self):
         self.tick("liver", False)

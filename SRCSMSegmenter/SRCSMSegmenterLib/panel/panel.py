@@ -113,11 +113,14 @@ class Panel(CommonPanel):
     def _organ_items(self) -> list["qt.QListWidgetItem"]:
         return [self.ui.organList.item(row) for row in range(self.ui.organList.count)]
 
-    def show_frames(self, count: int) -> None:
+    def show_frames(self, count: int, all_frames: bool) -> None:
         """Offer the frames of a sequence; hide the row if there are none."""
-        self.ui.frameLabel.visible = self.ui.frameSpinBox.visible = count > 0
+        ui = self.ui
+        for widget in (ui.frameLabel, ui.frameSpinBox, ui.allFramesCheckBox):
+            widget.visible = count > 0
+        ui.frameSpinBox.enabled = not all_frames
         if count:
-            self.ui.frameSpinBox.maximum = count - 1
+            ui.frameSpinBox.maximum = count - 1
 
     # The run
 

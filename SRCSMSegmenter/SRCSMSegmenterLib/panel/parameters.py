@@ -47,6 +47,7 @@ class Parameters:
 
     Attributes:
         frame: number of the frame, from 0, if the volume shows a sequence.
+        allFrames: segment every frame of the sequence instead.
         model: name of a shipped network or folder of one of the user's.
         skippedOrgans: organs not wanted, by name; so those of another model are all wanted.
         refine: let SAM redraw the organs, if there is one.
@@ -57,6 +58,7 @@ class Parameters:
 
     inputVolume: vtkMRMLScalarVolumeNode
     frame: Annotated[int, Minimum(FRAME_SHOWN)] = FRAME_SHOWN
+    allFrames: bool = False
     model: str = "abdomen-ct"
     skippedOrgans: list[str]
     refine: bool = True

@@ -2,6 +2,8 @@
 """The module's panel: connects what the user does with the logic, and the logic with `Panel`."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import qt
 import slicer
@@ -12,6 +14,7 @@ from ..scene import nodes, views, worker_host
 from ..scene.input_warnings import input_warnings
 from ..scene.logic import SegmentationRun
 from ..scene.measures import measures
+from ..scene.sequence import SequenceRun
 from ..terminology import readable
 from . import models, packages
 from .common import duration
@@ -34,8 +37,8 @@ class SegmenterWidget(ModuleWidget):
     """
 
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
-        self.run: SegmentationRun | None = None
-        self._lastRun: SegmentationRun | None = None
+        self.run: SegmentationRun | SequenceRun | None = None
+        self._lastRun: SegmentationRun | SequenceRun | None = None
         self._cards: dict[str, models.ModelCard] = {}
         self._samLacks: list[str] = []
         self._started = 0.0
@@ -99,7 +102,7 @@ class SegmenterWidget(ModuleWidget):
         card = self._cards.get(parameters.model)
         panel.show_models(self._cards, parameters.model, models.own_models())
         panel.show_organs(card, parameters.skippedOrgans)
-        panel.show_frames(nodes.frame_count(volume) if volume else 0)
+        panel.show_frames(nodes.frame_count(volume) if volume else 0, parameters.allFrames)
         panel.show_warnings(self._warnings())
         panel.show_refinement(*self._refinement())
         panel.show_state(self.run is not None, self._lacking())
@@ -220,15 +223,13 @@ class SegmenterWidget(ModuleWidget):
         focused, self._started = ui.segmentButton.focus, time.monotonic()
         self.panel.show_progress("", 0.0, None)
         try:
-            self.run = self.logic.segment(
+            self.run = self._segmenting()(
                 parameters.inputVolume,
                 model=parameters.model,
                 sourceMatching=parameters.sourceMatching.value,
                 organs=wanted if skipped else None,
                 device=parameters.device.value,
                 keepLargest=parameters.keepLargest,
-                outputSegmentation=parameters.outputSegmentation,
-                frame=self._frame(),
                 refine=parameters.refine and ui.refineCheckBox.enabled,
                 progress=self.panel.show_progress,
                 log=self.panel.log,
@@ -244,12 +245,23 @@ class SegmenterWidget(ModuleWidget):
         if focused:
             ui.cancelButton.setFocus()
 
+    def _segmenting(self) -> Callable:
+        """Return what segments the volume: as it is shown, a frame of it, or all frames."""
+        parameters = self._parameterNode
+        if parameters.allFrames and nodes.frame_count(parameters.inputVolume):
+            return self.logic.segmentSequence
+        return partial(
+            self.logic.segment,
+            outputSegmentation=parameters.outputSegmentation,
+            frame=self._frame(),
+        )
+
     def onCancel(self) -> None:
         """Cancel the run, if there is one; the scene stays as it is."""
         if self.run is not None:
             self.run.cancel()
 
-    def onDone(self, run: SegmentationRun) -> None:
+    def onDone(self, run: SegmentationRun | SequenceRun) -> None:
         """Show the result of a run, or why there is none."""
         self.run, focused, ended = None, self.ui.cancelButton.focus, ""
         if run.error is None:

@@ -96,7 +96,7 @@ def place(
     change = SceneChange()
     try:
         _place_segmentation(change, result, layer, volume_node, segmentation_node)
-        _place_table(change, result.organs, volume_node)
+        place_table(change, result.organs, volume_node)
         change.complete()
     except BaseException:
         change.undo()
@@ -250,11 +250,12 @@ def _keep_probabilities(
     replace_probabilities(node, others | dict(result.probabilities))
 
 
-def _place_table(
+def place_table(
     change: SceneChange,
     organs: tuple[SegmentedOrgan, ...],
     volume_node: slicer.vtkMRMLScalarVolumeNode,
 ) -> None:
+    """Put the measures of organs into the table of the change's segmentation, made if need be."""
     node = change.segmentation
     table = node.GetNodeReference(TABLE)
     if table is None:

@@ -2,13 +2,15 @@
 """Segmentations of a sequence's frames in Slicer's scene, and a plot of the organs' volumes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import slicer
 import vtk
 
+from ..terminology import readable
 from .changes import SceneChange
 from .nodes import browser_of, sequence_of
-from .results import Result, outside_scene
+from .results import Result, outside_scene, place_table
 
 CHART = "SRCSM.Chart"
 """Role of a segmentation's reference to the chart of its volumes."""
@@ -32,6 +34,10 @@ def place_sequence(
     change = SceneChange()
     try:
         _place_segmentations(change, results, volume_node)
+        shown = results[browser_of(volume_node).GetSelectedItemNumber()]
+        # Certainties are of one frame; the panel measures only volumes anew.
+        organs = tuple(replace(organ, least_certain=()) for organ in shown.organs)
+        place_table(change, organs, volume_node)
         _place_chart(change, results, volume_node)
     except BaseException:
         change.undo()
@@ -55,6 +61,7 @@ def _place_segmentations(
         node = outside_scene(result, sequence.GetName())
         sequence.SetDataNodeAtValue(node, images.GetNthIndexValue(frame))
     browser.AddSynchronizedSequenceNode(sequence)
+    browser.SetSaveChanges(sequence, True)  # or corrections would be lost with the next frame
     slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
     proxy = browser.GetProxyNode(sequence)
     change.segmentation = proxy
@@ -91,19 +98,18 @@ def _place_chart(
         for frame in range(len(results))
     ]
     organs = results[0].organs
-    names = [f"{organ.name.replace('_', ' ')} (ml)" for organ in organs]
+    names = [f"{readable(organ.name)} (ml)" for organ in organs]
     columns = {across: places}
     for number, name in enumerate(names):
         columns[name] = [result.organs[number].volume_ml for result in results]
     table = change.add_node("vtkMRMLTableNode", f"{proxy.GetName()} volumes")
     table.SetAndObserveTable(_as_table(columns))
-    change.table = table
     chart = change.add_node("vtkMRMLPlotChartNode", f"{proxy.GetName()} volumes")
     chart.SetTitle("")
     chart.SetXAxisTitle(across)
     chart.SetYAxisTitle("volume (ml)")
     for organ, name in zip(organs, names, strict=True):
-        series = change.add_node("vtkMRMLPlotSeriesNode", organ.name.replace("_", " "))
+        series = change.add_node("vtkMRMLPlotSeriesNode", readable(organ.name))
         series.SetAndObserveTableNodeID(table.GetID())
         series.SetXColumnName(across)
         series.SetYColumnName(name)

@@ -54,6 +54,7 @@ def test_every_parameter_is_bound_to_one_widget_of_its_type(window):
         "inputVolume": ("NodeComboBox", slicer.vtkMRMLScalarVolumeNode),
         "outputSegmentation": ("NodeComboBox", slicer.vtkMRMLSegmentationNode),
         "frame": ("QSpinBox", int),
+        "allFrames": ("QCheckBox", bool),
         "sourceMatching": ("QComboBox", SourceMatching),
         "device": ("QComboBox", Device),
         "keepLargest": ("QCheckBox", bool),

@@ -11,6 +11,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.scene.logic import segment
+from SRCSMSegmenterLib.scene.measures import measures, remeasure
 from SRCSMSegmenterLib.scene.nodes import browser_of, sequence_of
 from SRCSMSegmenterLib.scene.sequence import segment_sequence
 from SRCSMSegmenterLib.scene.sequence_results import CHART
@@ -64,6 +65,36 @@ def test_every_frame_is_found_as_it_is_alone_and_played_with_the_volume(scene, m
         found, expected = organs(segmentation, volume), organs(alone[frame], volume)
         assert found["spleen"].any()
         assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+def test_a_correction_of_a_frame_stays_when_another_is_shown(scene, model):
+    volume = a_cine()
+    segmentation = segment_sequence(volume, model=model)
+    show(volume, 1)
+    corrected = np.zeros(GRID.shape, np.uint8)
+    corrected[1:3, 2:5, 1:4] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corrected, segmentation, "spleen", volume)
+    before = organs(segmentation, volume)
+    show(volume, 2)
+    assert not np.array_equal(voxels(segmentation, "spleen", volume), corrected)
+    show(volume, 1)
+    assert np.array_equal(voxels(segmentation, "spleen", volume), corrected)
+    assert np.array_equal(voxels(segmentation, "liver", volume), before["liver"])
+
+
+def test_the_table_is_of_the_frame_that_is_shown(scene, model):
+    volume = a_cine()
+    show(volume, 1)
+    segmentation = segment_sequence(volume, model=model)
+    for frame in (1, 2):
+        show(volume, frame)
+        for row in measures(segmentation):
+            remeasure(segmentation, row.name)  # as the panel does when segments change
+        found = organs(segmentation, volume)
+        for row in measures(segmentation):
+            expected = np.count_nonzero(found[row.name]) * GRID.voxel_ml
+            assert row.volume_ml == pytest.approx(expected, abs=1e-3)
+            assert row.least_certain == ()
 
 
 def test_volumes_over_time_are_a_table_and_a_chart(scene, model):
