@@ -4,18 +4,23 @@
     python -m srcsm_training.benchmarks                 every section, as Markdown tables
     python -m srcsm_training.benchmarks --only sm src   some of them
     python -m srcsm_training.benchmarks --json          the same for a program
+    python -m srcsm_training.benchmarks --avx2          then once more as on a processor with AVX2
+                                                        alone, as most laptops have
 
 sm        source matching, compared with the literal definition
 src       one call of semantic-aware random convolution, compared with loops over labels
 step      a training step with random convolution, compared with a step without
 processes samples per second of a training on one process and on one for each core
 segment   `srcsm segment` from process start, compared with a warm process
+large     `srcsm segment` on large CTs, beside a plain SimpleITK script: time and peak memory
 sam       SAM: encoder passes for an organ, time from an edit to its masks, size of the cache
 refine    SAM Refine in a Slicer scene: from releasing a handle to the new segment
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,9 +28,10 @@ from pathlib import Path
 
 import torch
 
-from srcsm_training.benchmarks import processes, refine, sam, segment, training
+from srcsm_training.benchmarks import large, processes, refine, sam, segment, training
 from srcsm_training.benchmarks.timing import Table, markdown, plain
 from srcsm_training.engine.machine import machine
+from srcsm_training.experiments.agreement import AS_ON_AVX2
 from srcsm_training.experiments.reports import DATA
 from SRCSMSegmenterLib.devices import resolve_device
 
@@ -37,6 +43,7 @@ SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
     "step": lambda folder, data, device: [training.phantom_step_table(folder, device)],
     "processes": processes.tables,
     "segment": segment.tables,
+    "large": large.tables,
     "sam": sam.tables,
     "refine": refine.tables,
 }
@@ -50,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--avx2", action="store_true", help="measure with AVX2 alone as well")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--data", type=Path, default=DATA)
     arguments = parser.parse_args(argv)
@@ -65,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n".join(map(markdown, measured)), flush=True)
     if arguments.json:
         print(json.dumps({"machine": machine(device), "tables": [*map(plain, tables)]}, indent=1))
+    if arguments.avx2:
+        sys.stdout.flush()
+        given = [one for one in (sys.argv[1:] if argv is None else argv) if one != "--avx2"]
+        command = [sys.executable, "-m", "srcsm_training.benchmarks", *given]
+        return subprocess.run(command, env=os.environ | AS_ON_AVX2, check=False).returncode
     return 0
 
 

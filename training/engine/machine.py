@@ -18,6 +18,8 @@ def machine(device: torch.device) -> str:
     processor = names[0] if names else platform.processor()
     if device.type == "cuda":
         processor += f", {torch.cuda.get_device_name(device)}"
+    if most := os.environ.get("ONEDNN_MAX_CPU_ISA"):
+        processor += f" (at most {most})"
     return (
         f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, device {device}"
