@@ -7,14 +7,14 @@ the box.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.worker.protocol import WorkerError
-from SRCSMSegmenterLib.worker.tasks import Context, Task
+from SRCSMSegmenterLib.worker.tasks import GRID, Context, Task, check_request
 
 from ..boxes.boxes import PointPrompt, SliceGrid
 from ..boxes.coarse import CoarseOrgan, checked_probabilities
@@ -28,6 +28,22 @@ if TYPE_CHECKING:
 
 UNKNOWN_VOLUME = "UnknownVolume"
 """Kind of the `WorkerError` after which the volume has to be sent again."""
+
+
+OPTIONS = {
+    "sam": str,
+    "sam_kind": str,
+    "modality": Literal["CT", "MR"],
+    "mosaic": Literal["crops", "slices", "off"],
+    "device": str,
+    "points": dict[int, dict[int, tuple[tuple[float, float, bool], ...]]],
+    "mask_prompt": tuple[int, ...],
+    "keep_unboxed": tuple[int, ...],
+    "choose": tuple[int, ...],
+    "mask_threshold": float,
+    "whole": bool,
+}
+"""Parameters of the tasks that may be left out, and their types."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +159,7 @@ def _opened(
     """Return the volume, loaded if it is new, and the organs that are asked about."""
     from .refiner import OrganPrompt
 
+    check_request(parameters, {"volume": str, "boxes": str}, OPTIONS)
     frames = boxes_from_json(parameters["boxes"], "The request")
     if not frames:
         raise PromptError("There is no organ to refine; make boxes first.")
@@ -225,6 +242,7 @@ def _open(
     from ..sam.models import load_sam
     from .refiner import Refiner
 
+    check_request(parameters, {"sam": str, **GRID}, {})
     context.progress("load", 0.0)
     sam, kind = parameters["sam"], parameters.get("sam_kind")
     device = parameters.get("device", "auto")

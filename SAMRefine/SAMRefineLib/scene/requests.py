@@ -11,6 +11,7 @@ import slicer
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.modality import guess_modality
+from SRCSMSegmenterLib.models.catalogue import absolute
 from SRCSMSegmenterLib.scene import nodes, worker_host
 from SRCSMSegmenterLib.scene.input_warnings import dicom_modality
 
@@ -97,7 +98,7 @@ class Requests:
         modality = settings.modality or dicom_modality(self._volume)
         if modality not in ("CT", "MR"):
             modality = guess_modality(np.array(self._volume.GetImageData().GetScalarRange()))
-        sam = settings.sam or default_for(modality)
+        sam = absolute(settings.sam) or default_for(modality)
         return opening(replace(settings, modality=modality, sam=sam))
 
 

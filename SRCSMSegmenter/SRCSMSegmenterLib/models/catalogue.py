@@ -117,6 +117,11 @@ def find_model(model: str) -> Path:
     )
 
 
+def absolute(model: str) -> str:
+    """Make a relative path absolute, for a process with another current folder; keep a name."""
+    return os.path.abspath(model) if model and os.path.exists(model) else model
+
+
 def shipped_folder(name: str | Path) -> Path | None:
     """Return the folder that a shipped model of a name would have; None for a path.
 

@@ -9,6 +9,7 @@ import slicer
 
 from ..errors import BundleError
 from ..geometry import Volume
+from ..models.catalogue import absolute
 from ..worker.client import Job, Worker
 
 PUMP_MS = 20
@@ -120,6 +121,7 @@ def submit_segment(volume: Volume, settings: SegmentSettings, **callbacks: Calla
         BundleError: no module offers to refine.
     """
     parameters, task = asdict(settings) | volume.geometry.to_json(), "segment"
+    parameters["model"] = absolute(parameters["model"])
     if parameters.pop("refine"):
         if _refinement is None:
             raise BundleError("There is no module SAM Refine; segment without it.")

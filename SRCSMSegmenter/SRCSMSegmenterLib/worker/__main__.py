@@ -10,7 +10,6 @@ import argparse
 import faulthandler
 import importlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,12 +20,14 @@ from queue import SimpleQueue
 import numpy as np
 
 from ..errors import Cancelled
+from .connections import remove_private_folder
 from .protocol import (
     PROTOCOL,
     Channel,
     CorruptMessageError,
     FileChannel,
     Message,
+    RequestError,
     WorkerError,
     as_worker_error,
     refusal,
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unwanted: set[int] = set()
 
     def end() -> None:
-        shutil.rmtree(options.folder, ignore_errors=True)
+        remove_private_folder(options.folder)
         os._exit(0)  # in the middle of whatever the task does
 
     threading.Thread(target=read, args=(channel, waiting, unwanted, end), daemon=True).start()
@@ -93,9 +94,9 @@ def read(
         while True:
             try:
                 message, arrays = channel.receive()
-                if isinstance(cancelled := message.get("cancel"), int):
+                if type(cancelled := message.get("cancel")) is int:
                     unwanted.add(cancelled)
-                elif isinstance(message.get("id"), int):
+                elif type(message.get("id")) is int:
                     waiting.put((message, arrays))
                 else:
                     raise CorruptMessageError("it has no id")
@@ -127,7 +128,9 @@ def answer(
         if context.cancelled():
             raise Cancelled("Cancelled before it began.")
         task = find_task(request.get("task"), tasks, broken)
-        reply, results = task(request.get("parameters", {}), arrays, context)
+        if not isinstance(parameters := request.get("parameters", {}), dict):
+            raise RequestError("The parameters of a request should be keys and values.")
+        reply, results = task(parameters, arrays, context)
         channel.send({"id": number, "reply": reply}, results, context.cancelled)
     except BaseException as error:  # SystemExit, too, ends only the task
         channel.send({"id": number, "error": vars(as_worker_error(error))})
@@ -140,7 +143,7 @@ def find_task(name: str, tasks: dict[str, Task], broken: dict[str, WorkerError])
     Raises:
         WorkerError: there is none; it may be in a module that cannot be imported.
     """
-    if name in tasks:
+    if isinstance(name, str) and name in tasks:
         return tasks[name]
     raise WorkerError(
         "UnknownTask",

@@ -34,6 +34,7 @@ from .protocol import (
     Arrays,
     Channel,
     CorruptMessageError,
+    Message,
     WorkerError,
     as_worker_error,
 )
@@ -42,6 +43,8 @@ GRACE = 0.8
 """Default seconds that a cancelled task has to stop before the worker is killed."""
 
 LOG_LINES = 1000
+
+ERROR_KEYS = {"kind", "sentence", "remedy", "details"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,6 +277,8 @@ class Worker:
             del message, arrays
             while True:
                 message, arrays = connection.channel.receive()
+                if not _is_answer(message):
+                    raise CorruptMessageError("it is of another form")
                 if "reply" in message:
                     self._events.put((job, "reply", Reply(message["reply"], arrays)))
                     return
@@ -353,6 +358,23 @@ class Worker:
         else:
             job.state = "cancelled" if error.kind == "Cancelled" else "failed"
         job._callbacks.done(job)
+
+
+def _is_answer(message: Message) -> bool:
+    """Tell whether what a message tells of a job has the right types."""
+    if "progress" in message:
+        told = message["progress"]
+        if not (isinstance(told, list) and len(told) == 2 and isinstance(told[0], str)):
+            return False
+        if type(told[1]) not in (int, float):
+            return False
+    if "error" in message:
+        error = message["error"]
+        texts = isinstance(error, dict) and all(isinstance(text, str) for text in error.values())
+        if not texts or not {"kind", "sentence"} <= error.keys() <= ERROR_KEYS:
+            return False
+    kinds = {"reply": dict, "log": str}
+    return all(isinstance(message[key], kind) for key, kind in kinds.items() if key in message)
 
 
 def cancelled() -> WorkerError:

@@ -48,6 +48,10 @@ DETAILS = 50
 CONNECT_SECONDS = 10.0
 
 FOLDER_PREFIX = "srcsm-worker-"
+LOCK = "lock"
+MARK = b"private folder of an srcsm worker"
+"""The file in a private folder that is locked while it is in use, and what marks it as ours."""
+
 YOUNG = 60.0
 """Seconds for which a private folder without a lock counts as one that is being made."""
 
@@ -66,11 +70,14 @@ class Child:
         self._ready = False
         self._tail: deque[str] = deque(maxlen=DETAILS)
         environment = _environment(os.environ if environment is None else environment, tasks)
-        private, lock = _make_private_folder(Path(folder or tempfile.gettempdir()))
+        private, lock = _make_private_folder(Path(folder or tempfile.gettempdir()).absolute())
+        program = os.path.abspath(shutil.which(command[0]) or command[0])
         options = [option for module in tasks for option in ("--tasks", module)]
+        options += ["--folder", str(private)]
         try:
             self._process = subprocess.Popen(
-                [*command, "-m", __package__, "--folder", str(private), *options],
+                [program, *command[1:], "-m", __package__, *options],
+                cwd=private,  # or modules that lie in the current folder would be imported
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -80,7 +87,7 @@ class Child:
             )
         except OSError as error:
             lock.close()
-            shutil.rmtree(private, ignore_errors=True)
+            remove_private_folder(private)
             raise WorkerError(
                 "WorkerAbsent",
                 f"The worker could not be started with {command[0]} ({error.strerror}).",
@@ -195,7 +202,8 @@ def _is_handshake(message: Message) -> bool:
     """
     if "hello" not in message:
         return False
-    if (version := message["hello"]["protocol"]) != PROTOCOL:
+    hello = message["hello"]
+    if (version := hello.get("protocol") if isinstance(hello, dict) else None) != PROTOCOL:
         raise WorkerError(
             "WorkerAbsent",
             f"The worker speaks version {version} of the protocol, this program {PROTOCOL}.",
@@ -221,10 +229,11 @@ def _environment(base: Mapping[str, str], tasks: Sequence[str]) -> dict[str, str
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
         home = Path(spec.origin).parent
         paths.append(str(home.parent if spec.submodule_search_locations else home))
-    inherited = [base["PYTHONPATH"]] if base.get("PYTHONPATH") else []
+    inherited = filter(None, base.get("PYTHONPATH", "").split(os.pathsep))
     return {
         **base,
-        "PYTHONPATH": os.pathsep.join([*dict.fromkeys(paths), *inherited]),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([*paths, *map(os.path.abspath, inherited)])),
+        "PYTHONSAFEPATH": "1",
         "PYTHONUTF8": "1",
         "PYTHONUNBUFFERED": "1",
     }
@@ -260,7 +269,7 @@ def _end(process: subprocess.Popen, folder: Path, lock: BinaryIO) -> None:
     # Not before: a thread may have been writing. This also ends a worker that left the group.
     process.stdin.close()
     lock.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_private_folder(folder)
 
 
 def _make_private_folder(parent: Path) -> tuple[Path, BinaryIO]:
@@ -271,16 +280,25 @@ def _make_private_folder(parent: Path) -> tuple[Path, BinaryIO]:
     for folder in parent.glob(f"{FOLDER_PREFIX}*"):
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > YOUNG and not _in_use(folder):
-                shutil.rmtree(folder)
+                remove_private_folder(folder)
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
-    lock = (folder / "lock").open("wb")
+    lock = (folder / LOCK).open("xb")
+    lock.write(MARK)
+    lock.flush()
     _try_lock(lock)
     return folder, lock
 
 
+def remove_private_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, if it is one of `_make_private_folder`."""
+    with suppress(OSError):
+        if not folder.is_symlink() and (folder / LOCK).read_bytes() == MARK:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _in_use(folder: Path) -> bool:
     try:
-        with (folder / "lock").open("rb+") as lock:
+        with (folder / LOCK).open("rb+") as lock:
             return not _try_lock(lock)
     except FileNotFoundError:
         return False

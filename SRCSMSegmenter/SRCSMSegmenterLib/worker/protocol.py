@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol
@@ -33,6 +33,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from ..errors import Cancelled, SRCSMError
+from .authentication import answer_challenge, deliver_challenge
 
 PROTOCOL = 2
 """Raised whenever a message changes its meaning."""
@@ -105,6 +106,10 @@ def as_worker_error(error: BaseException) -> WorkerError:
         sentence = f"Unexpected {kind}: {sentence}"
     details = "".join(traceback.format_exception(error))
     return WorkerError(kind, sentence, REMEDIES.get(kind, REPORT), details)
+
+
+class RequestError(SRCSMError):
+    """Parameters or arrays of a request that are missing or odd."""
 
 
 class CorruptMessageError(Exception):
@@ -257,12 +262,15 @@ class SocketChannel:
         try:
             shapes = message.pop("arrays", {}).items()
             arrays = {name: np.empty(shape, _number(descr)) for name, (descr, shape) in shapes}
-        except (ValueError, TypeError, AttributeError, MemoryError) as error:
+        except Exception as error:  # numpy raises nearly anything for odd types and shapes
             raise CorruptMessageError(f"arrays: {error}", _id(message)) from error
         for array in arrays.values():
             target, done = array.reshape(-1).view(np.uint8), 0
             while done < len(target):
                 block = np.frombuffer(self._connection.recv_bytes(BLOCK), np.uint8)
+                if not 0 < len(block) <= len(target) - done:  # what follows cannot be understood
+                    self.close()
+                    raise ConnectionError("a block of another length than announced")
                 target[done : done + len(block)] = block
                 done += len(block)
         return message, arrays
@@ -293,7 +301,7 @@ def _parsed(content: bytes) -> Message:
 
 def _id(message: Message) -> int | None:
     id = message.get("id")
-    return id if isinstance(id, int) else None
+    return id if type(id) is int else None
 
 
 def _described(array: np.ndarray) -> str:

@@ -7,6 +7,7 @@ or a cancelled task ends that child alone. All clients share it; their jobs are 
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import AuthenticationError
@@ -24,6 +25,10 @@ from .protocol import (
 )
 
 SECONDS_TO_AUTHENTICATE = 10.0
+SECONDS_TO_RECOVER = 0.1
+
+MOST_STRANGERS = 64
+"""Clients that may be about to prove the token at a time; others are hung up on."""
 
 
 class Server:
@@ -43,6 +48,7 @@ class Server:
         self, listening: socket.socket, token: str, worker: Worker, log: Callable[[str], None]
     ) -> None:
         self._listening, self._token, self._worker, self._log = listening, token, worker, log
+        self._strangers = threading.Semaphore(MOST_STRANGERS)
         self._received: SimpleQueue[tuple[Client, Message | None, Arrays]] = SimpleQueue()
 
     def serve(self) -> None:
@@ -54,23 +60,31 @@ class Server:
             self._worker.pump()
 
     def _accept(self) -> None:
-        while True:
-            connected, _ = self._listening.accept()
-            threading.Thread(target=self._receive, args=(connected,), daemon=True).start()
+        while self._listening.fileno() != -1:
+            try:
+                connected, _ = self._listening.accept()
+            except OSError:  # too many open files, for example
+                time.sleep(SECONDS_TO_RECOVER)
+                continue
+            if not self._strangers.acquire(blocking=False):
+                connected.close()
+                continue
+            try:
+                threading.Thread(target=self._receive, args=(connected,), daemon=True).start()
+            except RuntimeError:  # too many threads
+                self._strangers.release()
+                connected.close()
 
     def _receive(self, connected: socket.socket) -> None:
         """Authenticate a client and receive its messages; the body of its thread."""
-        channel = SocketChannel(connected)
-        timer = threading.Timer(SECONDS_TO_AUTHENTICATE, channel.close)
-        timer.start()
         try:
-            channel.authenticate(self._token, listens=True)
-        except (AuthenticationError, EOFError, OSError):
+            channel = self._authenticated(connected)
+        except (AuthenticationError, EOFError, OSError, RuntimeError):
             self._log("srcsm worker: a client without the token was refused.")
-            channel.close()
+            connected.close()
             return
         finally:
-            timer.cancel()
+            self._strangers.release()
         client = Client(channel)
         client.tell({"hello": {"protocol": PROTOCOL}})
         try:
@@ -81,6 +95,19 @@ class Server:
                     client.tell(refusal(error))
         except (EOFError, OSError):
             self._received.put((client, None, {}))
+
+    def _authenticated(self, connected: socket.socket) -> SocketChannel:
+        channel = SocketChannel(connected)
+        timer = threading.Timer(SECONDS_TO_AUTHENTICATE, channel.close)
+        timer.start()
+        try:
+            channel.authenticate(self._token, listens=True)
+        except BaseException:
+            channel.close()
+            raise
+        finally:
+            timer.cancel()
+        return channel
 
     def _handle(self, client: "Client", message: Message | None, arrays: Arrays) -> None:
         if message is None:
@@ -107,12 +134,15 @@ class Client:
     def begin(self, worker: Worker, message: Message, arrays: Arrays) -> None:
         """Queue a request of the client."""
         number, parameters = message.get("id"), message.get("parameters", {})
-        if not isinstance(number, int) or not isinstance(parameters, dict):
+        if type(number) is not int or not isinstance(parameters, dict):
             self.tell(refusal(CorruptMessageError("a request has an id and parameters")))
+            return
+        if number in self._jobs:
+            self.tell(refusal(CorruptMessageError(f"request {number} is not finished", number)))
             return
 
         def done(job: Job) -> None:
-            del self._jobs[number]
+            self._jobs.pop(number, None)
             if job.reply is None:
                 self.tell({"id": number, "error": vars(job.error)})
             else:
@@ -129,13 +159,13 @@ class Client:
 
     def cancel(self, number: int) -> None:
         """Cancel a job, unless it has ended already."""
-        for key, job in self._jobs.items():
+        for key, job in list(self._jobs.items()):
             if key == number:
                 job.cancel()
 
     def leave(self) -> None:
         """Close the connection and cancel the unfinished jobs."""
-        for job in self._jobs.values():
+        for job in list(self._jobs.values()):
             job.cancel()
         self._outgoing.put(None)
         self._channel.close()

@@ -7,7 +7,7 @@ its arrays. Tasks import torch in their functions, so that a worker starts at on
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from ..geometry import Geometry, Volume
 from ..modality import modality_of
 from ..models.catalogue import find_bundles, find_model, shipped_models_folder
 from ..models.hashed_folder import SUMS, sha256
+from ..schema import convert_keys
 from ..terminology import Segment, terminology_entry
+from .protocol import RequestError
 
 if TYPE_CHECKING:
     from ..inference import Segmentation
@@ -61,6 +63,32 @@ Task = Callable[
 ]
 
 
+GRID = {"size": tuple[int, int, int], "affine": tuple[tuple[float, ...], ...]}
+"""Parameters of `Geometry.to_json`, and their types."""
+
+SEGMENT_OPTIONS = {
+    "modality": Literal["CT", "MR"],
+    "source_matching": Literal["on", "off", "auto"],
+    "device": str,
+    "organs": tuple[str, ...],
+    "keep_largest": bool,
+    "probabilities": bool,
+}
+"""Parameters of the task "segment" that may be left out, and their types."""
+
+
+def check_request(
+    parameters: dict[str, Any], required: dict[str, type], optional: dict[str, type]
+) -> None:
+    """Check the types of a request's parameters; None stands for one that is left out.
+
+    Raises:
+        RequestError: one is missing or of another type.
+    """
+    given = {key: kind for key, kind in optional.items() if parameters.get(key) is not None}
+    convert_keys(parameters, {**required, **given}, "The request", RequestError)
+
+
 def ping(
     parameters: dict[str, Any], arrays: dict[str, np.ndarray], context: Context
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -91,6 +119,7 @@ def describe_models(
     """
     from ..models.bundle import load_bundle
 
+    check_request(parameters, {}, {"models": tuple[str, ...]})
     wanted = parameters.get("models")
     if wanted is None:
         wanted = map(str, find_bundles(shipped_models_folder()))
@@ -174,6 +203,9 @@ def segmented_scan(
     from ..inference import segment as run
     from ..source_matching import wanted
 
+    check_request(parameters, {"model": str, **GRID}, SEGMENT_OPTIONS)
+    if "image" not in arrays:
+        raise RequestError("The request lacks the array image.")
     context.progress("load", 0.0)
     bundle = _load(parameters["model"], context.models)
     description = bundle.description

@@ -4,7 +4,10 @@
 Most tests share one worker process, which has the tasks of worker_tasks.py and never loads torch.
 """
 
+import hmac
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import stat
@@ -28,10 +31,11 @@ from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundl
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
 from SRCSMSegmenterLib.source_matching import fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
-from SRCSMSegmenterLib.worker import connections
+from SRCSMSegmenterLib.worker import authentication, connections
 from SRCSMSegmenterLib.worker.client import GRACE, Worker, WorkerError
-from SRCSMSegmenterLib.worker.protocol import PROTOCOL, as_worker_error
-from SRCSMSegmenterLib.worker.tasks import Models
+from SRCSMSegmenterLib.worker.protocol import PROTOCOL, RequestError, as_worker_error
+from SRCSMSegmenterLib.worker.server import MOST_STRANGERS, Server
+from SRCSMSegmenterLib.worker.tasks import Models, segmented_scan
 
 TESTING = Path(__file__).resolve().parents[2] / "helpers"
 TOKEN = "a token of these tests"
@@ -578,6 +582,7 @@ def bare(tmp_path):
     """A worker's process without a client."""
     folder = tmp_path / "arrays"
     folder.mkdir()
+    (folder / connections.LOCK).write_bytes(connections.MARK)
     options = ["--folder", str(folder), "--tasks", "worker_tasks"]
     process = subprocess.Popen(
         [sys.executable, "-m", "SRCSMSegmenterLib.worker", *options],
@@ -613,7 +618,9 @@ def answers(process: subprocess.Popen) -> dict:
         (b'{"task": "echo"}\n', None, "no id"),
         (b'{"id": "3", "task": "echo"}\n', None, "no id"),
         (b'{"cancel": [3]}\n', None, "no id"),
-        (b'{"id": 3, "task": ["echo"]}\n', 3, "unhashable"),
+        (b'{"id": 3, "task": ["echo"]}\n', 3, "no task ['echo']"),
+        (b'{"id": true, "task": "echo"}\n', None, "no id"),
+        (b'{"id": 3, "task": "echo", "parameters": [1]}\n', 3, "should be keys and values"),
         (b'{"id": 3, "arrays": {"x": "no-such.npy"}}\n', 3, "no-such.npy"),
         (b'{"id": 3, "arrays": {"x": "../../etc/passwd"}}\n', 3, "no name of a file"),
         (b'{"id": 3, "arrays": ["x.npy"]}\n', 3, "arrays"),
@@ -652,7 +659,28 @@ def test_the_end_of_its_input_is_the_end_of_the_worker(bare, tmp_path):
     assert not (tmp_path / "arrays").exists()
 
 
+def test_a_folder_that_is_not_its_own_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for content in (None, b"something"):
+        if content:
+            (tmp_path / connections.LOCK).write_bytes(content)
+        command = [sys.executable, "-m", "SRCSMSegmenterLib.worker", "--folder", str(tmp_path)]
+        subprocess.run(command, input=b"", stdout=subprocess.DEVNULL, timeout=PATIENCE)
+        assert (tmp_path / "thesis.txt").exists()
+
+
 # How it is started
+
+
+def test_modules_of_the_current_folder_are_not_imported(make_worker, tmp_path, monkeypatch):
+    hostile = tmp_path / "scans"
+    hostile.mkdir()
+    (hostile / "numpy.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\n")
+    monkeypatch.chdir(hostile)
+    for inherited in ("", os.pathsep, f"{os.pathsep}/absent{os.pathsep}"):
+        monkeypatch.setenv("PYTHONPATH", inherited)
+        assert do(make_worker(), "echo", {"n": 1}).values == {"n": 1}
+    assert not (tmp_path / "RAN").exists()
 
 
 def test_a_command_that_is_not_there_is_a_sentence(make_worker, tmp_path):
@@ -720,6 +748,29 @@ def test_the_environment_is_the_one_given(make_worker, monkeypatch):
     given = {k: v for k, v in os.environ.items() if not k.startswith("SRCSM_TEST")}
     worker = make_worker(environment={**given, "SRCSM_TEST_GIVEN": "2"})
     assert do(worker, "where").values["environment"] == {"SRCSM_TEST_GIVEN": "2"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"progress": 5},
+        {"progress": ["network"]},
+        {"progress": ["network", "half"]},
+        {"log": 5},
+        {"error": "odd"},
+        {"error": {"kind": 5, "sentence": "x"}},
+        {"error": {"kind": "x", "sentence": "x", "surprise": "x"}},
+        {"reply": [1]},
+    ],
+)
+def test_an_answer_of_another_form_is_an_error(make_worker, answer):
+    hello = json.dumps({"hello": {"protocol": PROTOCOL}})
+    code = f"print({hello!r}); print({json.dumps({'id': 1, **answer})!r}, flush=True); input()"
+    error = failure(make_worker(command=[sys.executable, "-c", code]), "echo")
+    assert (error.kind, error.sentence) == (
+        "CorruptMessage",
+        "The worker's answer cannot be read (it is of another form).",
+    )
 
 
 # Over a socket
@@ -835,6 +886,96 @@ def test_a_corrupted_request_over_a_socket_gets_an_error(remote, server, message
     answer, _ = channel.receive()
     assert answer["error"]["kind"] in ("CorruptMessage", "UnknownTask")
     assert do(remote, "echo", {"n": 1}).values == {"n": 1}
+
+
+def test_a_number_of_a_request_that_is_not_finished_is_refused(remote):
+    pid_of(remote)
+    channel = remote._connection.channel
+    for task in ("obedient", "echo"):
+        channel._connection.send_bytes(json.dumps({"id": 7, "task": task}).encode())
+    while "error" not in (answer := channel.receive()[0]):
+        pass
+    assert "request 7 is not finished" in answer["error"]["sentence"]
+    channel.send({"cancel": 7})
+    while (answer := channel.receive()[0]).get("error", {}).get("kind") != "Cancelled":
+        pass
+    assert do(remote, "echo", {"n": 1}).values == {"n": 1}
+
+
+@pytest.mark.parametrize("block", [b"x" * 8, b""])
+def test_a_block_of_another_length_than_announced_ends_that_connection_alone(server, remote, block):
+    with Worker(address=server[1], token=TOKEN) as other:
+        pid_of(other)
+        channel = other._connection.channel
+        request = {"id": 9, "task": "echo", "arrays": {"a": ["<f4", [1]]}}
+        channel._connection.send_bytes(json.dumps(request).encode())
+        channel._connection.send_bytes(block)
+        with pytest.raises((EOFError, OSError)):
+            channel.receive()
+    assert do(remote, "echo", {"n": 1}).values == {"n": 1}
+
+
+def test_a_flood_of_strangers_keeps_nobody_out_for_good(server):
+    host, port = server[1].split(":")
+    strangers = [socket_to(host, int(port)) for _ in range(3 * MOST_STRANGERS)]
+    for stranger in strangers:
+        stranger.close()
+    with Worker(address=server[1], token=TOKEN) as worker:
+        assert do(worker, "echo", {"n": 1}).values == {"n": 1}
+
+
+def test_accepting_goes_on_after_it_failed():
+    """As when there are too many open files."""
+
+    class Listening:
+        def __init__(self):
+            self.calls = iter([OSError(24, "Too many open files"), None])
+
+        def fileno(self):
+            return 5
+
+        def accept(self):
+            if error := next(self.calls):
+                raise error
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Server(Listening(), TOKEN, None, print)._accept()
+
+
+@pytest.mark.parametrize("other", [authentication, multiprocessing.connection])
+@pytest.mark.parametrize("token", [b"the token", b"another"])
+def test_a_token_is_proved_to_this_programs_and_to_pythons_own_functions(other, token):
+    ours, theirs = multiprocessing.Pipe()
+
+    def prove(deliver, answer, connection, token, results):
+        try:
+            deliver(connection, token)
+            answer(connection, token)
+            results.append(True)
+        except multiprocessing.AuthenticationError:
+            results.append(False)
+
+    results = []
+    own = (authentication.deliver_challenge, authentication.answer_challenge)
+    thread = threading.Thread(target=prove, args=(*own, ours, b"the token", results))
+    thread.start()
+    answered = (other.answer_challenge, other.deliver_challenge)
+    prove(*answered, theirs, token, results) if token == b"the token" else None
+    if token != b"the token":
+        with pytest.raises(multiprocessing.AuthenticationError):
+            other.answer_challenge(theirs, token)
+    thread.join()
+    assert set(results) == {token == b"the token"}
+
+
+def test_the_digest_is_sha_256():
+    ours, theirs = multiprocessing.Pipe()
+    ours.send_bytes(b"#CHALLENGE#{sha256}random")
+    ours.send_bytes(b"#WELCOME#")
+    authentication.answer_challenge(theirs, b"key")
+    mac = hmac.new(b"key", b"{sha256}random", "sha256").digest()
+    assert ours.recv_bytes() == b"{sha256}" + mac
 
 
 def socket_to(host: str, port: int):
@@ -1058,3 +1199,22 @@ def test_models_are_described_after_a_check_of_their_files(torch_worker, model, 
 
 def test_devices_are_named(torch_worker):
     assert do(torch_worker, "devices").values["devices"][-1] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({}, "lacks model, size, affine"),
+        ({"model": 5, "size": [1, 1, 1], "affine": []}, "model should be a valid string, not 5"),
+        ({"model": "m", "size": [1, 1], "affine": []}, r"size: \[2\] is missing"),
+        ({"model": "m", "size": [1, 1, 1], "affine": []}, "lacks the array image"),
+        (
+            {"model": "m", "size": [1, 1, 1], "affine": [], "source_matching": "maybe"},
+            "source_matching should be 'on', 'off' or 'auto'",
+        ),
+        ({"model": "m", "size": [1, 1, 1], "affine": [], "keep_largest": "no"}, "true or false"),
+    ],
+)
+def test_missing_and_odd_parameters_are_named(parameters, said):
+    with pytest.raises(RequestError, match=said):
+        segmented_scan(parameters, {}, None)
