@@ -79,7 +79,7 @@ def convert(
         more = f" (and {len(listed) - MOST_FAULTS} more)" if len(listed) > MOST_FAULTS else ""
         first, *others = listed[:MOST_FAULTS]
         others = "".join(f"; {clause.removeprefix(f'{where}: ')}" for clause in others)
-        raise error(f"{first}{others}{more}.") from faults
+        raise error(f"{first}{others}{more}.") from None
     except (TypeError, ValueError, RecursionError) as reason:
         raise error(f"{where} holds no plain values ({reason}).") from reason
     if result is None:

@@ -63,7 +63,10 @@ Task = Callable[
 ]
 
 
-GRID = {"size": tuple[int, int, int], "affine": tuple[tuple[float, ...], ...]}
+GRID = {
+    "size": tuple[int, int, int],
+    "affine": tuple[float, ...] | tuple[tuple[float, ...], ...],
+}
 """Parameters of `Geometry.to_json`, and their types."""
 
 SEGMENT_OPTIONS = {
