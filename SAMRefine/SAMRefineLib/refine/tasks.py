@@ -36,7 +36,7 @@ OPTIONS = {
     "modality": Literal["CT", "MR"],
     "mosaic": Literal["crops", "slices", "off"],
     "device": str,
-    "points": dict[int, dict[int, tuple[tuple[float, float, bool], ...]]],
+    "points": dict[int, dict[int, tuple[tuple[float, float, bool] | tuple[float, float], ...]]],
     "mask_prompt": tuple[int, ...],
     "keep_unboxed": tuple[int, ...],
     "choose": tuple[int, ...],
