@@ -17,8 +17,8 @@ from .console import INTERRUPTED
 from .failures import exit_code, sentence
 
 COMMANDS = (
-    "segment", "boxes", "refine", "train", "train-sam", "evaluate", "match", "models", "phantom",
-    "demo", "style", "worker",
+    "segment", "boxes", "refine", "prepare-data", "train", "train-sam", "evaluate", "match",
+    "models", "phantom", "demo", "style", "worker",
 )  # fmt: skip
 """The commands, in the order of the help."""
 

@@ -178,12 +178,25 @@ def dry_run(arguments: argparse.Namespace, config: "TrainingConfig") -> str:
 
 
 def presets_as_text() -> str:
-    """Format the presets, a line each."""
+    """Format the presets, a line each, and the published settings with their data."""
+    from ..data.downloads import DOWNLOADS
     from ..segmentation.presets import PRESETS
+    from ..segmentation.published import SETTINGS
 
     lines = [f"{'preset':<16} {'voxels':<16} {'spacing (mm)':<18} steps"]
     for name, config in PRESETS.items():
         size = " x ".join(map(str, config.grid.size))
         spacing = " x ".join(f"{value:g}" for value in config.grid.spacing)
         lines.append(f"{name:<16} {size:<16} {spacing:<18} {config.optimisation.steps}")
+    lines += ["", "published settings: preset; datasets; where they come from (prepare-data)"]
+    for name, setting in SETTINGS.items():
+        targets = f" -> {', '.join(setting.targets)}" if setting.targets else ""
+        lines += [
+            f"{name}: {setting.preset}",
+            f"    {', '.join(setting.sources)}{targets}",
+            f"    {setting.downloads}",
+        ]
+        lines += [f"    --map-labels {setting.label_map}"] if setting.label_map else []
+    lines += ["", "downloads for srcsm prepare-data, and where their files are:"]
+    lines += [f"{name}: {download.layout}" for name, download in DOWNLOADS.items()]
     return "\n".join(lines)

@@ -32,6 +32,7 @@ class Run:
         cases: shell patterns of the training cases.
         fold: "n/k" trains on all cases but every k-th from the n-th on, and tests on those.
         settings: further settings, key=value.
+        label_map: the network's label for each of the targets', as --map-labels takes it.
     """
 
     name: str
@@ -43,10 +44,11 @@ class Run:
     fold: str = ""
     seed: int = 0
     settings: tuple[str, ...] = ()
+    label_map: str = ""
 
 
-def add_options(parser: argparse.ArgumentParser, steps: int) -> None:
-    """Add the options of trainings."""
+def add_options(parser: argparse.ArgumentParser, steps: int | None) -> None:
+    """Add the options of trainings; `steps` None takes those of the preset."""
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, a core each")
     parser.add_argument("--steps", type=int, default=steps, help="of each training")
 
@@ -77,7 +79,8 @@ def run_missing(
     def launch(name: str) -> int:
         command = [sys.executable, "-m", module, *options, "--only", name, "--data", str(data)]
         command += ["--runs", str(arguments.runs), "--results", str(arguments.results)]
-        command += ["--jobs", str(arguments.jobs), "--steps", str(arguments.steps)]
+        command += ["--jobs", str(arguments.jobs)]
+        command += ["--steps", str(arguments.steps)] if arguments.steps else []
         command += ["--force"] if arguments.force else []
         return subprocess.run(command, check=False).returncode
 
@@ -119,7 +122,7 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
         ]
     settings = ("off",) if run.fold else ("off", "on")
     tables = [
-        _scores(bundle, dataset, folder / "evaluation" / dataset.name, settings)
+        _scores(bundle, dataset, folder / "evaluation" / dataset.name, settings, run.label_map)
         for dataset in datasets
     ]
     table = pd.concat(tables).drop(columns="seconds").round(4)
@@ -143,7 +146,7 @@ def score_row(title: str, setting: str, table: pd.DataFrame | None, labels: Sequ
     return f"| {title} | {setting} | {' | '.join(cells)} |"
 
 
-def _configuration(run: Run, steps: int) -> "TrainingConfig":
+def _configuration(run: Run, steps: int | None) -> "TrainingConfig":
     from srcsm_training.engine.config import with_overrides
     from srcsm_training.segmentation.presets import preset
 
@@ -151,7 +154,7 @@ def _configuration(run: Run, steps: int) -> "TrainingConfig":
     return with_overrides(
         preset(run.preset),
         [
-            f"optimisation.steps={steps}",
+            *([f"optimisation.steps={steps}"] if steps else []),
             f"random_convolution={json.dumps(run.mode)}",
             f"data.cases={json.dumps(run.cases)}",
             f"data.folds={folds}",
@@ -164,10 +167,14 @@ def _configuration(run: Run, steps: int) -> "TrainingConfig":
 
 
 def _scores(
-    bundle: "ModelBundle", dataset: "Dataset", output: Path, settings: Sequence[str]
+    bundle: "ModelBundle",
+    dataset: "Dataset",
+    output: Path,
+    settings: Sequence[str],
+    label_map: str,
 ) -> pd.DataFrame:
     """Score the network's labels, all pieces of them, with the given settings of SM."""
-    from srcsm_training.evaluation.evaluate import Scoring, evaluate
+    from srcsm_training.evaluation.evaluate import Scoring, evaluate, parse_label_map
     from SRCSMSegmenterLib.inference import segment
 
     def network(volume: "Volume", matching: bool) -> "Volume":
@@ -180,4 +187,5 @@ def _scores(
             keep_largest=False,
         ).labels
 
-    return evaluate(network, [dataset], output, settings, Scoring(worst=2))
+    scoring = Scoring(parse_label_map(label_map) if label_map else None, worst=2)
+    return evaluate(network, [dataset], output, settings, scoring)

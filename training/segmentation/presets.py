@@ -103,6 +103,8 @@ PRESETS: dict[str, TrainingConfig] = {
         optimisation=FAST_RECIPE,
     ),
     "icm": ICM,
+    "icm-spine": replace(ICM, grid=GridSpec((256, 256, 1), (1.0, 1.0, 4.0), axes="slices")),
+    "icm-chest": replace(ICM, grid=GridSpec((256, 256, 1), (1.5, 1.5, 3.0), axes="slices")),
     "icm-fast": replace(
         ICM,
         grid=GridSpec((128, 96, 1), (3.2, 3.2, 5.0)),
@@ -120,8 +122,8 @@ PRESETS: dict[str, TrainingConfig] = {
         validate_every=500,
     ),
 }
-"""Region and size; "paper" is the published recipe, "fast" trains on two CPU cores. The two of
-"icm" train a slice network of the abdomen on pairs."""
+"""Region and size; "paper" is the published recipe, "fast" trains on two CPU cores. Those of
+"icm" train a slice network on pairs, of the abdomen unless they say of what."""
 
 
 def preset(name: str) -> TrainingConfig:
