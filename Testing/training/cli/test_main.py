@@ -39,6 +39,7 @@ COMMANDS = (
     ["refine"],
     ["train"],
     ["train-sam"],
+    ["prepare-data"],
     ["evaluate"],
     ["match"],
     ["models", "list"],
