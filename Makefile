@@ -5,12 +5,13 @@ PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= demo-output
 MODEL ?= abdomen-ct
+BUDGET ?= 10
 
 ENVIRONMENT := $(VENV)/installed
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test lint bench
+.PHONY: help environment demo test lint bench campaign
 
 help:
 	@echo "make demo                     train on a phantom's CT, segment its MR, show what SRC, SM and SAM bring"
@@ -18,6 +19,7 @@ help:
 	@echo "make test                     check the style and run the fast tests"
 	@echo "make lint                     check the style alone"
 	@echo "make bench                    measure the speed, also as on a processor with AVX2 alone"
+	@echo "make campaign BUDGET=20       damage inputs, disturb runs, load the worker, for 20 minutes"
 	@echo "make environment              only make the virtual environment"
 	@echo
 	@echo "PYTHON=$(PYTHON)  VENV=$(VENV)  OUTPUT=$(OUTPUT)  MODEL=$(MODEL)"
@@ -53,6 +55,9 @@ lint: $(ENVIRONMENT)
 	@echo "Checking the style."
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+campaign: $(ENVIRONMENT)
+	OMP_NUM_THREADS=1 PYTHONPATH=Testing/helpers $(BIN)/python Testing/campaign --budget $(BUDGET)
 
 bench: $(ENVIRONMENT)
 	$(BIN)/python -m srcsm_training.benchmarks --avx2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small valid inputs of every kind, the call that reads each, and a second reader to compare with."""
+"""Small valid inputs of every kind, the call that reads each, and a second reader of some."""
 
 import hashlib
 import io
@@ -136,7 +136,9 @@ def _write_config(folder: Path) -> None:
 
 
 def _write_bundle(folder: Path) -> None:
-    save_bundle(folder, threshold_network.a_bundle(GridSpec((8, 8, 4), (3.0, 3.0, 5.0))), "# Card\n")
+    save_bundle(
+        folder, threshold_network.a_bundle(GridSpec((8, 8, 4), (3.0, 3.0, 5.0))), "# Card\n"
+    )
 
 
 def _read_bundle(folder: Path) -> Any:
@@ -156,13 +158,17 @@ def _read_sam(folder: Path) -> Any:
 
 def _seal(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    lines = (f"{sha256(path.read_bytes())}  {path.relative_to(folder).as_posix()}" for path in paths)
+    lines = (
+        f"{sha256(path.read_bytes())}  {path.relative_to(folder).as_posix()}" for path in paths
+    )
     (folder / SUMS).write_text("\n".join(lines) + "\n")
 
 
 def _write_boxes(folder: Path) -> None:
     grid = SliceGrid(a_scan().geometry, 2)
-    frames = KeyFrames("liver", 1, grid, {1: Box(1, 1, 4, 4), 3: Box(2, 1, 5, 4)}, {2: Box(1, 1, 5, 5)})
+    frames = KeyFrames(
+        "liver", 1, grid, {1: Box(1, 1, 4, 4), 3: Box(2, 1, 5, 4)}, {2: Box(1, 1, 5, 5)}
+    )
     (folder / "boxes.json").write_text(boxes_to_json([frames]))
 
 
@@ -245,9 +251,7 @@ INPUTS = {
         seal=_seal,
     ),
     "network's files": Input(_write_bundle, _read_bundle, {"*/*": "binary", SUMS: "text"}),
-    "SAM": Input(
-        _write_sam, _read_sam, {"*.json": "json", "*.safetensors": "binary"}, seal=_seal
-    ),
+    "SAM": Input(_write_sam, _read_sam, {"*.json": "json", "*.safetensors": "binary"}, seal=_seal),
     "boxes": Input(
         _write_boxes, lambda folder: len(load_boxes(folder / "boxes.json")), {"boxes.json": "json"}
     ),

@@ -13,8 +13,8 @@ EXTREMES = (
 """Words that replace a word of a text."""
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2.5, 1e308, 10**30, "", "x", "x" * 5000, "a\nb", "\x1b[31m", "../x",
-    "\ud800", [], {}, [[]], [1, 2, 3], {"a": 1}, float("nan"), float("inf"),
+    None, True, False, 0, -1, 1, 2.5, 1e308, 10**30, "", "x", "x" * 5000, "a\nb", "\x1b[31m",
+    "../x", "\ud800", [], {}, [[]], [1, 2, 3], {"a": 1}, float("nan"), float("inf"),
 )  # fmt: skip
 """Values that replace a JSON value."""
 

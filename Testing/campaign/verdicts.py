@@ -83,6 +83,6 @@ def _of_error(error: Exception) -> tuple[str, str]:
     message = sentence(error)
     if exit_code(error) == 1:
         return "raw error", f"{type(error).__name__}: {error}"[:LONGEST]
-    if len(message) > LONGEST or any(ord(c) < 32 for c in message.replace("\n", "")):
+    if len(message) > LONGEST or any(ord(c) < 32 and c not in "\n\t" for c in message):
         return "long message", message[:LONGEST]
     return "refused", message

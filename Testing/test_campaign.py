@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sample of the campaign, and that the campaign sees what goes wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import record
+import verdicts
+from record import Trial
+
+from SRCSMSegmenterLib.errors import VolumeError
+
+TESTING = Path(__file__).parent
+
+SAMPLE = {"bad_input": 120, "faults": 6, "load": 2}
+"""Trials of each part; the seed makes them the same in every run of the tests."""
+
+
+def fail(error):
+    def call():
+        raise error
+
+    return call
+
+
+def test_what_is_returned_and_what_is_refused_is_told_apart():
+    assert verdicts.attempt(lambda: [1, "a"]) == verdicts.Verdict("accepted", "", [1, "a"])
+    refused = verdicts.attempt(fail(VolumeError("No scan.")))
+    assert refused == verdicts.Verdict("refused", "No scan.")
+
+
+@pytest.mark.parametrize(
+    ("call", "outcome"),
+    [
+        (fail(ValueError("raw")), "raw error"),
+        (fail(VolumeError("\x1b[31m")), "long message"),
+        (fail(VolumeError("x" * 3000)), "long message"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "died"),
+        (lambda: bytearray(6 << 30), "raw error"),
+    ],
+)
+def test_every_fault_has_its_outcome(call, outcome):
+    assert verdicts.attempt(call).outcome == outcome
+
+
+def test_a_call_without_end_is_ended(monkeypatch):
+    monkeypatch.setattr(verdicts, "SECONDS", 0.5)
+    assert verdicts.attempt(lambda: time.sleep(60)).outcome == "hangs"
+
+
+def test_a_record_counts_what_held_and_lists_what_failed(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    for number, outcome in enumerate(("accepted", "refused", "raw error", "raw error")):
+        record.append(path, Trial("damaged input", "NRRD", number, outcome))
+    with path.open("a") as file:
+        file.write('{"part": "cut o')
+    table = record.table(record.read(path))
+    assert "| damaged input | 4 | 2 | 2 |" in table
+    assert "| damaged input | NRRD | raw error | 2 |" in table
+
+
+def test_a_sample_of_the_campaign_holds(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(TESTING / "helpers"), "OMP_NUM_THREADS": "1"}
+    for part, trials in SAMPLE.items():
+        command = [sys.executable, str(TESTING / "campaign"), "--only", part]
+        command += ["--trials", str(trials), "--budget", "30", "--out", str(tmp_path)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(record.read(tmp_path / "trials.jsonl")) == sum(SAMPLE.values())
