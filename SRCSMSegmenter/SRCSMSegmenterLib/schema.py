@@ -11,7 +11,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from .errors import SRCSMError
 
@@ -150,7 +150,8 @@ def _fields(kind: Any, place: Iterable[str | int]) -> list[str]:  # noqa: ANN401
     """List the keys of the dataclass at a place within another; none if there is no dataclass."""
     for part in place:
         field = getattr(kind, "__dataclass_fields__", {}).get(part)
-        kind = field.type if field else None
+        kinds = (get_args(field.type) or (field.type,)) if field else ()
+        kind = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
     return [field.name for field in dataclasses.fields(kind)] if kind else []
 
 

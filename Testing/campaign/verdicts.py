@@ -26,7 +26,7 @@ class Verdict:
     """The end of one call.
 
     Attributes:
-        outcome: "accepted", "refused", or a fault: "raw error", "long message", "died", "hangs".
+        outcome: "accepted", "refused", or a fault: "raw error", "unreadable message", "died", "hangs".
         message: what the user is told, or how it ended.
         result: of an accepted call.
     """
@@ -84,5 +84,5 @@ def _of_error(error: Exception) -> tuple[str, str]:
     if exit_code(error) == 1:
         return "raw error", f"{type(error).__name__}: {error}"[:LONGEST]
     if len(message) > LONGEST or any(ord(c) < 32 and c not in "\n\t" for c in message):
-        return "long message", message[:LONGEST]
+        return "unreadable message", message[:LONGEST]
     return "refused", message

@@ -49,6 +49,7 @@ def test_plain_values_become_the_dataclass():
         ({"name": "a", "part": {"size": [True, 2]}}, "part.size[0] should be a valid integer"),
         ({"name": "a", "part": {"size": [1, float("nan")]}}, "part.size[1] should be a finite"),
         ({"name": "a", "parts": [{}, 7]}, "it: parts[1] should hold keys and values, not 7."),
+        ({"name": "a", "other": {"sise": 1}}, "it: other.sise is unknown (did you mean size?)."),
         ({"name": "a", "other": []}, "it: other should hold keys and values"),
         ({"name": "\ud800"}, "holds text that is no Unicode"),
         (None, "it should hold something, not null."),

@@ -265,6 +265,14 @@ def test_an_nrrd_in_ras_space_lies_where_it_says(folder):
     np.testing.assert_array_equal(read.array, voxels)
 
 
+def test_an_nrrd_header_with_a_damaged_name_of_a_field_is_refused(folder):
+    path = folder / "scan.nrrd"
+    write_volume(path, a_scan())
+    path.write_bytes(path.read_bytes().replace(b"\nspace origin:", b"\nspace orogin:", 1))
+    with pytest.raises(VolumeError, match="unknown field, 'space orogin'"):
+        read_volume(path)
+
+
 # --- Slicer's segmentation file
 
 

@@ -34,6 +34,10 @@ EXTRAS = {
 """Packages of each extra, by the names in import statements."""
 
 
+LONGEST = 1500
+"""Characters of what the user is told."""
+
+
 def exit_code(error: Exception) -> int:
     """Return the exit code for an error."""
     return next((code for kinds, code in EXIT_CODES if isinstance(error, kinds)), 1)
@@ -42,7 +46,7 @@ def exit_code(error: Exception) -> int:
 def sentence(error: Exception) -> str:
     """Return what the user is told of an error."""
     if isinstance(error, SRCSMError):
-        return str(error)
+        return _shortened(str(error))
     if isinstance(error, OSError) and error.filename:
         return f"Cannot use {error.filename} ({error.strerror}); is it there, writable, not full?"
     if isinstance(error, ModuleNotFoundError):
@@ -51,3 +55,8 @@ def sentence(error: Exception) -> str:
         wanted = f"'srcsm[{extra}]'" if extra else "srcsm"
         return f"This needs the package {package}: pip install {wanted}."
     return f"Unexpected {type(error).__name__}: {error}. Run again with --debug and report it."
+
+
+def _shortened(text: str) -> str:
+    """Cut out the middle of a text that shows a value of endless length."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-295:]}"

@@ -181,6 +181,8 @@ def read_file(path: Path) -> DicomFile | Unusable | None:
         return None
     if not place or (place[2] != 0xFFFFFFFF and place[1] + place[2] > size):
         return Unusable(path, series, "is cut off")
+    if not (header.get("Rows") and header.get("Columns")):
+        return Unusable(path, series, "does not say how many rows and columns it has")
     if place[0] != PIXEL_DATA or header.get("BitsAllocated") not in (8, 16, 32):
         return Unusable(path, series, "does not have integers of 8, 16 or 32 bits as pixels")
     return DicomFile(path, header, header.file_meta.get("TransferSyntaxUID"), *place[1:])

@@ -54,7 +54,20 @@ PACKINGS = {
     "txt": "text",
 }
 
+FIELDS = (
+    "axis maxs", "axis mins", "block size", "byte skip", "centerings", "centers", "content",
+    "data file", "dimension", "encoding", "endian", "kinds", "labels", "line skip", "max",
+    "measurement frame", "min", "number", "old max", "old min", "sample units", "sizes", "space",
+    "space dimension", "space directions", "space origin", "space units", "spacings",
+    "thicknesses", "type", "units",
+)  # fmt: skip
+"""All fields of the format; a line of another name is damaged."""
+
 ALIASES = {
+    "blocksize": "block size",
+    "oldmax": "old max",
+    "oldmin": "old min",
+    "sampleunits": "sample units",
     "datafile": "data file",
     "lineskip": "line skip",
     "byteskip": "byte skip",
@@ -150,6 +163,8 @@ def _header(path: Path) -> tuple[dict[str, str], dict[str, str], int]:
             name, equals, text = _parts(path, line.decode(errors="replace"))
             target = keys if equals else fields
             name = name if equals else ALIASES.get(name.lower(), name.lower())
+            if not equals and name not in FIELDS:
+                raise VolumeError(f"{path} has a header with an unknown field, {name[:60]!r}.")
             if name in target:
                 raise VolumeError(f"{path} has a header that says {name!r} twice; export it again.")
             target[name] = text

@@ -187,7 +187,7 @@ class FileChannel:
         try:
             names = message.pop("arrays", {})
             return message, {name: self._mapped(file) for name, file in names.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # numpy raises errors of many kinds for damaged files
             raise CorruptMessageError(f"arrays: {error}", _id(message)) from error
 
     def _write(self, array: np.ndarray, stopped: Callable[[], bool]) -> Path:

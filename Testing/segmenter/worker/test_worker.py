@@ -640,6 +640,14 @@ def test_an_array_that_would_run_code_is_refused(bare, tmp_path):
     assert "Python objects" in answers(bare)["error"]["sentence"]
 
 
+def test_an_array_with_a_damaged_header_is_refused(bare, tmp_path):
+    path = tmp_path / "arrays" / "x.npy"
+    np.save(path, np.arange(6))
+    path.write_bytes(path.read_bytes().replace(b"{", b"((", 1))
+    ask(bare, {"id": 3, "task": "echo", "arrays": {"x": "x.npy"}})
+    assert answers(bare)["error"]["kind"] == "CorruptMessage"
+
+
 def test_requests_that_wait_are_done_in_order_and_can_be_cancelled(bare):
     requests = [{"id": n, "task": "echo", "parameters": {"n": n}} for n in (5, 6, 7)]
     ask(bare, {"id": 4, "task": "obedient"}, *requests, {"cancel": 6}, {"cancel": 4})
