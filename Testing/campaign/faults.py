@@ -139,11 +139,10 @@ class Faults:
         self.seconds: dict[str, float] = {}
         self.steps: dict[str, int] = {}
         for name, command in COMMANDS.items():
-            for _ in range(2):  # the second time with warm caches
-                self._empty()
-                started = time.monotonic()
-                code, steps = self._run(name, lambda: None, count=True)
-                self.seconds[name] = time.monotonic() - started
+            self._empty()
+            started = time.monotonic()
+            code, steps = self._run(name, lambda: None, count=True)
+            self.seconds[name] = time.monotonic() - started
             if code:
                 raise RuntimeError(f"{name} failed undisturbed, with exit code {code}.")
             self.whole[name], self.steps[name] = command.read(self.outputs), steps

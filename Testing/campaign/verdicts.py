@@ -26,7 +26,8 @@ class Verdict:
     """The end of one call.
 
     Attributes:
-        outcome: "accepted", "refused", or a fault: "raw error", "unreadable message", "died", "hangs".
+        outcome: "accepted", "refused", or a fault: "raw error", "unreadable message",
+            "died", "hangs".
         message: what the user is told, or how it ended.
         result: of an accepted call.
     """
