@@ -126,6 +126,23 @@ def test_the_citation_names_the_software_and_the_papers():
     assert all(paper in text_of("README.md") for paper in papers)
 
 
+def test_the_bibtex_entries_are_those_of_the_citation_file():
+    references = yaml.safe_load(text_of("CITATION.cff"))["references"]
+    (block,) = re.findall(r"^```bibtex\n(.*?)^```", text_of("README.md"), re.M | re.S)
+    entries = re.split(r"^@", block, flags=re.M)[1:]
+    for entry, reference in zip(entries, references, strict=True):
+        fields = dict(re.findall(r"^ +(\w+) += \{(.*)\},?$", entry, re.M))
+        assert fields["title"] == reference["title"]
+        assert fields["year"] == str(reference["year"])
+        assert fields.get("doi") == reference.get("doi")
+        names = fields["author"].split(" and ")
+        assert len(names) == len(reference["authors"])
+        for name, author in zip(names, reference["authors"], strict=True):
+            family = re.sub(r"[{}\\]", "", name).rpartition(",")[0]
+            letters = re.sub(r"[^\x00-\x7f]", ".", author["family-names"])
+            assert re.fullmatch(letters.replace(".", r"\W?(v )?\w"), family), (family, author)
+
+
 @pytest.mark.slow
 @pytest.mark.needs_slicer
 def test_the_scripts_for_slicer_run(tmp_path, monkeypatch):

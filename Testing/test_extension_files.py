@@ -149,6 +149,26 @@ def test_the_index_entry_belongs_to_the_extension():
     assert entry["build_dependencies"] == EXTENSION["DEPENDS"].split()
 
 
+def test_the_index_entry_has_only_keys_and_values_that_the_index_knows():
+    """slicer-extension-catalog-entry-schema-v1.0.1.json of Slicer."""
+    entry = json.loads((ROOT / "SRCSM.json").read_text())
+    assert entry["$schema"].endswith("/slicer-extension-catalog-entry-schema-v1.0.1.json#")
+    optional = {"scm_revision", "scm_type", "build_dependencies", "build_subdirectory", "enabled"}
+    assert {"$schema", "category", "scm_url"} <= entry.keys()
+    assert entry.keys() <= {"$schema", "category", "scm_url", "tier"} | optional
+    assert entry["tier"] in (1, 3, 5)
+
+
+def test_the_description_names_the_licences_of_code_and_weights_and_patents():
+    description = EXTENSION["DESCRIPTION"]
+    assert ";" not in description  # which would end an element of a list in CMake
+    cards = [*ROOT.glob("Resources/Models/*/README.md"), *ROOT.glob("Resources/Models/*/docs/*.md")]
+    licences = {re.search(r"^- Licence: (CC [\w-]+ [\d.]+)", c.read_text(), re.M)[1] for c in cards}
+    assert licences == {"CC BY 4.0", "CC BY-SA 4.0"}
+    for words in (*licences, "Apache-2.0", "patents", "Research use only"):
+        assert words in description
+
+
 def test_the_extensions_icon_is_a_file_of_the_repository():
     path = EXTENSION["ICONURL"].partition("/main/")[2]
     assert (ROOT / path).is_file()
