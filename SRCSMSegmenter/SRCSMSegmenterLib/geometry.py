@@ -185,6 +185,39 @@ class Volume:
             )
 
 
+def as_volume(image: Any, affine: np.ndarray | None = None) -> Volume:  # noqa: ANN401 - a MetaTensor
+    """Make a volume of an array, or of MONAI's MetaTensor.
+
+    Args:
+        image: a Volume, which is returned as it is; a numpy array (K, J, I); or a MetaTensor
+            (1, I, J, K) or (I, J, K), as MONAI's LoadImage orders axes, with its own affine.
+        affine: of a numpy array, 4x4, voxel index (i, j, k) -> RAS mm.
+
+    Raises:
+        VolumeError: an array without an affine, another image with one, other dimensions.
+    """
+    if isinstance(image, np.ndarray):
+        if affine is None:
+            raise VolumeError("An array (K, J, I) needs affine=, 4x4, from (i, j, k) to RAS mm.")
+        array = image
+    elif affine is not None:
+        raise VolumeError(f"affine= is for numpy arrays; a {type(image).__name__} has its own.")
+    elif isinstance(image, Volume):
+        return image
+    elif not hasattr(image, "affine") or not hasattr(image, "numpy"):
+        raise VolumeError(
+            f"A scan is a Volume, a MetaTensor or a numpy array, not a {type(image).__name__}."
+        )
+    else:
+        affine = np.asarray(image.affine)
+        array = np.asarray(image.detach().cpu().numpy())
+        array = array[0] if array.ndim == 4 and len(array) == 1 else array
+        array = array.transpose()
+    if array.ndim != 3:
+        raise VolumeError(f"A scan has three axes and one channel, not the shape {image.shape}.")
+    return Volume(array, Geometry(array.shape[::-1], affine))
+
+
 @dataclass(frozen=True)
 class GridSpec:
     """The grid of a network's input, before it is placed over a scan.

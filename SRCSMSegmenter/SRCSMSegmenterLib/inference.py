@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,11 +29,11 @@ from .field_of_view import (
     scan_extent,
     window_starts,
 )
-from .geometry import Geometry, GridSpec, Volume, require_patient_scale
+from .geometry import Geometry, GridSpec, Volume, as_volume, require_patient_scale
 from .intensity import IntensityRule
 from .label_probabilities import LabelProbabilities
 from .modality import CT_BELOW, doubts, guess_modality
-from .models.bundle import ModelBundle
+from .models.bundle import ModelBundle, load_bundle
 from .network import UNet
 from .organ_positions import Kept, keep_likeliest_component
 from .resampling import index_map, points
@@ -88,9 +89,10 @@ class Segmentation:
 
 
 def segment(
-    volume: Volume,
-    bundle: ModelBundle,
+    volume: Volume | np.ndarray | torch.Tensor,
+    bundle: ModelBundle | str | Path,
     *,
+    affine: np.ndarray | None = None,
     modality: str | None = None,
     source_matching: bool = True,
     device: str | torch.device = "auto",
@@ -104,7 +106,8 @@ def segment(
     whatever the device, so that processors and GPUs agree.
 
     Args:
-        volume: raw intensities, (K, J, I).
+        volume, affine: raw intensities, (K, J, I); or what `as_volume` takes.
+        bundle: a network, its folder, or the name of a shipped one.
         modality: "CT" or "MR"; None takes the volume's or guesses (`guess_modality`) and says so
             in the messages, among the volume's remarks and `doubts`.
         source_matching: match the scan onto the bundle's source histogram. Without, the network
@@ -119,12 +122,14 @@ def segment(
             segmentation.
 
     Raises:
-        VolumeError: NaN or infinite voxels, or an MR volume without a positive maximum.
+        VolumeError: NaN or infinite voxels, an MR volume without a positive maximum, or no scan.
         SourceMatchingError: too few distinct intensities; run without source matching.
         BundleError: the network's output is not finite.
         DeviceError: unknown or absent device, or too little memory even on the CPU.
     """
     device = resolve_device(str(device))
+    volume = as_volume(volume, affine)
+    bundle = bundle if isinstance(bundle, ModelBundle) else load_bundle(bundle)
     stored = volume.geometry
     require_patient_scale(stored)
     if stored.left_handed:

@@ -2,6 +2,7 @@
 """A trained network as a folder in the MONAI Bundle layout, checked file by file.
 
     configs/metadata.json           MONAI's keys, and ours under "srcsm"
+    configs/inference.json          for MONAI's own runner (`monai_config`)
     configs/network.json            NetworkConfig
     configs/source_histogram.json   SourceHistogram
     configs/organ_offsets.json      list of Offset, if there are any
@@ -47,6 +48,7 @@ from .hashed_folder import (
     to_json,
     write_folder,
 )
+from .monai_config import INFERENCE, inference_config
 
 FORMAT_VERSION = 1
 
@@ -212,6 +214,7 @@ def save_bundle(folder: Path, bundle: ModelBundle, card: str) -> str:
         raise BundleError("Weights are too large for float16; train with a lower learning rate.")
     files = {
         METADATA: to_json(_metadata(bundle)),
+        INFERENCE: to_json(inference_config()),
         NETWORK: to_json(dataclasses.asdict(bundle.network)),
         HISTOGRAM: json.dumps(bundle.histogram.to_dict()).encode(),
         WEIGHTS: save_tensors(weights),
