@@ -155,11 +155,11 @@ def read_file(path: Path) -> DicomFile | Unusable | None:
     """Read a header up to the pixels; None for what is no DICOM image at all."""
     place: list[int] = []
     with open_regular(path) as file:
-        start = file.peek(1024)[:1024]
+        start = file.peek(4096)[:4096]
         if not start:
             return Unusable(path, None, "is empty")
         marked = start[128:132] == b"DICM"
-        if DeflatedExplicitVRLittleEndian.encode() + b"\0" in start[132:]:
+        if DeflatedExplicitVRLittleEndian.encode() in start[132:]:
             return Unusable(path, None, "is compressed as a whole (deflated), which is not read")
 
         def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:

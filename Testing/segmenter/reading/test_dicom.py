@@ -7,7 +7,12 @@ import pytest
 from dicom_series import write_enhanced, write_slices
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -244,3 +249,42 @@ def test_intensities_take_no_more_bits_than_they_need(slices):
     volume = read_volume(slices)
     assert volume.array.dtype == np.int32
     np.testing.assert_array_equal(volume.array, (SCAN.array.astype(int) + 1024) * 100 - 1024)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "order"), [(ImplicitVRLittleEndian, "<"), (ExplicitVRBigEndian, ">")]
+)
+def test_every_order_of_bytes_gives_the_same_voxels(slices, syntax, order):
+    for path in slices.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = dataset.pixel_array.astype(f"{order}u2").tobytes()
+        dataset.file_meta.TransferSyntaxUID = syntax
+        pydicom.dcmwrite(
+            path,
+            dataset,
+            implicit_vr=order == "<",
+            little_endian=order == "<",
+            enforce_file_format=True,
+        )
+    assert_is_the_scan(read_volume(slices))
+
+
+def test_files_without_preamble_are_read(slices):
+    for path in slices.iterdir():
+        dataset = pydicom.dcmread(path)
+        bare = Dataset()
+        bare.update({element.tag: element for element in dataset})
+        bare.save_as(path, implicit_vr=True, little_endian=True)
+    assert path.read_bytes()[128:132] != b"DICM"
+    assert_is_the_scan(read_volume(slices))
+
+
+def test_a_file_that_is_deflated_as_a_whole_is_refused(slices):
+    edit(
+        slices / "2.dcm",
+        lambda dataset: setattr(
+            dataset.file_meta, "TransferSyntaxUID", DeflatedExplicitVRLittleEndian
+        ),
+    )
+    with pytest.raises(VolumeError, match=r"2\.dcm is compressed as a whole"):
+        read_volume(slices)
