@@ -1,51 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``srcsm style``: prepare, phantom, base, tune, control, swap, check."""
+"""``srcsm style``: prepare, phantom, base, tune, control, swap, check, and run for all of them."""
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SRCSMSegmenterLib.errors import ConfigError, SRCSMError
+from SRCSMSegmenterLib.errors import SRCSMError
 
 from . import arguments as options
 from .console import INTERRUPTED, is_first_process, progress_display, say
 from .outputs import make_folder
-from .runs import report_memory_errors, silence_libraries
+from .runs import report_memory_errors
+from .style_chain import HelpConfig, next_command, run_chain
+from .style_stages import STAGES, Call
 
 if TYPE_CHECKING:
-    from ..engine.limits import Limits
-    from ..engine.progress import Progress
     from ..style.config import StyleConfig
-    from ..style.slices import StageResult
 
+DEFAULT_BASE = "Nihirc/Prompt2MedImage"
 SLICES = {"type": Path, "metavar": "SLICES", "help": "folder of slices"}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a stage.
-
-    Attributes:
-        arguments: options of the command line.
-        out: folder for the stage's results.
-        show: called as show(done, total, note).
-    """
-
-    arguments: argparse.Namespace
-    config: "StyleConfig"
-    out: Path
-    show: Callable[[int, int, str], None]
-    limits: "Limits"
-
-    def reporting(self, steps: int) -> "Limits":
-        """Return the limits of a training of `steps` steps, which shows its progress."""
-
-        def report(state: "Progress") -> None:
-            self.show(state.step, steps, f"loss {state.loss:.4f}")
-
-        return replace(self.limits, report=report)
 
 
 def add(commands: options.Commands) -> None:
@@ -55,6 +30,7 @@ def add(commands: options.Commands) -> None:
     _add_slices(actions)
     _add_networks(actions)
     _add_pictures(actions)
+    _add_chain(actions)
 
 
 def _add_slices(actions: options.Commands) -> None:
@@ -81,11 +57,18 @@ def _add_networks(actions: options.Commands) -> None:
         actions,
         "base",
         "train a small base model of your own",
+        "  srcsm style base --config training/configs/style_tiny.yaml --out bases/tiny\n"
         "  srcsm style base --config training/configs/style_tiny.yaml \\\n"
         "      --slices slices/phantom slices/ct --out bases/tiny",
     )
     options.add_device(parser)
-    parser.add_argument("--slices", nargs="+", required=True, **SLICES)
+    parser.add_argument(
+        "--slices",
+        nargs="+",
+        type=Path,
+        metavar="SLICES",
+        help="folders of slices (default: phantoms alone, which are made in OUT/phantom)",
+    )
 
     parser = _add_stage(
         actions,
@@ -150,6 +133,21 @@ def _add_pictures(actions: options.Commands) -> None:
     options.add_model(parser, None)
 
 
+def _add_chain(actions: options.Commands) -> None:
+    parser = _add_stage(
+        actions,
+        "run",
+        "run all stages from prepare to check, with a small base of your own unless one is given",
+        "  srcsm style run --config training/configs/style_tiny.yaml \\\n"
+        "      --data Dataset101_AbdomenCT --out runs/style\n"
+        "  srcsm style run --data Dataset101_AbdomenCT --base stable-diffusion-folder \\\n"
+        "      --out runs/style",
+    )
+    options.add_dataset(parser)
+    options.add_device(parser)
+    _add_base_name(parser, None, "a small one is trained on phantoms and on the slices")
+
+
 def _add_stage(
     actions: options.Commands, name: str, summary: str, examples: str, out_default: str = ""
 ) -> argparse.ArgumentParser:
@@ -162,7 +160,7 @@ def _add_stage(
         "the results so far are kept, and the same command resumes after any stop.",
         examples,
     )
-    options.add_help_config(parser, _HelpConfig)
+    options.add_help_config(parser, HelpConfig)
     options.add_configuration(
         parser, "the configuration", "single values of it, such as size=256 tune.steps=2000"
     )
@@ -183,48 +181,30 @@ def _add_stage(
     return parser
 
 
-class _HelpConfig(argparse.Action):
-    """Explanation of the keys of the configuration, which needs none of the other options."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str,
-        option_string: str | None = None,
-    ) -> None:
-        """Print the explanation and exit."""
-        from ..engine.keys import describe
-        from ..style.config import StyleConfig
-
-        try:
-            print(describe(StyleConfig(), values))
-        except ConfigError as error:
-            parser.error(str(error))
-        parser.exit()
-
-
 def _add_base(parser: argparse.ArgumentParser) -> None:
     """Add device, base and slices, for the stages that work on a base with diffusion."""
     options.add_device(parser)
+    _add_base_name(parser, DEFAULT_BASE, DEFAULT_BASE)
+    parser.add_argument("--slices", required=True, **SLICES)
+
+
+def _add_base_name(parser: argparse.ArgumentParser, default: str | None, told: str) -> None:
+    """Add --base and --download."""
     parser.add_argument(
         "--base",
-        default="Nihirc/Prompt2MedImage",
+        default=default,
         metavar="NAME_OR_FOLDER",
         help="a base of Stable Diffusion 1.x's architecture in diffusers format, a folder or a "
-        "name on the Hugging Face hub (default: Nihirc/Prompt2MedImage)",
+        f"name on the Hugging Face hub (default: {told})",
     )
     parser.add_argument(
         "--download", action="store_true", help="download it from the hub if it is not here"
     )
-    parser.add_argument("--slices", required=True, **SLICES)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run or resume a stage; return 0 also after --max-minutes, 130 after Ctrl-C."""
-    from ..engine.config import as_yaml, configured, write_yaml
-    from ..engine.limits import Limits
-    from ..engine.stopping import stop_on_signal
+    from ..engine.config import as_yaml, configured
     from ..style.config import StyleConfig
 
     config = configured(StyleConfig(), arguments.config, arguments.set)
@@ -233,6 +213,25 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.action in MEASURED:
             _estimate(arguments, config)
         return 0
+    if arguments.action == "run":
+        return run_chain(arguments, config, run_stage)
+    code, out = run_stage(arguments, config)
+    if out and is_first_process():
+        print(out)
+        say(next_command(arguments, out))
+    return code
+
+
+def run_stage(arguments: argparse.Namespace, config: "StyleConfig") -> tuple[int, Path | None]:
+    """Run or resume a stage.
+
+    Returns:
+        The exit code, and the folder of the result; None if the stage was stopped.
+    """
+    from ..engine.config import write_yaml
+    from ..engine.limits import Limits
+    from ..engine.stopping import stop_on_signal
+
     out = arguments.out or arguments.slices
     if arguments.action == "swap" and not arguments.out:
         out = arguments.slices / "styled" / Path(config.prompts).stem
@@ -244,140 +243,16 @@ def run(arguments: argparse.Namespace) -> int:
             write_yaml(out / "config.yaml", config)
         limits = Limits(arguments.max_minutes, stop_requested, say)
         result = STAGES[arguments.action](Call(arguments, config, out, show, limits))
-    if result.finished and is_first_process():
-        print(out)
-        say(NEXT[arguments.action].format(out=out))
-    elif is_first_process():
+    if result.finished:
+        return 0, out
+    if is_first_process():
         why = "Stopped" if stop_requested() else "Stopped by --max-minutes"
         say(
             f"{why} at {result.done} of {result.total}; the results so far are kept, and the same "
             "command resumes."
         )
-    return INTERRUPTED if stop_requested() and not result.finished else 0
+    return INTERRUPTED if stop_requested() else 0, None
 
-
-def prepare(call: Call) -> "StageResult":
-    """Slice a dataset."""
-    from ..style.prepare import prepare
-
-    return prepare(
-        call.arguments.data, call.out, call.config, progress=call.show, limits=call.limits
-    )
-
-
-def phantom(call: Call) -> "StageResult":
-    """Make slices of phantoms."""
-    from ..style.phantom_slices import write_phantom_slices
-
-    return write_phantom_slices(call.out, call.config, progress=call.show, limits=call.limits)
-
-
-def base(call: Call) -> "StageResult":
-    """Train a small base."""
-    from ..style.small import train_base
-
-    silence_libraries()
-    recipe = call.config.base
-    total = recipe.autoencoder.steps + recipe.denoiser.steps
-    return train_base(
-        call.arguments.slices,
-        call.out,
-        call.config,
-        device=call.arguments.device,
-        limits=call.reporting(total),
-    )
-
-
-def tune(call: Call) -> "StageResult":
-    """Tune a base's U-Net."""
-    from ..style.tune import tune
-
-    silence_libraries()
-    return tune(
-        call.arguments.slices,
-        call.arguments.base,
-        call.out,
-        call.config,
-        device=call.arguments.device,
-        download=call.arguments.download,
-        limits=call.reporting(call.config.tune.steps),
-    )
-
-
-def control(call: Call) -> "StageResult":
-    """Train a ControlNet."""
-    from ..style.control import train_control
-
-    silence_libraries()
-    return train_control(
-        call.arguments.slices,
-        call.arguments.base,
-        call.out,
-        call.config,
-        tuned=call.arguments.tuned,
-        device=call.arguments.device,
-        download=call.arguments.download,
-        limits=call.reporting(call.config.control.steps),
-    )
-
-
-def swap(call: Call) -> "StageResult":
-    """Draw slices in other styles."""
-    from ..style.swap import SwapModels, swap
-
-    silence_libraries()
-    given = call.arguments
-    return swap(
-        given.slices,
-        SwapModels(given.base, given.control, given.tuned, given.download),
-        call.out,
-        call.config,
-        device=given.device,
-        progress=lambda done, total: call.show(done, total, "pictures"),
-        limits=call.limits,
-    )
-
-
-def check(call: Call) -> "StageResult":
-    """Check restyled slices."""
-    from SRCSMSegmenterLib.models.bundle import load_bundle
-    from SRCSMSegmenterLib.models.catalogue import find_model
-
-    from ..style.check import check
-
-    model = call.arguments.model
-    return check(
-        call.arguments.slices,
-        call.config,
-        out=call.out,
-        network=load_bundle(find_model(model)) if model else None,
-        device=call.arguments.device,
-        progress=call.show,
-        limits=call.limits,
-    )
-
-
-STAGES: dict[str, Callable[[Call], "StageResult"]] = {
-    "prepare": prepare,
-    "phantom": phantom,
-    "base": base,
-    "tune": tune,
-    "control": control,
-    "swap": swap,
-    "check": check,
-}
-
-NEXT = {
-    "prepare": "Next: srcsm style tune --slices {out} --out RUN",
-    "phantom": "Next: srcsm style base --slices {out} --out BASE",
-    "base": "Next: srcsm style tune --slices SLICES --base {out} --out RUN",
-    "tune": "Next: srcsm style control --slices SLICES --tuned {out} --out RUN",
-    "control": "Next: srcsm style swap --slices SLICES --control {out}",
-    "swap": "Next: srcsm style check --slices {out}",
-    "check": "Next: look at {out}/contact_sheet.png, then srcsm train --preset icm ... "
-    "--set pairs.styled=[SLICES]",
-}
-"""What to do after each stage."""
 
 MEASURED = ("base", "tune", "control", "swap")
 """Stages that take long."""

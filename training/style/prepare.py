@@ -2,7 +2,8 @@
 """Slices with masks, cut from an nnU-Net raw dataset."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.volume_io import read_volume
 
 from ..data.dataset import (
     Case,
@@ -68,13 +70,17 @@ def prepare(
     say(f"Checking {len(dataset.cases)} cases of {dataset.name} ...")
     for warning in check_dataset(dataset):
         say(f"Warning: {warning}")
+    axes = slice_axes(dataset.cases, config.prepare.axis)
+    counts = Counter(axes.values())
+    across = " and ".join(f"{axis} in {count} cases" for axis, count in counts.most_common())
+    say(f"Slicing across one direction of the patient, the voxel axis {across}.")
     for done, case in enumerate(dataset.cases):
         if time_is_up():
             return StageResult(done, len(dataset.cases), None)
         sums = [file_sha256(case.image), file_sha256(case.labels)]
         if slices.cases.get(case.name) != sums:
             others = [s for s in slices.slices if s.case != case.name]
-            made = list(_slices_of(case, dataset, slices, config))
+            made = list(_slices_of(case, dataset, slices, config, axes[case.name]))
             slices = replace(
                 slices,
                 slices=(*others, *made),
@@ -89,7 +95,33 @@ def prepare(
         )
     slices = replace(slices, complete=True)
     write_manifest(slices)
+    say(f"{len(slices.slices)} slices of {len(dataset.cases)} cases.")
     return StageResult(len(dataset.cases), len(dataset.cases), slices.folder)
+
+
+def slice_axes(cases: Sequence[Case], axis: str) -> dict[str, str]:
+    """Choose one direction of the patient to slice all cases across.
+
+    It is the direction that the slices of most scans lie across; a scan that is stored in another
+    order, or acquired in another direction, is sliced across it all the same.
+
+    Args:
+        axis: "auto", or the voxel axis "I", "J" or "K" of all cases.
+
+    Returns:
+        Name of the case -> its voxel axis.
+    """
+    if axis != "auto":
+        return {case.name: axis for case in cases}
+    scans = {case.name: read_volume(case.image).geometry for case in cases}
+    own = {name: scan.slice_axis for name, scan in scans.items()}
+    if len(set(own.values())) == 1:  # oblique slices may lie across any direction
+        return {name: "IJK"[axis] for name, axis in own.items()}
+    towards = [int(np.argmax(abs(scan.direction[:, own[name]]))) for name, scan in scans.items()]
+    ((chosen, _),) = Counter(towards).most_common(1)
+    return {
+        name: "IJK"[int(np.argmax(abs(scan.direction[chosen])))] for name, scan in scans.items()
+    }
 
 
 def picture_grids(scan: Geometry, axis: str, size: int, field_of_view: float) -> list[Geometry]:
@@ -196,7 +228,7 @@ def _new_set(folder: Path, dataset: Dataset, config: StyleConfig) -> SliceSet:
 
 
 def _slices_of(
-    case: Case, dataset: Dataset, slices: SliceSet, config: StyleConfig
+    case: Case, dataset: Dataset, slices: SliceSet, config: StyleConfig, axis: str
 ) -> Iterator[Slice]:
     chosen = config.prepare
     volume, labels = read_case(case)
@@ -205,7 +237,6 @@ def _slices_of(
         volume = windowed(volume, dataset.modality, chosen)
     except DatasetError as error:
         raise DatasetError(f"{case.image} cannot be used: {error}") from error
-    axis = chosen.axis if chosen.axis != "auto" else "IJK"[volume.geometry.slice_axis]
     grids = picture_grids(volume.geometry, axis, config.size, chosen.field_of_view)
     chances = np.random.default_rng([config.seed, zlib.crc32(case.name.encode())])
     draws = chances.random(len(grids))

@@ -14,7 +14,7 @@ from srcsm_training.cli import style as style_command
 from srcsm_training.style.base import DEFAULT
 from srcsm_training.style.slices import StageResult, read_manifest, read_slices
 
-STAGES = ("prepare", "phantom", "base", "tune", "control", "swap")
+STAGES = ("prepare", "phantom", "base", "tune", "control", "swap", "run")
 
 
 @pytest.fixture(autouse=True)
