@@ -64,12 +64,19 @@ def pythonqt(base: type) -> type:
     meta = base.staticMetaObject
     names = {meta.property(n).name() for n in range(meta.propertyCount())} - VIRTUAL
     body: dict[str, Any] = {name: _property(name) for name in names}
+    # Asked as properties in Slicer: `box.checked`, `button.enabled`, `edit.focus`.
+    for getter in ("isChecked", "isEnabled", "isVisible", "hasFocus"):
+        body[getter] = property(_refuse)
     body |= {
         "name": _property("objectName"),
         "connect": _connect,
         "className": lambda self: type(self).__name__,
     }
     return type(base.__name__, (base,), body)
+
+
+def _refuse(self: QtCore.QObject) -> None:
+    raise AttributeError("in PythonQt it is a property: checked, enabled, visible or focus")
 
 
 def _property(name: str) -> property:
@@ -652,6 +659,9 @@ def slicer_with_qt(settings: Path, *names: str) -> Iterator[ModuleWindow]:
     application.setStyle("Fusion")
     start_scene().Clear(0)
     modules, before = _stand_ins(), dict(sys.modules)
+    # What an observer or a slot raises ends in the event loop, and nobody would hear of it.
+    raised: list[BaseException] = []
+    hook, sys.excepthook = sys.excepthook, lambda kind, error, trace: raised.append(error)
     sys.modules.update(modules)
     slicer.app = App(settings, names)
     slicer.qSlicerScriptedLoadableModuleWidget = ModuleWindow
@@ -683,10 +693,12 @@ def slicer_with_qt(settings: Path, *names: str) -> Iterator[ModuleWindow]:
         for window in windows.values():
             window.self().cleanup()
         assert not faults, faults
+        assert not raised, repr(raised)
     finally:
         for panel in panels:
             panel.deleteLater()
             application.sendPostedEvents(panel, QtCore.QEvent.DeferredDelete)
+        sys.excepthook = hook
         slicer.mrmlScene.Clear(0)
         main.deleteLater()
         slicer.util.mainWindow, slicer.util.selectModule = util
