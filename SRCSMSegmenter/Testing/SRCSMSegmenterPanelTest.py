@@ -308,6 +308,14 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         after = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode")
         self.assertEqual(after, before)
 
+    def test_the_end_of_a_run_is_told_in_the_panel_and_the_status_bar(self):
+        self.ui.segmentButton.click()
+        with mock.patch.object(slicer.util, "showStatusMessage") as status:
+            self.logic.run.end(self.placeResult())
+        self.assertEqual(self.ui.progressLabel.text, "MR segmentation: done in 0 s")
+        status.assert_called_once_with("MR segmentation: done in 0 s", 5000)
+        self.assertEqual(self.ui.progressBar.value, 0)
+
     def test_an_error_is_shown_and_logged_and_one_can_try_again(self):
         self.ui.segmentButton.click()
         self.logic.run.end(error=("DeviceError", "There is no <x>.", "Choose auto.", "trace 17"))

@@ -52,7 +52,14 @@ class SceneChange:
     def add_node(self, class_name: str, name: str) -> slicer.vtkMRMLNode:
         """Add a node to the scene under a name that no other node has."""
         scene = slicer.mrmlScene
-        node = scene.AddNewNodeByClass(class_name, scene.GenerateUniqueName(name))
+        node = scene.CreateNodeByClass(class_name)
+        node.UnRegister(None)  # it was made with a reference that nobody holds
+        node.SetName(scene.GenerateUniqueName(name))
+        if class_name == "vtkMRMLSegmentationNode":
+            # First: widgets that see the node come complain that it has no display node.
+            display = scene.AddNewNodeByClass("vtkMRMLSegmentationDisplayNode")
+            node.SetAndObserveDisplayNodeID(display.GetID())
+        scene.AddNode(node)
 
         def remove() -> None:
             display = node.GetDisplayNode() if hasattr(node, "GetDisplayNode") else None

@@ -243,7 +243,7 @@ def test_a_click_segments_the_phantom_and_another_cancels(window, monkeypatch):
     ui.segmentButton.click()
     wait_while(lambda: widget.run is not None)
     assert ui.messageLabel.text == ""
-    assert ui.progressBar.value == 100
+    assert "done in" in ui.progressLabel.text
     assert [ui.resultTable.item(row, 0).text() for row in range(ui.resultTable.rowCount)] == [
         "liver",
         "right kidney",

@@ -394,3 +394,22 @@ def test_a_result_is_drawn_with_slicers_own_views(tmp_path):
     assert (red[axial] - blue[axial] > 30).mean() > 0.01  # the liver's colour over grey
     assert (red[surfaces] - blue[surfaces] > 30).mean() > 0.01
     assert (blue[surfaces] - red[surfaces] > 20).mean() > 0.2  # the background of 3-D views
+
+
+def test_a_segmentation_comes_with_its_display_node(scene):
+    """Slicer's widgets look for it as soon as the segmentation is in the scene."""
+    displays = []
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def look(scene, event, node):
+        if node.IsA("vtkMRMLSegmentationNode"):
+            displays.append(node.GetDisplayNode())
+
+    tag = scene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, look)
+    before = state()
+    change = place(some_result(), add_volume())
+    scene.RemoveObserver(tag)
+    assert [display.GetClassName() for display in displays] == ["vtkMRMLSegmentationDisplayNode"]
+    assert change.segmentation.GetNumberOfDisplayNodes() == 1
+    change.undo()
+    assert len(state()) == len(before) + len({"the volume", "its display"})
