@@ -315,7 +315,7 @@ def test_what_fails_half_way_leaves_no_trace(drawn, monkeypatch):
     def fail(*_):
         raise RuntimeError("half-way")
 
-    monkeypatch.setattr(results, "_place_table", fail)
+    monkeypatch.setattr(results, "place_table", fail)
     for target in (segmentation, None):
         with pytest.raises(RuntimeError, match="half-way"):
             place(some_result(seed=2), node, target)
