@@ -16,7 +16,7 @@ from .tables import Rows, ranges
 
 if TYPE_CHECKING:
     from SAMRefineLib.boxes.boxes import SliceGrid
-    from SAMRefineLib.boxes.coarse import CoarseOrgan
+    from SAMRefineLib.boxes.coarse import CoarsePatch
     from SAMRefineLib.boxes.key_frames import KeyFrames
     from SRCSMSegmenterLib.geometry import Volume
 
@@ -87,10 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
     axis = scan.geometry.slice_axis if auto else AXES.index(arguments.axis)
     grid = SliceGrid(scan.geometry, axis)
     frames = [
-        KeyFrames.from_coarse(
+        KeyFrames.from_patch(
             organ.name,
             organ.label,
-            organ.mask,
+            organ.patch,
             grid,
             box_confidence=arguments.box_confidence,
             shrink=arguments.shrink,
@@ -104,7 +104,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         from ..evaluation.overlays import box_pictures
 
-        pictures = box_pictures(arguments.pictures / stem(arguments.scan), scan, frames, organs)
+        start = arguments.pictures / stem(arguments.scan)
+        for boxes, organ in zip(frames, organs, strict=True):
+            pictures += box_pictures(start, scan, [boxes], [organ.organ(scan.geometry.shape)])
     rows = _rows(organs, frames, grid)
     if arguments.json:
         print_json(
@@ -130,14 +132,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _coarse_organs(
     arguments: argparse.Namespace, scan: "Volume", modality: str
-) -> list["CoarseOrgan"]:
+) -> list["CoarsePatch"]:
     """Read the coarse organs from --coarse, or segment the scan."""
     if arguments.coarse:
-        from ..data.coarse import read_coarse
+        from ..data.coarse import read_coarse_patches
 
-        return read_coarse(arguments.coarse, arguments.coarse_confidence, scan.geometry)
+        return read_coarse_patches(arguments.coarse, arguments.coarse_confidence, scan.geometry)
 
-    from SAMRefineLib.boxes.coarse import CoarseOrgan
+    from SAMRefineLib.boxes.coarse import CoarsePatch
+    from SAMRefineLib.boxes.patches import Patch
     from SRCSMSegmenterLib.devices import resolve_device
     from SRCSMSegmenterLib.inference import segment
     from SRCSMSegmenterLib.models.bundle import load_bundle
@@ -156,21 +159,22 @@ def _coarse_organs(
             keep_largest=False,
             progress=show,
         )
-    return [
-        CoarseOrgan(label.name, label.value, segmentation.probabilities.whole(label.value))
-        for label in bundle.description.labels
-    ]
+    organs = []
+    for label in bundle.description.labels:
+        block = segmentation.probabilities.block(label.value)
+        organs.append(CoarsePatch(label.name, label.value, Patch(block.first, block.values)))
+    return organs
 
 
-def _rows(organs: list["CoarseOrgan"], frames: list["KeyFrames"], grid: "SliceGrid") -> Rows:
-    from SAMRefineLib.boxes.coarse import slices_without_box
+def _rows(organs: list["CoarsePatch"], frames: list["KeyFrames"], grid: "SliceGrid") -> Rows:
+    from SAMRefineLib.boxes.coarse import patch_slices_without_box
 
     return [
         {
             "label": organ.label,
             "name": organ.name,
             "boxes": len(boxes.automatic),
-            "slices_without_box": slices_without_box(organ.mask, grid, boxes.automatic),
+            "slices_without_box": patch_slices_without_box(organ.patch, grid, boxes.automatic),
         }
         for organ, boxes in zip(organs, frames, strict=True)
     ]

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from SAMRefineLib.boxes.coarse import CoarseOrgan, checked_probabilities, coarse_probability
+from SAMRefineLib.boxes.coarse import (
+    CoarseOrgan,
+    CoarsePatch,
+    checked_probabilities,
+    coarse_probability,
+)
+from SAMRefineLib.boxes.patches import Patch, label_blocks
 from SRCSMSegmenterLib.dicom_segmentation import is_dicom, read_segmentation
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
@@ -17,6 +23,14 @@ MOST_OFF = 0.01
 
 
 def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> list[CoarseOrgan]:
+    """Read the organs of a label map as whole volumes; see `read_coarse_patches`."""
+    patches = read_coarse_patches(labels, confidence, geometry)
+    return [patch.organ(geometry.shape) for patch in patches]
+
+
+def read_coarse_patches(
+    labels: Path, confidence: Path | None, geometry: Geometry
+) -> list[CoarsePatch]:
     """Read the organs of a label map, with their probabilities if there are any.
 
     Args:
@@ -30,8 +44,8 @@ def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> li
     """
     volume, names = _read_named_labels(labels)
     volume = _on_grid(labels, volume, geometry)
-    present = [int(label) for label in np.unique(volume.array) if label > 0]
-    if not present:
+    blocks = label_blocks(volume.array)
+    if not blocks:
         raise VolumeError(f"{labels} holds no label; segment the scan first.")
     probability = None
     if confidence:
@@ -40,11 +54,12 @@ def read_coarse(labels: Path, confidence: Path | None, geometry: Geometry) -> li
             raise _elsewhere(confidence)
         probability = checked_probabilities(probabilities.array, str(confidence))
     organs = []
-    for label in present:
-        mask = volume.array == label
+    for label, block in sorted(blocks.items()):
+        mask = volume.array[block] == label
         if probability is not None:
-            mask = coarse_probability(mask, probability)
-        organs.append(CoarseOrgan(names.get(label, f"label {label}"), label, mask))
+            mask = coarse_probability(mask, probability[block])
+        patch = Patch(tuple(part.start for part in block), mask)
+        organs.append(CoarsePatch(names.get(label, f"label {label}"), label, patch))
     return organs
 
 

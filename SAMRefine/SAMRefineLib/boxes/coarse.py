@@ -78,6 +78,19 @@ def coarse_probability(mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
     return np.where(mask, np.clip(probability, THRESHOLD, 1), 0).astype(np.float16)
 
 
+@dataclass(frozen=True, eq=False)
+class CoarsePatch:
+    """An organ as a coarse network segmented it, 0 outside a block; see `CoarseOrgan`."""
+
+    name: str
+    label: int
+    patch: Patch
+
+    def organ(self, shape: tuple[int, int, int]) -> CoarseOrgan:
+        """Return the organ on a whole volume of `shape` (K, J, I)."""
+        return CoarseOrgan(self.name, self.label, self.patch.whole(shape))
+
+
 def certain_share(mask: np.ndarray) -> float:
     """Return the share of a coarse mask that exceeds `BOX_CONFIDENCE`.
 
@@ -211,16 +224,49 @@ def boxes_from_coarse(
     return boxes
 
 
-def boxes_from_patch(coarse: Patch, grid: SliceGrid, box_confidence: float) -> dict[int, Box]:
+def boxes_from_patch(
+    coarse: Patch,
+    grid: SliceGrid,
+    box_confidence: float = BOX_CONFIDENCE,
+    shrink: int = 1,
+    *,
+    in_volume: bool = True,
+    in_slices: bool = True,
+) -> dict[int, Box]:
     """Draw the boxes of a coarse mask that is 0 outside a block; see `boxes_from_coarse`."""
     if not coarse.mask.size:
         return {}
+    if shrink > 1:
+        coarse = _aligned(coarse, grid, shrink)
     part = grid.part(coarse.first, coarse.mask.shape)
     x, y, k = (coarse.first[2 - axis] for axis in (grid.column_axis, grid.row_axis, grid.axis))
+    boxes = boxes_from_coarse(
+        coarse.mask, part, box_confidence, shrink, in_volume=in_volume, in_slices=in_slices
+    )
     return {
         slice_index + k: Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
-        for slice_index, box in boxes_from_coarse(coarse.mask, part, box_confidence).items()
+        for slice_index, box in boxes.items()
     }
+
+
+def patch_slices_without_box(coarse: Patch, grid: SliceGrid, boxes: Collection[int]) -> list[int]:
+    """List the slices of a mask that is 0 outside a block; see `slices_without_box`."""
+    first = coarse.first[2 - grid.axis]
+    part = grid.part(coarse.first, coarse.mask.shape)
+    inside = {slice_index - first for slice_index in boxes}
+    return [k + first for k in slices_without_box(coarse.mask, part, inside)]
+
+
+def _aligned(coarse: Patch, grid: SliceGrid, shrink: int) -> Patch:
+    """Enlarge a patch to whole blocks of shrink x shrink pixels, as far as slices reach."""
+    first, widths = list(coarse.first), [(0, 0)] * 3
+    for axis in (grid.column_axis, grid.row_axis):
+        n = 2 - axis
+        start, stop = coarse.first[n], coarse.first[n] + coarse.mask.shape[n]
+        last = min(-(-stop // shrink) * shrink, grid.geometry.size[axis])
+        widths[n] = start % shrink, last - stop
+        first[n] = start - start % shrink
+    return Patch(tuple(first), np.pad(coarse.mask, widths))
 
 
 def slices_without_box(coarse: np.ndarray, grid: SliceGrid, boxes: Collection[int]) -> list[int]:

@@ -98,15 +98,15 @@ class KeyFrames:
 
     @classmethod
     def from_patch(
-        cls, name: str, label: int, coarse: Patch, grid: SliceGrid, box_confidence: float
+        cls, name: str, label: int, coarse: Patch, grid: SliceGrid, **options: float
     ) -> Self:
         """Draw automatic boxes around a coarse mask that is 0 outside a block.
 
         Args:
             coarse: probabilities or bool.
-            box_confidence: see `coarse.boxes_from_coarse`.
+            options: see `coarse.boxes_from_coarse`.
         """
-        return cls(name, label, grid, boxes_from_patch(coarse, grid, box_confidence))
+        return cls(name, label, grid, boxes_from_patch(coarse, grid, **options))
 
     @classmethod
     def drawn(cls, name: str, label: int, block: Box3D, grid: SliceGrid) -> Self:

@@ -96,7 +96,7 @@ class CoarseSegment:
         confidence = box_confidence if given else BOX_CONFIDENCE
         result = packed_slices(patch_slices(mask, grid))
         return OrganState(
-            KeyFrames.from_patch(self.name, label, coarse, grid, confidence),
+            KeyFrames.from_patch(self.name, label, coarse, grid, box_confidence=confidence),
             self.id,
             self.color,
             coarse=bool(result),

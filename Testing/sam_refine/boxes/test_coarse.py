@@ -21,6 +21,7 @@ from SAMRefineLib.boxes.coarse import (
     coarse_probability,
     filter_mask,
     is_uncertain,
+    patch_slices_without_box,
     slices_without_box,
 )
 from SAMRefineLib.boxes.patches import Patch
@@ -244,3 +245,26 @@ def test_what_is_no_probability_is_refused(odd):
     assert checked_probabilities(fine, "sure.nii") is fine
     with pytest.raises(PromptError, match=r"sure\.nii goes from .*probabilities go from 0 to 1"):
         checked_probabilities(np.append(fine, odd), "sure.nii")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    axis=st.integers(0, 2),
+    shrink=st.integers(1, 4),
+    kept=st.sampled_from([(True, True), (True, False), (False, False)]),
+)
+def test_of_a_patch_shrunk_boxes_and_slices_without_one_are_those_of_the_whole(
+    seed, axis, shrink, kept
+):
+    random = np.random.default_rng(seed)
+    whole = np.zeros((7, 11, 13), np.float16)
+    block = tuple(slice(*sorted(random.choice(n + 1, 2, replace=False))) for n in whole.shape)
+    whole[block] = random.random(whole[block].shape)
+    patch = Patch(tuple(int(part.start) for part in block), whole[block])
+    grid = grid_of(whole.shape, axis)
+    options = {"box_confidence": 0.6, "shrink": shrink, "in_volume": kept[0], "in_slices": kept[1]}
+    expected = boxes_from_coarse(whole, grid, **options)
+    assert boxes_from_patch(patch, grid, **options) == expected
+    without = slices_without_box(whole, grid, expected)
+    assert patch_slices_without_box(patch, grid, expected) == without
