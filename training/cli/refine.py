@@ -3,6 +3,7 @@
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from .scan_input import read_scan
 from .tables import refinement_rows, refinement_text
 
 if TYPE_CHECKING:
+    from SAMRefineLib.boxes.coarse import CoarseOrgan
+    from SAMRefineLib.boxes.key_frames import KeyFrames
     from SAMRefineLib.refine.refiner import OrganPrompt
     from SAMRefineLib.refine.results import Refinement
     from SRCSMSegmenterLib.geometry import Geometry
@@ -86,25 +89,25 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         make_folder(arguments.pictures)
 
-    from SAMRefineLib.refine.refiner import refine
+    from SAMRefineLib.boxes.boxes import SliceGrid
+    from SAMRefineLib.refine.box_selection import prompts_as_in_slicer
+    from SAMRefineLib.refine.refiner import Refiner
     from SAMRefineLib.sam.catalogue import default_for, find_sam
     from SAMRefineLib.sam.models import load_sam
 
     scan, modality = read_scan(arguments)
-    organs = _organs(arguments, scan.geometry)
+    frames, coarse = _boxes_and_coarse(arguments, scan.geometry)
     path = find_sam(arguments.sam or default_for(modality))
     model = load_sam(path, arguments.sam_kind, arguments.device)
     started = time.perf_counter()
     with stage_display(arguments.scan.name) as show:
-        refinement = refine(
-            scan,
-            organs,
-            model,
-            modality=modality,
-            mosaic=arguments.mosaic,
-            mask_threshold=arguments.mask_threshold,
-            progress=show,
-        )
+        mosaic = arguments.mosaic
+        grid = SliceGrid(scan.geometry, frames[0].grid.axis)
+        refiner = Refiner(scan, grid, model, modality=modality, mosaic=mosaic)
+        organs = prompts_as_in_slicer(refiner, frames, coarse, progress=show)
+        if not arguments.mask_prompt:
+            organs = [replace(organ, mask_prompt=False) for organ in organs]
+        refinement = refiner.refine(organs, mask_threshold=arguments.mask_threshold, progress=show)
     seconds = time.perf_counter() - started
     _write(output, confidence, organs, refinement)
     pictures = []
@@ -134,11 +137,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _organs(arguments: argparse.Namespace, geometry: "Geometry") -> list["OrganPrompt"]:
-    """Read the organs with boxes, and those of the coarse label map alone, which stay unchanged."""
+def _boxes_and_coarse(
+    arguments: argparse.Namespace, geometry: "Geometry"
+) -> "tuple[list[KeyFrames], list[CoarseOrgan]]":
+    """Read the boxes and the coarse organs, of which some may have no boxes."""
     from SAMRefineLib.boxes.boxes import SliceGrid
-    from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes
-    from SAMRefineLib.refine.refiner import OrganPrompt
+    from SAMRefineLib.boxes.key_frames import load_boxes
 
     from ..data.coarse import read_coarse
 
@@ -151,13 +155,7 @@ def _organs(arguments: argparse.Namespace, geometry: "Geometry") -> list["OrganP
     coarse = []
     if arguments.coarse:
         coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
-    masks = {organ.label: organ.mask for organ in coarse}
-    labels = {frames.label for frames in boxed}
-    others = [KeyFrames(o.name, o.label, grid) for o in coarse if o.label not in labels]
-    return [
-        OrganPrompt(frames, masks.get(frames.label), mask_prompt=arguments.mask_prompt)
-        for frames in (*boxed, *others)
-    ]
+    return list(boxed), coarse
 
 
 def _write(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from SRCSMSegmenterLib.geometry import Volume
 
 from ..boxes.boxes import SliceGrid
-from ..boxes.coarse import BOX_CONFIDENCE, CoarseOrgan, is_uncertain
+from ..boxes.coarse import BOX_CONFIDENCE, CoarseOrgan, boxes_from_coarse, is_uncertain
 from ..boxes.key_frames import KeyFrames
 from ..sam.models import SamModel
 from ..sam.prediction import Progress
@@ -77,6 +77,43 @@ def choose_prompts(
         if label in large_iou and large_iou[label] + TOLERANCE > small_iou.get(label, 0.0):
             chosen[label] = rival
     return list(chosen.values())
+
+
+def prompts_as_in_slicer(
+    refiner: Refiner,
+    frames: Sequence[KeyFrames],
+    coarse: Sequence[CoarseOrgan],
+    *,
+    progress: Progress = lambda stage, fraction: None,
+) -> list[OrganPrompt]:
+    """Turn boxes of a file into prompts as a session of Slicer does.
+
+    Slices without a box are left empty if the automatic boxes are those of `BOX_CONFIDENCE`, and
+    SAM chooses the boxes of uncertain organs that nobody edited; other boxes are taken as they are,
+    and the coarse mask stays in slices without one.
+
+    Args:
+        refiner: the volume.
+        frames: the boxes.
+        coarse: the coarse organs; those without boxes stay unchanged.
+        progress: called with the stage "choose".
+    """
+    prompts, undecided = [], []
+    masks = {organ.label: organ.mask for organ in coarse}
+    for each in frames:
+        mask = masks.pop(each.label, None)
+        default = mask is not None and each.automatic == boxes_from_coarse(mask, refiner.grid)
+        prompts.append(OrganPrompt(each, mask, keep_unboxed=not default))
+        if default and each.automatic and each == each.reset() and is_uncertain(mask):
+            undecided.append(CoarseOrgan(each.name, each.label, mask))
+    chosen = choose_prompts(refiner, undecided, progress=progress) if undecided else ()
+    by_label = {prompt.frames.label: prompt for prompt in chosen}
+    others = [
+        OrganPrompt(KeyFrames(organ.name, organ.label, refiner.grid), organ.mask)
+        for organ in coarse
+        if organ.label in masks
+    ]
+    return [*(by_label.get(prompt.frames.label, prompt) for prompt in prompts), *others]
 
 
 def prompt(

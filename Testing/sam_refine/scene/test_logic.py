@@ -15,9 +15,15 @@ from scene_cases import add_transform, add_volume, draw, state, voxels
 from slicer_scene_fixture import empty_scene
 
 from SAMRefineLib.boxes.boxes import Box, Box3D, SliceGrid
+from SAMRefineLib.boxes.coarse import CoarseOrgan
+from SAMRefineLib.boxes.key_frames import KeyFrames
+from SAMRefineLib.refine.box_selection import prompts_as_in_slicer
 from SAMRefineLib.refine.client import RefineClient
 from SAMRefineLib.refine.organ_state import Settings
+from SAMRefineLib.refine.refiner import Refiner
 from SAMRefineLib.refine.saved_state import state_from_json
+from SAMRefineLib.sam import prediction
+from SAMRefineLib.sam.models import load_sam
 from SAMRefineLib.scene.box_editor import BOXES
 from SAMRefineLib.scene.logic import boxes, open_boxes, refine, saved_boxes
 from SAMRefineLib.scene.requests import TASKS
@@ -26,6 +32,7 @@ from SAMRefineLib.scene.session import sessions
 from SAMRefineLib.scene.slice_views import align_views
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.scene import nodes as slicer_scene
 from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.scene.results import Result, SegmentedOrgan, place
@@ -909,6 +916,36 @@ def test_cancelling_leaves_everything_as_it_is(session):
     assert state() == before
     assert session.organs == organs
     refine(session)  # and the next one works
+
+
+@pytest.mark.parametrize("likely", [None, 0.9, 0.6])
+def test_the_command_line_refines_as_a_session_does(scene, sam, likely, monkeypatch):
+    """Sure or unsure of its organs, or without probabilities (None)."""
+    monkeypatch.setattr(prediction, "decode", picture_sam.decode)  # as in the worker
+    masks = {"liver": COARSE, "spleen": SPLEEN}
+    coarse, known = masks, {}
+    if likely is not None:
+        chance = np.where(np.indices(SHAPE)[0] < 4, likely, 0.9)
+        known = {name: (each * chance).astype(np.float16) for name, each in masks.items()}
+        coarse = known
+    volume = a_scan()
+    settings = Settings(sam=sam, device="cpu")
+    session = boxes(segmented(volume, probabilities=known), volume, settings=settings)
+    refine(session)
+
+    model = load_sam(sam, None, "cpu")
+    refiner = Refiner(
+        Volume(IMAGE, GRID),
+        SLICES,
+        model,
+        modality=guess_modality(IMAGE),
+        cache=picture_sam.Pictures(),
+    )
+    organs = [CoarseOrgan(name, n, coarse[name]) for n, name in enumerate(coarse, start=1)]
+    frames = [KeyFrames.from_coarse(o.name, o.label, o.mask, SLICES) for o in organs]
+    found = refiner.refine(prompts_as_in_slicer(refiner, frames, organs)).labels.array
+    for organ in organs:
+        np.testing.assert_array_equal(mask(session, organ.name), found == organ.label)
 
 
 def pid():
