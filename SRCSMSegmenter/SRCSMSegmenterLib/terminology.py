@@ -55,6 +55,7 @@ _RIGHT = Code("24028007", "Right")
 _LEFT = Code("7771000", "Left")
 
 _GENERIC = Terminology(_TISSUE, _TISSUE)
+_ADRENAL = Code("23451007", "Adrenal gland")
 _KIDNEY = Code("64033007", "Kidney")
 
 
@@ -76,6 +77,15 @@ _KNOWN: dict[str, tuple[Terminology, tuple[int, int, int]]] = {
     "left kidney": (Terminology(_STRUCTURE, _KIDNEY, _LEFT), (212, 164, 74)),
     "spleen": (_structure("78961009", "Spleen"), (157, 108, 162)),
     "pancreas": (_structure("15776009", "Pancreas"), (249, 180, 111)),
+    "stomach": (_structure("69695003", "Stomach"), (216, 132, 105)),
+    "gallbladder": (_structure("28231008", "Gallbladder"), (139, 150, 98)),
+    "esophagus": (_structure("32849002", "Esophagus"), (211, 171, 143)),
+    "duodenum": (_structure("38848004", "Duodenum"), (255, 253, 229)),
+    "small bowel": (_structure("30315005", "Small Intestine"), (205, 167, 142)),
+    "adrenal gland": (Terminology(_STRUCTURE, _ADRENAL), (249, 186, 150)),
+    "right adrenal gland": (Terminology(_STRUCTURE, _ADRENAL, _RIGHT), (249, 186, 150)),
+    "left adrenal gland": (Terminology(_STRUCTURE, _ADRENAL, _LEFT), (249, 186, 150)),
+    "bladder": (_structure("89837001", "Bladder"), (222, 154, 132)),
     "prostate": (_structure("41216001", "Prostate"), (230, 158, 140)),
     "aorta": (_structure("15825003", "Aorta"), (224, 97, 76)),
     "left ventricle": (_structure("87878005", "Left Ventricle"), (152, 55, 13)),
@@ -93,6 +103,9 @@ _KNOWN: dict[str, tuple[Terminology, tuple[int, int, int]]] = {
 }
 
 _SYNONYMS = {
+    "oesophagus": "esophagus",
+    "urinary bladder": "bladder",
+    "gall bladder": "gallbladder",
     "lv": "left ventricle",
     "rv": "right ventricle",
     "la": "left atrium",

@@ -309,7 +309,22 @@ class UiLoader(QtUiTools.QUiLoader):
     ) -> QtWidgets.QWidget:
         widget = (CUSTOM.get(class_name) or getattr(qt, class_name))(parent)
         widget.setObjectName(name)
+        if class_name == "QTableWidget":  # its parts are PythonQt's as well
+            header = pythonqt(QtWidgets.QHeaderView)(QtCore.Qt.Horizontal, widget)
+            header.setSectionsClickable(True)
+            widget.setHorizontalHeader(header)
+        if class_name == "QComboBox":
+            widget.lineEdit = lambda: _line_edit(widget)
         return widget
+
+
+def _line_edit(box: QtWidgets.QComboBox) -> QtWidgets.QLineEdit | None:
+    """The line of an editable combo box, as PythonQt gives it."""
+    edit = QtWidgets.QComboBox.lineEdit(box)
+    if edit is not None and not isinstance(edit, pythonqt(QtWidgets.QLineEdit)):
+        box.setLineEdit(pythonqt(QtWidgets.QLineEdit)(box))
+        edit = QtWidgets.QComboBox.lineEdit(box)
+    return edit
 
 
 # --- slicer.parameterNodeWrapper

@@ -17,9 +17,15 @@ SLICES_SHOWN = 5
 
 
 def organ_rows(segmentation: "Segmentation", labels: Sequence["Segment"]) -> Rows:
-    """Return volume in ml, mean confidence and least certain slices of every organ."""
+    """Return volume in ml, mean confidence and the slices to check of every organ."""
     from SRCSMSegmenterLib.components import label_counts
+    from SRCSMSegmenterLib.slices_to_check import slices_to_check
 
+    thickness = float(segmentation.labels.geometry.spacing[2])
+    listed = {
+        label.value: slices_to_check(dict(segmentation.least_certain[label.value]), thickness)
+        for label in labels
+    }
     array, voxel_ml = segmentation.labels.array, segmentation.labels.geometry.voxel_ml
     voxels = label_counts(array, 1 + max(label.value for label in labels))
     return [
@@ -31,6 +37,7 @@ def organ_rows(segmentation: "Segmentation", labels: Sequence["Segment"]) -> Row
             "least_certain_slices": [
                 {"k": k, "uncertainty_mm": uncertainty}
                 for k, uncertainty in segmentation.least_certain[label.value]
+                if k in listed[label.value]
             ],
         }
         for label in labels

@@ -24,6 +24,10 @@ MISSED_SLICES = 20
 """The first box of a missed organ reaches over one of so many slices to both sides."""
 
 
+FLAT = 2.0
+"""Voxels; an ROI that is thinner was drawn in one slice view."""
+
+
 class PointPrompt(NamedTuple):
     """A point in a slice that SAM is given beside the box.
 
@@ -327,3 +331,28 @@ def missed_organ_block(grid: SliceGrid, slice_index: int) -> Box3D:
     box = Box(columns / 3, rows / 3, columns * 2 / 3, rows * 2 / 3)
     reach = max(1, grid.count // MISSED_SLICES)
     return grid.block(box, max(0, slice_index - reach), min(grid.count - 1, slice_index + reach))
+
+
+def thickened(block: Box3D, grid: SliceGrid) -> Box3D:
+    """Return a block that was drawn in one slice view, with a size in every direction.
+
+    Slicer gives an ROI that is drawn in a slice view hardly any thickness across it. A block of one
+    slice reaches over as many slices as `missed_organ_block`; one that was drawn across the slices
+    becomes as wide as it is high, or as high as it is wide.
+    """
+    lower, upper = list(block.lower), list(block.upper)
+    length = np.subtract(upper, lower)
+    reach = max(1, grid.count // MISSED_SLICES)
+    if length[grid.axis] < FLAT:
+        lower[grid.axis] -= reach
+        upper[grid.axis] += reach
+    for axis, other in (
+        (grid.row_axis, grid.column_axis),
+        (grid.column_axis, grid.row_axis),
+    ):
+        if length[axis] < FLAT <= length[other]:
+            spacing = grid.geometry.spacing
+            more = (length[other] * spacing[other] / spacing[axis] - length[axis]) / 2
+            lower[axis] -= more
+            upper[axis] += more
+    return Box3D(tuple(lower), tuple(upper))

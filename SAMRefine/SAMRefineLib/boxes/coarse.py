@@ -111,6 +111,22 @@ def is_uncertain(mask: np.ndarray) -> bool:
     return certain_share(mask) < CERTAIN_SHARE
 
 
+def least_certain_slices(coarse: Patch, grid: SliceGrid) -> list[int]:
+    """List the slices that show an organ, the least certain first; none of a bool mask.
+
+    The uncertainty of a slice is that of `decision`: the voxels that are expected to be wrong, over
+    the root of those that are expected to show the organ.
+    """
+    if coarse.mask.dtype == bool or not coarse.mask.size:
+        return []
+    stack = np.moveaxis(coarse.mask, 2 - grid.axis, 0)
+    shown = np.array([image.sum(dtype=np.float64) for image in stack])
+    wrong = np.array([np.minimum(image, 1 - image).sum(dtype=np.float64) for image in stack])
+    there = np.flatnonzero(shown)
+    order = np.argsort(-wrong[there] / np.sqrt(shown[there]), kind="stable")
+    return [int(k) + coarse.first[2 - grid.axis] for k in there[order]]
+
+
 class CoarseMask:
     """A coarse mask, its largest component, and the slices that show it.
 

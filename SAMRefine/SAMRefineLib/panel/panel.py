@@ -216,6 +216,17 @@ class RefinePanel(CommonPanel):
         """Return the name of the organ to be added; "" if none is given."""
         return self.ui.newOrganComboBox.currentText.strip()
 
+    def clear_new_organ(self) -> None:
+        """Forget the name of the organ that was added."""
+        box = self.ui.newOrganComboBox
+        with quiet(box):
+            box.setCurrentIndex(-1)
+            box.setEditText("")
+
+    def tick_column(self, column: int) -> str | None:
+        """Return the attribute that all organs of a column can be ticked for; None for others."""
+        return TICKS.get(column) if column in (SHOW, USE) else None
+
     # the slice
 
     def show_slice(self, slice_index: int, grid: SliceGrid, organ: OrganState | None) -> None:
@@ -290,8 +301,8 @@ def refined_text(organs: Sequence[OrganState]) -> str:
     """Summarise the refinement of some organs."""
     reasons = [reason for organ in organs for reason in organ.report.kept.values()]
     slices = sum(organ.report.boxes for organ in organs)
-    text = _("SAM redrew {organs} in {n} slices.").format(
-        organs=", ".join(readable(organ.name) for organ in organs), n=slices
+    text = _("SAM redrew {organs} in {slices}.").format(
+        organs=", ".join(readable(organ.name) for organ in organs), slices=_slices(slices)
     )
     return f"{text} {_kept_text(reasons)}".strip()
 
@@ -327,9 +338,13 @@ def _kept_text(reasons: Sequence[str]) -> str:
     if not reasons:
         return ""
     counts = ", ".join(f"{reason} ({n})" for reason, n in Counter(reasons).most_common())
-    return _("The coarse outline stayed in {n} slices: {reasons}.").format(
-        n=len(reasons), reasons=counts
+    return _("The coarse outline stayed in {slices}: {reasons}.").format(
+        slices=_slices(len(reasons)), reasons=counts
     )
+
+
+def _slices(count: int) -> str:
+    return _("1 slice") if count == 1 else _("{n} slices").format(n=count)
 
 
 def _card_text(card: SamCard) -> str:

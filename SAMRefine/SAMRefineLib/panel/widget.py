@@ -4,11 +4,10 @@
 `panel` shows the state, the session changes the scene, and a worker process computes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import qt
 import slicer
@@ -16,7 +15,8 @@ from slicer.i18n import tr as _
 
 from SRCSMSegmenterLib.errors import Cancelled, SRCSMError
 from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
-from SRCSMSegmenterLib.panel.waiting import waiting
+from SRCSMSegmenterLib.panel.waiting import waiting, waiting_each
+from SRCSMSegmenterLib.scene import views
 
 from ..boxes.boxes import SliceGrid
 from ..refine.client import RefineRun
@@ -25,6 +25,7 @@ from ..refine.saved_state import state_from_json
 from ..scene.box_editor import BOXES, VOLUME
 from ..scene.outlines import SEGMENTATION
 from ..scene.roi_views import drawn_roi
+from ..scene.segments import segmentation_on
 from ..scene.session import RefineSession
 from ..scene.slice_views import align_views
 from .buttons import connect_buttons, show_buttons
@@ -34,7 +35,8 @@ from .sam_chooser import SamChooser
 from .shortcuts import Shortcuts
 from .texts import axis_text, grid_warnings, lacking_volume, missed_organ_names, organ_help
 
-T = TypeVar("T")
+STATUS_MS = 5000
+"""Milliseconds for which the status bar shows what was refined."""
 
 
 class RefineWidget(ModuleWidget):
@@ -70,7 +72,9 @@ class RefineWidget(ModuleWidget):
         self.sams = SamChooser(self.panel, self.onSamPicked)
         ui.organTable.connect("itemChanged(QTableWidgetItem*)", self.onOrganTicked)
         ui.organTable.connect("itemSelectionChanged()", self.onOrganChosen)
+        ui.organTable.horizontalHeader().connect("sectionClicked(int)", self.onColumnClicked)
         ui.newOrganComboBox.connect("editTextChanged(QString)", self.onOrganNamed)
+        ui.newOrganComboBox.lineEdit().connect("returnPressed()", self.onOrganEntered)
         connect_buttons(self)
         self.begin()
 
@@ -90,11 +94,11 @@ class RefineWidget(ModuleWidget):
         self.sams.refresh()
         super().enter()
         parameters = self._parameterNode
-        volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-        scalar = [node for node in volumes if node.GetClassName() == "vtkMRMLScalarVolumeNode"]
-        if scalar and parameters.inputVolume is None:
-            parameters.inputVolume = scalar[0]
-            parameters.segmentation = _segmentation_of(scalar[0])
+        if parameters.inputVolume is None and (volume := views.shown_volume()) is not None:
+            parameters.inputVolume = volume
+            parameters.segmentation = segmentation_on(volume)
+        if self.session is not None:
+            self.session.set_visible(True)
         self.shortcuts.install()
 
     def exit(self) -> None:
@@ -102,6 +106,7 @@ class RefineWidget(ModuleWidget):
         self.shortcuts.remove()
         if self.session is not None:
             self.session.live = self.session.ahead = False
+            self.session.set_visible(False)
         super().exit()
 
     def forget(self) -> None:
@@ -131,6 +136,7 @@ class RefineWidget(ModuleWidget):
         """Follow the parameter node, and show the state."""
         if self._parameterNode is None:
             return
+        self.watchVolume(self._parameterNode.inputVolume)  # whose voxels may come after it
         if self.session is not None and not self._fits(self.session):
             self.closeSession()
         if self.session is None:
@@ -173,7 +179,8 @@ class RefineWidget(ModuleWidget):
     def _use(self, session: RefineSession) -> None:
         self.session, self._result = session, ""
         session.changed, session.message = self.show, self.panel.show_message
-        session.aside = _drawing
+        session.outlines.aside = waiting_each(_("Drawing the organs"))
+        views.show_volume(session.volumeNode)
 
     def _configure(self) -> None:
         """Give the session what was chosen in the panel."""
@@ -307,7 +314,23 @@ class RefineWidget(ModuleWidget):
         """Add a missed organ, in the ROI that the user drew if there is one."""
         with self._errors_shown():
             label = self.session.add_organ(self.panel.new_organ(), roi=drawn_roi())
+            self.panel.clear_new_organ()  # a second click is not a second organ
             self._parameterNode.organ = label
+        self._show_buttons()
+
+    def onOrganEntered(self) -> None:
+        """Add the organ when Enter is pressed behind its name."""
+        if self.ui.addOrganButton.enabled:
+            self.onAddOrgan()
+
+    def onColumnClicked(self, column: int) -> None:
+        """Tick all organs in a column of ticks, or none if all of them are ticked."""
+        if self.session is None or (name := self.panel.tick_column(column)) is None:
+            return
+        set_one = {"shown": self.session.set_shown, "enabled": self.session.set_enabled}[name]
+        ticked = not all(getattr(organ, name) for organ in self.session.organs)
+        for organ in self.session.organs:
+            set_one(organ.label, ticked)
 
     def onAddBox(self) -> None:
         """Add a box in this slice."""
@@ -348,6 +371,7 @@ class RefineWidget(ModuleWidget):
             refined = [o for o in run.session.organs if o.label in run.labels and o.report]
             self._result = " ".join([refined_text(refined), *run.messages])
             self.panel.log(self._result)
+            slicer.util.showStatusMessage(self._result, STATUS_MS)
         elif run.error.kind == "Cancelled":
             self.panel.log(str(run.error))
         else:
@@ -367,19 +391,3 @@ class RefineWidget(ModuleWidget):
     def onAddToTrainingSet(self) -> None:
         """Add the segmentation to a dataset that networks are trained on."""
         self.addToTrainingSet(self.session.segmentationNode, self.session.volumeNode)
-
-
-def _drawing(function: Callable[[], T], done: float | None = None) -> T:
-    """Run a function aside, with a dialog if it takes long; see `Aside`."""
-    with waiting(_("Drawing the organs")) as aside:
-        return aside(function, done)
-
-
-def _segmentation_of(
-    volume: "slicer.vtkMRMLScalarVolumeNode",
-) -> "slicer.vtkMRMLSegmentationNode | None":
-    """Return the first segmentation that was drawn on a volume."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume:
-            return node
-    return None

@@ -81,6 +81,7 @@ class OrganState:
         mask_prompt, keep_unboxed: see `refiner.OrganPrompt`.
         undecided: True if the network is so uncertain of the organ that SAM has to choose its
             automatic boxes (`box_selection`), and has not done so yet.
+        doubtful: indices of the slices of which the network was least certain, these first.
         result: the last result by slice index, `patches.packed`; slices without the organ are left
             out. None if it is unknown, as it is not saved.
     """
@@ -98,6 +99,7 @@ class OrganState:
     mask_prompt: bool = True
     keep_unboxed: bool = True
     undecided: bool = False
+    doubtful: tuple[int, ...] = ()
     result: Mapping[int, bytes] | None = field(default=None, compare=False)
 
     @property

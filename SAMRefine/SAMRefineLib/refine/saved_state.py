@@ -53,8 +53,16 @@ class SavedState:
                 for k, some in organ.points.items()
             }
 
+        def doubtful(organ: OrganState) -> tuple[int, ...]:
+            return tuple(size - 1 - k for k in organ.doubtful) if axis == 2 else organ.doubtful
+
         organs = tuple(
-            replace(organ, frames=mirrored(organ.frames), points=points(organ))
+            replace(
+                organ,
+                frames=mirrored(organ.frames),
+                points=points(organ),
+                doubtful=doubtful(organ),
+            )
             for organ in self.organs
         )
         return replace(self, organs=organs, grid=SliceGrid(self.grid.geometry.mirrored(), axis))
@@ -83,6 +91,7 @@ def state_to_json(state: SavedState) -> str:
                 "mask_prompt": organ.mask_prompt,
                 "keep_unboxed": organ.keep_unboxed,
                 "undecided": organ.undecided,
+                "doubtful": list(organ.doubtful),
             }
             for organ in state.organs
         ],
@@ -148,4 +157,5 @@ def _organ(frames: KeyFrames, entry: Mapping[str, Any]) -> OrganState:
         *(bool(entry[name]) for name in ("shown", "enabled", "kept", "changed")),
         entry["report"] and Report.from_json(entry["report"]),
         *(bool(entry[name]) for name in ("mask_prompt", "keep_unboxed", "undecided")),
+        tuple(int(k) for k in entry.get("doubtful", ())),  # older versions had none
     )

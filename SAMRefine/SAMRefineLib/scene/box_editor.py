@@ -9,25 +9,25 @@ in a node of its own. Main thread only.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import slicer
 import vtk
 
 from SRCSMSegmenterLib.errors import PromptError
-from SRCSMSegmenterLib.scene.aside import Aside
 from SRCSMSegmenterLib.terminology import segment_for
 
-from ..boxes.boxes import Box, Box3D, missed_organ_block
+from ..boxes.boxes import Box, Box3D, missed_organ_block, thickened
 from ..boxes.key_frames import KeyFrames
 from ..refine.answers import result_masks
 from ..refine.organ_state import OrganState
 from ..refine.saved_state import SavedState, state_to_json
+from .changes import VoxelChange
+from .differences import different_slices
 from .edit_history import EditHistory
 from .observers import Observers, remove_node
 from .outlines import SEGMENTATION, Outlines
 from .point_views import PointViews
 from .roi_views import BoxListener, BoxViews, read_block
-from .segments import patch_slices, uncertain_slices
+from .segments import all_slices, uncertain_slices
 from .slice_views import jump_to
 
 BOXES = "SRCSM.Boxes"
@@ -51,6 +51,7 @@ class BoxEditor:
         message: callback, called with sentences for the user.
         closed: True after `close` or the removal of a node it needs; then nothing has an effect.
         history: organs and their undo history.
+        outlines: the segments.
         points: the lists of points.
         views: the ROIs.
         observers: what is observed.
@@ -65,8 +66,8 @@ class BoxEditor:
         self.changed: Callable[[], None] = lambda: None
         self.message: Callable[[str], None] = lambda text: None
         self.closed = False
-        self._outlines = Outlines(node, self.grid)
-        self.history = EditHistory(saved.organs, self._outlines)
+        self.outlines = Outlines(node, self.grid)
+        self.history = EditHistory(saved.organs, self.outlines)
         self._highest = saved.highest
         self._active = saved.organs[0].label if saved.organs else None
         self._saved: tuple | None = None
@@ -79,15 +80,6 @@ class BoxEditor:
         self.observers.add(scene, scene.NodeRemovedEvent, self._on_removed)
         self.observers.add(scene, scene.StartCloseEvent, lambda *_: self.close())
         self.observers.add(scene, scene.StartSaveEvent, lambda *_: self.read_boxes())
-
-    @property
-    def aside(self) -> Aside:
-        """A way to run what takes long; in scripts it is `directly`."""
-        return self._outlines.aside
-
-    @aside.setter
-    def aside(self, aside: Aside) -> None:
-        self._outlines.aside = aside
 
     # state
 
@@ -210,8 +202,9 @@ class BoxEditor:
             PromptError: the box lies outside the volume.
         """
         self.read_boxes()
+        placed = roi is not None or block is not None
         if roi is not None:
-            block = read_block(roi, self.volumeNode, self.grid.geometry)
+            block = thickened(read_block(roi, self.volumeNode, self.grid.geometry), self.grid)
         elif block is None:
             block = missed_organ_block(self.grid, self.slice)
         frames = KeyFrames.drawn(name, self._highest + 1, block, self.grid)
@@ -223,7 +216,8 @@ class BoxEditor:
         id = next(id for id in (name, f"{name}_{frames.label}") if id not in taken)
         self._active = frames.label
         organ = OrganState(frames, id, color, result={})
-        self._change((*self.organs, organ), [organ])
+        # A box that the user has still to move is not redrawn.
+        self._change((*self.organs, organ), [organ] if placed else [])
         return frames.label
 
     def remove_organ(self, label: int) -> None:
@@ -246,17 +240,13 @@ class BoxEditor:
             PromptError: there is no coarse mask.
         """
         organ = self.organ(label)
-        coarse = self._outlines.coarse_mask(organ)
+        coarse = self.outlines.coarse_mask(organ)
         if coarse is None:
             raise PromptError(f'There is no coarse mask of "{organ.name}".')
         if keep == organ.kept:
             return
         self.read_boxes()
-        empty = np.zeros(self.grid.shape, bool)
-        masks = dict.fromkeys(range(self.grid.count), empty) | dict(
-            patch_slices(coarse(), self.grid)
-        )
-        organ = self.organ(label)
+        organ, masks = self.organ(label), all_slices(coarse(), self.grid)
         if not keep and organ.result is not None:
             masks = result_masks(organ.result, self.grid)
         kept = replace(organ, kept=keep)
@@ -279,12 +269,12 @@ class BoxEditor:
         """Undo the last edit, with what was redrawn because of it."""
         self.read_boxes()
         if self.can_undo:
-            self._returned(self.history.undo())
+            self._return(self.history.undo, self.history.steps.present.changes)
 
     def redo(self) -> None:
         """Redo the edit that was undone last."""
         if self.can_redo:
-            self._returned(self.history.redo())
+            self._return(self.history.redo, self.history.steps.future[0].changes)
 
     def _returned(self, mask_threshold: float | None) -> None:
         """Follow the history to another state, and its mask threshold if it has one."""
@@ -292,11 +282,21 @@ class BoxEditor:
             self.settings = replace(self.settings, mask_threshold=mask_threshold)
         self._update()
 
+    def _return(self, go: Callable[[], float | None], changes: Sequence[VoxelChange]) -> None:
+        """Undo or redo a step with some changes, and show what it is about."""
+        before = self.organs
+        self._returned(go())
+        slices = different_slices(before, self.organs, changes, 2 - self.grid.axis)
+        if slices and self._active not in slices:
+            self.active = min(slices)
+        if slices and self.slice not in slices[self._active]:
+            self.jump(min(slices[self._active], key=lambda k: abs(k - self.slice)))
+
     def _change(self, organs: tuple[OrganState, ...], edited: Sequence[OrganState] = ()) -> None:
         """Record other organs, some of which were edited."""
         self.history.record(organs)
         self._on_edits(edited)
-        self._outlines.sync(self.organs)
+        self.outlines.sync(self.organs)
         self._update()
 
     def _amend(self, organ: OrganState) -> None:
@@ -305,6 +305,11 @@ class BoxEditor:
         self._update()
 
     # navigation
+
+    def set_visible(self, visible: bool) -> None:
+        """Show or hide all boxes and points, such as while another module is open."""
+        self.views.set_visible(visible)
+        self.points.set_visible(visible)
 
     def jump(self, slice_index: int) -> None:
         """Show a slice in all views, centred on the active organ."""
@@ -326,11 +331,11 @@ class BoxEditor:
     @property
     def before_shown(self) -> bool:
         """True if the coarse masks are shown in place of the segments."""
-        return self._outlines.before_shown
+        return self.outlines.before_shown
 
     def show_before(self, show: bool) -> None:
         """Show the coarse masks in place of the segments, or these again; no voxel changes."""
-        if self._outlines.show_before(show, self.organs):
+        if self.outlines.show_before(show, self.organs):
             self.changed()
 
     # the scene
@@ -381,14 +386,12 @@ class BoxEditor:
         """Follow another slice that is shown."""
         self.changed()
 
-    # for subclasses
-
     def _on_edits(self, organs: Sequence[OrganState]) -> None:
         """Follow an edit of organs, before it is shown."""
 
     def _proceed(self) -> None:
         """Go on after every change, before `changed` is called."""
-        self._outlines.renew_surfaces()
+        self.outlines.renew_surfaces()
 
     def _stop(self) -> None:
         """End what runs, when the boxes are closed."""

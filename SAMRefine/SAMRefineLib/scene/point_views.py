@@ -61,6 +61,12 @@ class PointViews:
             self._shown = points
             self._fill()
 
+    def set_visible(self, visible: bool) -> None:
+        """Show or hide the lists."""
+        for node in self._nodes.values():
+            if node.GetScene() is not None and node.GetDisplayNode() is not None:
+                node.GetDisplayNode().SetVisibility(visible)
+
     def node(self, positive: bool) -> slicer.vtkMRMLMarkupsFiducialNode:
         """Return a list to place points in, those in the organ or those outside."""
         node = self._nodes.get(positive)

@@ -97,6 +97,7 @@ class BoxViews:
 
     Attributes:
         slice: index of the slice that is shown.
+        visible: False if all boxes are hidden (`set_visible`).
         observers: what is observed.
     """
 
@@ -123,7 +124,7 @@ class BoxViews:
         self._blocks: dict[slicer.vtkMRMLMarkupsROINode, Box3D] = {}  # as shown
         self._bounds: dict[int, slicer.vtkMRMLMarkupsROINode] = {}
         self._slice_boxes: dict[int, slicer.vtkMRMLMarkupsROINode] = {}
-        self._busy = False
+        self._busy, self.visible = False, True
         self.observers = Observers()
         for view in slice_views():
             self._observe_view(view)
@@ -153,6 +154,12 @@ class BoxViews:
                 self._show_slice_box(organ)
         finally:
             self._busy = False
+
+    def set_visible(self, visible: bool) -> None:
+        """Show or hide all boxes, whatever each organ says."""
+        if visible != self.visible:
+            self.visible = visible
+            self.show(self._organs.values(), self._active)
 
     def bound(self, label: int) -> slicer.vtkMRMLMarkupsROINode | None:
         """Return the ROI around an organ."""
@@ -247,7 +254,7 @@ class BoxViews:
         views = [id for id, along in self._along.items() if along == flat]
         if not flat:
             views += [view.GetID() for view in slicer.util.getNodesByClass("vtkMRMLViewNode")]
-        display.SetVisibility(visible and bool(views or not self._along))
+        display.SetVisibility(self.visible and visible and bool(views or not self._along))
         display.SetVisibility3D(not flat)
         display.SetViewNodeIDs(views)  # an empty list means all views
         display.EndModify(modifying)

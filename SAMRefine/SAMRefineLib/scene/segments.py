@@ -14,10 +14,11 @@ from SRCSMSegmenterLib.scene.aside import Aside, directly
 from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
 from SRCSMSegmenterLib.scene.probabilities import probabilities
+from SRCSMSegmenterLib.slices_to_check import slices_to_check
 from SRCSMSegmenterLib.terminology import readable, segment_for, terminology_entry
 
 from ..boxes.boxes import SliceGrid
-from ..boxes.coarse import BOX_CONFIDENCE, is_uncertain
+from ..boxes.coarse import BOX_CONFIDENCE, is_uncertain, least_certain_slices
 from ..boxes.key_frames import KeyFrames
 from ..boxes.patches import NOTHING, Block, Patch, around, moved, packed_slices, shown_block
 from ..refine.acceptance import NO_BOX
@@ -29,6 +30,16 @@ DRAWN = "SRCSM.Drawn"
 
 DRAWN_PROBABILITY = 0.2
 """Voxels of a segment with a smaller probability were drawn by hand."""
+
+
+def segmentation_on(
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+) -> slicer.vtkMRMLSegmentationNode | None:
+    """Return the first segmentation that was drawn on a volume; None if there is none."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume_node:
+            return node
+    return None
 
 
 def segment_ids(
@@ -102,6 +113,7 @@ class CoarseSegment:
             coarse=bool(result),
             keep_unboxed=given,
             undecided=not given and is_uncertain(coarse.mask),
+            doubtful=tuple(slices_to_check(least_certain_slices(coarse, grid), grid.thickness)),
             result=result,
         )
 
@@ -144,6 +156,12 @@ def patch_slices(mask: Patch, grid: SliceGrid) -> Iterator[tuple[int, np.ndarray
         yield k, whole
 
 
+def all_slices(mask: Patch, grid: SliceGrid) -> dict[int, np.ndarray]:
+    """Return all slices of a patch, bool (rows, columns) by slice index."""
+    empty = np.zeros(grid.shape, bool)
+    return dict.fromkeys(range(grid.count), empty) | dict(patch_slices(mask, grid))
+
+
 def organ_tag(node: slicer.vtkMRMLSegmentationNode, id: str) -> str:
     """Return SRCSMSegmenter's name of a segment's organ; "" if the segment is not its own."""
     segment = node.GetSegmentation().GetSegment(id)
@@ -153,15 +171,18 @@ def organ_tag(node: slicer.vtkMRMLSegmentationNode, id: str) -> str:
 def uncertain_slices(
     node: slicer.vtkMRMLSegmentationNode, organ: OrganState, grid: SliceGrid
 ) -> list[int]:
-    """List slices in which SAM's mask was rejected, or the network was least certain."""
+    """List slices in which SAM's mask was rejected, or the network was least certain.
+
+    They lie apart (`slices_to_check`). Along K they are those of the table of measures.
+    """
     kept = organ.report.kept if organ.report else {}
-    slices = {k for k, reason in kept.items() if reason != NO_BOX}
+    rejected = sorted(k for k, reason in kept.items() if reason != NO_BOX)
+    doubtful = slices_to_check(organ.doubtful, grid.thickness)
     tag = organ_tag(node, organ.segment)
-    if grid.axis == 2:
-        for measure in measures(node):
-            if measure.name == readable(tag or ""):
-                slices |= {k for k, _ in measure.least_certain}
-    return sorted(slices)
+    for measure in measures(node) if grid.axis == 2 else ():
+        if measure.name == readable(tag or ""):
+            doubtful = slices_to_check([k for k, _ in measure.least_certain], grid.thickness)
+    return sorted(slices_to_check([*rejected, *doubtful], grid.thickness, None))
 
 
 def new_segmentation(

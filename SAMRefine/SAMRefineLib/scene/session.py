@@ -159,7 +159,7 @@ class RefineSession(BoxEditor):
             self.run.cancel()
 
     def _send(self, request: Request, callbacks: Callbacks) -> RefineRun:
-        coarse = self._outlines.coarse_probabilities
+        coarse = self.outlines.coarse_probabilities
         return self._requests.send(request, self.settings, coarse, callbacks, self)
 
     def _take_result(self, run: RefineRun) -> None:
@@ -178,7 +178,7 @@ class RefineSession(BoxEditor):
         """
         asked = self._adopt_choices(run)
         organs = self.organs
-        organs, masks = self.aside(lambda: with_results(organs, asked, run, slice_index))
+        organs, masks = self.outlines.aside(lambda: with_results(organs, asked, run, slice_index))
         self.history.place(organs, masks, self.settings.neighbours, amend=amend)
 
     def _adopt_choices(self, run: RefineRun) -> list[OrganState]:

@@ -19,6 +19,7 @@ from ..blocks import ProbabilityBlock
 from ..errors import BundleError, VolumeError
 from ..geometry import Geometry, Volume
 from ..models.catalogue import find_model, read_card
+from ..slices_to_check import slices_to_check
 from ..terminology import readable
 from ..worker.client import Job, Reply, WorkerError
 from ..worker.protocol import as_worker_error
@@ -246,7 +247,7 @@ def as_result(reply: Reply, geometry: Geometry, settings: dict) -> Result:
                 tuple(label["color"]),
                 label["terminology"],
                 values["volumes_ml"][label["name"]],
-                tuple((k, mm) for k, mm in values["least_certain"][label["name"]]),
+                _to_check(values["least_certain"][label["name"]], geometry),
             )
             for label in labels
         ),
@@ -291,3 +292,12 @@ def absent_note(result: Result) -> list[str]:
     """Write which organs were not found; nothing if all were."""
     names = [readable(organ.name) for organ in result.organs if organ.volume_ml == 0]
     return [f"Not found: {', '.join(names)}."] if names else []
+
+
+def _to_check(
+    ranked: Sequence[tuple[int, float]], geometry: Geometry
+) -> tuple[tuple[int, float], ...]:
+    """Choose the slices to check among all, (k, uncertainty in mm), the least certain first."""
+    uncertainty = dict(ranked)
+    chosen = slices_to_check(uncertainty, float(geometry.spacing[2]))
+    return tuple((k, uncertainty[k]) for k in chosen)
