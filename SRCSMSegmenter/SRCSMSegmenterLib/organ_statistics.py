@@ -10,6 +10,7 @@ import numpy as np
 
 from .atomic import atomic_write
 from .geometry import Geometry, Volume
+from .slices_to_check import slices_to_check
 from .terminology import Segment
 
 COLUMNS = (
@@ -18,8 +19,6 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of the table: `frame` counts the volumes of a 4-D scan from 0 and is empty for others;
 slices are numbers k from 0, the least certain first."""
-
-SLICES_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class OrganStatistics:
         mean, sd: of the scan's intensities within the organ.
         extent: mm along right-left, anterior-posterior and superior-inferior, from the outer edges
             of its voxels.
-        least_certain: slices k, the least certain first.
+        least_certain: slices k to check (`slices_to_check`), the least certain first.
     """
 
     label: int
@@ -55,7 +54,7 @@ def organ_statistics(
         labels: on the same grid.
         least_certain: label -> (slice k, uncertainty in mm), the least certain first.
     """
-    rows = []
+    rows, thickness = [], float(labels.geometry.spacing[2])
     for segment in segments:
         mask = labels.array == segment.value
         inside = scan.array[mask]
@@ -67,7 +66,7 @@ def organ_statistics(
                 float(inside.mean(dtype=np.float64)) if inside.size else None,
                 float(inside.std(dtype=np.float64)) if inside.size else None,
                 _extent(mask, labels.geometry) if inside.size else None,
-                tuple(k for k, _ in least_certain.get(segment.value, ())),
+                tuple(slices_to_check(dict(least_certain.get(segment.value, ())), thickness)),
             )
         )
     return rows
@@ -98,7 +97,7 @@ def write_statistics(path: Path, scan: str, frames: Sequence[Sequence[OrganStati
 def _cells(row: OrganStatistics) -> list[str]:
     numbers = (row.volume_ml, row.mean, row.sd, *(row.extent or (None, None, None)))
     written = ["" if number is None else f"{number:.3f}" for number in numbers]
-    slices = " ".join(map(str, row.least_certain[:SLICES_LISTED]))
+    slices = " ".join(map(str, row.least_certain))
     return [str(row.label), row.name, *written, slices]
 
 
