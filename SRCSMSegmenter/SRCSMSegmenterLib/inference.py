@@ -32,7 +32,7 @@ from .field_of_view import (
 from .geometry import Geometry, GridSpec, Volume, as_volume, require_patient_scale
 from .intensity import IntensityRule
 from .label_probabilities import LabelProbabilities
-from .modality import CT_BELOW, doubts, guess_modality
+from .modality import CT_BELOW, doubts, guess_modality, part_below
 from .models.bundle import ModelBundle, load_bundle
 from .network import UNet
 from .organ_positions import Kept, keep_likeliest_component
@@ -182,8 +182,8 @@ def _network_intensities(
     if modality is None:
         modality = guess_modality(volume.array)
         messages.append(
-            f"Taken for {modality}: the minimum is {volume.array.min():g}, and only CT reaches "
-            f"below {CT_BELOW}."
+            f"Taken for {modality}: {part_below(volume.array):.0%} of its voxels are below "
+            f"{CT_BELOW}, of CT it is a large part."
         )
     messages += doubts(modality, volume.array)
     own_rule = replace(bundle.description.rule, modality=modality)

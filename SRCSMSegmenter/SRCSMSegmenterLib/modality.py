@@ -8,8 +8,9 @@ import numpy as np
 from .geometry import Volume
 
 CT_BELOW = -100
-"""A scan of unknown modality with lower intensities is taken for CT: air is -1000 HU, and MR with
-negative voxels (resampled by others) does not reach so far below 0."""
+LEAST_BELOW = 0.01
+"""A scan of unknown modality is taken for CT if this part of its voxels is below `CT_BELOW`: air is
+-1000 HU and fat about -100. MR that others resampled has negative voxels too, but few."""
 
 SOFT_TISSUE = (-300, 400)
 """HU of fat, organs and vessels with contrast agent."""
@@ -30,8 +31,13 @@ _MR = re.compile(
 
 
 def guess_modality(array: np.ndarray) -> str:
-    """Guess the modality of raw intensities: CT if the minimum is below `CT_BELOW`, else MR."""
-    return "CT" if array.min() < CT_BELOW else "MR"
+    """Guess the modality of raw intensities: CT if enough of them are below `CT_BELOW`, else MR."""
+    return "CT" if part_below(array) >= LEAST_BELOW else "MR"
+
+
+def part_below(array: np.ndarray) -> float:
+    """Return the part of raw intensities that is below `CT_BELOW`, by a sample of a large scan."""
+    return float((_sample(array) < CT_BELOW).mean())
 
 
 def modality_of(volume: Volume, given: str | None = None) -> str:
@@ -57,7 +63,7 @@ def doubts(modality: str, array: np.ndarray) -> list[str]:
         return [f"MR with negative intensities (down to {low:g}): was it rescaled?"] * (low < 0)
     if low >= CT_BELOW:
         return [f"CT without air (the minimum is {low:g}): are these Hounsfield units?"]
-    sample = array[tuple(slice(None, None, max(1, n // 64)) for n in array.shape)]
+    sample = _sample(array)
     tissue = (sample > SOFT_TISSUE[0]) & (sample < SOFT_TISSUE[1])
     if sample.size > 2 and tissue.mean() < LEAST_TISSUE:
         return [
@@ -69,8 +75,16 @@ def doubts(modality: str, array: np.ndarray) -> list[str]:
 
 def contradiction(modality: str, array: np.ndarray) -> str | None:
     """Word how raw intensities contradict a modality; None if they do not."""
-    guess, low = guess_modality(array), float(array.min())
+    guess = guess_modality(array)
     if guess == modality:
         return None
-    what = f"no voxel is below {CT_BELOW}" if guess == "MR" else f"voxels reach down to {low:g}"
+    what = (
+        f"hardly a voxel is below {CT_BELOW}"
+        if guess == "MR"
+        else f"{part_below(array):.0%} of its voxels are below {CT_BELOW}"
+    )
     return f"taken for {modality}, although {what}."
+
+
+def _sample(array: np.ndarray) -> np.ndarray:
+    return array[tuple(slice(None, None, max(1, n // 64)) for n in array.shape)]

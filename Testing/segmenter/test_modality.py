@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from SRCSMSegmenterLib.geometry import Geometry, Volume
-from SRCSMSegmenterLib.modality import contradiction, doubts, modality_of, named_modality
+from SRCSMSegmenterLib.modality import (
+    contradiction,
+    doubts,
+    guess_modality,
+    modality_of,
+    named_modality,
+)
 
 CT, MR = np.array([-1000, 40, 300]), np.array([0, 40, 300])
 
@@ -31,8 +37,8 @@ def test_a_channels_name_means_a_modality_or_none(modality, names):
     [
         ("CT", CT, None),
         ("MR", MR, None),
-        ("CT", MR, "taken for CT, although no voxel is below -100"),
-        ("MR", CT, "taken for MR, although voxels reach down to -1000"),
+        ("CT", MR, "taken for CT, although hardly a voxel is below -100"),
+        ("MR", CT, "taken for MR, although 33% of its voxels are below -100"),
     ],
 )
 def test_a_name_that_the_images_contradict_is_told(modality, array, why):
@@ -46,6 +52,14 @@ def test_the_modality_that_is_given_counts_more_than_the_files_and_the_files_mor
     assert modality_of(volume, "CT") == "CT"
     assert modality_of(volume) == "MR"
     assert modality_of(Volume(volume.array, grid)) == "CT"
+
+
+def test_a_few_voxels_far_below_zero_are_not_ct():
+    array = np.full((10, 10, 10), 300)
+    array[0, 0, :9] = -1000
+    assert guess_modality(array) == "MR"
+    array[0, 1, 0] = -1000
+    assert guess_modality(array) == "CT"
 
 
 def test_intensities_that_are_not_those_of_their_modality_are_doubted():

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import slicer
 
 from SRCSMSegmenterLib.errors import VolumeError
@@ -97,7 +96,7 @@ class Requests:
         """Return what opens the volume, with modality and SAM filled in."""
         modality = settings.modality or dicom_modality(self._volume)
         if modality not in ("CT", "MR"):
-            modality = guess_modality(np.array(self._volume.GetImageData().GetScalarRange()))
+            modality = guess_modality(slicer.util.arrayFromVolume(self._volume))
         sam = absolute(settings.sam) or default_for(modality)
         return opening(replace(settings, modality=modality, sam=sam))
 

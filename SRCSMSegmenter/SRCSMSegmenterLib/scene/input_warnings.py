@@ -41,7 +41,9 @@ def input_warnings(
     node = nodes.frame_node(volume_node, frame)
     geometry, image = nodes.node_geometry(node), node.GetImageData()
     low, high = image.GetScalarRange()
-    modality = modality or dicom_modality(volume_node) or guess_modality(np.array(low))
+    modality = (
+        modality or dicom_modality(volume_node) or guess_modality(slicer.util.arrayFromVolume(node))
+    )
     warnings = []
     if high - low < FEW_INTENSITIES and "float" not in image.GetScalarTypeAsString():
         warnings.append(f"The volume has only {high - low + 1:.0f} intensities; is it a label map?")

@@ -110,7 +110,7 @@ def test_images_that_contradict_the_channels_name_are_told(folder):
     describe(folder, channel_names={"0": "CT"})
     write(folder / "imagesTr/b_0000.nii.gz", np.abs(image_array()))
     assert check_dataset(read_dataset(folder)) == [
-        "b: taken for CT, although no voxel is below -100."
+        "b: taken for CT, although hardly a voxel is below -100."
     ]
 
 
