@@ -48,3 +48,11 @@ def stem(path: str | Path) -> str:
     """Return the name of a file or folder without the ending that tells its format."""
     name = own_name(path)
     return name[: len(name) - len(ending(name))]
+
+
+def case_name(path: str | Path) -> str:
+    """Return the stem of a scan without nnU-Net's number of the first channel.
+
+    nnU-Net names the label map of CASE_0000.nii.gz CASE.nii.gz.
+    """
+    return stem(path).removesuffix("_0000") or stem(path)

@@ -6,7 +6,15 @@ import sys
 
 import pytest
 
-from SRCSMSegmenterLib.endings import LABELS, READABLE, SEGMENTATION, WRITABLE, ending, stem
+from SRCSMSegmenterLib.endings import (
+    LABELS,
+    READABLE,
+    SEGMENTATION,
+    WRITABLE,
+    case_name,
+    ending,
+    stem,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +54,15 @@ def test_what_is_written_can_be_read():
 def test_endings_need_no_package():
     code = "import sys, SRCSMSegmenterLib.endings; print('numpy' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("imagesTs/ct_01_0000.nii.gz", "ct_01"),
+        ("ct_0000_b.mha", "ct_0000_b"),
+        ("_0000.nii", "_0000"),
+    ],
+)
+def test_a_case_is_named_as_nnunet_names_its_label_map(path, name):
+    assert case_name(path) == name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from SRCSMSegmenterLib.endings import READABLE, ending, stem
+from SRCSMSegmenterLib.endings import READABLE, case_name, ending
 from SRCSMSegmenterLib.errors import ConfigError
 
 Item = TypeVar("Item")
@@ -53,7 +53,7 @@ def find_scans(paths: Sequence[Path], results: Sequence[Path] = ()) -> list[Foun
                     f"{path} is searched for scans; write the results to another folder."
                 )
             inside = [_inside(path, found) for found in _search(path, set(written))]
-        scans += inside or [FoundScan(path, stem(path))]
+        scans += inside or [FoundScan(path, case_name(path))]
     return scans
 
 
@@ -88,7 +88,7 @@ def own_device(name: str) -> str:
 
 def _inside(folder: Path, path: Path) -> FoundScan:
     """Name a scan that was found in a folder."""
-    return FoundScan(path, (path.parent.relative_to(folder) / stem(path)).as_posix())
+    return FoundScan(path, (path.parent.relative_to(folder) / case_name(path)).as_posix())
 
 
 def _search(folder: Path, passed_over: set[Path]) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.modality import contradiction, modality_of
+from SRCSMSegmenterLib.schema import convert
+from SRCSMSegmenterLib.texts import is_name
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 MOST_LABELS = 255
@@ -58,7 +61,8 @@ def read_dataset(folder: Path | str, split: str = "Tr") -> Dataset:
     neither CT nor MR.
 
     Args:
-        folder: an nnU-Net raw dataset with `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`.
+        folder: an nnU-Net raw dataset with `imagesTr/CASE_0000.nii.gz`, `labelsTr/CASE.nii.gz`, or
+            with the training cases' paths under "dataset" in `dataset.json`.
         split: "Tr", or "Ts" for `imagesTs` and, if it exists, `labelsTs`.
 
     Raises:
@@ -170,8 +174,12 @@ def _error(dataset: Dataset, faults: list[str]) -> DatasetError:
 
 def _scan(folder: Path, split: str) -> tuple[Dataset, list[str]]:
     """Read `dataset.json` and the file names; return the dataset and their faults."""
-    description, faults = describe(read_description(folder))
-    cases, file_faults = _list_cases(folder, split, description.ending)
+    content = read_description(folder)
+    description, faults = describe(content)
+    if split == "Tr" and "dataset" in content:
+        cases, file_faults = _named_cases(folder, content["dataset"])
+    else:
+        cases, file_faults = _list_cases(folder, split, description.ending)
     count = description.training_cases
     if split == "Tr" and count is not None and count != len(cases):
         file_faults.append(f"dataset.json promises {count} training cases, found {len(cases)}.")
@@ -195,6 +203,35 @@ def _modality_of(case: Case, channel: str) -> tuple[str, str]:
         f"The channel {channel!r} means neither CT nor MR; by its first image the dataset is taken "
         f"for {modality}."
     )
+
+
+def _named_cases(folder: Path, entries: Any) -> tuple[list[Case], list[str]]:  # noqa: ANN401
+    """Return the cases that nnU-Net's entry "dataset" names, wherever they lie, and faults.
+
+    Args:
+        entries: case -> {"images": [path], "label": path}; paths are absolute, or start from the
+            dataset's folder.
+    """
+    try:
+        named = convert(entries, dict[str, dict[str, Any]], "dataset.json: dataset", DatasetError)
+    except DatasetError as error:
+        return [], [str(error)]
+    cases, faults = [], []
+    for name, entry in sorted(named.items()):
+        images, label = entry.get("images"), entry.get("label")
+        paths = [*images, label] if isinstance(images, list) else []
+        fits = is_name(name) and own_name(name) == name
+        if not fits or len(paths) != 2 or not all(isinstance(p, str) for p in paths):
+            faults.append(
+                f'dataset.json: dataset: {name!r} needs {{"images": [one path], "label": path}} '
+                "and a name on one line, without slashes."
+            )
+            continue
+        missing = [f"{name}: {path} is missing." for path in paths if not (folder / path).is_file()]
+        faults += missing
+        if not missing:
+            cases.append(Case(name, folder / paths[0], folder / paths[1]))
+    return cases, faults
 
 
 def _list_cases(folder: Path, split: str, ending: str) -> tuple[list[Case], list[str]]:

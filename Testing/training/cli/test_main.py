@@ -288,8 +288,8 @@ def test_a_bad_scan_does_not_keep_the_others_from_being_segmented(
     printed = capsys.readouterr()
     assert [("error" in result) for result in json.loads(printed.out)["scans"]] == [0, 1, 0]
     assert str(bad) in printed.err
-    written = ["0000.seg.nrrd", "0000_confidence.nii.gz"]
-    expected = [*(f"{case}_{name}" for case in "ab" for name in written), "segmented.jsonl"]
+    written = [".seg.nrrd", "_confidence.nii.gz"]  # as nnU-Net names label maps, without _0000
+    expected = [*(f"{case}{name}" for case in "ab" for name in written), "segmented.jsonl"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == expected
 
 
@@ -368,7 +368,7 @@ def test_an_unexpected_error_of_one_scan_does_not_stop_the_rest(
     assert run("segment", *scans, "-o", tmp_path / "out") == 1
     printed = capsys.readouterr().err
     assert f"{scans[0]}: Unexpected ArithmeticError: a bug" in printed
-    assert (tmp_path / "out" / scans[1].name).exists()
+    assert (tmp_path / "out" / "b.nii.gz").exists()
 
 
 def garbage(folder, datasets):

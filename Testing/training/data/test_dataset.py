@@ -344,3 +344,41 @@ def test_the_development_datasets_pass_without_a_warning(data_folder):
         "Dataset203": ("MR", 3, 4),
         "Dataset301": ("MR", 1, 3),
     }
+
+
+def elsewhere(folder, **changes):
+    """The cases of a dataset named by dataset.json, the files of one outside the folder."""
+    (folder / "imagesTr" / "b_0000.nii.gz").rename(folder.parent / "scan_b.nii.gz")
+    cases = {
+        "b": {"images": [str(folder.parent / "scan_b.nii.gz")], "label": "labelsTr/b.nii.gz"},
+        "a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"},
+    }
+    describe(folder, dataset=cases | changes)
+
+
+def test_cases_are_read_where_dataset_json_says(folder):
+    elsewhere(folder)
+    cases = read_dataset(folder).cases
+    assert [case.name for case in cases] == ["a", "b"]
+    assert cases[1].image == folder.parent / "scan_b.nii.gz"
+    assert cases[1].labels == folder / "labelsTr" / "b.nii.gz"
+    assert check_dataset(read_dataset(folder)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"a": {"images": ["imagesTr/x.nii.gz"], "label": "labelsTr/a.nii.gz"}},
+            "x.nii.gz is miss",
+        ),
+        ({"a": {"images": ["x", "y"], "label": "z"}}, "'a' needs"),
+        ({"a": {"images": ["x"]}}, "'a' needs"),
+        ({"../a": {"images": ["x"], "label": "z"}}, "'../a' needs .* without slashes"),
+        ({"a": 3}, "dataset.json: dataset"),
+    ],
+)
+def test_an_entry_that_does_not_fit_is_a_fault(folder, changes, message):
+    elsewhere(folder, **changes)
+    with pytest.raises(DatasetError, match=message):
+        read_dataset(folder)
