@@ -114,13 +114,11 @@ def slice_axes(cases: Sequence[Case], axis: str) -> dict[str, str]:
     if axis != "auto":
         return {case.name: axis for case in cases}
     scans = {case.name: read_volume(case.image).geometry for case in cases}
-    own = {name: scan.slice_axis for name, scan in scans.items()}
-    if len(set(own.values())) == 1:  # oblique slices may lie across any direction
-        return {name: "IJK"[axis] for name, axis in own.items()}
-    towards = [int(np.argmax(abs(scan.direction[:, own[name]]))) for name, scan in scans.items()]
-    ((chosen, _),) = Counter(towards).most_common(1)
+    normals = np.array([scan.direction[:, scan.slice_axis] for scan in scans.values()])
+    # Of all scans' normals the one that agrees best with the others, which may be oblique.
+    chosen = normals[abs(normals @ normals.T).sum(axis=1).argmax()]
     return {
-        name: "IJK"[int(np.argmax(abs(scan.direction[chosen])))] for name, scan in scans.items()
+        name: "IJK"[int(abs(scan.direction.T @ chosen).argmax())] for name, scan in scans.items()
     }
 
 

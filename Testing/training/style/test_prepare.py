@@ -12,7 +12,7 @@ from SRCSMSegmenterLib.volume_io import write_volume
 AXIAL = np.diag([-1.0, -1.0, 5.0])
 AXIAL_AS_STORED_BY_OTHERS = AXIAL[:, [2, 0, 1]]  # slices lie across I
 CORONAL = np.diag([-1.0, -5.0, 1.0])
-OBLIQUE = np.array([[-1.0, 0, 3.6], [0, -1.0, 0], [0, 0, 3.4]])
+OBLIQUE = np.array([[-0.8, 0, 3.0], [0, -1.0, 0], [0.6, 0, 4.0]])  # by 37 degrees
 
 
 @pytest.mark.parametrize(
