@@ -30,6 +30,8 @@ def add(commands: options.Commands) -> None:
         commands,
         "refine",
         "let SAM redraw organs within boxes",
+        "Boxes are used as in Slicer: of automatic boxes that nobody edited SAM may choose others\n"
+        "if the coarse organ is uncertain, and slices without one are left empty.\n"
         "The coarse mask is kept in slices whose SAM mask is rejected; the command names these\n"
         "slices. Without --coarse, SAM's masks are kept. Research use only, not for diagnosis.",
         "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.seg.nrrd\n"
