@@ -19,6 +19,7 @@ from .endings import LABELS, SEGMENTATION, WRITABLE, ending
 from .errors import VolumeError
 from .geometry import Geometry, Volume
 from .terminology import Segment, readable, terminology_entry
+from .texts import UNSHOWN
 
 FLIP_XY = np.diag([-1.0, -1.0, 1.0, 1.0])
 """LPS <-> RAS."""
@@ -55,6 +56,12 @@ def write(path: Path, volume: Volume, fields: dict[str, str]) -> None:
     suffix = ending(path)
     if suffix not in LABELS:
         raise VolumeError(f"{path} cannot be written: end it with one of {', '.join(WRITABLE)}.")
+    for text in fields.values():
+        if UNSHOWN.search(text):
+            raise VolumeError(
+                f"{path} could not be written: the name {text!r} has line breaks or other signs "
+                "that end a line of its header; rename the label."
+            )
     with _writing(path) as temporary:
         if suffix in (".nrrd", SEGMENTATION):
             _write_nrrd(temporary, volume, fields)

@@ -718,3 +718,14 @@ def test_a_single_volume_is_a_single_frame(tmp_path):
     write_volume(tmp_path / "scan.nrrd", scan)
     (found,) = read_frames(tmp_path / "scan.nrrd").volumes
     assert_same(found, scan)
+
+
+@pytest.mark.parametrize(
+    "name", ["liver\n\nx", "liver\nsizes: 1 1 1", "liver\rSegment0_LabelValue:=9", "\ud800", "a\0"]
+)
+def test_a_name_that_would_break_the_header_is_refused(tmp_path, name):
+    path = tmp_path / "a.seg.nrrd"
+    labels = Volume(np.ones((2, 2, 2), np.uint8), Geometry((2, 2, 2), np.eye(4)))
+    with pytest.raises(VolumeError, match=r"a\.seg\.nrrd could not be written: the name"):
+        write_labels(path, labels, [segment_for(name, 1)])
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user is told of an error, and the exit code for it."""
 
+import os
+import re
+
 from SRCSMSegmenterLib.errors import (
     BundleError,
     Cancelled,
@@ -12,8 +15,12 @@ from SRCSMSegmenterLib.errors import (
     SRCSMError,
     VolumeError,
 )
+from SRCSMSegmenterLib.texts import shown
 
 from .console import INTERRUPTED
+
+LINE_BREAK = re.compile(r"\n(?!- )")
+"""A line break in an error, unless an item of a list follows."""
 
 EXIT_CODES = (
     (ConfigError, 2),
@@ -46,9 +53,12 @@ def exit_code(error: Exception) -> int:
 def sentence(error: Exception) -> str:
     """Return what the user is told of an error."""
     if isinstance(error, SRCSMError):
-        return _shortened(str(error))
+        return _shortened(LINE_BREAK.sub(r"\\n", str(error)))
     if isinstance(error, OSError) and error.filename:
-        return f"Cannot use {error.filename} ({error.strerror}); is it there, writable, not full?"
+        name = shown(os.fsdecode(error.filename))
+        return f"Cannot use {name} ({error.strerror}); is it there, writable, not full?"
+    if isinstance(error, OSError) and error.strerror:
+        return f"A file cannot be read or written ({error.strerror}); is there space on the disk?"
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         extra = next((extra for extra, names in EXTRAS.items() if package in names), None)

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from .console import INTERRUPTED
 from .failures import exit_code, sentence
+from .terminal import lenient_output
 
 COMMANDS = (
     "segment", "boxes", "refine", "prepare-data", "train", "train-sam", "evaluate", "match",
@@ -48,7 +49,11 @@ Research use only, not for diagnosis.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (`HELP` lists them)."""
-    arguments = make_parser().parse_args(argv)
+    with lenient_output():
+        return _run(make_parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         return command_module(arguments.command).run(arguments)
     except KeyboardInterrupt:

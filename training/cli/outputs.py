@@ -3,7 +3,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from SRCSMSegmenterLib import endings
@@ -39,6 +39,7 @@ def output_files(
         ConfigError: unsupported ending, or a file would be overwritten.
         OutputError: the folder cannot be written to.
     """
+    check_name(output)
     if len(scans) > 1 or output.is_dir() or not output.suffix:
         names = names or [endings.stem(scan) for scan in scans]
         files = [output / f"{name}{ending}" for name in names]
@@ -54,8 +55,19 @@ def output_files(
         if path.resolve() in used:
             raise ConfigError(f"{path} would be overwritten; choose another output.")
         used.add(path.resolve())
+        check_name(path)
     check_writable(files[0].parent)
     return files
+
+
+def check_name(path: Path) -> None:
+    """Check before the work that a disk takes a name, which may be too long.
+
+    Raises:
+        OutputError: it does not.
+    """
+    with report_os_errors(path), suppress(FileNotFoundError):
+        path.lstat()
 
 
 def make_folder(folder: Path) -> None:

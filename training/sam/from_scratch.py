@@ -20,6 +20,7 @@ from SAMRefineLib.sam.models import SMALL, SamModel, save_sam
 from SAMRefineLib.sam.pixels import SRCSM, PixelRule, to_pixels
 from SAMRefineLib.sam.small_sam import SmallSamConfig, build_small_sam
 from SRCSMSegmenterLib.endings import own_name
+from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import GridSpec
 
 from ..augment.random_convolution import MODES, random_convolution
@@ -37,6 +38,10 @@ from .prompts import PromptConfig, draw_prompts
 from .tiles import BoxConfig, TileConfig, Tiles, draw_tiles
 
 SLICES = GridSpec((1, 1, 1), (1.0, 1.0, 1.0), axes="slices")
+
+
+LARGEST_TILES = 4
+"""Side of the largest tiles of whole slices, in sides of the other tiles."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class SamConfig:
 
     def __post_init__(self) -> None:
         one_of("random_convolution", self.random_convolution, MODES)
+        side, canvas, window = self.tiles.side, self.network.canvas, self.network.window
+        largest = LARGEST_TILES * side if self.tiles.whole_slices else side
+        if largest > canvas or side % window:
+            raise ConfigError(
+                f"tiles.side, {side}, needs a network.canvas of {largest} pixels or more, not "
+                f"{canvas}, and a network.window that divides it, not {window}."
+            )
 
 
 def run_sam_training(

@@ -17,6 +17,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from SRCSMSegmenterLib.devices import DTYPES
+from SRCSMSegmenterLib.errors import ConfigError
 
 from .base import BaseModel
 from .config import SamplingConfig
@@ -108,12 +109,25 @@ def as_pictures(output: torch.Tensor) -> np.ndarray:
 
 
 def token_ids(base: BaseModel, prompts: Sequence[str]) -> torch.Tensor:
-    """Tokenise prompts: (N, tokens) int64; longer ones are cut."""
+    """Tokenise prompts: (N, tokens) int64.
+
+    Raises:
+        ConfigError: a prompt is longer than the text encoder takes.
+    """
+    most = min(base.tokenizer.model_max_length, base.text_encoder.config.max_position_embeddings)
+    for prompt, tokens in zip(
+        prompts, base.tokenizer(list(prompts), verbose=False).input_ids, strict=True
+    ):
+        if len(tokens) > most:
+            kept = base.tokenizer.decode(tokens[: most - 1], skip_special_tokens=True)
+            raise ConfigError(
+                f'The prompt "{prompt}" has {len(tokens)} tokens, the text encoder takes {most}; '
+                f'shorten it, all after "{kept}" would be lost.'
+            )
     return base.tokenizer(
         list(prompts),
         padding="max_length",
-        max_length=base.tokenizer.model_max_length,
-        truncation=True,
+        max_length=most,
         return_tensors="pt",
     ).input_ids
 

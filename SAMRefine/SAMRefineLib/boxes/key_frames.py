@@ -15,6 +15,7 @@ import numpy as np
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.texts import UNSHOWN
 
 from .boxes import AXES, Box, Box3D, SliceGrid
 from .coarse import boxes_from_coarse, boxes_from_patch
@@ -324,13 +325,18 @@ def boxes_from_json(text: str, source: str = "This text") -> tuple[KeyFrames, ..
     try:
         grid = content["grid"]
         slices = SliceGrid(Geometry.from_json(grid), list(AXES).index(grid["axis"]))
-        return tuple(frames_from_json(entry, slices) for entry in content["organs"])
+        organs = tuple(frames_from_json(entry, slices) for entry in content["organs"])
     except KeyError as error:
         raise PromptError(f"{source} lacks {error}; save the boxes again.") from error
     except (PromptError, VolumeError) as error:
         raise PromptError(f"{source} cannot be used: {error}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise PromptError(f"{source} is damaged ({error}); save the boxes again.") from error
+    if odd := [organ.name for organ in organs if UNSHOWN.search(organ.name)]:
+        raise PromptError(f"{source}: {odd[0]!r} is no name of an organ; write it on one line.")
+    if len({organ.label for organ in organs}) < len(organs):
+        raise PromptError(f"{source} has two organs of one label; give each its own.")
+    return organs
 
 
 def frames_from_json(entry: Mapping[str, Any], grid: SliceGrid) -> KeyFrames:

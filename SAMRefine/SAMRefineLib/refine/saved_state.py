@@ -129,7 +129,14 @@ def state_from_json(text: str, source: str = "This text") -> SavedState:
             **{OLD_SETTINGS.get(name, name): chosen for name, chosen in content["settings"].items()}
         )
         return SavedState(organs, grid, settings, max(content["highest"], 0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise PromptError(f"{source} holds no boxes that can be read ({error!r}).") from error
 
 

@@ -70,7 +70,7 @@ def read_sam_card(folder: Path) -> SamCard:
         raise BundleError(
             f"The folder {folder} holds no SAM of this program ({reason}); choose another."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
             f"The folder {folder} holds a damaged SAM ({SAM_CONFIG}: {error}); choose another."
         ) from error

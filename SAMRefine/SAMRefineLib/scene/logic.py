@@ -196,16 +196,19 @@ def refine(
         VolumeError: the volume was changed.
         WorkerError: with `wait`, why it failed; its `remedy` tells what to do.
     """
-    labels = {organ.name: organ.label for organ in session.organs}
     if organs is not None:
-        unknown = [organ for organ in organs if organ not in (*labels, *labels.values())]
-        if unknown:
-            raise PromptError(
-                f"There are no boxes of {unknown[0]}; there are of {', '.join(labels)}."
-            )
-        organs = [labels.get(organ, organ) for organ in organs]
+        organs = [label for organ in organs for label in _labels_of(session, organ)]
     run = session.refine(organs, progress, log, done)
     return run.wait() if wait else run
+
+
+def _labels_of(session: RefineSession, organ: str | int) -> list[int]:
+    """Return the labels of the organs of a name, of which there may be several, or one label."""
+    found = [each.label for each in session.organs if organ in (each.name, each.label)]
+    if not found:
+        names = ", ".join(dict.fromkeys(each.name for each in session.organs))
+        raise PromptError(f"There are no boxes of {organ}; there are of {names}.")
+    return found
 
 
 def _axis(axis: str | int | None, geometry: Geometry) -> int:

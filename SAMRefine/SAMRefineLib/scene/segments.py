@@ -60,10 +60,11 @@ def segment_ids(
         return ids
     chosen = []
     for organ in organs:
-        id = organ if organ in ids else segmentation.GetSegmentIdBySegmentName(organ)
-        if not id:
+        named = [id for id in ids if segmentation.GetSegment(id).GetName() == organ]
+        found = [organ] if organ in ids else named  # two segments may have one name
+        if not found:
             raise PromptError(f'The segmentation "{node.GetName()}" has no segment "{organ}".')
-        chosen.append(id)
+        chosen += [id for id in found if id not in chosen]
     return chosen
 
 

@@ -68,7 +68,7 @@ def read_card(folder: Path) -> ModelCard:
             ),
             tuple(map(float, ours["grid"]["spacing"])),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
             f"{folder} is no model folder of this program ({METADATA}: {error}); choose another."
         ) from error

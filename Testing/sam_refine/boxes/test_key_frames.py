@@ -428,3 +428,16 @@ def test_a_file_with_a_fault_is_refused_with_its_reason(change, message):
 def test_other_text_is_refused(text):
     with pytest.raises(PromptError, match="boxes"):
         boxes_from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"name": "a\n\nb"}, "is no name"), ({"value": 2}, "two organs of one label")],
+)
+def test_names_and_labels_that_cannot_be_written_are_refused(change, said):
+    grid = SliceGrid(Geometry((4, 4, 4), np.eye(4)), 2)
+    organs = [KeyFrames(name, n, grid, {1: Box(0, 0, 2, 2)}) for n, name in ((1, "a"), (2, "b"))]
+    content = json.loads(boxes_to_json(organs))
+    content["organs"][0] |= change
+    with pytest.raises(PromptError, match=said):
+        boxes_from_json(json.dumps(content))

@@ -6,6 +6,7 @@ Its SAM (picture_sam.py) finds what looks like the middle of its box.
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import picture_sam
@@ -24,10 +25,12 @@ from SAMRefineLib.refine.refiner import Refiner
 from SAMRefineLib.refine.saved_state import state_from_json
 from SAMRefineLib.sam import prediction
 from SAMRefineLib.sam.models import load_sam
+from SAMRefineLib.scene import logic
 from SAMRefineLib.scene.box_editor import BOXES
 from SAMRefineLib.scene.logic import boxes, open_boxes, refine, saved_boxes
 from SAMRefineLib.scene.requests import TASKS
 from SAMRefineLib.scene.roi_views import BOUND, read_block, show_block
+from SAMRefineLib.scene.segments import segment_ids
 from SAMRefineLib.scene.session import sessions
 from SAMRefineLib.scene.slice_views import align_views
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
@@ -1159,3 +1162,25 @@ def test_a_scripts_last_change_of_an_roi_is_saved(session):
     saved = state_from_json(session.node.GetParameter(BOXES))
     assert saved.organs[0].frames.bounds3d().upper[0] == pytest.approx(33, abs=1e-3)
     assert json.loads(session.node.GetParameter(BOXES))["version"] == 2
+
+
+def test_two_organs_of_one_name_are_both_meant():
+    organs = [SimpleNamespace(name=name, label=label) for label, name in enumerate("aba", 1)]
+    session = SimpleNamespace(organs=organs)
+    assert logic._labels_of(session, "a") == [1, 3]
+    assert logic._labels_of(session, 2) == [2]
+    with pytest.raises(PromptError, match="no boxes of c; there are of a, b"):
+        logic._labels_of(session, "c")
+
+
+def test_two_segments_of_one_name_are_both_found():
+    segments = {"s1": "a", "s2": "b", "s3": "a"}
+    segmentation = SimpleNamespace(
+        GetSegmentIDs=lambda: list(segments),
+        GetSegment=lambda id: SimpleNamespace(GetName=lambda: segments[id]),
+    )
+    node = SimpleNamespace(GetSegmentation=lambda: segmentation, GetName=lambda: "node")
+    assert segment_ids(node, ["a"]) == ["s1", "s3"]
+    assert segment_ids(node, ["s3", "a", "b"]) == ["s3", "s1", "s2"]
+    with pytest.raises(PromptError, match="no segment"):
+        segment_ids(node, ["c"])

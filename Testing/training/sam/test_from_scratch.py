@@ -20,7 +20,14 @@ from SAMRefineLib.sam.pixels import SRCSM
 from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.cli import main as cli
 from srcsm_training.engine.checkpoint import CheckpointError
-from srcsm_training.engine.config import CasesConfig, Recipe, ScansConfig, to_dict, write_yaml
+from srcsm_training.engine.config import (
+    CasesConfig,
+    Recipe,
+    ScansConfig,
+    to_dict,
+    with_overrides,
+    write_yaml,
+)
 from srcsm_training.engine.limits import Limits
 from srcsm_training.sam import decoder, from_scratch, layout
 from srcsm_training.sam.box_network import prompted_loss, true_box_dice
@@ -384,3 +391,19 @@ def test_edges_move_outwards_within_what_is_shown(folder, sam_folder):
     assert edges[:, 2].max() > 17.5
     assert edges[:, 0].min() == 0
     assert Prompts(torch.tensor(edges)).boxes.shape == (400, 4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["network.canvas=64", "network.window=32"],
+        ["network.canvas=256"],
+        ["tiles.side=96"],
+        ["tiles.side=256"],
+    ],
+)
+def test_tiles_that_do_not_fit_the_canvas_are_refused(overrides):
+    with pytest.raises(ConfigError, match=r"tiles\.side.*network\.canvas"):
+        with_overrides(SamConfig(), overrides)
+    fitting = ["tiles.side=256", "tiles.whole_slices=0"]
+    assert with_overrides(SamConfig(), fitting).tiles.side == 256

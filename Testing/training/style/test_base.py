@@ -287,3 +287,12 @@ def test_the_card_names_slices_and_licence(saved, tmp_path):
     assert hashlib.sha256((slices.folder / "manifest.json").read_bytes()).hexdigest() in card
     assert load_base(str(tmp_path / "base"), say=style_tiny.silent).licence == LICENCE
     assert not [p for p in (tmp_path / "base").iterdir() if p.name.endswith((".tmp", ".old"))]
+
+
+def test_a_prompt_that_the_text_encoder_would_cut_is_refused(saved):
+    base = load_base(str(saved), say=lambda line: None)
+    most = base.text_encoder.config.max_position_embeddings
+    fitting = "a" * (most - 2)
+    assert token_ids(base, ["a", fitting]).shape == (2, most)
+    with pytest.raises(ConfigError, match=f"has {most + 1} tokens, the text encoder takes {most}"):
+        token_ids(base, [f"{fitting}b"])
