@@ -11,6 +11,9 @@ from .blocks import Block, block_around, block_within
 from .geometry import Geometry
 from .label_probabilities import PLAUSIBLE, LabelProbabilities
 
+SEPARATION = 10.0
+"""mm between the slices that are listed first: neighbours show the same uncertain rim."""
+
 SLAB = 8
 """Slices of the scan decided at a time."""
 
@@ -65,7 +68,8 @@ def decide(
         labels[region] = winner.cpu().numpy()
     area = np.linalg.norm(np.cross(scan.affine[:3, 0], scan.affine[:3, 1]))
     least_certain = {
-        label: _ranked(wrong[label] * area, expected[label] * area) for label in range(1, classes)
+        label: _ranked(wrong[label] * area, expected[label] * area, scan.spacing[2])
+        for label in range(1, classes)
     }
     return Decision(labels, known.on_cpu(), least_certain)
 
@@ -80,8 +84,19 @@ def _boxes_in(boxes: dict[int, Block], slab: slice) -> dict[int, Block]:
     return cut
 
 
-def _ranked(wrong: np.ndarray, expected: np.ndarray) -> list[tuple[int, float]]:
+def _ranked(wrong: np.ndarray, expected: np.ndarray, spacing: float) -> list[tuple[int, float]]:
+    """Rank the slices of a label; see `inference.Segmentation.least_certain`.
+
+    Args:
+        wrong, expected: (slices,) areas in mm².
+        spacing: of the slices in mm.
+    """
     there = np.flatnonzero(expected)
     uncertainty = wrong[there] / np.sqrt(expected[there])
     order = np.argsort(-uncertainty, kind="stable")
-    return [(int(there[n]), float(uncertainty[n])) for n in order]
+    ranked = [(int(there[n]), float(uncertainty[n])) for n in order]
+    first: list[tuple[int, float]] = []
+    for one in ranked:
+        if all(abs(one[0] - k) * spacing >= SEPARATION for k, _ in first):
+            first.append(one)
+    return [*first, *(one for one in ranked if one not in first)]

@@ -70,8 +70,9 @@ class Segmentation:
         mean_confidence: of the voxels of each label that has any.
         probabilities: of each label, interpolated when asked for; 0 beyond the box in which the
             label is plausible.
-        least_certain: per label, (slice k, uncertainty), the least certain slice first, of all
-            slices in which the label is plausible. The uncertainty is the area expected to be
+        least_certain: per label, (slice k, uncertainty) of all slices in which the label is
+            plausible: the least certain ones that are `decision.SEPARATION` apart first, then the
+            others, either in the order of their uncertainty. That is the area expected to be
             labelled wrongly, sum of min(p, 1 - p) over the slice, divided by the square root of
             the label's expected area, sum of p: about the width in mm of its uncertain rim, so
             large and small cross-sections compare, and a faint, missed organ comes first.

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SRCSMSegmenterLib.decision import decide
+from SRCSMSegmenterLib.decision import SEPARATION, decide
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.label_probabilities import PLAUSIBLE, LabelProbabilities, label_boxes
 from SRCSMSegmenterLib.resampling import index_map, look_up, points, sample
@@ -79,6 +79,24 @@ def test_least_certain_slices_count_every_plausible_voxel(seed):
             assert slices[k] == pytest.approx(
                 float(wrong[k] * np.sqrt(area) / sums[k].sqrt()), rel=1e-3, abs=1e-4
             )
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_slices_listed_first_are_apart_and_every_slice_is_listed_once(seed):
+    decision = decide(*blobs(seed))
+    spacing = blobs(seed)[3].spacing[2]
+    for ranked in decision.least_certain.values():
+        slices = [k for k, _ in ranked]
+        assert len(set(slices)) == len(slices)
+        first = []
+        for k in slices:
+            if any(abs(k - other) * spacing < SEPARATION for other in first):
+                break
+            first.append(k)
+        for k, value in ranked[len(first) :]:  # each is too near to a less certain one
+            near = [mm for other, mm in ranked[: len(first)] if abs(k - other) * spacing < 10.0]
+            assert max(near) >= value
 
 
 def test_a_label_that_is_nowhere_plausible_has_no_box():
