@@ -301,8 +301,8 @@ def test_the_least_certain_slices_come_first_with_their_uncertainty():
     found = plain(volume, a_bundle(SAME)).least_certain
     area = 6 * 5 * 2.0 * 3.0
     uncertainty = np.minimum(p, 1 - p) * area / np.sqrt(p * area)
-    # The liver wins in slice 0 alone; in slices 2 and 3 it is plausible and does not win. Slice 2 is
-    # less certain than slice 0, but nearer to slice 3 than 10 mm.
+    # The liver wins in slice 0 alone; in slices 2 and 3 it is plausible and does not win. Slice 2
+    # is less certain than slice 0, but nearer to slice 3 than 10 mm.
     assert [k for k, _ in found[1]] == [3, 0, 2]
     assert [k for k, _ in found[2]] == [3]
     for label in (1, 2):
