@@ -166,11 +166,6 @@ class ModelBundle:
         if any(n % d for n, d in zip(size, divisor, strict=True)):
             raise BundleError(f"The window {size} is not a multiple of the network's {divisor}.")
         self.unet()
-        if odd := [name for name, value in self.weights.items() if not value.isfinite().all()]:
-            raise BundleError(
-                f"{len(odd)} of {len(self.weights)} weights, such as {odd[0]}, are not finite; the "
-                "training failed, take another model."
-            )
 
     def identify(self) -> dict[str, str]:
         """Return the name, the version and the identity, which names one exact network."""
@@ -210,8 +205,10 @@ def save_bundle(folder: Path, bundle: ModelBundle, card: str) -> str:
     if folder.exists() and not is_bundle(folder) and not is_empty(folder):
         raise BundleError(f"{folder} exists and is no model folder; choose another name.")
     weights = {name: value.half().contiguous() for name, value in bundle.weights.items()}
-    if not all(value.isfinite().all() for value in weights.values()):
-        raise BundleError("Weights are too large for float16; train with a lower learning rate.")
+    before = bundle.weights.values()
+    for given, stored in zip(before, weights.values(), strict=True):
+        if given.isfinite().all() and not stored.isfinite().all():
+            raise BundleError("Weights are too large for float16; lower the learning rate.")
     files = {
         METADATA: to_json(_metadata(bundle)),
         INFERENCE: to_json(inference_config()),
@@ -246,12 +243,22 @@ def load_bundle(model: str | Path) -> ModelBundle:
             _description(metadata),
             _network(network),
             SourceHistogram.from_dict(histogram),
-            {name: value.float() for name, value in load_tensors(files[WEIGHTS]).items()},
+            _finite(load_tensors(files[WEIGHTS])),
             _offsets(files.get(OFFSETS)),
             sha256(files[SUMS]),
         )
     except (SRCSMError, SafetensorError, ValueError) as error:
         raise BundleError(f"The model folder {folder} cannot be used: {error}") from error
+
+
+def _finite(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Convert weights to float32, if they are numbers."""
+    if odd := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise BundleError(
+            f"{len(odd)} of {len(weights)} weights, such as {odd[0]}, are not finite; the training "
+            "failed, take another model."
+        )
+    return {name: value.float() for name, value in weights.items()}
 
 
 def verify_bundle(folder: Path) -> list[str]:
