@@ -35,15 +35,11 @@ from .label_probabilities import LabelProbabilities
 from .modality import CT_BELOW, doubts, guess_modality, part_below
 from .models.bundle import ModelBundle, load_bundle
 from .network import UNet
-from .organ_positions import Kept, keep_likeliest_component
+from .organ_positions import keep_likeliest_component
 from .resampling import index_map, points
 from .separable import sample_smoothed
 from .source_matching import matched_voxels
-from .terminology import readable
 from .window_blending import Triple, blend, window_slices
-
-LEAST_ML = 0.05
-"""Smaller pieces are left out without a word: they would be told as 0.0 ml."""
 
 OVERLAP = 0.5
 """Share of a window that its neighbours cover too, if one window does not suffice."""
@@ -149,7 +145,7 @@ def segment(
                 labels, probabilities.within, volume.geometry, bundle.offsets
             )
             probabilities = probabilities.without(kept.left_out)
-            messages += _messages_about_pieces(kept, bundle, volume.geometry)
+            messages += kept.messages(bundle.description.labels, volume.geometry.voxel_ml)
             means = kept.means
         else:
             means = probabilities.means(labels)
@@ -293,27 +289,6 @@ def _run_within_memory(run_input: _RunInput, device: torch.device, messages: lis
         # Out here the error is gone, and with it its hold on the tensors of the attempt.
         torch.cuda.empty_cache()
     raise DeviceError(f"Memory ran out on {place} too; free some, or crop the scan and try again.")
-
-
-def _messages_about_pieces(kept: Kept, bundle: ModelBundle, scan: Geometry) -> list[str]:
-    """Write which pieces were left out, and of which labels the largest was."""
-    names = {label.value: readable(label.name) for label in bundle.description.labels}
-    volumes = {
-        label: int(mask.sum()) * scan.voxel_ml for label, (_, mask) in sorted(kept.left_out.items())
-    }
-    removed = ", ".join(
-        f"{volume:.1f} ml of {names[label]}"
-        for label, volume in volumes.items()
-        if volume >= LEAST_ML
-    )
-    messages = [f"Pieces apart from the one kept were left out: {removed}."] if removed else []
-    if kept.smaller:
-        organs = ", ".join(names[label] for label in kept.smaller)
-        messages.append(
-            f"Not the largest piece was kept of {organs}, but the one that lies where that organ "
-            "does among the others; check it."
-        )
-    return messages
 
 
 def _mirrored_slices(

@@ -16,6 +16,7 @@ from .blocks import Block
 from .components import ConfidenceOf, LabelComponents, components
 from .errors import BundleError
 from .geometry import Geometry
+from .terminology import Segment, readable
 
 SCATTER = 15.0
 """Standard deviation in mm, along each axis, of the offsets that the training scans do not show."""
@@ -29,6 +30,9 @@ CANDIDATES = 6
 
 LEAST_SHARE = 0.02
 """Size of a candidate, at least, as a share of the largest component's."""
+
+LEAST_ML = 0.05
+"""Smaller pieces are left out without a word: they would be told as 0.0 ml."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,26 @@ class Kept:
     left_out: dict[int, tuple[Block, np.ndarray]]
     means: dict[int, float]
     smaller: tuple[int, ...] = ()
+
+    def messages(self, labels: Iterable[Segment], voxel_ml: float) -> list[str]:
+        """Write which pieces were left out, and of which labels the largest was."""
+        names = {label.value: readable(label.name) for label in labels}
+        volumes = {
+            label: int(mask.sum()) * voxel_ml for label, (_, mask) in sorted(self.left_out.items())
+        }
+        removed = ", ".join(
+            f"{volume:.1f} ml of {names[label]}"
+            for label, volume in volumes.items()
+            if volume >= LEAST_ML
+        )
+        messages = [f"Pieces apart from the one kept were left out: {removed}."] if removed else []
+        if self.smaller:
+            organs = ", ".join(names[label] for label in self.smaller)
+            messages.append(
+                f"Not the largest piece was kept of {organs}, but the one that lies where that "
+                "organ does among the others; check it."
+            )
+        return messages
 
 
 def keep_likeliest_component(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle
+from SRCSMSegmenterLib.organ_positions import Offset
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import segment_for
 
@@ -81,15 +82,17 @@ def make_bundle(
     rule: IntensityRule,
     progress: Progress,
     weights: Weights,
+    offsets: tuple[Offset, ...],
 ) -> ModelBundle:
-    """Put a trained network, its description and its source's histogram together.
+    """Put a trained network, its description and what was learned of its source together.
 
     Args:
         signature: with a name.
         progress, weights: of the end of the training.
+        offsets: between the organs of the training scans.
     """
     config, labels = run.config, run.labels
-    histogram = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
+    stored = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
     organs = ", ".join(label.replace("_", " ") for label in labels)
     description = Description(
         name=signature.name,
@@ -115,7 +118,8 @@ def make_bundle(
             "config": to_dict(config),
         },
     )
-    return ModelBundle(description, config.network, SourceHistogram.from_dict(histogram), weights)
+    histogram = SourceHistogram.from_dict(stored)
+    return ModelBundle(description, config.network, histogram, weights, offsets)
 
 
 def _input_of(rule: IntensityRule) -> str:

@@ -121,8 +121,7 @@ def run_training(
     def save(folder: Path) -> None:
         signed = replace(signature, name=signature.name or own_name(run.folder))
         offsets = learn_offsets(organ_centroids(cases[0], len(labels)))
-        bundle = make_bundle(signed, run, source, rule, progress, weights)
-        bundle = replace(bundle, offsets=offsets)
+        bundle = make_bundle(signed, run, source, rule, progress, weights, offsets)
         save_bundle(folder, bundle, model_card(bundle))
 
     return run.end(progress, run.folder / "model", save)
