@@ -30,7 +30,13 @@ class Extent:
 
 
 def otsu_threshold(array: np.ndarray) -> float:
-    """Compute Otsu's threshold on a histogram of 256 bins; `array` may have any shape."""
+    """Compute Otsu's threshold on a histogram of 256 bins; `array` may have any shape.
+
+    All voxels of an array without contrast, but for rounding, lie above its threshold.
+    """
+    low, high = float(array.min()), float(array.max())
+    if high - low <= max(1e-5 * abs(low), 1e-5 * abs(high), 1e-30):
+        return low - 0.5
     counts, edges = np.histogram(array, bins=256)
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)

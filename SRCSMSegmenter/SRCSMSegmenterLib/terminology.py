@@ -146,6 +146,12 @@ def segment_for(name: str, value: int) -> Segment:
     return Segment(name, value, color, terminology)
 
 
+def meaning(name: str) -> Terminology | tuple[str, ...]:
+    """Return what names of the same structure share: its term or, if it has none, its words."""
+    known = _BY_KEY.get(name_key(name))
+    return known[0] if known else name_key(name)
+
+
 def terminology_entry(segment: Segment) -> str:
     """Write the value of the segment tag `TerminologyEntry` as Slicer does.
 

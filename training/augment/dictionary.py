@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_numpy, convert_to_tensor
 
+from SRCSMSegmenterLib.errors import InputError
 from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
 from SRCSMSegmenterLib.source_matching import match_to_source
@@ -99,11 +100,17 @@ class SourceMatchd(MapTransform):
         """Return the dictionary with matched images, float32; their types and metadata stay.
 
         Raises:
+            InputError: several channels, which one histogram cannot match.
             VolumeError, SourceMatchingError: see `match_to_source`.
         """
         found = dict(data)
         for key in self.key_iterator(found):
             array = np.asarray(convert_to_numpy(found[key]))
+            if array.ndim > 3 and array.shape[0] != 1:
+                raise InputError(
+                    f"{key} has {array.shape[0]} channels (shape {array.shape}); match each as an "
+                    "image of its own, before they are joined."
+                )
             modality = self.modality or guess_modality(array)
             rule = replace(self.rule, modality=modality)
             matched = match_to_source(array, rule, self.histogram).astype(np.float32)

@@ -191,6 +191,7 @@ def evaluate_all(
     if arguments.model:
         bundle = load_bundle(find_model(arguments.model))
         named = {label.value: label.name for label in bundle.description.labels}
+        named = {dataset.name: named for dataset in datasets}
         methods.append((bundle.description.name, bundle, named))
     for name, folder in zip(names, arguments.predictions, strict=True):
         predictions = find_predictions(folder, datasets)
@@ -200,7 +201,8 @@ def evaluate_all(
         raise ConfigError(f"Two methods are named {twice[0]}; give other names with --name.")
     for name, _, named in methods:
         for dataset in datasets:
-            check_labels(name, named, dataset, label_maps.get(name, label_maps.get("")))
+            label_map = label_maps.get(name, label_maps.get(""))
+            check_labels(name, named[dataset.name], dataset, label_map)
     for name, method, _ in methods:
         out = arguments.out / name if len(methods) > 1 else arguments.out
         label_map = label_maps.get(name, label_maps.get(""))

@@ -26,7 +26,7 @@ def check_labels(
         ConfigError: the label map names a label that the method does not have.
         DatasetError: without a label map, a label means one thing here and another there.
     """
-    from SRCSMSegmenterLib.terminology import segment_for
+    from SRCSMSegmenterLib.terminology import meaning
 
     if not named:
         return
@@ -34,15 +34,11 @@ def check_labels(
         if unknown := sorted(label_map.keys() - named.keys() - {0}):
             raise ConfigError(f"--map-labels: {name} has no label {unknown}.")
         return
-    ours, theirs = (
-        {value: segment_for(label, value) for value, label in side.items()}
-        for side in (named, {value: label for label, value in dataset.labels.items()})
-    )
-    meanings = [{v: s.terminology for v, s in side.items()} for side in (ours, theirs)]
-    if meanings[0] != meanings[1]:
+    sides = named, {value: label for label, value in dataset.labels.items()}
+    ours, theirs = ({value: meaning(label) for value, label in side.items()} for side in sides)
+    if ours != theirs:
         ours, theirs = (
-            ", ".join(f"{value} {label.name}" for value, label in side.items())
-            for side in (ours, theirs)
+            ", ".join(f"{value} {label}" for value, label in side.items()) for side in sides
         )
         raise DatasetError(
             f"The labels of {name} ({ours}) are not those of {dataset.name} ({theirs}); say with "

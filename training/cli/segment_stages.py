@@ -3,6 +3,7 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,25 +89,32 @@ class SegmentStages:
         """
         seconds = {"read": scan.seconds}
         frames, count = [], len(scan.frames.volumes)
+        modality = self.arguments.modality or _modality_of_all(scan.frames.volumes)
         for number, volume in enumerate(scan.frames.volumes):
             title = planned.path.name + (f", volume {number + 1} of {count}" if count > 1 else "")
-            frames.append(self._label(title, volume, seconds))
+            frames.append(self._label(title, volume, modality, seconds))
         return LabelledScan(tuple(frames), scan.frames.interval, scan.sources, seconds)
 
-    def _label(self, title: str, volume: "Volume", seconds: dict[str, float]) -> LabelledFrame:
-        """Segment a volume; add the durations of the stages to `seconds`."""
+    def _label(
+        self, title: str, volume: "Volume", given: str | None, seconds: dict[str, float]
+    ) -> LabelledFrame:
+        """Segment a volume; add the durations of the stages to `seconds`.
+
+        Args:
+            given: modality; None if the volume decides it.
+        """
         from SRCSMSegmenterLib.inference import segment
         from SRCSMSegmenterLib.modality import modality_of
         from SRCSMSegmenterLib.source_matching import wanted
 
         arguments, bundle = self.arguments, self.models.bundle
-        modality = modality_of(volume, arguments.modality)
+        modality = modality_of(volume, given)
         matching = wanted(arguments.source_matching, modality, bundle.description.rule)
         with stage_display(title) as show:
             segmentation = segment(
                 volume,
                 bundle,
-                modality=arguments.modality,
+                modality=given,
                 source_matching=matching,
                 device=self.models.device,
                 keep_largest=arguments.keep_largest,
@@ -151,6 +159,14 @@ class SegmentStages:
                 self.record.add(planned.path, planned.results)
         seconds = scan.seconds | {"write": time.perf_counter() - started}
         return as_json(planned, replace(scan, seconds=seconds), models.bundle.description)
+
+
+def _modality_of_all(volumes: Sequence["Volume"]) -> str | None:
+    """Return the modality of all volumes of a scan if they would be taken for different ones."""
+    from SRCSMSegmenterLib.modality import modality_of
+
+    # A CT has air below -100 in some volumes at least, MR in none.
+    return "CT" if len({modality_of(volume) for volume in volumes}) > 1 else None
 
 
 def _require_nifti(planned: PlannedScan, count: int) -> None:

@@ -23,13 +23,13 @@ class Predictions:
         folder: with the label maps, CASE and an ending that `volume_io` reads, or in a folder of
             the dataset's name within it.
         files: (dataset's name, case's name) -> file.
-        labels: label -> name, by the dataset.json that nnU-Net puts beside its label maps; {} if
-            there is none.
+        labels: dataset's name -> label -> name, by the dataset.json that nnU-Net puts beside its
+            label maps; {} if there is none.
     """
 
     folder: Path
     files: dict[tuple[str, str], Path]
-    labels: dict[int, str]
+    labels: dict[str, dict[int, str]]
 
     def read(self, dataset: str, case: Case, grid: Geometry) -> Volume:
         """Read the label map of a case.
@@ -52,10 +52,11 @@ def find_predictions(folder: Path, datasets: Sequence[Dataset]) -> Predictions:
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder; give one with the label maps of the cases.")
-    files, faults = {}, []
+    files, labels, faults = {}, {}, []
     for dataset in datasets:
         inner = folder / dataset.name
         place = inner if inner.is_dir() else folder
+        labels[dataset.name] = _named_labels(place) or _named_labels(folder)
         for case in dataset.cases:
             named = (place / f"{case.name}{ending}" for ending in (SEGMENTATION, *READABLE))
             existing = [path for path in named if path.is_file()]
@@ -76,7 +77,7 @@ def find_predictions(folder: Path, datasets: Sequence[Dataset]) -> Predictions:
                 ]
             )
         )
-    return Predictions(folder, files, _named_labels(folder))
+    return Predictions(folder, files, labels)
 
 
 def _named_labels(folder: Path) -> dict[int, str]:

@@ -86,6 +86,11 @@ def test_source_matching_gives_the_integers_of_inference():
             np.testing.assert_array_equal(np.asarray(found).squeeze(), expected[0])
 
 
+def test_channels_are_not_matched_by_one_histogram():
+    with pytest.raises(SRCSMError, match="2 channels"):
+        SourceMatchd("image", "abdomen-ct", "MR")({"image": np.zeros((2, 3, 3, 3))})
+
+
 def test_an_unknown_model_is_refused():
     with pytest.raises(SRCSMError, match="abdomen-xx"):
         SourceMatchd("image", "abdomen-xx")

@@ -107,3 +107,27 @@ def test_labels_that_mean_something_else_by_the_tools_own_names_are_refused(
     given = ["--predictions", folders[0], "--data", dataset, "--out", tmp_path / "out"]
     assert run(*given) == 3
     assert "1 spleen, 2 liver" in capsys.readouterr().err
+
+
+def test_names_beside_a_datasets_own_label_maps_count_too(dataset, folders, tmp_path, capsys):
+    inner = tmp_path / "both" / dataset.name
+    shutil.copytree(folders[0], inner)
+    names = {"labels": {"background": 0, "spleen": 1, "liver": 2}}
+    (inner / "dataset.json").write_text(json.dumps(names))
+    given = ["--predictions", inner.parent, "--data", dataset, "--out", tmp_path / "out"]
+    assert run(*given) == 3
+    assert "1 spleen, 2 liver" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("names", "code"), [(("cyst", "tumour"), 3), (("Tumour", "CYST"), 0)])
+def test_names_that_no_list_of_terms_has_are_compared_too(
+    dataset, folders, tmp_path, capsys, names, code
+):
+    text = (dataset / "dataset.json").read_text()
+    (dataset / "dataset.json").write_text(text.replace("liver", "tumour").replace("spleen", "cyst"))
+    (folders[0] / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, names[0]: 1, names[1]: 2}})
+    )
+    given = ["--predictions", folders[0], "--data", dataset, "--out", tmp_path / "out"]
+    assert run(*given, "--worst", 0) == code
+    assert ("1 cyst, 2 tumour" in capsys.readouterr().err) == (code == 3)

@@ -142,6 +142,17 @@ def test_a_4d_file_is_segmented_volume_by_volume_into_one_file(models, cine, tmp
             assert organ["volume_ml"] == pytest.approx(voxels * expected.geometry.voxel_ml)
 
 
+def test_the_volumes_of_a_4d_file_are_of_one_modality(models, scan, tmp_path, capsys):
+    without_air = read_volume(scan)
+    with_air = Volume(without_air.array - 150, without_air.geometry)
+    write_frames(tmp_path / "ct.nii.gz", Frames((without_air, with_air)))
+    assert run("segment", tmp_path / "ct.nii.gz", "-o", tmp_path / "a.nii.gz") == 0
+    printed = capsys.readouterr().out
+    assert "(CT, without source matching)" in printed
+    assert "Taken for MR" not in printed
+    assert "volume 0: CT without air" in printed
+
+
 def test_the_volumes_of_a_4d_file_are_told_to_people(models, cine, tmp_path, capsys):
     assert run("segment", cine, "-o", tmp_path / "organs.nii.gz") == 0
     printed = capsys.readouterr().out

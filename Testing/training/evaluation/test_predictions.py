@@ -105,10 +105,10 @@ def test_label_maps_on_another_grid_are_refused(dataset, predictions, tmp_path):
 
 
 def test_names_that_nnu_net_wrote_beside_its_label_maps_are_read(dataset, predictions):
-    assert find_predictions(predictions, [dataset]).labels == {}
+    assert find_predictions(predictions, [dataset]).labels == {dataset.name: {}}
     path = predictions / "dataset.json"
     path.write_text(json.dumps({"labels": {"background": 0, "spleen": 1}}))
-    assert find_predictions(predictions, [dataset]).labels == {1: "spleen"}
+    assert find_predictions(predictions, [dataset]).labels == {dataset.name: {1: "spleen"}}
     path.write_text("[]")
     with pytest.raises(DatasetError, match="does not name labels"):
         find_predictions(predictions, [dataset])
