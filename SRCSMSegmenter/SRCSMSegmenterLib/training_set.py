@@ -147,6 +147,11 @@ def _open(folder: Path) -> tuple[dict[str, Any] | None, DatasetDescription | Non
     dataset, faults = describe(content)
     if not faults and dataset.ending not in WRITABLE:
         faults = [f"files ending in {dataset.ending} cannot be written."]
+    if "dataset" in content:
+        faults.append(
+            f'{FILE} names every case under "dataset", so that a new one would not be trained on; '
+            "add the case by hand, or choose another folder."
+        )
     if faults:
         raise DatasetError("\n- ".join([f"{folder} cannot be extended:", *faults]))
     return content, dataset

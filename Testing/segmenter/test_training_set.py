@@ -138,6 +138,7 @@ def test_scans_that_do_not_fit_are_refused_and_nothing_changes(dataset):
         ({"labels": {"background": 0, "liver": 2}}, "without gaps"),
         ({"channel_names": {"0": "T1", "1": "T2"}}, "2 channels"),
         ({"file_ending": ".png"}, "not '.png'"),
+        ({"dataset": {"first": {"images": ["i"], "label": "l"}}}, "would not be trained on"),
     ],
 )
 def test_a_description_with_faults_is_refused(dataset, change, message):

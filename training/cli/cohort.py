@@ -34,7 +34,8 @@ def find_scans(paths: Sequence[Path], results: Sequence[Path] = ()) -> list[Foun
     """Find the scans that paths name, in their order.
 
     A file is a scan, and so is a folder that holds DICOM files. Any other folder is searched, with
-    its sub-folders, for both; hidden files, .seg.nrrd files and `results` are passed over. A path
+    its sub-folders, for both, and below a folder of DICOM files for more of them, but not among its
+    own files; hidden files, .seg.nrrd files and `results` are passed over. A path
     without any scan counts as one, whose reading will tell what is wrong.
 
     Args:
@@ -100,10 +101,12 @@ def _search(folder: Path, passed_over: set[Path]) -> Iterator[Path]:
         if not path.is_dir():
             if ending(path) in READABLE:
                 yield path
-        elif _holds_dicom(path):
-            yield path
         else:
-            yield from _search(path, passed_over)
+            series = _holds_dicom(path)
+            if series:
+                yield path
+            below = _search(path, passed_over)
+            yield from (f for f in below if not series or f.is_dir() or f.parent != path)
 
 
 def _holds_dicom(folder: Path) -> bool:

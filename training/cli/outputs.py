@@ -51,7 +51,12 @@ def output_files(
     if (endings.ending(files[0]) or files[0].suffix.lower()) not in known:
         raise ConfigError(f"{output} needs one of the endings {', '.join(known)}.")
     used = {path.resolve() for path in (*scans, *taken)}
-    for path in files:
+    for number, path in enumerate(files):
+        if path in files[:number]:
+            raise ConfigError(
+                f"{scans[files.index(path)]} and {scans[number]} would both be written to {path}; "
+                "give them one after another, with another output each, or rename one."
+            )
         if path.resolve() in used:
             raise ConfigError(f"{path} would be overwritten; choose another output.")
         used.add(path.resolve())

@@ -19,7 +19,7 @@ from .outputs import OutputError, output_files
 from .pipeline import Stages, run_stages
 from .scan_results import PlannedScan
 from .segment_stages import Models, SegmentStages
-from .segmented import SegmentedRecord
+from .segmented import SegmentedRecord, earlier_results
 from .tables import segmentation_text
 
 OUTPUTS = (*LABELS, DICOM)
@@ -36,8 +36,9 @@ def add(commands: options.Commands) -> None:
         "segment",
         "label the organs of scans with a trained network",
         "The labels lie on the scan's own grid. Slices are numbered from 0 along the last voxel\n"
-        "axis (K). A folder is searched for scans, sub-folders too; a scan that fails does not\n"
-        "stop the rest. Under accelerate launch or torchrun the processes share the scans.\n"
+        "axis (K). A folder is searched for scans, sub-folders too, but for the results of\n"
+        "earlier calls; a scan that fails does not stop the rest. Under accelerate launch or\n"
+        "torchrun the processes share the scans.\n"
         "Research use only, not for diagnosis.",
         "  srcsm segment mr.nii.gz -o organs.seg.nrrd\n"
         "  srcsm segment dicom_folder -o organs.nii.gz --confidence sure.nii.gz --json\n"
@@ -180,7 +181,7 @@ def _plan(arguments: argparse.Namespace) -> list[PlannedScan]:
     """Find the scans and choose the files of their results, in new folders if need be."""
     outputs = arguments.output, arguments.confidence, arguments.statistics, arguments.preview
     places = [place for place in outputs if place]
-    scans = find_scans(arguments.scans, places)
+    scans = find_scans(arguments.scans, [*places, *earlier_results(arguments.scans)])
     paths, names = [scan.path for scan in scans], [scan.name for scan in scans]
     labels = output_files(paths, arguments.output, arguments.format, names=names, known=OUTPUTS)
     files = [labels]

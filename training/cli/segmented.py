@@ -89,6 +89,15 @@ class SegmentedRecord:
         return lines
 
 
+def earlier_results(paths: Sequence[Path]) -> list[Path]:
+    """List the results that are recorded in folders, or below them."""
+    results = []
+    for folder in filter(Path.is_dir, paths):
+        for record in sorted({path.parent for path in folder.rglob("segmented*.jsonl")}):
+            results += [record / name for name in SegmentedRecord(record, {})._lines]
+    return results
+
+
 def _stamp(path: Path) -> Stamp:
     """Tell the state of a file, or of the files of a folder."""
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]

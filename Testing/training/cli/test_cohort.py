@@ -44,6 +44,16 @@ def test_a_folder_of_dicom_files_is_one_scan_whatever_lies_beside_them(tmp_path)
     assert find_scans([tmp_path / "ct"]) == [FoundScan(tmp_path / "ct", "ct")]
 
 
+def test_series_below_a_stray_dicom_file_are_found_too(tmp_path):
+    dicom(tmp_path, "all/patient/report", "all/patient/ct/IM0")
+    touch(tmp_path, "all/patient/organs.nii.gz", "all/patient/mr/t2.nii.gz")
+    assert named(tmp_path, find_scans([tmp_path / "all"])) == {
+        "all/patient": "patient",
+        "all/patient/ct": "patient/ct",
+        "all/patient/mr/t2.nii.gz": "patient/mr/t2",
+    }
+
+
 @pytest.mark.parametrize("head", [b"\x08\x00\x05\x00CS", b"\x02\x00\x00\x00UL"])
 def test_dicom_files_without_a_preamble_are_known(tmp_path, head):
     touch(tmp_path, "all/old/IM0", content=head)

@@ -82,7 +82,7 @@ def test_statistics_and_a_preview_are_written_for_each_scan(models, datasets, tm
     assert run("segment", *scans, "-o", out, *more) == 0
     told = json.loads(capsys.readouterr().out)["scans"]
     for scan, entry in zip(scans, told, strict=True):
-        name = scan.name.removesuffix(".nii.gz")
+        name = scan.name.removesuffix("_0000.nii.gz")
         assert entry["statistics"] == str(out / f"{name}_statistics.csv")
         assert entry["preview"] == str(out / f"{name}_preview.png")
         assert (out / f"{name}_preview.png").read_bytes().startswith(b"\x89PNG")

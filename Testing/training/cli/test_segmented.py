@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from srcsm_training.cli.segmented import SegmentedRecord
+from srcsm_training.cli.outputs import output_files
+from srcsm_training.cli.segmented import SegmentedRecord, earlier_results
+from SRCSMSegmenterLib.errors import ConfigError
 
 
 @pytest.fixture
@@ -92,3 +94,14 @@ def test_lines_of_all_processes_count_and_half_written_ones_are_passed_over(
     record.add(scan, results)
     assert (record.folder / "segmented-1.jsonl").exists()
     assert replace(record).differences(scan, results) == []
+
+
+def test_results_of_earlier_calls_are_found_by_their_records(record, results, tmp_path):
+    assert earlier_results([tmp_path, tmp_path / "scan.nii"]) == results
+    assert earlier_results([tmp_path / "none"]) == []
+
+
+def test_two_scans_of_one_name_are_named(tmp_path):
+    scans = [tmp_path / "ct.nii", tmp_path / "mr.nii", tmp_path / "ct.nrrd"]
+    with pytest.raises(ConfigError, match=r"ct\.nii and .*ct\.nrrd would both be written"):
+        output_files(scans, tmp_path / "labels")
