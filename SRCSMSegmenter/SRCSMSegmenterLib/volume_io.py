@@ -229,6 +229,7 @@ def _present(array: np.ndarray) -> np.ndarray:
 def _locate(path: Path) -> StoredVolume:
     suffix = ending(path)
     if suffix not in LOCATE:
+        path.stat()  # a missing file is told as such
         raise VolumeError(
             f"{path} is not of a known format: give one of {', '.join(READABLE)} or a folder "
             "with a DICOM series."

@@ -679,12 +679,16 @@ def test_the_interval_is_in_seconds_whatever_the_file_counts_in(tmp_path):
     path = tmp_path / "cine.nii"
     write_frames(path, a_cine())
     raw = bytearray(path.read_bytes())
-    for code, seconds in ((8, 0.04), (16, 40e-6), (24, 40e-9), (0, 0.04)):
-        raw[123] = 2 + code
+    for code, seconds in ((8, 0.04), (16, 40e-6), (24, 40e-9), (0, 0.04), (32, 0)):
+        raw[123] = 2 + code  # 32: Hz
         path.write_bytes(raw)
-        expected = 0.04 * {8: 1, 16: 1e-3, 24: 1e-6, 0: 1}[code]
-        assert read_frames(path).interval == pytest.approx(expected)
-        assert expected == pytest.approx(seconds)
+        assert read_frames(path).interval == pytest.approx(seconds)
+
+
+def test_a_name_without_a_file_is_told_as_such_whatever_its_ending(tmp_path):
+    for name in ("scan", "scan.dcm", "scan.nii"):
+        with pytest.raises(VolumeError, match=f"There is no file or folder .*{name}"):
+            read_volume(tmp_path / name)
 
 
 def test_label_frames_have_the_smallest_type_and_known_labels(tmp_path):

@@ -80,7 +80,8 @@ def add(commands: options.Commands) -> None:
     options.add_keep_largest(
         parser,
         default=False,
-        help="score only one piece of each organ, which is what srcsm segment writes",
+        help="score only one piece of each organ that the network finds, which is what srcsm "
+        "segment writes; label maps of --predictions are scored as they are",
         alias="--largest-component",
     )
     options.add_device(parser)
@@ -133,6 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
     scored = bool(arguments.model or arguments.predictions)
     if scored != bool(arguments.data):
         raise ConfigError("srcsm evaluate needs --data and --model or --predictions together.")
+    if arguments.keep_largest and not arguments.model:
+        raise ConfigError("--keep-largest needs --model; label maps are scored as they are.")
     if not scored and not arguments.compare:
         raise ConfigError(
             "srcsm evaluate needs --data and --model or --predictions, or it needs --compare."

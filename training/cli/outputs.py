@@ -36,10 +36,15 @@ def output_files(
         taken: other results; neither they nor the scans may be overwritten.
 
     Raises:
-        ConfigError: unsupported ending, or a file would be overwritten.
+        ConfigError: unsupported ending, one file for several scans, or a file would be
+            overwritten.
         OutputError: the folder cannot be written to.
     """
     check_name(output)
+    if len(scans) > 1 and not output.is_dir() and _format(output) in known:
+        raise ConfigError(
+            f"{output} is the name of one file, and there are {len(scans)} scans; give a folder."
+        )
     if len(scans) > 1 or output.is_dir() or not output.suffix:
         names = names or [endings.stem(scan) for scan in scans]
         files = [output / f"{name}{ending}" for name in names]
@@ -48,7 +53,7 @@ def output_files(
                 folder.mkdir(parents=True, exist_ok=True)
     else:
         files = [output]
-    if (endings.ending(files[0]) or files[0].suffix.lower()) not in known:
+    if _format(files[0]) not in known:
         raise ConfigError(f"{output} needs one of the endings {', '.join(known)}.")
     used = {path.resolve() for path in (*scans, *taken)}
     for number, path in enumerate(files):
@@ -73,6 +78,10 @@ def check_name(path: Path) -> None:
     """
     with report_os_errors(path), suppress(FileNotFoundError):
         path.lstat()
+
+
+def _format(path: Path) -> str:
+    return endings.ending(path) or path.suffix.lower()
 
 
 def make_folder(folder: Path) -> None:

@@ -24,8 +24,8 @@ FIRST_VOXEL = 352
 MILLIMETRES = {1: 1000.0, 3: 0.001}
 """Of a metre and of a micrometre, by the code of the unit; all others are taken for millimetres."""
 
-SECONDS = {16: 1e-3, 24: 1e-6}
-"""Of a millisecond and of a microsecond, by the code of the unit; all others count as seconds."""
+SECONDS = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
+"""Of each unit of time by its code, 0 being none; the fourth axis of other units is not time."""
 
 
 class _Form(NamedTuple):
@@ -117,7 +117,7 @@ def locate_frames(path: Path) -> StoredFrames:
         intercept=intercept,
         remarks=remarks,
     )
-    interval = struct.unpack_from(f"{order}f", raw, 92)[0] * SECONDS.get(raw[123] & 56, 1.0)
+    interval = struct.unpack_from(f"{order}f", raw, 92)[0] * SECONDS.get(raw[123] & 56, 0.0)
     known = count > 1 and math.isfinite(interval) and interval > 0
     return StoredFrames(volumes, count, interval if known else 0.0)
 

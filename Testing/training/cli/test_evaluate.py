@@ -80,6 +80,7 @@ def test_a_table_for_a_paper_is_all_that_is_printed(
         (("--name", "one", "one"), "named one"),
         (("--name", "a/b", "two"), "a/b"),
         (("--map-labels", "third=1:1"), "third"),
+        (("--keep-largest",), "needs --model"),
         (("--map-labels", "1:1", "2:2"), "two label maps"),
     ],
 )

@@ -105,3 +105,10 @@ def test_two_scans_of_one_name_are_named(tmp_path):
     scans = [tmp_path / "ct.nii", tmp_path / "mr.nii", tmp_path / "ct.nrrd"]
     with pytest.raises(ConfigError, match=r"ct\.nii and .*ct\.nrrd would both be written"):
         output_files(scans, tmp_path / "labels")
+
+
+def test_several_scans_do_not_share_a_file(tmp_path):
+    scans = [tmp_path / "ct.nii", tmp_path / "mr.nii"]
+    with pytest.raises(ConfigError, match="2 scans; give a folder"):
+        output_files(scans, tmp_path / "labels.nii.gz")
+    assert not list(tmp_path.iterdir())
