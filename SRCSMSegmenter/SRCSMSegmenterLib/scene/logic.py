@@ -8,6 +8,7 @@ The worker process (worker_host.py) computes. Main thread only.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from ..worker.protocol import as_worker_error
 from . import nodes
 from .changes import SceneChange
 from .input_warnings import dicom_modality, input_warnings
+from .pace import Pace
 from .results import Result, SegmentedOrgan, check_target, place
 from .worker_host import SegmentSettings, submit_segment, wait_for
 
@@ -159,7 +161,7 @@ class SegmentationRun:
         self.change: SceneChange | None = None
         self._nodes, self._settings, self._geometry = run_nodes, settings, volume.geometry
         self._on_progress, self._on_done = progress, done
-        self._started = time.monotonic()
+        self._pace = pace_of(volume.geometry, settings)
         self._job: Job | None = None
         self._job = submit_segment(
             volume, settings, progress=self._progress, log=log, done=self._finish
@@ -194,16 +196,15 @@ class SegmentationRun:
         if self._nodes.fault(self._geometry) and self._job is not None:
             self._job.cancel()  # nobody waits for it any more
             return
-        if stage == "load":
-            self._started = time.monotonic()
-        elapsed = time.monotonic() - self._started
-        self._on_progress(stage, fraction, seconds_left(elapsed, fraction))
+        left = self._pace.seconds_left(stage, fraction, time.monotonic())
+        self._on_progress(stage, fraction, left)
 
     def _finish(self, job: Job) -> None:
         run_nodes = self._nodes
         try:
             if error := run_nodes.fault(self._geometry) or job.error:
                 raise error
+            self._pace.finish(time.monotonic())
             settings = asdict(self._settings) | {"frame": run_nodes.frame}
             result = as_result(job.reply, self._geometry, settings)
             self.change = place(result, run_nodes.volume, run_nodes.segmentation)
@@ -216,9 +217,10 @@ class SegmentationRun:
         self._on_done(self)
 
 
-def seconds_left(elapsed: float, fraction: float) -> float | None:
-    """Extrapolate the time that is left; None while too little is done to tell."""
-    return None if fraction < 0.05 else elapsed * (1 - fraction) / fraction
+def pace_of(geometry: Geometry, settings: SegmentSettings) -> Pace:
+    """Start the pace of a run; the network's windows cover millilitres, not voxels."""
+    kind = (settings.model, settings.device, settings.refine)
+    return Pace(kind, geometry.voxel_ml * math.prod(geometry.size))
 
 
 def as_result(reply: Reply, geometry: Geometry, settings: dict) -> Result:

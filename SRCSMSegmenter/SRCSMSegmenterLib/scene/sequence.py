@@ -25,9 +25,9 @@ from .logic import (
     ShowProgress,
     absent_note,
     as_result,
+    pace_of,
     refined_note,
     run_warnings,
-    seconds_left,
 )
 from .results import Result
 from .sequence_results import place_sequence
@@ -112,7 +112,6 @@ class SequenceRun:
         self.change: SceneChange | None = None
         self._volume, self._settings = volume_node, settings
         self._on_progress, self._on_log, self._on_done = progress, log, done
-        self._started = time.monotonic()
         self._results: list[Result] = []
         self._notes: dict[str, list[int]] = {}
         self._cancelled = False
@@ -149,6 +148,7 @@ class SequenceRun:
     def _submit(self) -> None:
         volume = nodes.read_volume(self._volume, self._frame)
         self._geometry = volume.geometry
+        self._pace = pace_of(volume.geometry, self._settings)
         self._job = submit_segment(
             volume, self._settings, progress=self._progress, log=self._on_log, done=self._take
         )
@@ -157,11 +157,9 @@ class SequenceRun:
         if self._fault() and self._job is not None:
             self._job.cancel()  # nobody waits for it any more
             return
-        if stage == "load" and not self._results:
-            self._started = time.monotonic()
-        done = (self._frame + fraction) / self._count
-        elapsed = time.monotonic() - self._started
-        self._on_progress(stage, done, seconds_left(elapsed, done))
+        later = self._count - self._frame - 1
+        left = self._pace.seconds_left(stage, fraction, time.monotonic(), later)
+        self._on_progress(stage, (self._frame + fraction) / self._count, left)
 
     def _fault(self) -> WorkerError | None:
         """Tell why the result has no place in the scene any more, if that is so."""
@@ -178,6 +176,7 @@ class SequenceRun:
         try:
             if error := self._fault() or self._error(job):
                 raise error
+            self._pace.finish(time.monotonic())
             settings = asdict(self._settings) | {"frame": self._frame}
             result = as_result(job.reply, self._geometry, settings)
             values = job.reply.values

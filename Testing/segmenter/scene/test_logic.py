@@ -23,9 +23,9 @@ from slicer_scene_fixture import start_scene
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.phantom import scans
-from SRCSMSegmenterLib.scene import nodes, samples, worker_host
+from SRCSMSegmenterLib.scene import nodes, pace, samples, worker_host
 from SRCSMSegmenterLib.scene.folder import segment_folder
-from SRCSMSegmenterLib.scene.logic import seconds_left, segment
+from SRCSMSegmenterLib.scene.logic import segment
 from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.probabilities import probabilities
 from SRCSMSegmenterLib.scene.results import Result, place
@@ -173,7 +173,8 @@ def test_organs_that_were_not_found_are_named(scene, model):
     assert voxels(segmentation, "liver", node).any()
 
 
-def test_without_waiting_callbacks_tell_how_it_goes(scene, model):
+def test_without_waiting_callbacks_tell_how_it_goes(scene, model, monkeypatch):
+    monkeypatch.setattr(pace, "_last_runs", {})
     heard, ended = [], []
     before = state()
     node = a_scan()
@@ -192,11 +193,19 @@ def test_without_waiting_callbacks_tell_how_it_goes(scene, model):
     assert run.segmentationNode.GetID() not in before
 
 
-@pytest.mark.parametrize(
-    ("elapsed", "fraction", "expected"), [(3.0, 0.25, 9.0), (3.0, 0.01, None), (9.0, 1.0, 0.0)]
-)
-def test_the_time_left_follows_the_pace(elapsed, fraction, expected):
-    assert seconds_left(elapsed, fraction) == expected
+def test_the_time_left_is_told_from_the_start_once_a_run_was_measured(scene, model, monkeypatch):
+    monkeypatch.setattr(pace, "_last_runs", {})
+    node, heard = a_scan(), []
+    segment(node, model=model, progress=lambda *news: heard.append(news))
+    assert heard[0] == ("load", 0.0, None)
+    heard.clear()
+    segment(node, model=model, progress=lambda *news: heard.append(news))
+    assert heard[0][:2] == ("load", 0.0)
+    assert heard[0][2] > 0
+    assert None not in [left for *_, left in heard]
+    heard.clear()
+    segment(node, model=model, device="cpu", progress=lambda *news: heard.append(news))
+    assert heard[0] == ("load", 0.0, None)
 
 
 def test_cancelling_leaves_the_scene_as_it_is(scene, model):
