@@ -52,7 +52,7 @@ def test_a_volume_is_segmented_in_one_line(scene, model):
     rows = {row.name: row for row in measures(segmentation)}
     voxel = GRID.spacing.prod() / 1000
     assert rows["liver"].volume_ml == pytest.approx((labels == 1).sum() * voxel, abs=1e-3)
-    assert len(rows["spleen"].least_certain) > 1
+    assert len(rows["spleen"].least_certain) == 1  # it is less than 10 mm high
     chances = probabilities(segmentation)
     assert chances["liver"].shape == GRID.shape
     assert chances["liver"][labels == 1].mean() > chances["liver"][labels == 2].mean() + 0.2
