@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import tempfile
@@ -353,6 +354,35 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.click(self.ui.clearPointsButton)
         self.assertEqual(node.GetNumberOfControlPoints(), 0)
 
+    def test_a_point_button_is_pressed_for_as_long_as_points_are_placed(self):
+        session = self.start()
+        session.jump(8)
+        self.widget.show()
+        selection, interaction = mouseNodes()
+        buttons = self.ui.positivePointButton, self.ui.negativePointButton
+
+        def pressed():
+            return [button.checked for button in buttons]
+
+        self.click(buttons[0])
+        self.assertEqual(pressed(), [True, False])
+        self.click(buttons[1])
+        self.assertEqual(pressed(), [False, True])
+        interaction.SetCurrentInteractionMode(interaction.ViewTransform)  # placed, or Esc
+        self.assertEqual(pressed(), [False, False])
+        self.click(buttons[0])
+        selection.SetActivePlaceNodeID(session.bound(1).GetID())  # something else is placed
+        self.assertEqual(pressed(), [False, False])
+        self.click(buttons[1])
+        self.click(buttons[1])
+        self.assertEqual(pressed(), [False, False])
+        self.assertEqual(interaction.GetCurrentInteractionMode(), interaction.ViewTransform)
+        self.click(buttons[0])
+        self.widget.exit()  # no point is placed for a panel that is not seen
+        self.assertEqual(interaction.GetCurrentInteractionMode(), interaction.ViewTransform)
+        self.widget.enter()
+        self.assertEqual(pressed(), [False, False])
+
     def test_unsure_slices_are_a_click_or_a_key_away(self):
         session = self.start()
         self.assertFalse(self.ui.nextUncertainButton.enabled)
@@ -463,6 +493,37 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertEqual(self.voxels(), before + 4)
         self.assertFalse(self.ui.redoButton.enabled)
 
+    def test_undo_and_redo_say_what_they_undo(self):
+        from SAMRefineLib.boxes.boxes import Box
+
+        session = self.start()
+        session.jump(6)
+        self.refined()
+        undo, redo = "Undo: refinement of liver, spleen. Key: Z.", ""
+        self.assertEqual(read(self.ui.undoButton.toolTip), undo)
+        session.edit_box(2, 6, Box(3, 4, 13, 15))
+        self.assertEqual(read(self.ui.undoButton.toolTip), "Undo: boxes of spleen. Key: Z.")
+        self.click(self.ui.undoButton)
+        redo = "Redo: boxes of spleen. Key: Y."
+        self.assertEqual(read(self.ui.undoButton.toolTip), undo)
+        self.assertEqual(read(self.ui.redoButton.toolTip), redo)
+        session.keep_coarse(1, True)
+        self.assertIn("column Keep of liver", self.ui.undoButton.toolTip)
+        session.remove_organ(2)
+        self.assertIn("removal of spleen", self.ui.undoButton.toolTip)
+        session.add_organ("left_kidney")
+        self.assertIn("addition of left kidney", self.ui.undoButton.toolTip)
+        self.ui.liveCheckBox.checked = True
+        self.ui.maskThresholdSlider.value = 0.7
+        self.assertIn("mask threshold from 0.50 to 0.70", self.ui.undoButton.toolTip)
+
+    def test_tooltips_name_the_key_of_buttons_that_work(self):
+        self.start()
+        self.assertEqual(
+            read(self.ui.refineOrganButton.toolTip), "Have SAM redraw the chosen organ. Key: D."
+        )
+        self.assertEqual(read(self.ui.redoButton.toolTip), "There is nothing to redo.")
+
     def test_before_and_after_are_a_click_apart_and_change_no_voxel(self):
         session = self.start()
         self.refined()
@@ -517,12 +578,23 @@ class SAMRefinePanelTest(unittest.TestCase):
 
     # SAMs
 
-    def test_the_sams_card_is_shown_and_the_choice_kept(self):
+    def test_the_sams_card_is_shown_on_request_and_the_choice_kept(self):
         self.assertIn("scan's modality", self.ui.samComboBox.currentText)
+        self.assertFalse(shown(self.ui.samLabel))
+        self.click(self.ui.infoButton)
+        self.assertTrue(shown(self.ui.samLabel))
         self.assertIn("CC BY 4.0", self.ui.samLabel.text)
+        self.click(self.ui.infoButton)
+        self.assertFalse(shown(self.ui.samLabel))
         self.choose(self.ui.samComboBox, "Small SAM, CT")
         self.assertEqual(self.parameters.sam, "sam-small-ct")
         self.assertFalse(shown(self.ui.downloadFrame))
+
+    def test_a_chosen_sam_that_is_gone_is_told_without_a_click(self):
+        self.parameters.sam = "sam-gone"
+        self.assertTrue(shown(self.ui.samLabel))
+        self.assertIn("sam-gone is not here", self.ui.samLabel.text)
+        self.assertFalse(self.ui.infoButton.enabled)
 
     def test_a_sam_that_is_not_here_says_where_it_comes_from_and_fetches_nothing(self):
         self.start()
@@ -680,6 +752,59 @@ class SAMRefinePanelTest(unittest.TestCase):
             self.segmentation = addSegmentation(self.volume)
             self.widget.enter()
 
+    def test_deleting_what_is_in_use_leaves_nothing_of_the_boxes_behind(self):
+        for name, opened in itertools.product(("volume", "segmentation"), (True, False)):
+            before = nodeNames()
+            self.start()
+            self.assertIn("liver box", nodeNames() - before)
+            if not opened:
+                self.ui.inputSelector.setCurrentNode(addVolume(name="other"))
+                self.assertIsNone(self.session)
+                before.add("other")
+            removed = getattr(self, name)
+            slicer.mrmlScene.RemoveNode(removed)
+            self.assertEqual(nodeNames(), before - {removed.GetName()})
+            self.assertIsNone(self.session)
+            slicer.mrmlScene.Clear()
+            addView()
+            self.volume = addVolume()
+            self.segmentation = addSegmentation(self.volume)
+            self.widget.enter()
+
+    def test_what_was_said_of_other_boxes_or_scenes_is_gone(self):
+        self.start()
+        self.refined()
+        self.assertTrue(shown(self.ui.resultLabel))
+        other = addVolume(name="other")
+        self.ui.inputSelector.setCurrentNode(other)
+        self.assertFalse(shown(self.ui.resultLabel))
+        self.ui.inputSelector.setCurrentNode(self.volume)
+        self.refined()
+        slicer.mrmlScene.RemoveNode(self.segmentation)
+        self.assertFalse(shown(self.ui.resultLabel))
+        self.segmentation = addSegmentation(self.volume)
+        self.start()
+        self.refined()
+        self.widget.panel.show_message("an error")
+        slicer.mrmlScene.Clear()
+        self.widget.enter()
+        self.assertFalse(shown(self.ui.resultLabel))
+        self.assertFalse(shown(self.ui.messageLabel))
+
+    def test_the_active_organ_comes_back(self):
+        self.start()
+        self.ui.organTable.selectRow(1)
+        self.widget.exit()
+        self.widget.closeSession()
+        self.widget.enter()
+        self.assertEqual(self.session.active, 2)
+        self.assertEqual(self.widget.panel.selected_organ(), 2)
+        self.session.switch_off(1, 8)
+        self.session.undo()  # goes to the organ that it changes
+        self.assertEqual(self.session.active, 1)
+        self.ui.maskThresholdSlider.value = 0.6
+        self.assertEqual(self.session.active, 1)
+
     def test_a_roi_that_is_deleted_takes_its_organ_along(self):
         session = self.start()
         slicer.mrmlScene.RemoveNode(session.bound(2))
@@ -798,6 +923,13 @@ class SAMRefinePanelTest(unittest.TestCase):
 SHAPE = (16, 36, 30)
 LIVER = (slice(3, 12), slice(10, 24), slice(8, 20))
 SPLEEN = (slice(4, 9), slice(26, 33), slice(10, 18))
+
+
+def nodeNames():
+    """Names of the nodes of the scene that a user may see."""
+    classes = "vtkMRMLDisplayableNode", "vtkMRMLScriptedModuleNode"
+    nodes = [node for each in classes for node in slicer.util.getNodesByClass(each)]
+    return {node.GetName() for node in nodes if not node.GetHideFromEditors()}
 
 
 def drawnRoi():

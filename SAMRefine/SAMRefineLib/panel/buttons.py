@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Buttons of the panel: what they do, and why some of them are disabled."""
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import qt
 from slicer.i18n import tr as _
 
 from ..scene.session import RefineSession
 from .panel import RefinePanel
+from .texts import step_text
 
 if TYPE_CHECKING:
     from .widget import RefineWidget
@@ -30,8 +33,8 @@ def connect_buttons(widget: "RefineWidget") -> None:
         ui.addBoxButton: widget.onAddBox,
         ui.removeBoxButton: lambda: session().switch_off(session().active),
         ui.resetBoxButton: lambda: session().reset(session().active, session().slice),
-        ui.positivePointButton: lambda: widget.onPlacePoint(True),
-        ui.negativePointButton: lambda: widget.onPlacePoint(False),
+        ui.positivePointButton: lambda: widget.placing.toggle(True),
+        ui.negativePointButton: lambda: widget.placing.toggle(False),
         ui.clearPointsButton: lambda: session().clear_points(session().active),
         ui.refineOrganButton: lambda: widget.onRefine([session().active]),
         ui.refineAllButton: lambda: widget.onRefine(None),
@@ -42,6 +45,18 @@ def connect_buttons(widget: "RefineWidget") -> None:
         ui.trainingSetButton: widget.onAddToTrainingSet,
     }.items():
         button.connect("clicked()", clicked)
+
+
+def keys_of(ui: SimpleNamespace) -> list[tuple[str, str, "qt.QPushButton"]]:
+    """List keys, their effects and their buttons; Slicer's views use none of these keys."""
+    return [
+        ("P", _("previous slice to check"), ui.previousUncertainButton),
+        ("N", _("next slice to check"), ui.nextUncertainButton),
+        ("D", _("redraw the organ"), ui.refineOrganButton),
+        ("Z", _("undo"), ui.undoButton),
+        ("Y", _("redo"), ui.redoButton),
+        ("C", _("compare before and after"), ui.beforeButton),
+    ]
 
 
 def show_buttons(
@@ -81,8 +96,11 @@ def show_buttons(
     )
     undo = _unless(session.can_undo, _("There is nothing to undo."))
     redo = _unless(session.can_redo, _("There is nothing to redo."))
-    show(ui.undoButton, _("Undo the last edit or refinement."), going_on or undo)
-    show(ui.redoButton, _("Redo the step that was undone last."), going_on or redo)
+    steps = session.history.steps
+    undone = step_text(steps.past[-1], steps.present) if steps.past else ""
+    redone = step_text(steps.present, steps.future[0]) if steps.future else ""
+    show(ui.undoButton, _("Undo: {step}.").format(step=undone), going_on or undo)
+    show(ui.redoButton, _("Redo: {step}.").format(step=redone), going_on or redo)
     coarse = any(organ.coarse for organ in organs)
     before = _unless(coarse, _("There is no outline from before."))
     show(ui.beforeButton, _("Show the outlines from before, or those of now."), before)

@@ -36,6 +36,8 @@ class RefinePanel(CommonPanel):
 
     def __init__(self, ui: SimpleNamespace) -> None:
         super().__init__(ui)
+        self._keys: dict[str, str] = {}
+        ui.infoButton.connect("toggled(bool)", lambda shown: self._show_info())
         for row in (ui.downloadFrame, ui.resultLabel, ui.organTable, ui.embeddingLabel):
             row.visible = False
         ui.newOrganComboBox.lineEdit().setPlaceholderText(_("An organ that was missed"))
@@ -70,7 +72,14 @@ class RefinePanel(CommonPanel):
                     box.setItemData(box.count - 1, str(cards[key].path), qt.Qt.ToolTipRole)
             box.currentIndex = box.findData(chosen)
         text = _card_text(cards[chosen]) if chosen in cards else _absent_text(chosen)
-        ui.samLabel.text, ui.samLabel.visible = text, bool(text)
+        ui.samLabel.text, ui.infoButton.enabled = text, chosen in cards
+        self._show_info()
+
+    def _show_info(self) -> None:
+        """Show the card if it was asked for, and always that a SAM is not here."""
+        ui = self.ui
+        absent = not ui.infoButton.enabled and bool(ui.samLabel.text)
+        ui.samLabel.visible = ui.infoButton.checked or absent
 
     def chosen_sam(self) -> str:
         """Return the key of the SAM that is picked."""
@@ -259,6 +268,8 @@ class RefinePanel(CommonPanel):
     def show_button(self, button: "qt.QPushButton", effect: str, lacking: Sequence[str]) -> None:
         """Enable a button if nothing is lacking; its tooltip tells its effect or what lacks."""
         button.enabled = not lacking
+        if key := self._keys.get(button.name):
+            effect = _("{effect} Key: {key}.").format(effect=effect, key=key)
         button.toolTip = "\n".join(lacking) or effect
 
     def show_running(self, running: bool) -> None:
@@ -291,9 +302,10 @@ class RefinePanel(CommonPanel):
         self.ui.axisLabel.text = text
         self.ui.axisLabel.visible = bool(text)
 
-    def show_shortcuts(self, keys: dict[str, str]) -> None:
-        """Show the effects of keys."""
-        parts = (f"<b>{escape(key)}</b> {escape(effect)}" for key, effect in keys.items())
+    def show_shortcuts(self, keys: Sequence[tuple[str, str, "qt.QPushButton"]]) -> None:
+        """Show keys and their effects; tooltips of their buttons name them."""
+        self._keys = {button.name: key for key, _effect, button in keys}
+        parts = (f"<b>{escape(key)}</b> {escape(effect)}" for key, effect, _button in keys)
         self.ui.shortcutsLabel.text = _("Keys: {list}.").format(list=", ".join(parts))
 
 

@@ -9,9 +9,11 @@ from slicer.i18n import tr as _
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.panel import models
 from SRCSMSegmenterLib.scene.nodes import node_geometry
+from SRCSMSegmenterLib.terminology import readable
 
 from ..boxes.boxes import SliceGrid
 from ..refine.organ_state import OrganState
+from ..scene.edit_history import State
 from ..scene.masks import fits
 from .parameters import Parameters
 
@@ -68,6 +70,38 @@ def organ_help(organs: Iterable[OrganState]) -> str:
             "slice views, the box around the whole organ in the other views."
         )
     return ""
+
+
+def step_text(before: State, after: State) -> str:
+    """Tell what a step of the history did, as a noun phrase."""
+    if after.mask_thresholds:
+        return _("mask threshold from {old:.2f} to {new:.2f}").format(
+            old=after.mask_thresholds[0], new=after.mask_thresholds[1]
+        )
+    old = {organ.label: organ for organ in before.organs}
+    labels = {organ.label for organ in after.organs}
+    if added := [organ for organ in after.organs if organ.label not in old]:
+        return _("addition of {organs}").format(organs=_names(added))
+    if removed := [organ for organ in before.organs if organ.label not in labels]:
+        return _("removal of {organs}").format(organs=_names(removed))
+    # An edit that was redrawn at once is an edit.
+    for attribute, text in {
+        "frames": _("boxes of {organs}"),
+        "points": _("points of {organs}"),
+        "kept": _("column Keep of {organs}"),
+        "report": _("refinement of {organs}"),
+    }.items():
+        if changed := [
+            organ
+            for organ in after.organs
+            if getattr(organ, attribute) != getattr(old[organ.label], attribute)
+        ]:
+            return text.format(organs=_names(changed))
+    return _("refinement of {organs}").format(organs=_names(after.organs))  # with an equal report
+
+
+def _names(organs: Iterable[OrganState]) -> str:
+    return ", ".join(readable(organ.name) for organ in organs)
 
 
 def missed_organ_names(organs: Iterable[OrganState]) -> list[str]:

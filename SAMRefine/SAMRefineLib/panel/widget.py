@@ -11,6 +11,7 @@ from pathlib import Path
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from SRCSMSegmenterLib.errors import Cancelled, SRCSMError
@@ -22,15 +23,15 @@ from ..boxes.boxes import SliceGrid
 from ..refine.client import RefineRun
 from ..refine.organ_state import Settings
 from ..refine.saved_state import state_from_json
-from ..scene.box_editor import BOXES, VOLUME
-from ..scene.outlines import SEGMENTATION
+from ..scene.box_nodes import BOXES, SEGMENTATION, VOLUME, remove_boxes_of
 from ..scene.roi_views import drawn_roi
 from ..scene.segments import segmentation_on
 from ..scene.session import RefineSession
 from ..scene.slice_views import align_views
-from .buttons import connect_buttons, show_buttons
+from .buttons import connect_buttons, keys_of, show_buttons
 from .panel import RefinePanel, refined_text
 from .parameters import NeighbourChoice, shown_mask_threshold
+from .placing import PointPlacing
 from .sam_chooser import SamChooser
 from .shortcuts import Shortcuts
 from .texts import axis_text, grid_warnings, lacking_volume, missed_organ_names, organ_help
@@ -46,6 +47,7 @@ class RefineWidget(ModuleWidget):
         session: the boxes that are being worked on, or None.
         sams: the rows of the panel about SAMs.
         shortcuts: the keys of the panel.
+        placing: the buttons that place points.
     """
 
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
@@ -53,6 +55,7 @@ class RefineWidget(ModuleWidget):
         self.session: RefineSession | None = None
         self.sams: SamChooser | None = None
         self.shortcuts: Shortcuts | None = None
+        self.placing: PointPlacing | None = None
         self._result = ""
         super().__init__(parent)
 
@@ -66,28 +69,21 @@ class RefineWidget(ModuleWidget):
         for selector in (ui.inputSelector, ui.segmentationSelector):
             selector.setMRMLScene(slicer.mrmlScene)
         self.panel = RefinePanel(ui)
-        keys = self._keys()
+        keys = keys_of(ui)
         self.shortcuts = Shortcuts({key: button for key, _effect, button in keys})
-        self.panel.show_shortcuts({key: effect for key, effect, _button in keys})
+        self.panel.show_shortcuts(keys)
         self.sams = SamChooser(self.panel, self.onSamPicked)
         ui.organTable.connect("itemChanged(QTableWidgetItem*)", self.onOrganTicked)
         ui.organTable.connect("itemSelectionChanged()", self.onOrganChosen)
         ui.organTable.horizontalHeader().connect("sectionClicked(int)", self.onColumnClicked)
         ui.newOrganComboBox.connect("editTextChanged(QString)", self.onOrganNamed)
         ui.newOrganComboBox.lineEdit().connect("returnPressed()", self.onOrganEntered)
+        buttons = {True: ui.positivePointButton, False: ui.negativePointButton}
+        self.placing = PointPlacing(buttons, lambda: self.session and self.session.points)
         connect_buttons(self)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
         self.begin()
-
-    def _keys(self) -> list[tuple[str, str, "qt.QPushButton"]]:
-        """List keys, their effects and their buttons; Slicer's views use none of these keys."""
-        return [
-            ("P", _("previous slice to check"), self.ui.previousUncertainButton),
-            ("N", _("next slice to check"), self.ui.nextUncertainButton),
-            ("D", _("redraw the organ"), self.ui.refineOrganButton),
-            ("Z", _("undo"), self.ui.undoButton),
-            ("Y", _("redo"), self.ui.redoButton),
-            ("C", _("compare before and after"), self.ui.beforeButton),
-        ]
 
     def enter(self) -> None:
         """Show the present scene; Slicer calls this when the user comes to the module."""
@@ -104,6 +100,7 @@ class RefineWidget(ModuleWidget):
     def exit(self) -> None:
         """Stop background jobs; Slicer calls this when the user goes to another module."""
         self.shortcuts.remove()
+        self.placing.stop()
         if self.session is not None:
             self.session.live = self.session.ahead = False
             self.session.set_visible(False)
@@ -112,8 +109,15 @@ class RefineWidget(ModuleWidget):
     def forget(self) -> None:
         """Release everything that belongs to this scene."""
         self.shortcuts.remove()
+        self.placing.close()
         self.sams.close()
         self.closeSession()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeRemoved(self, scene: object, event: str, node: "slicer.vtkMRMLNode") -> None:
+        """Remove boxes that are not open with the volume or segmentation that they are of."""
+        if not slicer.mrmlScene.IsClosing():
+            remove_boxes_of(node)
 
     def startFrom(
         self,
@@ -185,11 +189,11 @@ class RefineWidget(ModuleWidget):
     def _configure(self) -> None:
         """Give the session what was chosen in the panel."""
         parameters, session = self._parameterNode, self.session
+        if parameters.organ in [organ.label for organ in session.organs]:
+            session.active = parameters.organ  # first, as `show` takes it over
         session.configure(self._chosen_in(session.settings))
         session.live = parameters.live
         session.ahead = not self._lacking_sam()
-        if parameters.organ in [organ.label for organ in session.organs]:
-            session.active = parameters.organ
 
     def _chosen_in(self, settings: Settings) -> Settings:
         """Return settings with what was chosen in the panel; the others stay."""
@@ -204,9 +208,14 @@ class RefineWidget(ModuleWidget):
     def closeSession(self) -> None:
         """Release the boxes, which stay in the scene."""
         if self.session is not None:
+            self.placing.stop()
             self.session.changed = lambda: None
             self.session.close()
-            self.session = None
+        self._forgetSession()
+
+    def _forgetSession(self) -> None:
+        """Forget boxes that are closed, and what was said about them."""
+        self.session, self._result = None, ""
 
     def _lacking_sam(self) -> list[str]:
         return self.lackingPackages() + self.sams.lacking()
@@ -230,8 +239,10 @@ class RefineWidget(ModuleWidget):
         if parameters is None:
             return
         if self.session is not None and self.session.closed:
-            self.session = None
+            self._forgetSession()
         session = self.session
+        if session is not None and session.active is not None:
+            parameters.organ = session.active
         if session is not None:
             shown = shown_mask_threshold(session.settings)
             if shown != round(parameters.mask_threshold, 2):
@@ -250,6 +261,7 @@ class RefineWidget(ModuleWidget):
             organ = session.organ(session.active) if session.active else None
             panel.show_slice(session.slice, session.grid, organ)
             panel.show_embeddings(session.embeddings if session.ahead else {})
+        self.placing.show()
         self._show_buttons()
 
     def _show_buttons(self) -> None:
@@ -336,12 +348,6 @@ class RefineWidget(ModuleWidget):
         """Add a box in this slice."""
         with self._errors_shown():
             self.session.add_slice_box(self.session.active)
-
-    def onPlacePoint(self, positive: bool) -> None:
-        """Let the next click into a view place a point in the organ, or one outside."""
-        markups = slicer.modules.markups.logic()
-        markups.SetActiveList(self.session.points.node(positive))
-        markups.StartPlaceMode(False)
 
     # refinement
 

@@ -20,21 +20,16 @@ from ..boxes.key_frames import KeyFrames
 from ..refine.answers import result_masks
 from ..refine.organ_state import OrganState
 from ..refine.saved_state import SavedState, state_to_json
+from .box_nodes import BOXES, SEGMENTATION, VOLUME, remove_boxes
 from .changes import VoxelChange
 from .differences import different_slices
 from .edit_history import EditHistory
 from .observers import Observers, remove_node
-from .outlines import SEGMENTATION, Outlines
+from .outlines import Outlines
 from .point_views import PointViews
 from .roi_views import BoxListener, BoxViews, read_block
 from .segments import all_slices, uncertain_slices
 from .slice_views import jump_to
-
-BOXES = "SRCSM.Boxes"
-"""Attribute of the node that keeps boxes in the scene, and the name of its parameter."""
-
-VOLUME = "SRCSM.Volume"
-"""Role of the node's reference to the scan."""
 
 
 class BoxEditor:
@@ -353,10 +348,10 @@ class BoxEditor:
         self.closed = True
         self._stop()
         self.observers.remove()
-        self.views.close(remove=remove)
+        self.views.close()
         self.points.close()
-        if remove and self.node.GetScene() is not None:
-            slicer.mrmlScene.RemoveNode(self.node)
+        if remove:
+            remove_boxes(self.node)
         self.changed()
 
     def _update(self) -> None:

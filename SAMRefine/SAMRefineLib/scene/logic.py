@@ -25,12 +25,10 @@ from ..boxes.patches import Patch
 from ..refine.client import RefineRun
 from ..refine.organ_state import DEFAULT_SETTINGS, Settings
 from ..refine.saved_state import SavedState, state_from_json
-from .box_editor import BOXES, VOLUME
+from .box_nodes import BEFORE, BOXES, SEGMENTATION, VOLUME, remove_boxes, saved_boxes
 from .masks import add_segment, fits, patches_in, read_layers
 from .observers import remove_node
-from .outlines import BEFORE, SEGMENTATION
 from .requests import MakeClient, worker_client
-from .roi_views import BOUND
 from .segments import CoarseSegment, copied, new_segmentation, segment_ids
 from .session import Progress, RefineSession, sessions
 
@@ -129,12 +127,6 @@ def _target(
     return segmentation_node, aside(lambda: patches_in(layers), 0.3)
 
 
-def saved_boxes() -> list[slicer.vtkMRMLScriptedModuleNode]:
-    """List the nodes of the scene that keep boxes."""
-    scripted = slicer.util.getNodesByClass("vtkMRMLScriptedModuleNode")
-    return [node for node in scripted if node.GetAttribute(BOXES)]
-
-
 def open_boxes(
     node: slicer.vtkMRMLScriptedModuleNode, make_client: MakeClient = worker_client
 ) -> RefineSession:
@@ -221,11 +213,7 @@ def _axis(axis: str | int | None, geometry: Geometry) -> int:
 
 
 def _forget(node: slicer.vtkMRMLScriptedModuleNode) -> None:
-    """Remove boxes with their ROIs and coarse masks."""
-    before = node.GetNodeReference(BEFORE)
-    roles = [node.GetNthNodeReferenceRole(n) for n in range(node.GetNumberOfNodeReferenceRoles())]
-    bounds = [node.GetNodeReference(role) for role in roles if role.startswith(BOUND)]
+    """Close boxes, and remove them with their ROIs and coarse masks."""
     if (session := sessions.get(node.GetID())) is not None:
         session.close()
-    for each in (*bounds, before, node):
-        remove_node(each)
+    remove_boxes(node)

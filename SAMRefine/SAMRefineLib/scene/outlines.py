@@ -14,12 +14,10 @@ from SRCSMSegmenterLib.scene.aside import Aside, directly
 from ..boxes.boxes import SliceGrid
 from ..boxes.patches import Patch
 from ..refine.organ_state import NeighbourRule, OrganState
+from .box_nodes import BEFORE, SEGMENTATION
 from .changes import VoxelChange, apply, changes_to, renew_surfaces
 from .masks import patches_in, read_layers
 from .segments import CoarseSegment, sync_segments
-
-SEGMENTATION, BEFORE = "SRCSM.Segmentation", "SRCSM.Before"
-"""Roles of references of a session's node: the refined segmentation, and the coarse masks."""
 
 
 class Outlines:

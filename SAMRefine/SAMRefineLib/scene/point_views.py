@@ -84,6 +84,10 @@ class PointViews:
             self._fill()
         return node
 
+    def kind(self, node: slicer.vtkMRMLNode | None) -> bool | None:
+        """Tell whether a node is the list of points in the organ or outside; None if neither."""
+        return next((kind for kind, each in self._nodes.items() if each is node), None)
+
     def read(self) -> None:
         """Take over placed, moved and removed points; those outside the volume are ignored."""
         if self._busy or self._organ is None:

@@ -21,10 +21,11 @@ from SRCSMSegmenterLib.geometry import Geometry
 from ..boxes.boxes import Box3D, SliceGrid
 from ..boxes.dragging import differs
 from ..refine.organ_state import OrganState
+from .box_nodes import BOUND
 from .observers import Observers, remove_node
 from .slice_views import between_nodes, shows_slices, slice_in_view, slice_views
 
-BOUND, SLICE_BOX = "SRCSM.Bound", "SRCSM.SliceBox"
+SLICE_BOX = "SRCSM.SliceBox"
 """Attributes of ROIs: the label of their organ."""
 
 
@@ -174,14 +175,12 @@ class BoxViews:
         for roi in list(self._blocks):
             self._read(roi)
 
-    def close(self, *, remove: bool = False) -> None:
-        """Stop observing, and hide the 3-D boxes or remove them."""
+    def close(self) -> None:
+        """Stop observing, and hide the 3-D boxes."""
         self.observers.remove()
         for label in list(self._organs):
             self._drop_slice_box(label)
-            if remove:
-                self._drop_bound(label)
-            elif (roi := self._bounds.get(label)) and (display := roi.GetDisplayNode()):
+            if (roi := self._bounds.get(label)) and (display := roi.GetDisplayNode()):
                 display.SetVisibility(False)
         self._organs, self._blocks, self._bounds = {}, {}, {}
 
