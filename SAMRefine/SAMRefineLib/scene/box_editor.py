@@ -348,9 +348,10 @@ class BoxEditor:
         self.closed = True
         self._stop()
         self.observers.remove()
-        self.views.close()
+        self.views.close(remove=remove)
         self.points.close()
         if remove:
+            remove_node(self.outlines.before)  # which the node refers to no more if it was removed
             remove_boxes(self.node)
         self.changed()
 

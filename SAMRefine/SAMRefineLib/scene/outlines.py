@@ -32,6 +32,7 @@ class Outlines:
         self.aside: Aside = directly
         self._node, self._grid = node, grid
         self._segmentation = node.GetNodeReference(SEGMENTATION)
+        self._coarse = node.GetNodeReference(BEFORE)
         self._outdated: set[str] = set()  # IDs of segments with outdated surfaces
 
     # drawing
@@ -63,15 +64,17 @@ class Outlines:
     # coarse masks
 
     @property
-    def _before(self) -> slicer.vtkMRMLSegmentationNode | None:
-        return self._node.GetNodeReference(BEFORE)
+    def before(self) -> slicer.vtkMRMLSegmentationNode | None:
+        """The coarse masks; None if they were removed."""
+        node = self._coarse
+        return None if node is None or node.GetScene() is None else node
 
     def coarse_mask(self, organ: OrganState) -> Callable[[], Patch] | None:
         """Return a function, for any thread, that reads an organ's coarse mask; None without one.
 
         The mask is bool.
         """
-        before = self._before
+        before = self.before
         if not organ.coarse or before is None:
             return None
         layers = read_layers(before, [organ.segment], self._grid.geometry)
@@ -88,7 +91,7 @@ class Outlines:
     @property
     def before_shown(self) -> bool:
         """True if the coarse masks are shown in place of the segments."""
-        before = self._before
+        before = self.before
         return before is not None and bool(before.GetDisplayVisibility())
 
     def show_before(self, show: bool, organs: Iterable[OrganState]) -> bool:
@@ -99,7 +102,7 @@ class Outlines:
         Returns:
             True if the views changed.
         """
-        before = self._before
+        before = self.before
         if before is None or show == self.before_shown:
             return False
         before.SetAndObserveTransformNodeID(self._segmentation.GetTransformNodeID())

@@ -175,12 +175,14 @@ class BoxViews:
         for roi in list(self._blocks):
             self._read(roi)
 
-    def close(self) -> None:
-        """Stop observing, and hide the 3-D boxes."""
+    def close(self, *, remove: bool = False) -> None:
+        """Stop observing, and hide the 3-D boxes or remove them."""
         self.observers.remove()
         for label in list(self._organs):
             self._drop_slice_box(label)
-            if (roi := self._bounds.get(label)) and (display := roi.GetDisplayNode()):
+            if remove:
+                self._drop_bound(label)
+            elif (roi := self._bounds.get(label)) and (display := roi.GetDisplayNode()):
                 display.SetVisibility(False)
         self._organs, self._blocks, self._bounds = {}, {}, {}
 

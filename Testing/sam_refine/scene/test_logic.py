@@ -1027,6 +1027,8 @@ def test_what_vanishes_during_a_run_is_no_exception_but_a_sentence(session, scen
     assert session.run is None
     if what != "grid":
         assert slicer.util.getNodesByClass("vtkMRMLMarkupsROINode") == []
+        left = [node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")]
+        assert not any("before" in name for name in left)
         assert len(session.observers) == len(session.views.observers) == 0
     session.undo()
     session.close()

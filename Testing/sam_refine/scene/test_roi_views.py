@@ -400,17 +400,18 @@ OBSERVED = (
 )
 
 
-def test_closing_leaves_the_boxes_and_no_observers(scene):
+@pytest.mark.parametrize("remove", [False, True])
+def test_closing_leaves_no_observers(scene, remove):
     view = add_view()
     before = observers(view)
     edits = Edits(liver(), liver(5))
     nodes = [edits.volume, view, edits.views.bound(1), edits.views.bound(5)]
     assert observers(*nodes) > before
-    edits.views.close()
+    edits.views.close(remove=remove)
     assert len(edits.views.observers) == 0
     assert observers(edits.views.bound(1) or nodes[2]) == 0
     left = slicer.util.getNodesByClass("vtkMRMLMarkupsROINode")
-    assert len(left) == 2
+    assert len(left) == (0 if remove else 2)
     jump_to(3, edits.volume, SLICES, None)
     assert not edits.slices
 
