@@ -131,8 +131,8 @@ class RunNodes:
         )
 
 
-class SegmentationRun:
-    """A segmentation under way. The scene changes once, when the result is complete.
+class Run:
+    """A run under way. The scene changes once, when the result is complete.
 
     Attributes:
         finished: True at the end, however it ended.
@@ -141,6 +141,39 @@ class SegmentationRun:
         segmentationNode: the result, once it is there.
         change: what the result changed in the scene (`undo`).
     """
+
+    def __init__(self, messages: list[str]) -> None:
+        self.finished = False
+        self.error: WorkerError | None = None
+        self.messages = messages
+        self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
+        self.change: SceneChange | None = None
+        self._job: Job | None = None
+
+    def cancel(self) -> None:
+        """Stop the run; the scene stays as it is."""
+        self._job.cancel()
+
+    def wait(self) -> slicer.vtkMRMLSegmentationNode:
+        """Wait until the run is finished, while Slicer goes on drawing.
+
+        Raises:
+            WorkerError: it failed or was cancelled.
+        """
+        while not self.finished:
+            wait_for(self._job)
+        if self.error is not None:
+            raise self.error
+        return self.segmentationNode
+
+    def undo(self) -> None:
+        """Take the result out of the scene again; see `SceneChange`."""
+        if self.change is not None:
+            self.change.undo()
+
+
+class SegmentationRun(Run):
+    """The segmentation of a volume under way; see `Run`."""
 
     def __init__(
         self,
@@ -154,38 +187,13 @@ class SegmentationRun:
         volume = nodes.read_volume(run_nodes.volume, run_nodes.frame)
         if run_nodes.segmentation is not None:
             check_target(run_nodes.segmentation, run_nodes.volume, volume.geometry)
-        self.finished = False
-        self.error: WorkerError | None = None
-        self.messages = run_warnings(run_nodes, settings)
-        self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
-        self.change: SceneChange | None = None
+        super().__init__(run_warnings(run_nodes, settings))
         self._nodes, self._settings, self._geometry = run_nodes, settings, volume.geometry
         self._on_progress, self._on_done = progress, done
         self._pace = pace_of(volume.geometry, settings)
-        self._job: Job | None = None
         self._job = submit_segment(
             volume, settings, progress=self._progress, log=log, done=self._finish
         )
-
-    def cancel(self) -> None:
-        """Stop the run; the scene stays as it is."""
-        self._job.cancel()
-
-    def wait(self) -> slicer.vtkMRMLSegmentationNode:
-        """Wait until the run is finished, while Slicer goes on drawing.
-
-        Raises:
-            WorkerError: it failed or was cancelled.
-        """
-        wait_for(self._job)
-        if self.error is not None:
-            raise self.error
-        return self.segmentationNode
-
-    def undo(self) -> None:
-        """Take the result out of the scene again; see `SceneChange`."""
-        if self.change is not None:
-            self.change.undo()
 
     @property
     def editedSince(self) -> bool:

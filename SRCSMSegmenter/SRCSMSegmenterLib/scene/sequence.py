@@ -18,9 +18,9 @@ from ..errors import VolumeError
 from ..worker.client import Job, WorkerError, cancelled
 from ..worker.protocol import as_worker_error
 from . import nodes
-from .changes import SceneChange
 from .input_warnings import dicom_modality
 from .logic import (
+    Run,
     RunNodes,
     ShowProgress,
     absent_note,
@@ -31,7 +31,7 @@ from .logic import (
 )
 from .results import Result
 from .sequence_results import place_sequence
-from .worker_host import SegmentSettings, submit_segment, wait_for
+from .worker_host import SegmentSettings, submit_segment
 
 
 # As in logic.py, users' scripts call this with keyword arguments, each of which is documented.
@@ -79,15 +79,11 @@ def segment_sequence(
     return run.wait() if wait else run
 
 
-class SequenceRun:
-    """The segmentation of a sequence under way. The scene changes once, at the end.
+class SequenceRun(Run):
+    """The segmentation of a sequence under way; see `Run`.
 
     Attributes:
-        finished: True at the end, however it ended.
-        error: what went wrong; its kind is "Cancelled" if the run was cancelled.
-        messages: what the user should know of the input and the result, a sentence each.
         segmentationNode: shows the segmentation of the browser's frame, once it is there.
-        change: what the result changed in the scene (`undo`).
         editedSince: whether undoing may take edits along; frames are not watched.
     """
 
@@ -105,40 +101,18 @@ class SequenceRun:
         self._count = nodes.frame_count(volume_node)
         if self._count == 0:
             raise VolumeError(f'"{volume_node.GetName()}" shows no sequence; segment it alone.')
-        self.finished = False
-        self.error: WorkerError | None = None
-        self.messages = run_warnings(RunNodes(volume_node, 0), settings)
-        self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
-        self.change: SceneChange | None = None
+        super().__init__(run_warnings(RunNodes(volume_node, 0), settings))
         self._volume, self._settings = volume_node, settings
         self._on_progress, self._on_log, self._on_done = progress, log, done
         self._results: list[Result] = []
         self._notes: dict[str, list[int]] = {}
         self._cancelled = False
-        self._job: Job | None = None
         self._submit()
 
     def cancel(self) -> None:
-        """Stop the run; the scene stays as it is."""
+        """Stop the run, also between frames; the scene stays as it is."""
         self._cancelled = True
-        self._job.cancel()
-
-    def wait(self) -> slicer.vtkMRMLSegmentationNode:
-        """Wait until the run is finished, while Slicer goes on drawing.
-
-        Raises:
-            WorkerError: it failed or was cancelled.
-        """
-        while not self.finished:
-            wait_for(self._job)
-        if self.error is not None:
-            raise self.error
-        return self.segmentationNode
-
-    def undo(self) -> None:
-        """Take the result out of the scene again; see `SceneChange`."""
-        if self.change is not None:
-            self.change.undo()
+        super().cancel()
 
     @property
     def _frame(self) -> int:
