@@ -68,6 +68,8 @@ def test_a_sample_of_the_campaign_holds(tmp_path):
     for part, trials in SAMPLE.items():
         command = [sys.executable, str(TESTING / "campaign"), "--only", part]
         command += ["--trials", str(trials), "--budget", "30", "--out", str(tmp_path)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600
+        )
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert len(record.read(tmp_path / "trials.jsonl")) == sum(SAMPLE.values())

@@ -3,6 +3,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -47,9 +48,19 @@ class Load:
         paths = os.pathsep.join(path for path in sys.path if path)
         environment = {**os.environ, "PYTHONPATH": paths, TOKEN_VARIABLE: TOKEN}
         self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], env=environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", SERVER],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        self.address = self.server.stderr.readline().split()[4].rstrip(";")
+        self.address = ""
+        while not self.address and (line := self.server.stderr.readline()):
+            found = re.search(r"127\.0\.0\.1:\d+", line)
+            self.address = found[0] if found else ""
+        if not self.address:
+            raise RuntimeError("The worker behind a socket did not start.")
         threading.Thread(target=self.server.stderr.read, daemon=True).start()
         self.first_memory: int | None = None
 
