@@ -40,6 +40,8 @@ def refine_segmentation(
 ) -> tuple["Segmentation", "Refinement"]:
     """Refine a segmentation with SAM, in boxes around what the network is certain of.
 
+    Labels that the SAM was not trained on stay as they are, unless it was trained on none of them.
+
     Args:
         volume: the scan, raw intensities (K, J, I).
         segmentation: with its probabilities.
@@ -61,15 +63,21 @@ def refine_segmentation(
     from .box_selection import refine_coarse
 
     started = time.perf_counter()
+    known = [label for label in labels if label.name.replace("_", " ") in sam.organs] or labels
     coarse = [
         CoarseOrgan(label.name, label.value, segmentation.probabilities.whole(label.value))
-        for label in labels
+        for label in known
     ]
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     refinement = refine_coarse(
         volume, coarse, grid, sam, modality=modality, progress=progress, cancelled=cancelled
     )
     array, confidence = refinement.labels.array, refinement.confidence()
+    others = [label for label in labels if label not in known]
+    if others:
+        before = segmentation.labels.array
+        stays = (array == 0) & np.isin(before, [label.value for label in others])
+        array[stays], confidence[stays] = before[stays], segmentation.confidence()[stays]
     if keep_largest:
         keep_largest_component(array, confidence)
     seconds = segmentation.seconds | {"refine": time.perf_counter() - started}
@@ -77,10 +85,19 @@ def refine_segmentation(
         segmentation,
         labels=refinement.labels,
         confidence=lambda: confidence,
+        messages=[*segmentation.messages, *_about_others(others, sam)],
         mean_confidence=label_means(array, confidence),
         seconds=seconds,
     )
     return refined, refinement
+
+
+def _about_others(others: "Sequence[Segment]", sam: "SamModel") -> list[str]:
+    """Write which labels were not refined, if there are any."""
+    if not others:
+        return []
+    names = ", ".join(label.name.replace("_", " ") for label in others)
+    return [f"{sam.name} was not trained on these, which are as the network drew them: {names}."]
 
 
 def segment_refined(

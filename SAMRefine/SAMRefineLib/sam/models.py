@@ -87,6 +87,13 @@ class SamModel:
         return {"name": self.name, "kind": self.kind, "identity": self.identity}
 
     @property
+    def organs(self) -> frozenset[str]:
+        """Names of the labels that it was trained on, with blanks; empty if it does not say."""
+        return frozenset(
+            name.replace("_", " ") for name in self.training.get("validation_dice", ())
+        )
+
+    @property
     def canvas(self) -> int:
         """Side in pixels of the image that one encoder pass sees."""
         return self.sam.image_encoder.img_size
