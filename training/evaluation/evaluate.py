@@ -23,6 +23,9 @@ from .report import write_report
 from .scores import ANY_SETTING, worst_cases, write
 from .slice_views import draw_view, most_wrong_slice
 
+RESERVED = ("mean", "metric", "dataset", "method", "SM")
+"""Rows and columns of tables, which a label of the same name would be mixed up with."""
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -232,6 +235,11 @@ def _labels_to_score(dataset: Dataset, label_map: Mapping[int, int] | None) -> d
     bare = [case.name for case in dataset.cases if case.labels is None]
     if bare:
         raise DatasetError(f"{dataset.folder}: no label map for {', '.join(bare)}.")
+    if mistakable := [name for name in dataset.labels if name in RESERVED]:
+        raise DatasetError(
+            f'{dataset.folder} has a label "{mistakable[0]}", as tables call one of their rows or '
+            "columns; rename it in dataset.json."
+        )
     if label_map is None:
         return dataset.labels
     scored = set(label_map.values()) - {0}

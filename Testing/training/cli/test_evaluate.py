@@ -132,3 +132,11 @@ def test_names_that_no_list_of_terms_has_are_compared_too(
     given = ["--predictions", folders[0], "--data", dataset, "--out", tmp_path / "out"]
     assert run(*given, "--worst", 0) == code
     assert ("1 cyst, 2 tumour" in capsys.readouterr().err) == (code == 3)
+
+
+def test_a_label_that_tables_would_mix_up_is_refused(dataset, folders, tmp_path, capsys):
+    text = (dataset / "dataset.json").read_text()
+    (dataset / "dataset.json").write_text(text.replace("spleen", "mean"))
+    given = ["--predictions", folders[0], "--data", dataset, "--out", tmp_path / "out"]
+    assert run(*given, "--worst", 0) == 3
+    assert 'a label "mean"' in capsys.readouterr().err
