@@ -20,17 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-import torch
+from random_network import a_random_bundle
 
 from srcsm_training.cli import worker as worker_command
 from SRCSMSegmenterLib.errors import ConfigError, VolumeError
-from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
+from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.inference import segment
-from SRCSMSegmenterLib.intensity import IntensityRule
-from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, load_bundle, save_bundle
-from SRCSMSegmenterLib.network import NetworkConfig, UNet
-from SRCSMSegmenterLib.source_matching import fit, to_integers
-from SRCSMSegmenterLib.terminology import segment_for
+from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.worker import authentication, connections
 from SRCSMSegmenterLib.worker.client import GRACE, Worker, WorkerError
 from SRCSMSegmenterLib.worker.protocol import PROTOCOL, RequestError, as_worker_error
@@ -1051,26 +1047,8 @@ AFFINE = np.array([[0, -2.0, 0, 5], [2.5, 0, 0.3, -7], [0, 0, 3.0, 11], [0, 0, 0
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A random network of a liver and a spleen, trained on CT."""
-    rule = IntensityRule("CT", window=(-200.0, 300.0))
-    network = NetworkConfig(classes=3, channels=(4, 6), norm="instance", dropout=0.0)
-    torch.manual_seed(3)
-    bundle = ModelBundle(
-        Description(
-            "abdomen",
-            "Liver and spleen",
-            (segment_for("liver", 1), segment_for("spleen", 2)),
-            rule,
-            GridSpec((16, 16, 8), (3.0, 2.75, 6.0)),
-            1.0,
-            "Abdominal CT",
-            "None",
-        ),
-        network,
-        fit(to_integers(tiny.phantom(seed, "CT")[0], rule) for seed in (5, 6)),
-        UNet(network).state_dict(),
-    )
     folder = tmp_path_factory.mktemp("models") / "Leber 肝"
-    save_bundle(folder, bundle, "# The card\n")
+    save_bundle(folder, a_random_bundle("abdomen"), "# The card\n")
     return folder
 
 

@@ -3,16 +3,9 @@
 
 import pytest
 import tiny
-import torch
+from random_network import a_random_bundle
 
-from SRCSMSegmenterLib.geometry import GridSpec
-from SRCSMSegmenterLib.intensity import IntensityRule
-from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, save_bundle
-from SRCSMSegmenterLib.network import NetworkConfig, UNet
-from SRCSMSegmenterLib.source_matching import fit, to_integers
-from SRCSMSegmenterLib.terminology import segment_for
-
-RULE = IntensityRule("CT", window=(-200.0, 300.0))
+from SRCSMSegmenterLib.models.bundle import save_bundle
 
 
 @pytest.fixture(scope="session")
@@ -25,23 +18,7 @@ def datasets(tmp_path_factory):
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     """A folder of shipped models that holds a random network, abdomen-ct."""
-    network = NetworkConfig(classes=3, channels=(4, 6), norm="instance", dropout=0.0)
-    torch.manual_seed(3)
-    bundle = ModelBundle(
-        Description(
-            "abdomen-ct",
-            "Liver and spleen",
-            (segment_for("liver", 1), segment_for("spleen", 2)),
-            RULE,
-            GridSpec((16, 16, 8), (3.0, 2.75, 6.0)),
-            1.0,
-            "Abdominal CT",
-            "None",
-        ),
-        network,
-        fit(to_integers(tiny.phantom(seed, "CT")[0], RULE) for seed in (5, 6)),
-        UNet(network).state_dict(),
-    )
+    bundle = a_random_bundle("abdomen-ct")
     save_bundle(tmp_path / "models" / "abdomen-ct", bundle, "# The card\n")
     monkeypatch.setenv("SRCSM_MODELS", str(tmp_path / "models"))
     return tmp_path / "models"
