@@ -4,7 +4,6 @@
 import os
 import random
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +73,7 @@ class Load:
     def close(self) -> None:
         """End both workers."""
         self.worker.stop()
-        self.server.send_signal(signal.SIGINT)
+        self.server.terminate()
         self.server.wait(PATIENCE)
 
     def _jobs(self, generator: random.Random) -> str:
