@@ -791,6 +791,51 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertFalse(shown(self.ui.resultLabel))
         self.assertFalse(shown(self.ui.messageLabel))
 
+    def test_boxes_of_a_segmentation_that_was_made_anew_are_not_used(self):
+        self.segmentation.SetAttribute("SRCSM.Date", "2026-01-01T00:00:00+00:00")
+        session = self.start()
+        self.refined()
+        self.widget.exit()
+        self.segmentation.SetAttribute("SRCSM.Date", "2026-01-02T00:00:00+00:00")
+        with self.assertRaisesRegex(Exception, "made anew"):
+            session.refine()
+        self.widget.enter()
+        self.assertTrue(session.closed)
+        self.assertIsNone(self.session)
+        self.assertIn("made anew", self.ui.warningLabel.text)
+        self.assertFalse(shown(self.ui.resultLabel))
+        with self.assertRaisesRegex(Exception, "made anew"):
+            self.widget.logic.openBoxes(session.node)
+        self.click(self.ui.boxesButton)
+        self.assertEqual(self.item("liver", 4).text(), "coarse")
+        self.assertEqual(self.widget.logic.savedBoxes(), [self.session.node])
+        self.assertFalse(shown(self.ui.warningLabel))
+
+    def test_the_volume_that_is_shown_is_chosen_and_what_is_worked_on_is_shown(self):
+        scene = slicer.mrmlScene
+        scene.Clear()
+        addView()
+        first, second = addVolume(name="first"), addVolume(name="second")
+        classes = "vtkMRMLSliceCompositeNode"
+        view = scene.GetFirstNodeByClass(classes) or scene.AddNewNodeByClass(classes)
+        view.SetBackgroundVolumeID(second.GetID())
+        self.widget.enter()
+        self.parameters.inputVolume = None
+        self.widget.enter()
+        self.assertEqual(self.ui.inputSelector.currentNode(), second)
+        self.ui.inputSelector.setCurrentNode(first)
+        self.ui.segmentationSelector.setCurrentNode(None)
+        self.click(self.ui.boxesButton)
+        self.assertEqual(view.GetBackgroundVolumeID(), first.GetID())
+
+    def test_a_volume_whose_voxels_come_after_it_can_be_boxed(self):
+        late = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "late")
+        self.ui.inputSelector.setCurrentNode(late)
+        self.assertFalse(self.ui.boxesButton.enabled)
+        late.CopyOrientation(self.volume)
+        late.SetAndObserveImageData(self.volume.GetImageData())
+        waitWhile(lambda: not self.ui.boxesButton.enabled)
+
     def test_the_active_organ_comes_back(self):
         self.start()
         self.ui.organTable.selectRow(1)

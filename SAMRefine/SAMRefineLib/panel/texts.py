@@ -13,6 +13,7 @@ from SRCSMSegmenterLib.terminology import readable
 
 from ..boxes.boxes import SliceGrid
 from ..refine.organ_state import OrganState
+from ..scene.box_nodes import SEGMENTATION, is_outdated, saved_boxes
 from ..scene.edit_history import State
 from ..scene.masks import fits
 from .parameters import Parameters
@@ -32,11 +33,14 @@ def lacking_volume(volume: "slicer.vtkMRMLScalarVolumeNode | None") -> list[str]
     return []
 
 
-def grid_warnings(parameters: Parameters) -> list[str]:
-    """Warn if the chosen segmentation has another grid than the chosen volume."""
+def segmentation_warnings(parameters: Parameters) -> list[str]:
+    """Warn if the chosen segmentation is newer than its boxes, or has another grid."""
     volume, segmentation = parameters.inputVolume, parameters.segmentation
     if lacking_volume(volume) or segmentation is None:
         return []
+    boxes = [n for n in saved_boxes() if n.GetNodeReference(SEGMENTATION) is segmentation]
+    if any(map(is_outdated, boxes)):
+        return [_("The segmentation was made anew. Make boxes replaces those of the one before.")]
     if fits(segmentation, volume, node_geometry(volume)):
         return []
     return [

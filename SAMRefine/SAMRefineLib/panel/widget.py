@@ -23,7 +23,7 @@ from ..boxes.boxes import SliceGrid
 from ..refine.client import RefineRun
 from ..refine.organ_state import Settings
 from ..refine.saved_state import state_from_json
-from ..scene.box_nodes import BOXES, SEGMENTATION, VOLUME, remove_boxes_of
+from ..scene.box_nodes import BOXES, SEGMENTATION, VOLUME, is_outdated, remove_boxes_of
 from ..scene.roi_views import drawn_roi
 from ..scene.segments import segmentation_on
 from ..scene.session import RefineSession
@@ -34,7 +34,7 @@ from .parameters import NeighbourChoice, shown_mask_threshold
 from .placing import PointPlacing
 from .sam_chooser import SamChooser
 from .shortcuts import Shortcuts
-from .texts import axis_text, grid_warnings, lacking_volume, missed_organ_names, organ_help
+from .texts import axis_text, lacking_volume, missed_organ_names, organ_help, segmentation_warnings
 
 STATUS_MS = 5000
 """Milliseconds for which the status bar shows what was refined."""
@@ -154,7 +154,8 @@ class RefineWidget(ModuleWidget):
         parameters = self._parameterNode
         nodes = session.volumeNode, session.segmentationNode
         chosen = parameters.inputVolume, parameters.segmentation
-        return not session.closed and nodes == chosen and self._is_chosen(session.grid)
+        current = not session.closed and not is_outdated(session.node)
+        return current and nodes == chosen and self._is_chosen(session.grid)
 
     def _is_chosen(self, grid: SliceGrid) -> bool:
         axis = self._parameterNode.axis.value
@@ -165,7 +166,8 @@ class RefineWidget(ModuleWidget):
         parameters = self._parameterNode
         for node in self.logic.savedBoxes():
             nodes = node.GetNodeReference(VOLUME), node.GetNodeReference(SEGMENTATION)
-            if None in nodes or nodes != (parameters.inputVolume, parameters.segmentation):
+            chosen = parameters.inputVolume, parameters.segmentation
+            if None in nodes or nodes != chosen or is_outdated(node):
                 continue
             try:
                 saved = state_from_json(node.GetParameter(BOXES), f'"{node.GetName()}"')
@@ -241,9 +243,8 @@ class RefineWidget(ModuleWidget):
         if self.session is not None and self.session.closed:
             self._forgetSession()
         session = self.session
-        if session is not None and session.active is not None:
-            parameters.organ = session.active
         if session is not None:
+            parameters.organ = session.active or parameters.organ
             shown = shown_mask_threshold(session.settings)
             if shown != round(parameters.mask_threshold, 2):
                 parameters.mask_threshold = shown  # it was undone
@@ -252,7 +253,7 @@ class RefineWidget(ModuleWidget):
         panel.show_organs(organs, (session.active or 0) if session else 0)
         panel.show_new_organs(missed_organ_names(organs))
         panel.show_organ_help(organ_help(organs) if session else "")
-        panel.show_warnings([] if session else grid_warnings(parameters))
+        panel.show_warnings([] if session else segmentation_warnings(parameters))
         panel.show_axis(axis_text(parameters))
         panel.show_running(session is not None and session.run is not None)
         panel.show_before(session is not None and session.before_shown)

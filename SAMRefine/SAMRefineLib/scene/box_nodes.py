@@ -17,6 +17,20 @@ SEGMENTATION, BEFORE = "SRCSM.Segmentation", "SRCSM.Before"
 BOUND = "SRCSM.Bound"
 """Role of its references to ROIs around organs, followed by "." and an organ's label."""
 
+MADE = "SRCSM.Made"
+"""Attribute: when the segmentation was made that the boxes are of, as it told then."""
+
+
+def when_made(segmentation: slicer.vtkMRMLSegmentationNode) -> str:
+    """Return when SRCSMSegmenter made a segmentation; "" if it did not."""
+    return segmentation.GetAttribute("SRCSM.Date") or ""
+
+
+def is_outdated(node: slicer.vtkMRMLScriptedModuleNode) -> bool:
+    """Tell whether the segmentation of boxes was made anew since."""
+    made, segmentation = node.GetAttribute(MADE), node.GetNodeReference(SEGMENTATION)
+    return None not in (made, segmentation) and made != when_made(segmentation)
+
 
 def saved_boxes() -> list[slicer.vtkMRMLScriptedModuleNode]:
     """List the nodes of the scene that keep boxes."""

@@ -25,7 +25,17 @@ from ..boxes.patches import Patch
 from ..refine.client import RefineRun
 from ..refine.organ_state import DEFAULT_SETTINGS, Settings
 from ..refine.saved_state import SavedState, state_from_json
-from .box_nodes import BEFORE, BOXES, SEGMENTATION, VOLUME, remove_boxes, saved_boxes
+from .box_nodes import (
+    BEFORE,
+    BOXES,
+    MADE,
+    SEGMENTATION,
+    VOLUME,
+    is_outdated,
+    remove_boxes,
+    saved_boxes,
+    when_made,
+)
 from .masks import add_segment, fits, patches_in, read_layers
 from .observers import remove_node
 from .requests import MakeClient, worker_client
@@ -104,6 +114,7 @@ def boxes(
         "vtkMRMLScriptedModuleNode", f"{target.GetName()} boxes"
     )
     node.SetAttribute(BOXES, "1")
+    node.SetAttribute(MADE, when_made(target))
     for role, other in ((VOLUME, volumeNode), (SEGMENTATION, target), (BEFORE, before)):
         node.SetNodeReferenceID(role, other.GetID())
     saved = SavedState(tuple(states), grid, settings, len(states))
@@ -138,7 +149,7 @@ def open_boxes(
 
     Raises:
         PromptError: the boxes cannot be read, their volume or segmentation is gone, or has another
-            grid.
+            grid, or the segmentation was made anew.
     """
     if (session := sessions.get(node.GetID())) is not None:
         return session
@@ -147,6 +158,8 @@ def open_boxes(
     volume, segmentation = node.GetNodeReference(VOLUME), node.GetNodeReference(SEGMENTATION)
     if volume is None or segmentation is None:
         raise PromptError(f"{source} has lost its volume or segmentation; make new boxes.")
+    if is_outdated(node):
+        raise PromptError(f"{source} is of a segmentation that was made anew; make new boxes.")
     geometry = nodes.node_geometry(volume)
     if not saved.grid.geometry.matches(geometry):
         if not saved.grid.geometry.mirrored().matches(geometry):

@@ -22,6 +22,7 @@ from ..refine.runner import BackgroundRunner
 from ..refine.saved_state import SavedState
 from ..refine.schedule import BackgroundJob, View
 from .box_editor import BoxEditor
+from .box_nodes import is_outdated
 from .requests import MakeClient, Requests, opening, worker_client
 
 Progress = Callable[[str, float, float | None], None]
@@ -111,7 +112,7 @@ class RefineSession(BoxEditor):
 
         Raises:
             PromptError: nothing to refine, or a refinement is running.
-            VolumeError: the volume was changed.
+            VolumeError: the volume was changed, or the segmentation made anew.
         """
         self.read_boxes()
         if self.run is not None:
@@ -123,7 +124,7 @@ class RefineSession(BoxEditor):
         chosen = [organ for organ in chosen if organ.frames.effective()]
         if not chosen:
             raise PromptError("There is no organ with a box to refine; draw a box, or enable one.")
-        self._requests.require_grid()
+        self._require_current()
         self.background.schedule.clear()
 
         def finish(run: RefineRun) -> None:
@@ -157,6 +158,15 @@ class RefineSession(BoxEditor):
         self.background.schedule.clear()
         if self.run is not None:
             self.run.cancel()
+
+    def _require_current(self) -> None:
+        """Raise VolumeError if the volume or the segmentation is not that of the boxes any more."""
+        self._requests.require_grid()
+        if is_outdated(self.node):
+            raise VolumeError(
+                f'The segmentation "{self.segmentationNode.GetName()}" was made anew since its '
+                "boxes were made; make new boxes."
+            )
 
     def _send(self, request: Request, callbacks: Callbacks) -> RefineRun:
         coarse = self.outlines.coarse_probabilities
@@ -197,7 +207,7 @@ class RefineSession(BoxEditor):
             sentence = "The volume or the SAM was changed meanwhile; nothing was redrawn."
             raise WorkerError("VolumeError", sentence, "Refine again.")
         try:
-            self._requests.require_grid()
+            self._require_current()
         except VolumeError as error:
             raise as_worker_error(error) from error
         if run.error is not None:
@@ -248,7 +258,7 @@ class RefineSession(BoxEditor):
             self.message(str(error))
 
     def _start_in_background(self, job: BackgroundJob, organ: OrganState, view: View) -> RefineRun:
-        self._requests.require_grid()
+        self._require_current()
         if job.kind == "embed":
             wanted = view.wanted(organ)
             request = Request.about("embed", [organ], self.settings, wanted)

@@ -94,6 +94,27 @@ def test_rows_make_the_panel_no_wider(window):
     assert window.panel.too_wide() == ""
 
 
+@pytest.mark.parametrize(
+    "name", ["samComboBox", "axisComboBox", "inputSelector", "neighboursComboBox"]
+)
+def test_the_wheel_turns_no_value(window, name):
+    from PySide6.QtCore import QPoint, QPointF, Qt
+    from PySide6.QtGui import QWheelEvent
+    from PySide6.QtWidgets import QApplication
+
+    addVolume()
+    addVolume(name="second")
+    window.self().enter()
+    widget = vars(window.self().ui)[name]
+    box = widget if widget.inherits("QComboBox") else widget.findChild(qt_host.qt.QComboBox)
+    before, at = box.currentIndex, QPointF(5, 5)
+    event = QWheelEvent(at, at, QPoint(), QPoint(0, -120), Qt.NoButton, Qt.NoModifier,
+                        Qt.NoScrollPhase, False)  # fmt: skip
+    QApplication.sendEvent(box, event)
+    assert box.count > before + 1
+    assert box.currentIndex == before
+
+
 def test_keys_press_buttons_while_the_module_is_open(window):
     from PySide6.QtGui import QShortcut
 
