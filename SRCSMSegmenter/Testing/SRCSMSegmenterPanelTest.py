@@ -177,13 +177,13 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertNotIn("allFrames", self.logic.asked)
 
     def test_organs_of_another_model_are_all_wanted(self):
+        every = self.widget.panel.organs(ticked=True)
         self.tick("liver", False)
         self.parameters.skippedOrgans = ["liver", "an organ that only another model knows"]
-        self.assertEqual(len(self.widget.panel.organs(ticked=True)), 3)
+        self.assertEqual(len(self.widget.panel.organs(ticked=True)), len(every) - 1)
 
     def test_what_is_missing_is_in_the_tooltip_of_segment(self):
-        for organ in ("liver", "right kidney", "left kidney", "spleen"):
-            self.tick(organ, False)
+        self.ui.noOrgansButton.click()
         self.assertFalse(self.ui.segmentButton.enabled)
         self.assertEqual(read(self.ui.segmentButton.toolTip), "Tick an organ.")
         slicer.mrmlScene.RemoveNode(self.volume)
@@ -232,12 +232,13 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         waitUntil(lambda: self.ui.segmentButton.enabled)
 
     def test_all_organs_and_none_are_a_click_away(self):
+        every = self.widget.panel.organs(ticked=True)
         self.ui.noOrgansButton.click()
         self.assertEqual(self.widget.panel.organs(ticked=True), [])
         self.tick("spleen", True)
         self.assertEqual(self.widget.panel.organs(ticked=True), ["spleen"])
         self.ui.allOrgansButton.click()
-        self.assertEqual(len(self.widget.panel.organs(ticked=True)), 4)
+        self.assertEqual(self.widget.panel.organs(ticked=True), every)
 
     # Refinement at once
 

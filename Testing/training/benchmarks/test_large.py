@@ -62,7 +62,7 @@ def test_a_process_is_measured_and_its_failure_is_told():
     assert row.what == "squares"
     assert seconds > 0
     assert processor > 0
-    assert 0.001 < memory < 2
+    assert memory > 0.001  # of a child of this process, so this process's own at the least
     with pytest.raises(RuntimeError, match="broken ended with 3"):
         large.measure_process("broken", ["raise SystemExit(3)"])
 

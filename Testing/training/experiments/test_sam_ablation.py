@@ -35,7 +35,9 @@ def sam(tmp_path_factory):
     sizes = SmallSamConfig(
         canvas=64, window=32, embed_dim=16, depth=1, heads=2, prompt_dim=16, decoder_heads=2
     )
-    model = from_scratch.new_network(replace(from_scratch.SamConfig(), network=sizes)).model
+    tiles = replace(from_scratch.SamConfig().tiles, side=32, whole_slices=0.0)
+    config = replace(from_scratch.SamConfig(), network=sizes, tiles=tiles)
+    model = from_scratch.new_network(config).model
     where = tmp_path_factory.mktemp("sams") / "random"
     save_sam(where, replace(model, name="random"), "card", "licence")
     return where

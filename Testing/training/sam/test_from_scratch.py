@@ -4,6 +4,7 @@ it goes on after a stop."""
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ class FakeCoarse:
 
     class description:
         name = "fake"
-        labels = (1, 2)
+        labels = (SimpleNamespace(value=1), SimpleNamespace(value=2))
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def coarse(monkeypatch):
         liver, spleen = (volume.array > 60) & (volume.array < 170), volume.array > 170
         background = ~(liver | spleen)
         found = np.stack([background, liver, spleen]).astype(np.float16)
-        return type("Found", (), {"probabilities": found})
+        return SimpleNamespace(probabilities=SimpleNamespace(whole=lambda label: found[label]))
 
     monkeypatch.setattr(layout, "segment", segment)
     return FakeCoarse()
