@@ -21,6 +21,7 @@ from SRCSMSegmenterLib.errors import ConfigError, VolumeError
 from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
+from SRCSMSegmenterLib.organ_positions import centroid
 from SRCSMSegmenterLib.resampling import smooth_mm
 
 from .dataset import Case, as_bytes, read_case
@@ -221,6 +222,5 @@ def organ_centroids(cases: Sequence[PreparedCase], outputs: int) -> np.ndarray:
         labels = case.labels[0].cpu().numpy()
         for index, box in enumerate(ndimage.find_objects(labels, outputs)):
             if box is not None:
-                kji = np.argwhere(labels[box] == index + 1).mean(axis=0) + [s.start for s in box]
-                row[index] = case.geometry.to_ras(kji[None, ::-1])[0]
+                row[index] = centroid(labels[box] == index + 1, box, case.geometry)
     return centroids

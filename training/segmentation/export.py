@@ -8,7 +8,7 @@ from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle
 from SRCSMSegmenterLib.organ_positions import Offset
 from SRCSMSegmenterLib.source_matching import SourceHistogram
-from SRCSMSegmenterLib.terminology import segment_for
+from SRCSMSegmenterLib.terminology import readable, segment_for
 
 from ..engine.config import to_dict
 from ..engine.progress import Progress
@@ -93,7 +93,7 @@ def make_bundle(
     """
     config, labels = run.config, run.labels
     stored = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
-    organs = ", ".join(label.replace("_", " ") for label in labels)
+    organs = ", ".join(readable(label) for label in labels)
     description = Description(
         name=signature.name,
         task=signature.description

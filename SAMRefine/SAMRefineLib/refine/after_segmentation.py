@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from SRCSMSegmenterLib.terminology import readable
 from SRCSMSegmenterLib.worker.tasks import Context, segment_reply, segmented_scan
 
 from ..sam.catalogue import default_for, find_sam
@@ -63,7 +64,7 @@ def refine_segmentation(
     from .box_selection import refine_coarse
 
     started = time.perf_counter()
-    known = [label for label in labels if label.name.replace("_", " ") in sam.organs] or labels
+    known = [label for label in labels if readable(label.name) in sam.organs] or labels
     coarse = [
         CoarseOrgan(label.name, label.value, segmentation.probabilities.whole(label.value))
         for label in known
@@ -96,7 +97,7 @@ def _about_others(others: "Sequence[Segment]", sam: "SamModel") -> list[str]:
     """Write which labels were not refined, if there are any."""
     if not others:
         return []
-    names = ", ".join(label.name.replace("_", " ") for label in others)
+    names = ", ".join(readable(label.name) for label in others)
     return [f"{sam.name} was not trained on these, which are as the network drew them: {names}."]
 
 

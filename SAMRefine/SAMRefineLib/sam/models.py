@@ -41,6 +41,7 @@ from SRCSMSegmenterLib.models.hashed_folder import (
     write_folder,
 )
 from SRCSMSegmenterLib.schema import convert, parse_json
+from SRCSMSegmenterLib.terminology import readable
 from SRCSMSegmenterLib.texts import is_name
 
 from .catalogue import is_sam
@@ -89,9 +90,7 @@ class SamModel:
     @property
     def organs(self) -> frozenset[str]:
         """Names of the labels that it was trained on, with blanks; empty if it does not say."""
-        return frozenset(
-            name.replace("_", " ") for name in self.training.get("validation_dice", ())
-        )
+        return frozenset(map(readable, self.training.get("validation_dice", ())))
 
     @property
     def canvas(self) -> int:
