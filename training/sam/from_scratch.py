@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the small SAM from nothing on one domain.
 
-Encoder, prompt encoder and decoder are trained, with random convolution as the augmentation that
-makes the SAM useful on another modality. Prompts are boxes with a coarse network's errors, at times
-with points or a mask prompt beside them. The estimate of the mask's IoU is trained too. The best
-weights are chosen by true boxes on validation cases of the source.
+Encoder, prompt encoder and decoder are trained, with random looks of labels and regions as the
+augmentation that makes the SAM useful on another modality. Prompts are boxes with a coarse
+network's errors, at times with points or a mask prompt beside them. The estimate of the mask's IoU
+is trained too. The best weights are chosen by true boxes on validation cases of the source, as they
+are and, if the training draws regions, under random looks as well.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,15 @@ import torch
 from torch import nn
 
 from SAMRefineLib.boxes.boxes import SliceGrid
-from SAMRefineLib.sam.models import SMALL, SamModel, save_sam
+from SAMRefineLib.sam.models import SMALL, SamModel, load_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM, PixelRule, to_pixels
 from SAMRefineLib.sam.small_sam import SmallSamConfig, build_small_sam
 from SRCSMSegmenterLib.endings import own_name
-from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.geometry import GridSpec
 
-from ..augment.random_convolution import MODES, random_convolution
+from ..augment.random_convolution import MODES
+from ..augment.regions import RegionsConfig, random_looks
 from ..data.cases import PreparedCase, default_cache, prepare_cases
 from ..engine.accelerator import accelerator_for
 from ..engine.config import Recipe, ScansConfig, one_of
@@ -49,7 +51,10 @@ class SamConfig:
     """The configuration of a training from nothing.
 
     Attributes:
+        regions: random looks of unlabelled tissue, as for a segmentation network.
         random_convolution: "off", "global", "hard" or "smoothed".
+        start: name or folder of a small SAM whose weights the training starts from; "" starts from
+            random ones.
         seed: every random draw of step s on process r is a function of (seed, s, r).
         checkpoint_minutes: time between two checkpoints.
         validate_every: steps between two validations; 0 validates at the end only.
@@ -60,12 +65,14 @@ class SamConfig:
     tiles: TileConfig = field(default_factory=TileConfig)
     boxes: BoxConfig = field(default_factory=BoxConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
     optimisation: Recipe = field(
         default_factory=lambda: Recipe(
             steps=5000, batch=12, learning_rate=1e-3, schedule="cosine", l2=0.0
         )
     )
     random_convolution: str = "smoothed"
+    start: str = ""
     seed: int = 0
     checkpoint_minutes: float = 5.0
     validate_every: int = 500
@@ -148,11 +155,13 @@ def train(
     recipe, device = config.optimisation, accelerator.device
     classes = len(run.labels) + 1
     torch.manual_seed(config.seed)
-    network = new_network(config).to(device)
+    network = (started_network(config) if config.start else new_network(config)).to(device)
     optimiser = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.l2
     )
-    held_out = [validation_tiles(case, config.tiles.side) for case in validation]
+    held_out = {"dice": [validation_tiles(case, config.tiles.side) for case in validation]}
+    if config.regions.share and config.random_convolution != "off":
+        held_out["randomised"] = [restyled(tiles, config) for tiles in held_out["dice"]]
 
     def draw(generator: torch.Generator) -> Tiles:
         return draw_tiles(
@@ -160,7 +169,9 @@ def train(
         )
 
     def loss(model: nn.Module, tiles: Tiles, generator: torch.Generator) -> torch.Tensor:
-        looks = random_convolution(tiles.images, tiles.labels, config.random_convolution, generator)
+        looks = random_looks(
+            tiles.images, tiles.labels, config.random_convolution, config.regions, generator
+        )
         masks = tiles.masks
         prompts = draw_prompts(
             tiles.boxes, masks, config.prompts, config.network.patch // 4, generator
@@ -170,7 +181,10 @@ def train(
         return prompted_loss(logits, iou, masks)
 
     def validate(network: BoxSam) -> dict[str, list[float]]:
-        return {"dice": true_box_dice(network, held_out, classes, accelerator)}
+        return {
+            kind: true_box_dice(network, tiles, classes, accelerator)
+            for kind, tiles in held_out.items()
+        }
 
     progress = fit(
         run,
@@ -188,6 +202,35 @@ def new_network(config: SamConfig) -> BoxSam:
     """Build a small SAM with random weights."""
     sam = build_small_sam(config.network)
     return BoxSam(SamModel(sam, "", SMALL, SRCSM, config.network))
+
+
+def started_network(config: SamConfig) -> BoxSam:
+    """Build a small SAM with the weights of `config.start`.
+
+    Raises:
+        ConfigError: that is no small SAM, or one of other sizes.
+    """
+    try:
+        model = load_sam(config.start, device="cpu")
+    except BundleError as error:
+        raise ConfigError(f"start: {error}") from error
+    if model.config != config.network:
+        raise ConfigError(
+            f"start: the sizes of {config.start}, {model.config or model.kind}, are not those of "
+            f"the training, {config.network}."
+        )
+    network = new_network(config)
+    network.model.sam.load_state_dict(model.sam.state_dict())
+    return network
+
+
+def restyled(tiles: Tiles, config: SamConfig) -> Tiles:
+    """Give every validation tile random looks by region, the same at every validation."""
+    generator = torch.Generator().manual_seed(config.seed)
+    everywhere = replace(config.regions, share=1.0)
+    mode = config.random_convolution
+    looks = random_looks(tiles.images, tiles.labels, mode, everywhere, generator)
+    return replace(tiles, images=looks)
 
 
 def with_pixels(case: PreparedCase, rule: PixelRule, modality: str) -> PreparedCase:

@@ -193,6 +193,30 @@ def test_validation_gives_true_boxes(tmp_path, folder, cache, monkeypatch):
     assert torch.equal(torch.cat(seen), boxes)
 
 
+def test_a_training_starts_from_the_weights_of_a_sam(tmp_path, folder, cache, sam_folder):
+    overrides = [f"start={sam_folder}", "optimisation.learning_rate=1e-9"]
+    done = a_run(folder, cache, tmp_path / "run", with_overrides(CONFIG, overrides))
+    trained, given = (load_sam(path, device="cpu").sam for path in (done.model, sam_folder))
+    assert_same(trained.state_dict(), given.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("start", "words"), [("nothing-there", "start: "), ("sam-small-ct", "start: the sizes of")]
+)
+def test_a_training_cannot_start_from_another_network(tmp_path, folder, cache, start, words):
+    with pytest.raises(ConfigError, match=words):
+        a_run(folder, cache, tmp_path / "run", replace(CONFIG, start=start))
+
+
+def test_regions_are_trained_and_validated_on(tmp_path, folder, cache):
+    a_run(folder, cache, tmp_path / "plain")
+    a_run(folder, cache, tmp_path / "regions", with_overrides(CONFIG, ["regions.share=1"]))
+    plain, regions = (last(tmp_path / name)["progress"]["curve"] for name in ("plain", "regions"))
+    assert plain[0]["loss"] != regions[0]["loss"]
+    assert "randomised" not in plain[-1]
+    assert regions[-1]["randomised"] != regions[-1]["dice"]
+
+
 def test_points_lie_in_the_object_and_in_its_box_beside_it():
     masks = torch.zeros(300, 16, 16, dtype=torch.bool)
     masks[:, 3:9, 2:12] = True
