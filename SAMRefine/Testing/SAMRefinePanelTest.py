@@ -102,10 +102,12 @@ class SAMRefinePanelTest(unittest.TestCase):
         patch = mock.patch.object(slicer_packages, "missing", lambda more: list(missing))
         self.cleanUps.enter_context(patch)
 
-    def addShipped(self, name):
+    def addShipped(self, name, organs=()):
         folder = self.folder / "Models" / name
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text('{"kind": "small", "name": "Small SAM, CT"}')
+        folder.mkdir(parents=True, exist_ok=True)
+        training = {"validation_dice": dict.fromkeys(organs, 0.9)}
+        config = {"kind": "small", "name": "Small SAM, CT", "training": training}
+        (folder / "config.json").write_text(json.dumps(config))
         (folder / "README.md").write_text("- Expects: slices and boxes\n- Licence: CC BY 4.0\n")
         (folder / "SHA256SUMS").write_text("")
 
@@ -416,6 +418,36 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.ui.organTable.selectRow(1)
         self.click(self.ui.refineOrganButton)
         self.assertEqual(self.asked()[-1].labels, (2,))
+
+    def test_refine_all_leaves_organs_alone_that_the_sam_does_not_know(self):
+        self.addShipped("sam-small-ct", ["spleen"])
+        self.start()
+        self.choose(self.ui.samComboBox, "Small SAM, CT")
+        tip = read(self.ui.refineAllButton.toolTip)
+        self.assertIn("Small SAM, CT was not trained on these, which stay: liver.", tip)
+        self.click(self.ui.refineAllButton)
+        self.assertEqual(self.asked()[-1].labels, (2,))
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[SPLEEN] = 2
+        before = self.voxels()
+        answer(self.asked()[-1], labels)
+        told = "not trained on these, which stay as they are unless you refine them by themselves"
+        self.assertIn(f"{told}: liver.", self.ui.resultLabel.text)
+        self.assertEqual(self.ui.logText.plainText.count(told), 1)
+        self.assertEqual(self.item("liver", 4).text(), "coarse")
+        self.assertEqual(self.voxels(), before)
+
+        self.ui.organTable.selectRow(0)
+        self.assertIn("not trained on it: check", read(self.ui.refineOrganButton.toolTip))
+        self.click(self.ui.refineOrganButton)
+        self.assertEqual(self.asked()[-1].labels, (1,))
+        answer(self.asked()[-1], labels)
+        self.assertIn("so check them: liver.", self.ui.resultLabel.text)
+
+        self.tick("spleen", 1, False)
+        self.click(self.ui.refineAllButton)
+        self.assertIsNone(self.session.run)
+        self.assertIn("refine them by themselves: liver.", self.ui.messageLabel.text)
 
     def test_every_choice_reaches_the_worker(self):
         session = self.start()

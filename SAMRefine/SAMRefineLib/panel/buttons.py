@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 
 from ..scene.session import RefineSession
 from .panel import RefinePanel
-from .texts import step_text
+from .texts import refine_texts, step_text
 
 if TYPE_CHECKING:
     from .widget import RefineWidget
@@ -90,10 +90,9 @@ def show_buttons(
     used = some or _unless(
         any(organ.enabled for organ in organs), _("Tick an organ in the column Use.")
     )
-    show(ui.refineOrganButton, _("Have SAM redraw the chosen organ."), going_on or sam + one)
-    show(
-        ui.refineAllButton, _("Have SAM redraw all organs that are ticked."), going_on or sam + used
-    )
+    refine_organ, refine_all = refine_texts(session)
+    show(ui.refineOrganButton, refine_organ, going_on or sam + one)
+    show(ui.refineAllButton, refine_all, going_on or sam + used)
     undo = _unless(session.can_undo, _("There is nothing to undo."))
     redo = _unless(session.can_redo, _("There is nothing to redo."))
     steps = session.history.steps

@@ -15,6 +15,7 @@ from slicer.i18n import tr as _
 from SRCSMSegmenterLib.panel.common import CommonPanel, fit_rows, quiet, readable, swatch
 
 from ..boxes.boxes import AXES, SliceGrid
+from ..refine.familiarity import names_of
 from ..refine.organ_state import OrganState
 from ..sam.catalogue import SamCard, megabytes
 from ..sam.downloads import host
@@ -314,7 +315,7 @@ def refined_text(organs: Sequence[OrganState]) -> str:
     reasons = [reason for organ in organs for reason in organ.report.kept.values()]
     slices = sum(organ.report.boxes for organ in organs)
     text = _("SAM redrew {organs} in {slices}.").format(
-        organs=", ".join(readable(organ.name) for organ in organs), slices=_slices(slices)
+        organs=names_of(organs), slices=_slices(slices)
     )
     return f"{text} {_kept_text(reasons)}".strip()
 

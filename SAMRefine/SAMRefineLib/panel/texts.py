@@ -9,13 +9,14 @@ from slicer.i18n import tr as _
 from SRCSMSegmenterLib.errors import VolumeError
 from SRCSMSegmenterLib.panel import models
 from SRCSMSegmenterLib.scene.nodes import node_geometry
-from SRCSMSegmenterLib.terminology import readable
 
 from ..boxes.boxes import SliceGrid
+from ..refine.familiarity import names_of
 from ..refine.organ_state import OrganState
 from ..scene.box_nodes import SEGMENTATION, is_outdated, saved_boxes
 from ..scene.edit_history import State
 from ..scene.masks import fits
+from ..scene.session import RefineSession
 from .parameters import Parameters
 
 PLANES = ("sagittal", "coronal", "axial")
@@ -76,6 +77,24 @@ def organ_help(organs: Iterable[OrganState]) -> str:
     return ""
 
 
+def refine_texts(session: RefineSession) -> tuple[str, str]:
+    """Tell what *Refine organ* and *Refine all* do, and which organs the SAM does not know."""
+    one, all_organs = (
+        _("Have SAM redraw the chosen organ."),
+        _("Have SAM redraw all ticked organs."),
+    )
+    strangers = session.unfamiliar
+    if session.active in [organ.label for organ in strangers]:
+        one += "\n" + _("{sam} was not trained on it: check the result.").format(
+            sam=session.sam.name
+        )
+    if left := session.left_alone:
+        all_organs += "\n" + _("{sam} was not trained on these, which stay: {organs}.").format(
+            sam=session.sam.name, organs=names_of(left)
+        )
+    return one, all_organs
+
+
 def step_text(before: State, after: State) -> str:
     """Tell what a step of the history did, as a noun phrase."""
     if after.mask_thresholds:
@@ -85,9 +104,9 @@ def step_text(before: State, after: State) -> str:
     old = {organ.label: organ for organ in before.organs}
     labels = {organ.label for organ in after.organs}
     if added := [organ for organ in after.organs if organ.label not in old]:
-        return _("addition of {organs}").format(organs=_names(added))
+        return _("addition of {organs}").format(organs=names_of(added))
     if removed := [organ for organ in before.organs if organ.label not in labels]:
-        return _("removal of {organs}").format(organs=_names(removed))
+        return _("removal of {organs}").format(organs=names_of(removed))
     # An edit that was redrawn at once is an edit.
     for attribute, text in {
         "frames": _("boxes of {organs}"),
@@ -100,12 +119,8 @@ def step_text(before: State, after: State) -> str:
             for organ in after.organs
             if getattr(organ, attribute) != getattr(old[organ.label], attribute)
         ]:
-            return text.format(organs=_names(changed))
-    return _("refinement of {organs}").format(organs=_names(after.organs))  # with an equal report
-
-
-def _names(organs: Iterable[OrganState]) -> str:
-    return ", ".join(readable(organ.name) for organ in organs)
+            return text.format(organs=names_of(changed))
+    return _("refinement of {organs}").format(organs=names_of(after.organs))  # with an equal report
 
 
 def missed_organ_names(organs: Iterable[OrganState]) -> list[str]:

@@ -376,8 +376,9 @@ class RefineWidget(ModuleWidget):
         """Show the end of a refinement, whether it succeeded, failed or was cancelled."""
         if run.error is None:
             refined = [o for o in run.session.organs if o.label in run.labels and o.report]
-            self._result = " ".join([refined_text(refined), *run.messages])
-            self.panel.log(self._result)
+            text = refined_text(refined)
+            self._result = " ".join([text, *run.messages])  # which are in the log
+            self.panel.log(text)
             slicer.util.showStatusMessage(self._result, STATUS_MS)
         elif run.error.kind == "Cancelled":
             self.panel.log(str(run.error))

@@ -15,7 +15,7 @@ import numpy as np
 from SRCSMSegmenterLib.terminology import readable
 from SRCSMSegmenterLib.worker.tasks import Context, segment_reply, segmented_scan
 
-from ..sam.catalogue import default_for, find_sam
+from ..sam.catalogue import default_for, find_sam, redrawn_unasked
 
 if TYPE_CHECKING:
     from SRCSMSegmenterLib.geometry import Volume
@@ -64,7 +64,7 @@ def refine_segmentation(
     from .box_selection import refine_coarse
 
     started = time.perf_counter()
-    known = [label for label in labels if readable(label.name) in sam.organs] or labels
+    known = redrawn_unasked(labels, sam.organs)
     coarse = [
         CoarseOrgan(label.name, label.value, segmentation.probabilities.whole(label.value))
         for label in known

@@ -7,8 +7,10 @@ It needs no torch: Slicer's panel shows it before PyTorch is installed. Cards ar
 
 import json
 import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from SRCSMSegmenterLib.atomic import recover
 from SRCSMSegmenterLib.errors import BundleError
@@ -19,6 +21,7 @@ from SRCSMSegmenterLib.models.catalogue import (
     shipped_models_folder,
 )
 from SRCSMSegmenterLib.models.hashed_folder import SUMS
+from SRCSMSegmenterLib.terminology import meaning
 
 from .checkpoints import CHECKPOINTS, Checkpoint
 
@@ -34,6 +37,7 @@ class SamCard:
         expects: its purpose, a sentence.
         licence: the licence of its weights.
         origin: the `CHECKPOINTS` entry if it can be downloaded, else None.
+        organs: names of the organs that it was trained on (`trained_organs`).
     """
 
     path: Path
@@ -42,6 +46,7 @@ class SamCard:
     expects: str
     licence: str
     origin: Checkpoint | None = None
+    organs: frozenset[str] = frozenset()
 
     @property
     def present(self) -> bool:
@@ -64,6 +69,7 @@ def read_sam_card(folder: Path) -> SamCard:
             str(config["name"]),
             _line(text, "Expects"),
             _line(text, "Licence"),
+            organs=trained_organs(dict(config.get("training", {}))),
         )
     except OSError as error:
         reason = f"{error.strerror}: {Path(error.filename).name}"
@@ -130,6 +136,47 @@ def find_sam(sam: str) -> Path:
         f"There is no SAM {sam}; give --sam a checkpoint file, a folder, or one of those in "
         f"{folder}: {names}."
     )
+
+
+def trained_organs(training: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the labels that a SAM was trained on; empty if it does not say.
+
+    Args:
+        training: the SAM's own account of its training (`models.SamModel.training`).
+    """
+    return frozenset(training.get("validation_dice", ()))
+
+
+class Named(Protocol):
+    """Anything with the name of an organ."""
+
+    @property
+    def name(self) -> str:
+        """The organ's name."""
+
+
+AnOrgan = TypeVar("AnOrgan", bound=Named)
+
+
+def trained_on(organs: Iterable[AnOrgan], trained: Collection[str]) -> list[AnOrgan]:
+    """Return the organs that a SAM was trained on; all if it does not say on which.
+
+    Args:
+        organs: organs with names, whatever the spelling (`terminology.meaning`).
+        trained: names of the organs that the SAM was trained on.
+    """
+    meant = set(map(meaning, trained))
+    return [organ for organ in organs if not meant or meaning(organ.name) in meant]
+
+
+def redrawn_unasked(organs: Iterable[AnOrgan], trained: Collection[str]) -> list[AnOrgan]:
+    """Return the organs of which a SAM can be trusted to improve the outlines.
+
+    They are those that it was trained on (`trained_on`). If that is none, it was made for something
+    else, and the user who chose it wants it for all.
+    """
+    organs = list(organs)
+    return trained_on(organs, trained) or organs
 
 
 def kind_of(sha256: str) -> str | None:

@@ -41,10 +41,9 @@ from SRCSMSegmenterLib.models.hashed_folder import (
     write_folder,
 )
 from SRCSMSegmenterLib.schema import convert, parse_json
-from SRCSMSegmenterLib.terminology import readable
 from SRCSMSegmenterLib.texts import is_name
 
-from .catalogue import is_sam
+from .catalogue import is_sam, trained_organs
 from .checkpoints import CHECKPOINTS
 from .pixels import PixelRule
 from .small_sam import SmallSamConfig, build_small_sam
@@ -89,8 +88,8 @@ class SamModel:
 
     @property
     def organs(self) -> frozenset[str]:
-        """Names of the labels that it was trained on, with blanks; empty if it does not say."""
-        return frozenset(map(readable, self.training.get("validation_dice", ())))
+        """Names of the labels that it was trained on; empty if it does not say."""
+        return trained_organs(self.training)
 
     @property
     def canvas(self) -> int:

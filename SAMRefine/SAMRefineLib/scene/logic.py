@@ -187,7 +187,8 @@ def refine(
 
     Args:
         session: the boxes.
-        organs: names or labels; None for all that are enabled.
+        organs: names or labels; None for all that are enabled, except those with a coarse mask that
+            the SAM was not trained on; it is told in `log` and in `RefineRun.messages` which.
         progress: called with stage, fraction and seconds left (`session.Progress`).
         log: called with lines for the user.
         done: called at the end with the run, whether it succeeded, failed or was cancelled.

@@ -3,11 +3,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import slicer
 
-from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.errors import BundleError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.models.catalogue import absolute
@@ -18,7 +19,7 @@ from ..boxes.boxes import SliceGrid
 from ..boxes.patches import Patch
 from ..refine.client import Callbacks, RefineClient, RefineRun, Request
 from ..refine.organ_state import OrganState, Settings
-from ..sam.catalogue import default_for
+from ..sam.catalogue import SamCard, default_for, find_sam, read_sam_card
 
 if TYPE_CHECKING:
     from .session import RefineSession
@@ -50,6 +51,7 @@ class Requests:
         self._volume, self._grid, self._make_client = volume_node, grid, make_client
         self._client: RefineClient | None = None
         self._scan = scan
+        self._sam: SamCard | None = None
 
     def send(
         self,
@@ -78,7 +80,21 @@ class Requests:
 
     def forget(self) -> None:
         """Send the volume anew; runs under way are not current any more."""
-        self._client = self._scan = None
+        self._client = self._scan = self._sam = None
+
+    def sam(self, settings: Settings) -> SamCard:
+        """Return the card of the SAM that is asked: the chosen one, or that of the modality.
+
+        A checkpoint file, and a SAM that only the worker's machine has, have a card that says
+        nothing but the name.
+        """
+        if self._sam is None:
+            sam = self._opening(settings)["sam"]
+            try:
+                self._sam = read_sam_card(find_sam(sam))
+            except BundleError:
+                self._sam = SamCard(Path(sam), "", Path(sam).stem, "", "")
+        return self._sam
 
     def is_current(self, run: RefineRun) -> bool:
         """Tell whether a run is about the present volume and SAM."""

@@ -17,10 +17,12 @@ from SRCSMSegmenterLib.worker.protocol import WorkerError, as_worker_error
 
 from ..refine.answers import with_choices, with_results
 from ..refine.client import Callbacks, RefineRun, Request
+from ..refine.familiarity import left_alone, organs_to_refine, unfamiliar
 from ..refine.organ_state import OrganState, Settings
 from ..refine.runner import BackgroundRunner
 from ..refine.saved_state import SavedState
 from ..refine.schedule import BackgroundJob, View
+from ..sam.catalogue import SamCard
 from .box_editor import BoxEditor
 from .box_nodes import is_outdated
 from .requests import MakeClient, Requests, opening, worker_client
@@ -96,6 +98,21 @@ class RefineSession(BoxEditor):
 
     # refinement
 
+    @property
+    def sam(self) -> SamCard:
+        """The card of the SAM that is asked."""
+        return self._requests.sam(self.settings)
+
+    @property
+    def unfamiliar(self) -> list[OrganState]:
+        """The organs that the SAM was not trained on, so that it may draw them badly."""
+        return unfamiliar(self.organs, self.sam)
+
+    @property
+    def left_alone(self) -> list[OrganState]:
+        """The ticked organs that are not redrawn with all others, only if they are asked for."""
+        return left_alone(self.organs, self.sam)
+
     def refine(
         self,
         labels: Iterable[int] | None = None,
@@ -106,8 +123,7 @@ class RefineSession(BoxEditor):
         """Redraw organs; see the function `logic.refine`.
 
         Args:
-            labels: labels of organs; None for those that are enabled and whose coarse mask is not
-                kept.
+            labels: labels of organs; None for those that are ticked, but those `left_alone`.
             progress, log, done: see `logic.refine`.
 
         Raises:
@@ -117,26 +133,26 @@ class RefineSession(BoxEditor):
         self.read_boxes()
         if self.run is not None:
             raise PromptError("A refinement goes on already; wait for it, or cancel it.")
-        if labels is None:
-            chosen = [organ for organ in self.organs if organ.enabled and not organ.kept]
-        else:
-            chosen = [self.organ(label) for label in labels]
-        chosen = [organ for organ in chosen if organ.frames.effective()]
+        asked = None if labels is None else [self.organ(label) for label in labels]
+        chosen, messages = organs_to_refine(self.organs, asked, self.sam)
         if not chosen:
-            raise PromptError("There is no organ with a box to refine; draw a box, or enable one.")
+            sentence = "There is no organ with a box to refine; draw a box, or enable one."
+            raise PromptError(" ".join(messages) or sentence)
         self._require_current()
         self.background.schedule.clear()
 
         def finish(run: RefineRun) -> None:
             if not self.closed:
                 self._update()
+            for message in run.messages if run.error is None else ():
+                log(message)
             done(run)
 
         callbacks = Callbacks(
             lambda stage, fraction: progress(stage, fraction, None), log, self._take_result, finish
         )
         run = self.run = self._send(Request.about("refine", chosen, self.settings), callbacks)
-        run.messages = [
+        run.messages = messages + [
             f'A point of "{organ.name}" in slice {k} does not count, as there is no box.'
             for organ in chosen
             for k in organ.points.keys() - organ.usable_points().keys()
