@@ -608,6 +608,22 @@ class SAMRefinePanelTest(unittest.TestCase):
         answer(self.asked("embed")[1], np.zeros(SHAPE, np.uint8))
         self.assertIn("redrawn at once", self.ui.embeddingLabel.text)
 
+    def test_what_sam_has_seen_is_forgotten_with_its_worker(self):
+        from SRCSMSegmenterLib.scene import worker_host
+
+        session = self.start()
+        self.answerAll(np.zeros(SHAPE, np.uint8))
+        self.assertIn("SAM has seen all organs", self.ui.embeddingLabel.text)
+        for listener in worker_host._listeners:  # as after the end of its process
+            listener()
+        self.assertIn("looking ahead: 0 of 2", self.ui.embeddingLabel.text)
+        self.assertEqual(len(self.asked("embed")), 2)  # it is started again when it is needed
+        session.edit_box(2, 6, replace(session.organ(2).frames.effective()[6], y0=25))
+        self.answerAll(np.zeros(SHAPE, np.uint8))
+        self.assertIn("SAM has seen all organs", self.ui.embeddingLabel.text)
+        session.close()
+        self.assertEqual(worker_host._listeners, [])
+
     # SAMs
 
     def test_the_sams_card_is_shown_on_request_and_the_choice_kept(self):

@@ -179,11 +179,13 @@ class RefineRun:
 class RefineClient:
     """A volume with a SAM and a mosaic at a worker."""
 
-    def __init__(self, worker: Worker, volume: Volume, opening: Mapping[str, Any]) -> None:
+    def __init__(
+        self, worker: Callable[[], Worker], volume: Volume, opening: Mapping[str, Any]
+    ) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
-            worker: the worker.
+            worker: returns the worker to ask now, which may be another than before.
             volume: not to be written to any more.
             opening: parameters of the task "refine" that describe how to load the volume: sam,
                 sam_kind, modality, mosaic, device.
@@ -230,7 +232,7 @@ class RefineClient:
             else:
                 run.end(job.error)
 
-        run.job = self._worker.submit(
+        run.job = self._worker().submit(
             request.task,
             {**self._opening, **request.parameters, "boxes": boxes, "whole": last is None},
             self._unsent(request.frames, coarse),

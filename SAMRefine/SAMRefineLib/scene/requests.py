@@ -34,7 +34,7 @@ MakeClient = Callable[[Volume, Mapping[str, Any]], RefineClient]
 def worker_client(volume: Volume, opening: Mapping[str, Any]) -> RefineClient:
     """Make a client of the worker of this Slicer."""
     worker_host.add_tasks(TASKS)
-    return RefineClient(worker_host.worker(), volume, opening)
+    return RefineClient(worker_host.worker, volume, opening)
 
 
 class Requests:

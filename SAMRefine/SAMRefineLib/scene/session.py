@@ -65,6 +65,7 @@ class RefineSession(BoxEditor):
         self.background = BackgroundRunner(self._start_in_background)
         self.observers.add(self.volumeNode, vtk.vtkCommand.ModifiedEvent, self._on_volume)
         sessions[node.GetID()] = self
+        worker_host.listen_to_losses(self._on_loss)
         self._update()
 
     def undo(self) -> None:
@@ -350,6 +351,7 @@ class RefineSession(BoxEditor):
 
     def _stop(self) -> None:
         sessions.pop(self.node.GetID(), None)
+        worker_host.listen_to_losses(self._on_loss, listen=False)
         self.cancel()
         self.background.close()
 
@@ -363,6 +365,11 @@ class RefineSession(BoxEditor):
         self.background.forget_embeddings()
         self.history.amend([replace(organ, changed=True) for organ in self.organs])
         self._update()
+
+    def _on_loss(self) -> None:
+        """Forget the embeddings that the worker lost; they are computed when something is done."""
+        self.background.schedule.forget_embeddings()
+        self.changed()
 
     def _on_volume(self, *_: object) -> None:
         if (voxels := _voxel_token(self.volumeNode)) != self._voxels:

@@ -17,6 +17,7 @@ PUMP_MS = 20
 _task_modules = ["SRCSMSegmenterLib.worker.tasks"]
 _worker: Worker | None = None
 _timer: object = None
+_listeners: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,12 @@ def use_worker(address: str | None = None, token: str = "") -> None:
         token: which that worker printed.
     """
     global _worker, _timer
-    stop_worker()
+    before = _worker, _timer
     environment = slicer.util.startupEnvironment() if hasattr(slicer, "app") else None
     _worker = Worker(_task_modules, environment=environment, address=address, token=token)
+    _worker.lost = _tell_listeners
     _timer = _started_timer(_worker.pump)
+    _end(*before)
 
 
 def add_tasks(module: str) -> None:
@@ -103,11 +106,33 @@ def refinement() -> RefinementOffer | None:
 def stop_worker() -> None:
     """End the worker and what it is doing; the next segmentation starts it again."""
     global _worker, _timer
-    if _timer is not None:
-        _timer.stop()
-    if _worker is not None:
-        _worker.stop()
+    before = _worker, _timer
     _worker = _timer = None
+    _end(*before)
+
+
+def _end(worker: Worker | None, timer: object) -> None:
+    """End a worker that has been replaced already: who hears of it may go on with another."""
+    if timer is not None:
+        timer.stop()
+    if worker is not None:
+        worker.stop()
+
+
+def listen_to_losses(listener: Callable[[], None], *, listen: bool = True) -> None:
+    """Call a function when the worker has lost all that it had loaded and cached, or stop that.
+
+    It is called after a worker was stopped, killed or replaced, or died; it must not submit jobs.
+    """
+    if listen:
+        _listeners.append(listener)
+    elif listener in _listeners:
+        _listeners.remove(listener)
+
+
+def _tell_listeners() -> None:
+    for listener in [*_listeners]:
+        listener()
 
 
 def submit_segment(volume: Volume, settings: SegmentSettings, **callbacks: Callable) -> Job:

@@ -132,6 +132,8 @@ class Worker:
 
     Attributes:
         log: the last lines that the worker and its libraries printed.
+        lost: callback, called from `pump` and `stop` when the process has ended, and all that it
+            had loaded and cached is lost.
     """
 
     def __init__(
@@ -168,6 +170,8 @@ class Worker:
         self._current: Job | None = None
         self._connection: Child | Remote | None = None
         self._submitted = 0
+        self._loss = False
+        self.lost: Callable[[], None] = lambda: None
         if address is None:
             python = command or [shutil.which("PythonSlicer") or sys.executable]
             self._connect = partial(Child, python, tasks, environment, folder, self._lines)
@@ -227,6 +231,7 @@ class Worker:
             self._disconnect()
             self._finish(self._current, error=cancelled())
         self._start_next()
+        self._tell_loss()
 
     def stop(self) -> None:
         """End the worker and cancel its jobs; a new job starts it again."""
@@ -239,6 +244,7 @@ class Worker:
         for job in left:
             if not job.finished:
                 self._finish(job, error=cancelled())
+        self._tell_loss()
 
     def __enter__(self) -> "Worker":
         return self
@@ -346,6 +352,12 @@ class Worker:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._loss = True
+
+    def _tell_loss(self) -> None:
+        if self._loss:
+            self._loss = False
+            self.lost()
 
     def _finish(
         self, job: Job, reply: Reply | None = None, error: WorkerError | None = None

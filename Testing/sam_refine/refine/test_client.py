@@ -56,7 +56,7 @@ def worker():
 
 @pytest.fixture
 def ask(worker):
-    client = RefineClient(worker, VOLUME, {"sam": "s"})
+    client = RefineClient(lambda: worker, VOLUME, {"sam": "s"})
 
     def ask(task="refine", parameters=None, **callbacks):
         request = Request(task, (LIVER,), parameters or {})

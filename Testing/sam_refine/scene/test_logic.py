@@ -134,7 +134,7 @@ def configure(session, **changes):
 
 def wait_for(ready):
     worker = worker_host.worker()
-    for _ in range(600):
+    for _ in range(6000):
         if ready():
             return
         worker.pump(0.05)
@@ -754,7 +754,7 @@ def test_the_slice_that_is_looked_at_goes_before_whole_organs_and_embeddings(sce
         segmented(volume),
         volume,
         settings=Settings(sam=sam, device="cpu"),
-        make_client=lambda volume, opening: WrittenDown(worker_host.worker(), volume, opening),
+        make_client=lambda volume, opening: WrittenDown(worker_host.worker, volume, opening),
     )
     session.ahead = True
     assert session.background.busy == ("embed", 1, None)
@@ -1000,6 +1000,21 @@ def test_a_worker_that_died_is_told_of_the_volume_again(session):
     session.edit_bound(1, widened(session))
     refine(session)
     assert dice(mask(session), LIVER) > 0.93
+
+
+def test_a_worker_that_is_replaced_mid_run_is_told_all_again(session):
+    """By ``useWorker`` of a script, or when a module of Slicer is reloaded."""
+    session.ahead = True
+    wait_for(lambda: set(session.embeddings.values()) == {"ready"})
+    run = session.refine()
+    worker_host.use_worker()
+    assert run.error.kind == "Cancelled"
+    assert session.run is None
+    assert "ready" not in session.embeddings.values()
+    session.edit_bound(1, widened(session))
+    refine(session)
+    assert dice(mask(session), LIVER) > 0.93
+    wait_for(lambda: set(session.embeddings.values()) == {"ready"})
 
 
 @pytest.mark.parametrize("what", ["volume", "segmentation", "boxes", "before", "grid", "scene"])

@@ -59,3 +59,27 @@ def test_a_module_adds_its_tasks_to_a_worker_that_runs(monkeypatch):
     worker_host.add_tasks("worker_tasks")  # again: what runs goes on
     assert before.submit("ping", {"x": 2}).wait().values == {"x": 2}
     worker_host.stop_worker()
+
+
+def test_who_listens_hears_that_a_worker_was_stopped_or_replaced(monkeypatch):
+    monkeypatch.setattr(worker_host, "_listeners", [])
+    worker_host.stop_worker()
+    heard, worker = [], worker_host.worker
+
+    def listener():
+        heard.append(worker_host._worker)
+
+    worker_host.listen_to_losses(listener)
+    first = worker()
+    first.submit("ping").wait()
+    worker_host.use_worker()
+    second = worker()
+    assert second is not first
+    assert heard == [second]  # a listener that goes on takes the new one
+    second.submit("ping").wait()
+    worker_host.stop_worker()
+    assert heard == [second, None]
+    worker_host.listen_to_losses(listener, listen=False)
+    worker().submit("ping").wait()
+    worker_host.stop_worker()
+    assert len(heard) == 2

@@ -480,6 +480,23 @@ def test_stopping_cancels_what_is_left_and_a_new_job_starts_anew(make_worker, tm
     assert pid_of(worker) != pid
 
 
+def test_a_process_that_ended_is_told_as_a_loss(make_worker):
+    worker, losses = make_worker(), []
+    worker.lost = lambda: losses.append(True)
+    worker.stop()
+    assert losses == []  # nothing was loaded yet
+    os.kill(pid_of(worker), signal.SIGKILL)  # while nothing is to be done
+    until(lambda: worker.pump() or losses)
+    pid_of(worker)
+    assert losses == [True]
+    job = worker.submit("deaf")
+    until(lambda: worker.pump() or job.stage == "deaf")
+    worker.stop()
+    worker.stop()
+    assert losses == [True, True]
+    assert job.state == "cancelled"
+
+
 def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(make_worker, tmp_path):
     living = make_worker()
     pid_of(living)
