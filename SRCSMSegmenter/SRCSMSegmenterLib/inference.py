@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from . import intensity
+from .air import find_air, without_air
 from .decision import Decision, decide
 from .devices import out_of_memory, resolve_device
 from .errors import BundleError, DeviceError
@@ -134,8 +135,12 @@ def segment(
     seconds: dict[str, float] = {}
     progress("prepare", 0.0)
     with _timed(seconds, "prepare"):
-        voxels, rule, messages = _network_intensities(volume, bundle, modality, source_matching)
+        modality, messages = _modality_of(volume, modality)
+        voxels, rule = _network_intensities(volume.array, bundle, modality, source_matching)
         prepared = _prepare(*voxels, volume.geometry, bundle)
+        if modality == "CT" and bundle.description.airless:
+            own_rule = replace(bundle.description.rule, modality=modality)
+            prepared = replace(prepared, air=find_air(*voxels, prepared.image, own_rule))
     run_input = _RunInput(prepared, volume.geometry, bundle, rule, progress, seconds)
     decision = _run_within_memory(run_input, device, messages)
     labels, probabilities = decision.labels, decision.probabilities
@@ -165,15 +170,8 @@ def segment(
     )
 
 
-def _network_intensities(
-    volume: Volume, bundle: ModelBundle, modality: str | None, source_matching: bool
-) -> tuple[tuple[np.ndarray, BlockFunction], IntensityRule, list[str]]:
-    """Scale a scan, or match it to the source, block by block.
-
-    Returns:
-        Voxels (K, J, I) with the function that makes scaled float32 of any block of them, the rule
-        by which to normalise these, and messages.
-    """
+def _modality_of(volume: Volume, modality: str | None) -> tuple[str, list[str]]:
+    """Take the modality that is given, the volume's or a guess; return it and messages."""
     messages = list(volume.remarks)
     modality = modality or volume.modality
     if modality is None:
@@ -182,12 +180,25 @@ def _network_intensities(
             f"Taken for {modality}: {part_below(volume.array):.0%} of its voxels are below "
             f"{CT_BELOW}, of CT it is a large part."
         )
-    messages += doubts(modality, volume.array)
+    return modality, messages + doubts(modality, volume.array)
+
+
+def _network_intensities(
+    array: np.ndarray, bundle: ModelBundle, modality: str, source_matching: bool
+) -> tuple[tuple[np.ndarray, BlockFunction], IntensityRule]:
+    """Scale a scan, or match it to the source, block by block.
+
+    Args:
+        array: (K, J, I) raw intensities.
+
+    Returns:
+        Voxels (K, J, I) with the function that makes scaled float32 of any block of them, and the
+        rule by which to normalise these.
+    """
     own_rule = replace(bundle.description.rule, modality=modality)
     if source_matching:
-        voxels = matched_voxels(volume.array, own_rule, bundle.histogram)
-        return voxels, bundle.description.rule, messages
-    return intensity.scaled_voxels(volume.array, own_rule), own_rule, messages
+        return matched_voxels(array, own_rule, bundle.histogram), bundle.description.rule
+    return intensity.scaled_voxels(array, own_rule), own_rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,12 +209,14 @@ class _Prepared:
         image: (K, J, I) float32, scaled, smoothed and resampled.
         inside: (K, J, I) bool, whether a voxel's middle lies within the scan.
         starts: first index (i, j, k) of each window.
+        air: (K, J, I) bool, if the scan tells: whether a voxel is air alone.
     """
 
     image: torch.Tensor
     inside: torch.Tensor
     grid: Geometry
     starts: list[Triple]
+    air: torch.Tensor | None = None
 
 
 def _prepare(
@@ -337,6 +350,10 @@ def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
                 f"The output of {bundle.description.name} for this scan is not finite; take "
                 "another model, and check the scan's intensities."
             )
+    if prepared.air is not None:
+        names = bundle.description.airless
+        airless = [label.value for label in bundle.description.labels if label.name in names]
+        without_air(probabilities, prepared.air.to(device), airless)
     with _timed(seconds, "resample"):
         # Beyond the scan the network got filling, so its probabilities there hardly count.
         weight = torch.where(prepared.inside, 1.0, BEYOND).to(device)

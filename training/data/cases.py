@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import ndimage
 
+from SRCSMSegmenterLib.air import airless_labels
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import ConfigError, VolumeError
 from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
@@ -224,3 +225,11 @@ def organ_centroids(cases: Sequence[PreparedCase], outputs: int) -> np.ndarray:
             if box is not None:
                 row[index] = centroid(labels[box] == index + 1, box, case.geometry)
     return centroids
+
+
+def airless_outputs(
+    cases: Sequence[PreparedCase], rule: IntensityRule, outputs: int
+) -> tuple[int, ...]:
+    """Find the output labels that hold no air; see `airless_labels`."""
+    scans = [(case.image[0].cpu().numpy(), case.labels[0].cpu().numpy()) for case in cases]
+    return airless_labels(scans, rule, outputs + 1)

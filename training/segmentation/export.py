@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle
-from SRCSMSegmenterLib.organ_positions import Offset
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import readable, segment_for
 
@@ -50,6 +49,7 @@ def model_card(bundle: ModelBundle) -> str:
 - Authors: {description.authors}
 - Licence: {description.licence}
 - Labels: {", ".join(f"{label.value} {label.name}" for label in description.labels)}
+- Without air, in CT: {", ".join(description.airless) or "none known"}
 
 ## Training
 
@@ -82,14 +82,12 @@ def make_bundle(
     rule: IntensityRule,
     progress: Progress,
     weights: Weights,
-    offsets: tuple[Offset, ...],
 ) -> ModelBundle:
-    """Put a trained network, its description and what was learned of its source together.
+    """Put a trained network and its description together.
 
     Args:
         signature: with a name.
         progress, weights: of the end of the training.
-        offsets: between the organs of the training scans.
     """
     config, labels = run.config, run.labels
     stored = json.loads((run.folder / "source_histogram.json").read_text(encoding="utf-8"))
@@ -119,7 +117,7 @@ def make_bundle(
         },
     )
     histogram = SourceHistogram.from_dict(stored)
-    return ModelBundle(description, config.network, histogram, weights, offsets)
+    return ModelBundle(description, config.network, histogram, weights)
 
 
 def _input_of(rule: IntensityRule) -> str:

@@ -32,7 +32,13 @@ from SRCSMSegmenterLib.schema import nearest
 from SRCSMSegmenterLib.source_matching import fit, to_integers
 from SRCSMSegmenterLib.volume_io import read_volume
 
-from ..data.cases import PreparedCase, default_cache, organ_centroids, prepare_cases
+from ..data.cases import (
+    PreparedCase,
+    airless_outputs,
+    default_cache,
+    organ_centroids,
+    prepare_cases,
+)
 from ..data.dataset import Case
 from ..engine.accelerator import Computing, accelerator_for
 from ..engine.limits import Limits
@@ -120,8 +126,13 @@ def run_training(
 
     def save(folder: Path) -> None:
         signed = replace(signature, name=signature.name or own_name(run.folder))
-        offsets = learn_offsets(organ_centroids(cases[0], len(labels)))
-        bundle = make_bundle(signed, run, source, rule, progress, weights, offsets)
+        airless = [labels[value - 1] for value in airless_outputs(cases[0], rule, len(labels))]
+        bundle = make_bundle(signed, run, source, rule, progress, weights)
+        bundle = replace(
+            bundle,
+            description=replace(bundle.description, airless=tuple(airless)),
+            offsets=learn_offsets(organ_centroids(cases[0], len(labels))),
+        )
         save_bundle(folder, bundle, model_card(bundle))
 
     return run.end(progress, run.folder / "model", save)

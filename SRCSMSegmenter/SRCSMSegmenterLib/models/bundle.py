@@ -63,7 +63,8 @@ OFFSETS = "configs/organ_offsets.json"
 WEIGHTS = "models/model.safetensors"
 CARD = "docs/README.md"
 LATER_SETTINGS = {"pool_by": "average", "decoder": []}
-"""Settings added after format 1, with the values older bundles imply."""
+LATER_DESCRIPTION: dict[str, Any] = {"airless": []}
+"""Settings and parts of a description added after format 1, with what older bundles imply."""
 
 REQUIRED = (METADATA, NETWORK, HISTOGRAM, WEIGHTS, CARD)
 
@@ -82,6 +83,7 @@ class Description:
         expects: the input it expects and the input it was not made for, in words.
         licence: terms of use, in words.
         training: free summary (data, command, steps, validation Dice ...), plain JSON values.
+        airless: names of the labels that hold no air in the training scans (`air`).
         version: of this network.
         authors, copyright: MONAI's keys.
     """
@@ -95,6 +97,7 @@ class Description:
     expects: str
     licence: str
     training: dict = field(default_factory=dict)
+    airless: tuple[str, ...] = ()
     version: str = "0.1.0"
     authors: str = "SRCSMSegmenter contributors"
     copyright: str = "SRCSMSegmenter contributors"
@@ -121,6 +124,8 @@ class Description:
             raise BundleError(f"{odd[0]!r} is no name: names are on one line, and not empty.")
         if len(set(names[1:])) < len(self.labels):
             raise BundleError("Two labels have one name.")
+        if unknown := sorted(set(self.airless) - set(names[1:])):
+            raise BundleError(f"airless names {unknown[0]!r}, which is no label.")
         for label in self.labels:
             terms = dataclasses.astuple(label.terminology)
             texts = [
@@ -323,7 +328,9 @@ def _description(metadata: Any) -> Description:  # noqa: ANN401 - anything JSON 
     if not isinstance(ours, dict) or "format_version" not in ours:
         raise BundleError(f'{METADATA} has no "srcsm" entry, so it is no bundle of this program.')
     check_format(ours.pop("format_version"), FORMAT_VERSION, "export the network anew")
-    found = convert(ours, Description, f"{METADATA}: srcsm", BundleError, complete=True)
+    found = convert(
+        LATER_DESCRIPTION | ours, Description, f"{METADATA}: srcsm", BundleError, complete=True
+    )
     # Terms and colours of today's lists, not those of the day of the export.
     labels = tuple(segment_for(label.name, label.value) for label in found.labels)
     return replace(found, labels=labels)

@@ -190,6 +190,8 @@ def test_the_exported_network_is_the_validated_one(finished, folder, cache):
     assert description.grid == tiny.config().grid
     assert description.smoothing == 1.0
     assert description.rule == IntensityRule("CT", window=(-1023.0, 1024.0))
+    assert description.airless == ("liver", "spleen")
+    assert [(one.start, one.end) for one in bundle.offsets] == [(1, 2)]
     rows = [row for row in last(output)["progress"]["curve"] if "dice" in row]
     best = max(rows, key=lambda row: np.nanmean(row["dice"]))["dice"]
     told = description.training["validation_dice"]
