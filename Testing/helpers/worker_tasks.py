@@ -164,6 +164,16 @@ def private_memory() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def segment_swapped(parameters, arrays, context):
+    """As "segment", with labels 1 and 2 swapped, as if a SAM had refined them."""
+    from SRCSMSegmenterLib.worker.tasks import segment
+
+    reply, outputs = segment(parameters, arrays, context)
+    outputs["labels"] = np.array([0, 2, 1], np.uint8)[outputs["labels"]]
+    organs = [{"kept": {"3": "no box"}}, {"kept": {}}]
+    return reply | {"refinement": {"sam": {"name": "played"}, "organs": organs}}, outputs
+
+
 TASKS = {
     function.__name__: function
     for function in (
@@ -182,5 +192,6 @@ TASKS = {
         large,
         slow_to_write,
         middle,
+        segment_swapped,
     )
 }

@@ -12,7 +12,8 @@ from ..errors import SRCSMError, VolumeError
 from ..geometry import Volume
 from ..terminology import Segment, segment_for
 from ..worker.protocol import WorkerError, as_worker_error
-from .worker_host import SegmentSettings, submit_segment, wait_for
+from .notes import result_notes
+from .worker_host import SegmentSettings, check_refinement, submit_segment, wait_for
 
 
 @dataclass(frozen=True)
@@ -40,33 +41,39 @@ def segment_folder(
     modality: str | None = None,
     device: str = "auto",
     keepLargest: bool = True,
+    refine: bool = False,
     progress: Callable[[Path, str, float], None] = lambda path, stage, fraction: None,
 ) -> list[FileResult]:
     """Segment every scan of a folder into NAME.seg.nrrd files; the scene is not touched.
 
     The labels are those that `logic.segment` finds in the same files loaded into Slicer, and those
-    of ``srcsm segment``. A scan that fails does not stop the rest; its error is in its FileResult.
+    of ``srcsm segment``; with `refine`, of ``srcsm segment --refine``. A scan that fails does not
+    stop the rest; its error is in its FileResult.
 
     Args:
         inputFolder: its .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd files, but for .seg.nrrd.
         outputFolder: made if it does not exist.
-        model, sourceMatching, organs, modality, device, keepLargest: see `logic.segment`.
+        model, sourceMatching, organs, modality, device, keepLargest, refine: see `logic.segment`.
         progress: called with the file, the stage and the fraction of its work that is done.
 
     Raises:
         VolumeError: no scans, or two that would be written to one file.
+        BundleError: nothing is there to refine with.
     """
     folder, output = Path(inputFolder), Path(outputFolder)
+    if refine:
+        check_refinement()
     scans = _scans(folder, output)
     output.mkdir(parents=True, exist_ok=True)
     settings = SegmentSettings(
         model,
         sourceMatching,
-        None if organs is None else tuple(organs),
+        organs,
         modality,
         device,
         keepLargest,
         probabilities=False,
+        refine=refine,
     )
     return [
         _segment_file(path, target, settings, partial(progress, path))
@@ -104,8 +111,8 @@ def _segment_file(
     except SRCSMError as error:
         return FileResult(path, error=as_worker_error(error))
     values = reply.values
-    messages = (*volume.remarks, *values["messages"])
-    return FileResult(path, target, None, values["volumes_ml"], messages)
+    notes = (*volume.remarks, *result_notes(values))
+    return FileResult(path, target, None, values["volumes_ml"], notes)
 
 
 def _segment(label: dict[str, Any]) -> Segment:

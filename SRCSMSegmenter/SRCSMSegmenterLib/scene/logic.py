@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import slicer
@@ -21,12 +21,12 @@ from ..errors import BundleError, VolumeError
 from ..geometry import Geometry, Volume
 from ..models.catalogue import find_model, read_card
 from ..slices_to_check import slices_to_check
-from ..terminology import readable
 from ..worker.client import Job, Reply, WorkerError
 from ..worker.protocol import as_worker_error
 from . import nodes
 from .changes import SceneChange
 from .input_warnings import dicom_modality, input_warnings
+from .notes import result_notes
 from .pace import Pace
 from .results import Result, SegmentedOrgan, check_target, place
 from .worker_host import SegmentSettings, submit_segment, wait_for
@@ -81,13 +81,7 @@ def segment(
         WorkerError: with `wait`, what went wrong; its `remedy` says what to do.
     """
     settings = SegmentSettings(
-        model,
-        sourceMatching,
-        None if organs is None else tuple(organs),
-        modality or dicom_modality(volumeNode),
-        device,
-        keepLargest,
-        refine=refine,
+        model, sourceMatching, organs, modality, device, keepLargest, refine=refine
     )
     run_nodes = RunNodes(volumeNode, frame, outputSegmentation)
     run = SegmentationRun(run_nodes, settings, progress, log, done)
@@ -142,10 +136,12 @@ class Run:
         change: what the result changed in the scene (`undo`).
     """
 
-    def __init__(self, messages: list[str]) -> None:
+    def __init__(self, run_nodes: RunNodes, settings: SegmentSettings) -> None:
+        modality = settings.modality or dicom_modality(run_nodes.volume)
+        self._settings = replace(settings, modality=modality)
         self.finished = False
         self.error: WorkerError | None = None
-        self.messages = messages
+        self.messages = run_warnings(run_nodes, self._settings)
         self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
         self.change: SceneChange | None = None
         self._job: Job | None = None
@@ -187,12 +183,12 @@ class SegmentationRun(Run):
         volume = nodes.read_volume(run_nodes.volume, run_nodes.frame)
         if run_nodes.segmentation is not None:
             check_target(run_nodes.segmentation, run_nodes.volume, volume.geometry)
-        super().__init__(run_warnings(run_nodes, settings))
-        self._nodes, self._settings, self._geometry = run_nodes, settings, volume.geometry
+        super().__init__(run_nodes, settings)
+        self._nodes, self._geometry = run_nodes, volume.geometry
         self._on_progress, self._on_done = progress, done
-        self._pace = pace_of(volume.geometry, settings)
+        self._pace = pace_of(volume.geometry, self._settings)
         self._job = submit_segment(
-            volume, settings, progress=self._progress, log=log, done=self._finish
+            volume, self._settings, progress=self._progress, log=log, done=self._finish
         )
 
     @property
@@ -217,8 +213,7 @@ class SegmentationRun(Run):
             result = as_result(job.reply, self._geometry, settings)
             self.change = place(result, run_nodes.volume, run_nodes.segmentation)
             self.segmentationNode = self.change.segmentation
-            values = job.reply.values
-            self.messages += [*values["messages"], *refined_note(values), *absent_note(result)]
+            self.messages += result_notes(job.reply.values)
         except Exception as error:  # to whoever waits; here it would end in the event loop
             self.error = as_worker_error(error)
         self.finished = True
@@ -281,27 +276,6 @@ def run_warnings(run_nodes: RunNodes, settings: SegmentSettings) -> list[str]:
     return input_warnings(
         run_nodes.volume, card, settings.source_matching, settings.modality, run_nodes.frame
     )
-
-
-def refined_note(values: dict) -> list[str]:
-    """Say which SAM redrew the organs, and where it did not; nothing if none did."""
-    if "refinement" not in values:
-        return []
-    sam, organs = (values["refinement"][key] for key in ("sam", "organs"))
-    kept = sum(len(organ["kept"]) for organ in organs)
-    stayed = f"; the network's outline stayed in {counted(kept, 'slice')}" if kept else ""
-    return [f"Refined by {sam['name']}{stayed}."]
-
-
-def counted(number: int, thing: str) -> str:
-    """Write a number of things: 1 slice, 2 slices."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def absent_note(result: Result) -> list[str]:
-    """Write which organs were not found; nothing if all were."""
-    names = [readable(organ.name) for organ in result.organs if organ.volume_ml == 0]
-    return [f"Not found: {', '.join(names)}."] if names else []
 
 
 def _to_check(

@@ -18,17 +18,14 @@ from ..errors import VolumeError
 from ..worker.client import Job, WorkerError, cancelled
 from ..worker.protocol import as_worker_error
 from . import nodes
-from .input_warnings import dicom_modality
 from .logic import (
     Run,
     RunNodes,
     ShowProgress,
-    absent_note,
     as_result,
     pace_of,
-    refined_note,
-    run_warnings,
 )
+from .notes import result_notes
 from .results import Result
 from .sequence_results import place_sequence
 from .worker_host import SegmentSettings, submit_segment
@@ -68,8 +65,8 @@ def segment_sequence(
     settings = SegmentSettings(
         model,
         sourceMatching,
-        None if organs is None else tuple(organs),
-        modality or dicom_modality(volumeNode),
+        organs,
+        modality,
         device,
         keepLargest,
         probabilities=False,
@@ -101,8 +98,8 @@ class SequenceRun(Run):
         self._count = nodes.frame_count(volume_node)
         if self._count == 0:
             raise VolumeError(f'"{volume_node.GetName()}" shows no sequence; segment it alone.')
-        super().__init__(run_warnings(RunNodes(volume_node, 0), settings))
-        self._volume, self._settings = volume_node, settings
+        super().__init__(RunNodes(volume_node, 0), settings)
+        self._volume = volume_node
         self._on_progress, self._on_log, self._on_done = progress, log, done
         self._results: list[Result] = []
         self._notes: dict[str, list[int]] = {}
@@ -153,8 +150,7 @@ class SequenceRun(Run):
             self._pace.finish(time.monotonic())
             settings = asdict(self._settings) | {"frame": self._frame}
             result = as_result(job.reply, self._geometry, settings)
-            values = job.reply.values
-            for note in (*values["messages"], *refined_note(values), *absent_note(result)):
+            for note in result_notes(job.reply.values):
                 self._notes.setdefault(note, []).append(self._frame)
             self._results.append(result)
             if self._frame < self._count:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker process that all of Slicer's modules share (worker/client.py). Main thread only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,17 +25,23 @@ class SegmentSettings:
     """Parameters of the task "segment" (worker/tasks.py), but for the scan's grid.
 
     Attributes:
+        organs: names of those wanted; None for all.
+        modality: "CT" or "MR"; None if neither the user nor the file says it.
         refine: let the task of the `RefinementOffer` do it.
     """
 
     model: str
     source_matching: str
-    organs: tuple[str, ...] | None
+    organs: Sequence[str] | None
     modality: str | None
     device: str
     keep_largest: bool
     probabilities: bool = True
     refine: bool = False
+
+    def __post_init__(self) -> None:
+        if self.organs is not None:  # a list might change while a run goes on
+            object.__setattr__(self, "organs", tuple(self.organs))
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,17 @@ def refinement() -> RefinementOffer | None:
     return _refinement
 
 
+def check_refinement() -> RefinementOffer:
+    """Return the offer to refine segmentations.
+
+    Raises:
+        BundleError: no module makes one.
+    """
+    if _refinement is None:
+        raise BundleError("There is no module SAM Refine; segment without it.")
+    return _refinement
+
+
 def stop_worker() -> None:
     """End the worker and what it is doing; the next segmentation starts it again."""
     global _worker, _timer
@@ -148,9 +165,7 @@ def submit_segment(volume: Volume, settings: SegmentSettings, **callbacks: Calla
     parameters, task = asdict(settings) | volume.geometry.to_json(), "segment"
     parameters["model"] = absolute(parameters["model"])
     if parameters.pop("refine"):
-        if _refinement is None:
-            raise BundleError("There is no module SAM Refine; segment without it.")
-        task = _refinement.task
+        task = check_refinement().task
     return worker().submit(task, parameters, {"image": volume.array}, **callbacks)
 
 

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of files is segmented one by one; a bad one is named and does not stop the rest."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from scene_cases import GRID, an_image
 
-from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.errors import BundleError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
+from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.scene.folder import segment_folder
 from SRCSMSegmenterLib.volume_io import read_labels, write_volume
 
@@ -43,4 +47,30 @@ def test_a_folder_without_scans_or_with_two_of_one_name_is_refused(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(VolumeError, match="would be one file"):
         segment_folder(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_refined_by_the_task_that_refines_a_volume(model, tmp_path, monkeypatch):
+    tasks = ["SRCSMSegmenterLib.worker.tasks", "worker_tasks"]
+    offer = worker_host.RefinementOffer("segment_swapped", lambda modality: "played", Path())
+    monkeypatch.setattr(worker_host, "_task_modules", tasks)
+    monkeypatch.setattr(worker_host, "_refinement", offer)
+    worker_host.stop_worker()
+    write_volume(tmp_path / "ct.nii.gz", Volume(an_image(), GRID))
+    (plain,) = segment_folder(tmp_path, tmp_path / "plain", model=model)
+    (refined,) = segment_folder(tmp_path, tmp_path / "refined", model=model, refine=True)
+    before, after = (read_labels(each.output).array for each in (plain, refined))
+    np.testing.assert_array_equal(after, np.array([0, 2, 1])[before])
+    assert refined.messages == (
+        *plain.messages,
+        "Refined by played; the network's outline stayed in 1 slice.",
+    )
+    worker_host.stop_worker()
+
+
+def test_a_folder_is_not_refined_by_what_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_host, "_refinement", None)
+    (tmp_path / "a.nii").touch()
+    with pytest.raises(BundleError, match="no module SAM Refine"):
+        segment_folder(tmp_path, tmp_path / "out", refine=True)
     assert not (tmp_path / "out").exists()
