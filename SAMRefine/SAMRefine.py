@@ -51,11 +51,16 @@ class SAMRefine(ScriptedLoadableModule):
             '(<a href="https://github.com/SARIHUST/SAMMed">SAMMed</a>). SAM is by A. Kirillov et '
             "al., <i>Segment Anything</i>, ICCV 2023."
         )
-        worker_host.add_tasks(TASKS)
-        requirements = Path(__file__).with_name("Resources") / "sam-requirements.txt"
-        worker_host.offer_refinement(
-            worker_host.RefinementOffer("segment_refined", shipped_sam_for, requirements)
-        )
+        register_tasks()
+
+
+def register_tasks() -> None:
+    """Let the worker refine, and SRCSM Segmenter offer it; anew after its library was reloaded."""
+    worker_host.add_tasks(TASKS)
+    requirements = Path(__file__).with_name("Resources") / "sam-requirements.txt"
+    worker_host.offer_refinement(
+        worker_host.RefinementOffer("segment_refined", shipped_sam_for, requirements)
+    )
 
 
 class SAMRefineLogic(ScriptedLoadableModuleLogic):

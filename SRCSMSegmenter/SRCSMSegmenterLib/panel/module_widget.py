@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Life cycle of a module's panel, the same for both modules: scenes, packages, reloading."""
 
+import importlib.util
 import sys
 
 import qt
@@ -30,8 +31,11 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         panel: how things are shown.
         entered: True while the module is the one that is open.
         requirements: file with packages that this module needs beside those of all.
+        usedBy: modules that use this one's library, and are reloaded with it; each has a function
+            `register_tasks`, which tells the library of its tasks.
     """
 
+    usedBy: tuple[str, ...] = ()
     logicClass: type | None = None
     requirements: str | None = None
 
@@ -94,9 +98,11 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onReload(self) -> None:
         """Reload the module with its library; Slicer alone would reload only the module's file."""
-        for name in [name for name in sys.modules if name.startswith(f"{self.moduleName}Lib")]:
-            del sys.modules[name]
+        _forget_library(self.moduleName)
         super().onReload()
+        for user in self.usedBy:
+            if user in sys.modules:
+                _reload_user(user)
 
     def onSceneStartClose(self, caller: object = None, event: object = None) -> None:
         """Release all that is about to be deleted."""
@@ -208,6 +214,28 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self._missing:
             return []
         return [_("Install the missing packages first; see the top of the panel.")]
+
+
+def _forget_library(module: str) -> None:
+    """Let Python load a module's library anew when it is imported next."""
+    for name in [name for name in sys.modules if name.startswith(f"{module}Lib")]:
+        del sys.modules[name]
+
+
+def _reload_user(module: str) -> None:
+    """Reload a module that uses a library which was reloaded.
+
+    There must not be two of one library, each with a worker and results of its own.
+    """
+    _forget_library(module)
+    if hasattr(slicer.modules, f"{module}Widget"):
+        slicer.util.reloadScriptedModule(module)
+    else:  # its panel was not opened yet; Slicer's function expects one
+        path = slicer.util.modulePath(module)
+        spec = importlib.util.spec_from_file_location(module, path)
+        sys.modules[module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module])
+    sys.modules[module].register_tasks()
 
 
 def edit_segmentation(

@@ -36,6 +36,8 @@ class SegmenterWidget(ModuleWidget):
         run: the segmentation that is running, or None.
     """
 
+    usedBy = ("SAMRefine",)
+
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
         self.run: SegmentationRun | SequenceRun | None = None
         self._lastRun: SegmentationRun | SequenceRun | None = None

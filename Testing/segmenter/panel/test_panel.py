@@ -36,12 +36,18 @@ UNBOUND = {"model", "skippedOrgans", "show3D", "result"}
 """Parameters that no widget holds as they are; the panel brings them up to date itself."""
 
 
+@pytest.fixture
+def modules():
+    """Those that are loaded; the first one's panel is given."""
+    return ("SRCSMSegmenter",)
+
+
 @pytest.fixture(autouse=True)
-def window(tmp_path, monkeypatch):
+def window(tmp_path, monkeypatch, modules):
     """The panel in a window, with all packages there."""
     packaging = SimpleNamespace(load_requirements=lambda path: [], pip_check=lambda one: True)
     monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
-    with qt_host.slicer_with_qt(tmp_path / "settings.ini", "SRCSMSegmenter") as window:
+    with qt_host.slicer_with_qt(tmp_path / "settings.ini", *modules) as window:
         yield window
 
 
@@ -202,6 +208,24 @@ def test_reloading_takes_the_new_library_and_leaves_nothing_of_the_old(window):
     volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "after")
     window.self().ui.inputSelector.setCurrentNode(volume)
     assert window.self().logic.getParameterNode().inputVolume is volume
+
+
+@pytest.mark.parametrize("modules", [("SRCSMSegmenter", "SAMRefine")])
+@pytest.mark.parametrize("opened", [True, False])
+def test_reloading_takes_sam_refine_along_which_goes_on_refining(window, opened):
+    old = sys.modules["SAMRefine"]
+    if not opened:
+        del slicer.modules.SAMRefineWidget
+    window.self().onReload()
+    host = sys.modules["SRCSMSegmenterLib.scene.worker_host"]
+    assert host.refinement().task == "segment_refined"
+    assert "SAMRefineLib.refine.tasks" in host._task_modules
+    assert sys.modules["SAMRefine"] is not old
+    assert sys.modules["SAMRefineLib.scene.requests"].worker_host is host
+    if opened:
+        widget = slicer.modules.samrefine.widgetRepresentation().self()
+        assert widget is slicer.modules.SAMRefineWidget
+        assert type(widget) is sys.modules["SAMRefine"].SAMRefineWidget
 
 
 def test_ending_stops_the_worker_and_observes_nothing(window):
