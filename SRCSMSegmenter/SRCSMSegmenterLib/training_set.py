@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .dataset_file import (
     write_description,
 )
 from .endings import WRITABLE
-from .errors import DatasetError, SRCSMError
+from .errors import Cancelled, DatasetError, SRCSMError
 from .geometry import Volume
 from .terminology import name_key, segment_for
 from .volume_io import read_volume, write_labels, write_volume
@@ -89,6 +89,7 @@ def add_case(
     image: Volume,
     masks: Iterable[tuple[str, np.ndarray]],
     modality: str,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> AddedCase:
     """Add a scan and the masks of its organs to the training cases of an nnU-Net raw dataset.
 
@@ -104,8 +105,10 @@ def add_case(
         masks: organ's name and bool mask, (K, J, I) on the image's grid. A mask without a voxel
             says that the organ is not in this scan. Names are compared by `terminology.name_key`.
         modality: "CT" or "MR".
+        cancelled: asked between the steps; if it returns True, nothing is added.
 
     Raises:
+        Cancelled: `cancelled` returned True.
         DatasetError: the folder holds something else, or `dataset.json` has faults; its labels are
             not the organs, or its modality is another; masks overlap or are all empty; the image
             has voxels that are not finite, or is in the dataset already; a file cannot be written.
@@ -118,12 +121,20 @@ def add_case(
     name = _free_name(folder, name, ending, image)
     image_path = folder / "imagesTr" / f"{name}_0000{ending}"
     labels_path = folder / "labelsTr" / f"{name}{ending}"
+
+    def go_on() -> None:
+        if cancelled():
+            raise Cancelled("Cancelled; nothing was added.")
+
     with _removed_on_failure(image_path, labels_path):
+        go_on()
         for path in (image_path, labels_path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_volume(image_path, image)
+        go_on()
         segments = [segment_for(label, value) for label, value in labels.items()]
         write_labels(labels_path, Volume(array, image.geometry), segments)
+        go_on()
         cases = sum(1 for _ in _cases(folder, ending))
         if content is None:
             content = new_description(modality, labels, cases)
@@ -262,7 +273,7 @@ def _removed_on_failure(*paths: Path) -> Iterator[None]:
     except BaseException as error:
         for path in paths:
             path.unlink(missing_ok=True)
-        if isinstance(error, SRCSMError):
+        if isinstance(error, SRCSMError) and not isinstance(error, Cancelled):
             raise DatasetError(str(error)) from error
         if isinstance(error, OSError):
             raise DatasetError(

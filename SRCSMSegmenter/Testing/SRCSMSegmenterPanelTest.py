@@ -434,7 +434,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         if view is None:
             view = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode")
         view.SetOrientationToAxial()
-        self.widget.onOrganClicked(1, 0)
+        self.widget.results.onOrganClicked(1, 0)
         world = [0.0, 0.0, 0.0]
         self.volume.TransformPointToWorld((14.5 * 3, 25.5 * 3, 6 * 6), world)
         for axis in range(3):

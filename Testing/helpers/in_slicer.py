@@ -147,7 +147,7 @@ def segmenter_tutorial(tour: Tour) -> bool:
 
     if not tour.step("Segmenter: Segment", segment):
         return False
-    tour.step("Segmenter: an organ's middle", lambda: widget.onOrganClicked(0, 0))
+    tour.step("Segmenter: an organ's middle", lambda: widget.results.onOrganClicked(0, 0))
     tour.step("Segmenter: Show 3D", lambda: press(ui.show3DButton))
     tour.step("Segmenter: Copy table", lambda: press(ui.copyButton))
     return True

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ROW_MARGIN = 6
 """Pixels of a row of a list or table above and below its text."""
 
+STATUS_MS = 5000
+"""How long a message stays in the status bar."""
+
 COMMON_UI = Path(__file__).resolve().parents[2] / "Resources" / "UI" / "SRCSMCommon.ui"
 
 

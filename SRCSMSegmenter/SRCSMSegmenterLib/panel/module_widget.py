@@ -11,10 +11,11 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from ..errors import SRCSMError
+from ..errors import Cancelled, SRCSMError
 from ..scene.training_set import add_to_training_set
 from . import packages
-from .common import CommonPanel, load_ui
+from .common import STATUS_MS, CommonPanel, load_ui
+from .waiting import waiting
 
 _TRAINING_SET = "SRCSM/TrainingSet"
 """Setting: the dataset that a segmentation was added to last."""
@@ -205,7 +206,11 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.show_message("")
         self.panel.show_added(None)
         try:
-            self.panel.show_added(add_to_training_set(volume, segmentation, folder))
+            with waiting(_("Writing the volume and its organs")) as aside:
+                case = add_to_training_set(volume, segmentation, folder, aside=aside)
+            self.panel.show_added(case)
+        except Cancelled as stopped:
+            slicer.util.showStatusMessage(str(stopped), STATUS_MS)
         except SRCSMError as error:
             self.panel.show_message(str(error))
 

@@ -23,23 +23,25 @@ T = TypeVar("T")
 
 
 @contextmanager
-def waiting(text: str) -> Iterator[Aside]:
+def waiting(text: str, patience: float = PATIENCE_S) -> Iterator[Aside]:
     """Run functions in a thread; if they take long, a modal dialog tells how far they are.
 
     No event is processed before the dialog keeps the user from changing anything meanwhile.
 
     Args:
         text: what is going on.
+        patience: seconds without the dialog; 0 shows it at once, as before work on the main thread
+            that cannot be cut into short pieces.
     """
-    dialog, shown, started = None, 0, time.monotonic()
+    dialog, shown, patient_until = None, 0, time.monotonic() + patience
 
     def aside(function: Callable[[], T], done: float | None = None) -> T:
         nonlocal dialog, shown
         outcome: Future = Future()
         thread = threading.Thread(target=_run, args=(function, outcome), daemon=True)
         thread.start()
-        thread.join(max(0.0, started + PATIENCE_S - time.monotonic()))
-        while thread.is_alive() or dialog is not None:
+        thread.join(max(0.0, patient_until - time.monotonic()))
+        while thread.is_alive() or dialog is not None or time.monotonic() >= patient_until:
             finished = not thread.is_alive()
             if finished and done is not None:
                 shown = round(100 * done)

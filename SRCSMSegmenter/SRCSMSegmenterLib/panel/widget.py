@@ -9,22 +9,18 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from ..errors import SRCSMError, VolumeError
+from ..errors import Cancelled, SRCSMError, VolumeError
 from ..scene import nodes, views, worker_host
 from ..scene.input_warnings import input_warnings
 from ..scene.logic import SegmentationRun
-from ..scene.measures import measures
 from ..scene.sequence import SequenceRun
-from ..terminology import readable
 from . import models, packages
-from .common import duration
-from .module_widget import ModuleWidget, edit_segmentation
-from .panel import Panel, ResultRow
+from .common import STATUS_MS, duration
+from .module_widget import ModuleWidget
+from .panel import Panel
 from .parameters import FRAME_SHOWN
-from .remeasuring import Remeasuring
-
-STATUS_MS = 5000
-"""How long a message stays in the status bar."""
+from .result_section import ResultSection
+from .waiting import waiting
 
 
 class SegmenterWidget(ModuleWidget):
@@ -34,18 +30,18 @@ class SegmenterWidget(ModuleWidget):
 
     Attributes:
         run: the segmentation that is running, or None.
+        results: the section "Result".
     """
 
     usedBy = ("SAMRefine",)
 
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
         self.run: SegmentationRun | SequenceRun | None = None
-        self._lastRun: SegmentationRun | SequenceRun | None = None
+        self.results: ResultSection | None = None
         self._cards: dict[str, models.ModelCard] = {}
         self._samLacks: list[str] = []
         self._started = 0.0
         self._messageOf: tuple = ()
-        self._remeasuring = Remeasuring(self.update)
         super().__init__(parent)
 
     # Life cycle
@@ -57,6 +53,7 @@ class SegmenterWidget(ModuleWidget):
         for selector in (ui.inputSelector, ui.outputSelector):
             selector.setMRMLScene(slicer.mrmlScene)
         self.panel = Panel(ui)
+        self.results = ResultSection(self.panel, lambda: self.logic.getParameterNode(), self.update)
 
         ui.modelComboBox.connect("currentIndexChanged(int)", self.onModelChosen)
         ui.organList.connect("itemChanged(QListWidgetItem*)", self.onOrganTicked)
@@ -66,11 +63,6 @@ class SegmenterWidget(ModuleWidget):
         ui.undoButton.connect("clicked()", self.onUndo)
         ui.allOrgansButton.connect("clicked()", lambda: self.tickOrgans(True))
         ui.noOrgansButton.connect("clicked()", lambda: self.tickOrgans(False))
-        ui.resultTable.connect("cellClicked(int,int)", self.onOrganClicked)
-        ui.show3DButton.connect("toggled(bool)", self.onShow3D)
-        ui.copyButton.connect("clicked()", self.onCopy)
-        ui.editButton.connect("clicked()", self.onEdit)
-        ui.refineButton.connect("clicked()", self.onRefine)
         ui.trainingSetButton.connect("clicked()", self.onAddToTrainingSet)
         self.begin()
 
@@ -84,13 +76,12 @@ class SegmenterWidget(ModuleWidget):
 
     def exit(self) -> None:
         """Hide; Slicer calls this whenever the user opens another module. What runs goes on."""
-        self._remeasuring.follow(None)
         super().exit()
+        self.results.leave()
 
     def forget(self) -> None:
         """Release what belongs to this scene."""
-        self._lastRun = None
-        self._remeasuring.follow(None)
+        self.results.forget()
         self.panel.show_idle("")
 
     def update(self, caller: object = None, event: object = None) -> None:
@@ -108,7 +99,7 @@ class SegmenterWidget(ModuleWidget):
         panel.show_warnings(self._warnings())
         panel.show_refinement(*self._refinement())
         panel.show_state(self.run is not None, self._lacking())
-        self._showResult(parameters.result)
+        self.results.show(self._cards.values(), self.entered)
 
     def _lacking(self) -> list[str]:
         """List what has to be done before Segment can be pressed."""
@@ -236,8 +227,12 @@ class SegmenterWidget(ModuleWidget):
                 progress=self.panel.show_progress,
                 log=self.panel.log,
                 done=self.onDone,
+                waiting=waiting,
                 wait=False,
             )
+        except Cancelled as stopped:
+            self.panel.show_idle(str(stopped))
+            return
         except SRCSMError as error:
             self.panel.show_idle("")
             self._showMessage(str(error))
@@ -268,12 +263,12 @@ class SegmenterWidget(ModuleWidget):
         self.run, focused, ended = None, self.ui.cancelButton.focus, ""
         if run.error is None:
             parameters = self.logic.getParameterNode()  # the panel may be closed meanwhile
-            parameters.result, self._lastRun = run.segmentationNode, run
+            parameters.result, self.results.last_run = run.segmentationNode, run
             ended = _("{name}: done in {time}").format(
                 name=run.segmentationNode.GetName(), time=duration(time.monotonic() - self._started)
             )
             if parameters.show3D:
-                self.show3D(run.segmentationNode, True)
+                self.results.show3D(run.segmentationNode, True)
         elif run.error.kind == "Cancelled":
             ended = _("Cancelled; nothing was changed")
             self.panel.log(str(run.error))
@@ -286,105 +281,12 @@ class SegmenterWidget(ModuleWidget):
         if focused:
             self.ui.segmentButton.setFocus()
 
-    # The result
-
-    def _showResult(self, segmentation: "slicer.vtkMRMLSegmentationNode | None") -> None:
-        self._remeasuring.follow(segmentation if self.entered else None)
-        colors = {
-            readable(organ.name): organ.color
-            for card in self._cards.values()
-            for organ in card.organs
-        }
-        organs = [
-            ResultRow(m.name, colors.get(m.name, (128, 128, 128)), m.volume_ml, m.least_certain)
-            for m in (measures(segmentation) if segmentation else [])
-        ]
-        name = segmentation.GetName() if segmentation else ""
-        self.panel.show_results(name, organs, self.onJump)
-        last = self._lastRun
-        if last is None or segmentation is None or last.segmentationNode is not segmentation:
-            self.panel.show_notes([], "")
-        else:
-            undo = _('Undo the segmentation of "{volume}": "{name}" is as it was before.').format(
-                volume=_nameOf(_segmentedVolume(segmentation)), name=name
-            )
-            self.panel.show_notes(last.messages, undo)
-        self.panel.show_3d_state(segmentation is not None and views.is_shown_3d(segmentation))
-        self.panel.show_refine("SAMRefine" in slicer.app.moduleManager().modulesNames())
-
-    def onJump(self, k: int) -> None:
-        """Show slice `k` of the volume that was segmented in all slice views."""
-        volume = _segmentedVolume(self._parameterNode.result)
-        if volume is not None:
-            views.show_volume(volume)
-            views.jump_to_slice(volume, k)
-
-    def onOrganClicked(self, row: int, column: int) -> None:
-        """Go to the middle of the organ in a row of the table."""
-        result = self._parameterNode.result
-        name = self.ui.resultTable.item(row, 0).text()
-        ids = {
-            readable(organ): id
-            for organ, id in nodes.organ_segments(result.GetSegmentation()).items()
-        }
-        if any(m.name == name and m.volume_ml for m in measures(result)) and name in ids:
-            if (volume := _segmentedVolume(result)) is not None:
-                views.show_volume(volume)
-            views.jump_to_segment(result, ids[name])
-
-    def onShow3D(self, shown: bool) -> None:
-        """Show the surfaces of this result and of those to come, or hide them."""
-        self._parameterNode.show3D = shown
-        self.show3D(self._parameterNode.result, shown)
-        self.update()
-
-    def show3D(self, segmentation: "slicer.vtkMRMLSegmentationNode", shown: bool) -> None:
-        """Show or hide surfaces, with a wait cursor: making them takes a moment."""
-        with slicer.util.WaitCursor(shown):
-            views.show_3d(segmentation, shown)
-
-    def onCopy(self) -> None:
-        """Put the table on the clipboard."""
-        qt.QApplication.clipboard().setText(self.panel.table_text())
-        slicer.util.showStatusMessage(_("The table was copied"), STATUS_MS)
-
     def onUndo(self) -> None:
-        """Undo the last result; ask first if what was changed since would go with it."""
-        question = _(
-            "The segmentation was changed after it was made, by SAM Refine or by hand. Undo takes "
-            "these changes along."
-        )
-        if self._lastRun.editedSince and not slicer.util.confirmOkCancelDisplay(question):
-            return
-        self._lastRun.undo()
-        self._lastRun = None
-        self.panel.show_idle("")
-        self.update()
-
-    def onEdit(self) -> None:
-        """Open the result in Slicer's Segment Editor."""
-        result = self._parameterNode.result
-        edit_segmentation(result, _segmentedVolume(result))
+        """Undo the last result."""
+        if self.results.undo():
+            self.panel.show_idle("")
 
     def onAddToTrainingSet(self) -> None:
         """Add the result, as it was corrected, to a dataset that networks are trained on."""
         result = self._parameterNode.result
-        self.addToTrainingSet(result, _segmentedVolume(result))
-
-    def onRefine(self) -> None:
-        """Open the result in SAM Refine, with boxes around its organs."""
-        result = self._parameterNode.result
-        slicer.util.selectModule("SAMRefine")
-        refine = slicer.modules.samrefine.widgetRepresentation().self()
-        refine.startFrom(result, _segmentedVolume(result))
-
-
-def _segmentedVolume(
-    segmentation: "slicer.vtkMRMLSegmentationNode",
-) -> "slicer.vtkMRMLScalarVolumeNode | None":
-    """Return the volume that a segmentation is of."""
-    return segmentation.GetNodeReference(segmentation.GetReferenceImageGeometryReferenceRole())
-
-
-def _nameOf(node: "slicer.vtkMRMLNode | None") -> str:
-    return node.GetName() if node is not None else ""
+        self.addToTrainingSet(result, views.segmented_volume(result))

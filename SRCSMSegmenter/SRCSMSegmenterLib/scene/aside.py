@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long computations beside Slicer's main thread, so that its window goes on drawing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -25,3 +26,13 @@ class Aside(Protocol):
 def directly(function: Callable[[], T], done: float | None = None) -> T:
     """Run a function here, as in scripts; see `Aside`."""
     return function()
+
+
+Waiting = Callable[[str], AbstractContextManager[Aside]]
+"""Function that is called with what is going on, in words, and shows it while it takes long."""
+
+
+@contextmanager
+def unshown(text: str) -> Iterator[Aside]:
+    """Show nothing, as in scripts; see `Waiting`."""
+    yield directly

@@ -24,6 +24,7 @@ from ..slices_to_check import slices_to_check
 from ..worker.client import Job, Reply, WorkerError
 from ..worker.protocol import as_worker_error
 from . import nodes
+from .aside import Waiting, unshown
 from .changes import SceneChange
 from .input_warnings import dicom_modality, input_warnings
 from .notes import result_notes
@@ -34,6 +35,11 @@ from .worker_host import SegmentSettings, submit_segment, wait_for
 ShowProgress = Callable[[str, float, float | None], None]
 """Function called with the stage ("load", "prepare", "network", "resample"), the fraction of the
 whole that is done, and the seconds that are left, None while that cannot be told."""
+
+
+READING = "Reading the volume"
+PLACING = "Putting the organs into the scene"
+"""What is going on, as `Waiting` shows it."""
 
 
 # The panel and users' scripts call this with keyword arguments, each of which is documented; that
@@ -52,6 +58,7 @@ def segment(
     progress: ShowProgress = lambda stage, fraction, secondsLeft: None,
     log: Callable[[str], None] = lambda line: None,
     done: Callable[["SegmentationRun"], None] = lambda run: None,
+    waiting: Waiting = unshown,
     wait: bool = True,
 ) -> "slicer.vtkMRMLSegmentationNode | SegmentationRun":
     """Segment a volume of the scene.
@@ -70,6 +77,7 @@ def segment(
         progress: see `ShowProgress`.
         log: called with lines for the user.
         done: called at the end, however it ends.
+        waiting: shows the steps that read and change the scene, if they take long.
         wait: until it is done; Slicer goes on drawing meanwhile.
 
     Returns:
@@ -84,7 +92,7 @@ def segment(
         model, sourceMatching, organs, modality, device, keepLargest, refine=refine
     )
     run_nodes = RunNodes(volumeNode, frame, outputSegmentation)
-    run = SegmentationRun(run_nodes, settings, progress, log, done)
+    run = SegmentationRun(run_nodes, settings, progress, log, done, waiting)
     return run.wait() if wait else run
 
 
@@ -178,14 +186,16 @@ class SegmentationRun(Run):
         progress: ShowProgress,
         log: Callable[[str], None],
         done: Callable[["SegmentationRun"], None],
+        waiting: Waiting,
     ) -> None:
         """Start; for the callbacks see `segment`."""
-        volume = nodes.read_volume(run_nodes.volume, run_nodes.frame)
+        with waiting(READING) as aside:
+            volume = nodes.read_volume(run_nodes.volume, run_nodes.frame, aside)
         if run_nodes.segmentation is not None:
             check_target(run_nodes.segmentation, run_nodes.volume, volume.geometry)
         super().__init__(run_nodes, settings)
         self._nodes, self._geometry = run_nodes, volume.geometry
-        self._on_progress, self._on_done = progress, done
+        self._on_progress, self._on_done, self._waiting = progress, done, waiting
         self._pace = pace_of(volume.geometry, self._settings)
         self._job = submit_segment(
             volume, self._settings, progress=self._progress, log=log, done=self._finish
@@ -210,8 +220,9 @@ class SegmentationRun(Run):
                 raise error
             self._pace.finish(time.monotonic())
             settings = asdict(self._settings) | {"frame": run_nodes.frame}
-            result = as_result(job.reply, self._geometry, settings)
-            self.change = place(result, run_nodes.volume, run_nodes.segmentation)
+            with self._waiting(PLACING) as aside:
+                result = aside(lambda: as_result(job.reply, self._geometry, settings), 0.1)
+                self.change = place(result, run_nodes.volume, run_nodes.segmentation, aside)
             self.segmentationNode = self.change.segmentation
             self.messages += result_notes(job.reply.values)
         except Exception as error:  # to whoever waits; here it would end in the event loop

@@ -12,6 +12,7 @@ import vtk
 
 from ..errors import VolumeError
 from ..geometry import Geometry, Volume
+from .aside import Aside, directly
 
 BINARY = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 SURFACE = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
@@ -24,13 +25,18 @@ OWN_SUFFIX = " (SRCSM)"
 """End of the name of a segment that a result put beside one of the user's with the same name."""
 
 
-def read_volume(volume_node: slicer.vtkMRMLScalarVolumeNode, frame: int | None = None) -> Volume:
+def read_volume(
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    frame: int | None = None,
+    aside: Aside = directly,
+) -> Volume:
     """Copy a node's voxels on the node's own grid, transforms above it left out.
 
     A copy, because another thread sends it while the user may edit or delete the node.
 
     Args:
         frame: of the sequence that the node shows; None for the one shown now.
+        aside: copies the voxels.
 
     Returns:
         (K, J, I) in the node's voxel type.
@@ -40,7 +46,7 @@ def read_volume(volume_node: slicer.vtkMRMLScalarVolumeNode, frame: int | None =
     """
     node = frame_node(volume_node, frame)
     geometry = node_geometry(node)
-    return Volume(slicer.util.arrayFromVolume(node).copy(), geometry)
+    return Volume(aside(slicer.util.arrayFromVolume(node).copy), geometry)
 
 
 def node_geometry(node: slicer.vtkMRMLScalarVolumeNode) -> Geometry:

@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of the network as segmentations in Slicer's scene, with their tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-from ..geometry import Geometry, Volume
+from ..geometry import Volume
 from ..terminology import readable
+from .aside import Aside, directly
 from .changes import SceneChange
+from .labelmaps import (
+    Labelmap,
+    grid_parameter,
+    kept_labelmaps,
+    layer,
+    remove_segments,
+    replace_labelmaps,
+)
 from .measures import (
     TABLE,
     Measure,
@@ -29,6 +37,7 @@ from .nodes import (
     organ_segments,
 )
 from .probabilities import probabilities, replace_probabilities
+from .surfaces import add_surfaces, make_surfaces, surfaces_of
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ def place(
     result: Result,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     segmentation_node: slicer.vtkMRMLSegmentationNode | None = None,
+    aside: Aside = directly,
 ) -> SceneChange:
     """Put a result into the scene, beside the volume it belongs to.
 
@@ -80,11 +90,13 @@ def place(
         volume_node: that was segmented.
         segmentation_node: to be updated; None makes a new one. Organs that an earlier result put
             there are replaced; other segments are neither changed nor overwritten, overlaps stay.
+        aside: runs what takes long.
 
     Returns:
         The change, which can be undone.
 
     Raises:
+        Cancelled: `aside` raised it; nothing was changed.
         VolumeError: the segmentation lies elsewhere than the volume, or holds only surfaces;
             nothing was changed.
     """
@@ -92,10 +104,10 @@ def place(
         raise TypeError(f"labels are uint8, not {result.labels.array.dtype}")
     if segmentation_node is not None:
         check_target(segmentation_node, volume_node, result.labels.geometry)
-    layer = _layer(result.labels)
+    image = layer(result.labels)
     change = SceneChange()
     try:
-        _place_segmentation(change, result, layer, volume_node, segmentation_node)
+        _place_segmentation(change, result, image, volume_node, segmentation_node, aside)
         place_table(change, result.organs, volume_node)
         change.complete()
     except BaseException:
@@ -108,42 +120,20 @@ def outside_scene(result: Result, name: str) -> slicer.vtkMRMLSegmentationNode:
     """Make a segmentation of a result that no scene holds, such as a frame of a sequence."""
     node = slicer.vtkMRMLSegmentationNode()
     node.SetName(name)
-    layer, segmentation, change = _layer(result.labels), node.GetSegmentation(), SceneChange()
-    segmentation.SetConversionParameter(GRID, _grid(result.labels.geometry))
-    for organ in result.organs:
-        _place_segment(change, segmentation, organ, layer)
+    node.GetSegmentation().SetConversionParameter(GRID, grid_parameter(result.labels.geometry))
+    _place_segments(SceneChange(), node, result.organs, layer(result.labels))
     for key, value in result.attributes.items():
         node.SetAttribute(f"SRCSM.{key}", value)
     return node
 
 
-def _layer(labels: Volume) -> slicer.vtkOrientedImageData:
-    """Make one image of all organs, as Slicer shares one among segments that do not overlap."""
-    image = slicer.vtkOrientedImageData()
-    image.SetDimensions(labels.geometry.size)
-    image.GetPointData().SetScalars(numpy_to_vtk(labels.array.ravel(), deep=True))
-    image.SetGeometryFromImageToWorldMatrix(_matrix(labels.geometry))
-    return image
-
-
-def _matrix(geometry: Geometry) -> vtk.vtkMatrix4x4:
-    matrix = vtk.vtkMatrix4x4()
-    matrix.DeepCopy(geometry.affine.ravel())
-    return matrix
-
-
-def _grid(geometry: Geometry) -> str:
-    """Write a grid as the conversion parameter `GRID` has it."""
-    extent = [end for size in geometry.size for end in (0, size - 1)]
-    return slicer.vtkSegmentationConverter.SerializeImageGeometry(_matrix(geometry), extent)
-
-
 def _place_segmentation(
     change: SceneChange,
     result: Result,
-    layer: slicer.vtkOrientedImageData,
+    image: slicer.vtkOrientedImageData,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
     node: slicer.vtkMRMLSegmentationNode | None,
+    aside: Aside,
 ) -> None:
     if node is None:
         node = change.add_node("vtkMRMLSegmentationNode", f"{volume_node.GetName()} segmentation")
@@ -163,33 +153,59 @@ def _place_segmentation(
     change.set(
         lambda: segmentation.GetConversionParameter(GRID),
         lambda value: segmentation.SetConversionParameter(GRID, value),
-        _grid(result.labels.geometry),
+        grid_parameter(result.labels.geometry),
     )
-    # When voxels change, Slicer forgets all surfaces.
     surfaces_shown = segmentation.ContainsRepresentation(SURFACE)
-    change.add(lambda: surfaces_shown and segmentation.CreateRepresentation(SURFACE))
-    for organ in result.organs:
-        _place_segment(change, segmentation, organ, layer)
+    _place_segments(change, node, result.organs, image, aside)
     if surfaces_shown:
-        segmentation.CreateRepresentation(SURFACE)
+        make_surfaces(node, aside)
     for name, value in result.attributes.items():
         change.set_attribute(node, f"SRCSM.{name}", value)
     _keep_probabilities(change, node, result)
     change.file_beside(node, volume_node)
 
 
-def _place_segment(
+def _place_segments(
     change: SceneChange,
-    segmentation: slicer.vtkSegmentation,
-    organ: SegmentedOrgan,
-    layer: slicer.vtkOrientedImageData,
+    node: slicer.vtkMRMLSegmentationNode,
+    organs: Sequence[SegmentedOrgan],
+    image: slicer.vtkOrientedImageData,
+    aside: Aside = directly,
 ) -> None:
-    id = organ_segments(segmentation).get(organ.name)
-    if id is not None:
-        before = _own_labelmap(segmentation.GetSegment(id))
-        change.add(lambda: _replace_labelmap(segmentation, id, before, 1))
-        _replace_labelmap(segmentation, id, layer, organ.label)
-        return
+    """Give organs that are there their new voxels, and add the others."""
+    segmentation = node.GetSegmentation()
+    there = organ_segments(segmentation)
+    labelmaps = {there[each.name]: (image, each.label) for each in organs if each.name in there}
+    before = kept_labelmaps(segmentation, labelmaps, aside)
+    surfaces = {id: one for id, one in surfaces_of(segmentation).items() if id in before}
+    change.add(lambda: _replace(node, before, surfaces))
+    _replace(node, labelmaps, {}, aside)
+    added: list[str] = []
+    change.add(lambda: remove_segments(segmentation, added))
+    for organ in organs:
+        if organ.name not in there:
+            added.append(_add_segment(segmentation, organ, image))
+
+
+def _replace(
+    node: slicer.vtkMRMLSegmentationNode,
+    labelmaps: Mapping[str, Labelmap],
+    surfaces: Mapping[str, vtk.vtkPolyData],
+    aside: Aside = directly,
+) -> None:
+    """Give segments other voxels and surfaces; when voxels change, Slicer drops all surfaces."""
+    segmentation = node.GetSegmentation()
+    others = {id: one for id, one in surfaces_of(segmentation).items() if id not in labelmaps}
+    try:
+        replace_labelmaps(segmentation, labelmaps, aside)
+    finally:
+        add_surfaces(node, others | dict(surfaces))
+
+
+def _add_segment(
+    segmentation: slicer.vtkSegmentation, organ: SegmentedOrgan, image: slicer.vtkOrientedImageData
+) -> str:
+    """Add an organ's segment and return its ID."""
     segment = slicer.vtkSegment()
     name = readable(organ.name)
     taken = segmentation.GetSegmentIdBySegmentName(name)
@@ -197,47 +213,11 @@ def _place_segment(
     segment.SetColor(*(channel / 255 for channel in organ.color))
     segment.SetTag(segment.GetTerminologyEntryTagName(), organ.terminology)
     segment.SetTag(ORGAN_TAG, organ.name)
-    segment.AddRepresentation(BINARY, layer)
+    segment.AddRepresentation(BINARY, image)
     segment.SetLabelValue(organ.label)
     id = segmentation.GenerateUniqueSegmentID(organ.name)
     segmentation.AddSegment(segment, id)
-    change.add(lambda: segmentation.GetSegment(id) and segmentation.RemoveSegment(id))
-
-
-def _replace_labelmap(
-    segmentation: slicer.vtkSegmentation,
-    id: str,
-    labelmap: slicer.vtkOrientedImageData,
-    label: int,
-) -> None:
-    segment = segmentation.GetSegment(id)
-    if segment is None:
-        return  # the user removed it before undoing
-    segmentation.ClearSegment(id)  # from a layer that others share, its voxels alone
-    segment.RemoveAllRepresentations()
-    segment.SetLabelValue(label)
-    segment.AddRepresentation(BINARY, labelmap)
-
-
-def _own_labelmap(segment: slicer.vtkSegment) -> slicer.vtkOrientedImageData:
-    """Copy a segment's voxels to an image of 0 and 1 of its own, cropped to them."""
-    from scipy.ndimage import find_objects  # when needed: Slicer loads this file at its start
-
-    labelmap, matrix = segment.GetRepresentation(BINARY), vtk.vtkMatrix4x4()
-    labelmap.GetImageToWorldMatrix(matrix)
-    own = slicer.vtkOrientedImageData()
-    own.SetGeometryFromImageToWorldMatrix(matrix)
-    scalars = labelmap.GetPointData().GetScalars()
-    if scalars is None:
-        return own
-    mask = vtk_to_numpy(scalars).reshape(labelmap.GetDimensions()[::-1]) == segment.GetLabelValue()
-    inside = find_objects(mask.astype(np.uint8))
-    if inside:
-        box, first = inside[0], labelmap.GetExtent()[::2]
-        ends = [(at.start + n, at.stop - 1 + n) for at, n in zip(box[::-1], first, strict=True)]
-        own.SetExtent(*sum(ends, ()))
-        own.GetPointData().SetScalars(numpy_to_vtk(mask[box].ravel().astype(np.uint8), deep=True))
-    return own
+    return id
 
 
 def _keep_probabilities(

@@ -19,25 +19,16 @@ SLAB = 1 << 22
 """Voxels that are sampled at a time: they take some milliseconds."""
 
 
-def any_mask(
-    segmentation_node: slicer.vtkMRMLSegmentationNode,
-    id: str,
-    volume_node: slicer.vtkMRMLScalarVolumeNode,
-) -> np.ndarray:
-    """Sample a segment of any segmentation, of voxels or surfaces, on a volume's grid.
-
-    Returns:
-        bool (K, J, I) of the volume.
-    """
-    return np.concatenate(list(any_mask_slabs(segmentation_node, id, volume_node)))
-
-
 def any_mask_slabs(
     segmentation_node: slicer.vtkMRMLSegmentationNode,
     id: str,
     volume_node: slicer.vtkMRMLScalarVolumeNode,
 ) -> Iterator[np.ndarray]:
-    """Sample a segment slab by slab along K; see `any_mask`."""
+    """Sample a segment of any segmentation, of voxels or surfaces, on a volume's grid.
+
+    Yields:
+        bool (k, J, I), slab by slab along K of the volume.
+    """
     segmentation = segmentation_node.GetSegmentation()
     voxels = segmentation.ContainsRepresentation(BINARY)
     if not voxels:

@@ -18,7 +18,10 @@ from ..errors import VolumeError
 from ..worker.client import Job, WorkerError, cancelled
 from ..worker.protocol import as_worker_error
 from . import nodes
+from .aside import Waiting, unshown
 from .logic import (
+    PLACING,
+    READING,
     Run,
     RunNodes,
     ShowProgress,
@@ -44,13 +47,14 @@ def segment_sequence(
     progress: ShowProgress = lambda stage, fraction, secondsLeft: None,
     log: Callable[[str], None] = lambda line: None,
     done: Callable[["SequenceRun"], None] = lambda run: None,
+    waiting: Waiting = unshown,
     wait: bool = True,
 ) -> "slicer.vtkMRMLSegmentationNode | SequenceRun":
     """Segment every frame of the sequence that a volume shows.
 
     Args:
-        model, sourceMatching, organs, modality, device, keepLargest, refine, log, wait: see
-            `logic.segment`.
+        model, sourceMatching, organs, modality, device, keepLargest, refine, log, waiting,
+            wait: see `logic.segment`.
         progress: called with the stage, the fraction of all frames that is done, and the seconds
             that are left, None while that cannot be told.
         done: called at the end, however it ends.
@@ -72,7 +76,7 @@ def segment_sequence(
         probabilities=False,
         refine=refine,
     )
-    run = SequenceRun(volumeNode, settings, progress, log, done)
+    run = SequenceRun(volumeNode, settings, progress, log, done, waiting)
     return run.wait() if wait else run
 
 
@@ -93,6 +97,7 @@ class SequenceRun(Run):
         progress: ShowProgress,
         log: Callable[[str], None],
         done: Callable[["SequenceRun"], None],
+        waiting: Waiting,
     ) -> None:
         """Start; for the callbacks see `segment_sequence`."""
         self._count = nodes.frame_count(volume_node)
@@ -101,6 +106,7 @@ class SequenceRun(Run):
         super().__init__(RunNodes(volume_node, 0), settings)
         self._volume = volume_node
         self._on_progress, self._on_log, self._on_done = progress, log, done
+        self._waiting = waiting
         self._results: list[Result] = []
         self._notes: dict[str, list[int]] = {}
         self._cancelled = False
@@ -117,7 +123,8 @@ class SequenceRun(Run):
         return len(self._results)
 
     def _submit(self) -> None:
-        volume = nodes.read_volume(self._volume, self._frame)
+        with self._waiting(READING) as aside:
+            volume = nodes.read_volume(self._volume, self._frame, aside)
         self._geometry = volume.geometry
         self._pace = pace_of(volume.geometry, self._settings)
         self._job = submit_segment(
@@ -156,7 +163,8 @@ class SequenceRun(Run):
             if self._frame < self._count:
                 self._submit()
                 return
-            self.change = place_sequence(self._results, self._volume)
+            with self._waiting(PLACING) as aside:
+                self.change = place_sequence(self._results, self._volume, aside)
             self.segmentationNode = self.change.segmentation
             self.messages += self._all_notes()
         except Exception as error:  # to whoever waits; here it would end in the event loop

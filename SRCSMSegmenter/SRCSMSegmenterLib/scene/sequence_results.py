@@ -8,6 +8,7 @@ import slicer
 import vtk
 
 from ..terminology import readable
+from .aside import Aside, directly
 from .changes import SceneChange
 from .nodes import browser_of, sequence_of
 from .results import Result, outside_scene, place_table
@@ -17,7 +18,9 @@ CHART = "SRCSM.Chart"
 
 
 def place_sequence(
-    results: Sequence[Result], volume_node: slicer.vtkMRMLScalarVolumeNode
+    results: Sequence[Result],
+    volume_node: slicer.vtkMRMLScalarVolumeNode,
+    aside: Aside = directly,
 ) -> SceneChange:
     """Put the results of all frames of a sequence into the scene, beside the volume.
 
@@ -27,13 +30,17 @@ def place_sequence(
     Args:
         results: of each frame, in their order.
         volume_node: shows the sequence that was segmented.
+        aside: called before each frame.
 
     Returns:
         The change, which can be undone; its segmentation shows the browser's frame.
+
+    Raises:
+        Cancelled: `aside` raised it; nothing was changed.
     """
     change = SceneChange()
     try:
-        _place_segmentations(change, results, volume_node)
+        _place_segmentations(change, results, volume_node, aside)
         shown = results[browser_of(volume_node).GetSelectedItemNumber()]
         # Certainties are of one frame; the panel measures only volumes anew.
         organs = tuple(replace(organ, least_certain=()) for organ in shown.organs)
@@ -50,6 +57,7 @@ def _place_segmentations(
     change: SceneChange,
     results: Sequence[Result],
     volume_node: slicer.vtkMRMLScalarVolumeNode,
+    aside: Aside,
 ) -> None:
     browser, images = browser_of(volume_node), sequence_of(volume_node)
     name = f"{volume_node.GetName()} segmentation"
@@ -58,6 +66,7 @@ def _place_segmentations(
     sequence.SetIndexUnit(images.GetIndexUnit())
     sequence.SetIndexType(images.GetIndexType())
     for frame, result in enumerate(results):
+        aside(lambda: None, frame / len(results))
         node = outside_scene(result, sequence.GetName())
         sequence.SetDataNodeAtValue(node, images.GetNthIndexValue(frame))
     browser.AddSynchronizedSequenceNode(sequence)

@@ -23,6 +23,14 @@ def shown_volume() -> slicer.vtkMRMLScalarVolumeNode | None:
     return next(scalar, None)
 
 
+def segmented_volume(
+    segmentation_node: slicer.vtkMRMLSegmentationNode,
+) -> slicer.vtkMRMLScalarVolumeNode | None:
+    """Return the volume that a segmentation is of; None if it is gone."""
+    role = segmentation_node.GetReferenceImageGeometryReferenceRole()
+    return segmentation_node.GetNodeReference(role)
+
+
 def show_volume(volume_node: slicer.vtkMRMLScalarVolumeNode) -> None:
     """Show a volume in the slice views, if one of them shows another or none."""
     views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
@@ -48,22 +56,3 @@ def _jump(world: list[float]) -> None:
     slicer.vtkMRMLSliceNode.JumpAllSlices(
         slicer.mrmlScene, *world, slicer.vtkMRMLSliceNode.CenteredJumpSlice
     )
-
-
-def show_3d(segmentation_node: slicer.vtkMRMLSegmentationNode, shown: bool) -> None:
-    """Make the surfaces of a segmentation, and turn the 3-D views to them; or hide them."""
-    segmentation_node.CreateDefaultDisplayNodes()
-    if shown:
-        segmentation_node.CreateClosedSurfaceRepresentation()
-    segmentation_node.GetDisplayNode().SetVisibility3D(shown)
-    manager = slicer.app.layoutManager() if shown and hasattr(slicer, "app") else None
-    for n in range(manager.threeDViewCount if manager else 0):
-        manager.threeDWidget(n).threeDView().resetFocalPoint()
-
-
-def is_shown_3d(segmentation_node: slicer.vtkMRMLSegmentationNode) -> bool:
-    """Tell whether the surfaces of a segmentation are shown."""
-    display = segmentation_node.GetDisplayNode()
-    surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
-    has_surface = segmentation_node.GetSegmentation().ContainsRepresentation(surface)
-    return has_surface and display is not None and bool(display.GetVisibility3D())

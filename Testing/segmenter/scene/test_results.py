@@ -28,7 +28,7 @@ from scene_cases import (
 from slicer_scene_fixture import empty_scene
 from vtk.util.numpy_support import vtk_to_numpy
 
-from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.errors import Cancelled, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.scene import results
 from SRCSMSegmenterLib.scene.measures import measures
@@ -42,6 +42,7 @@ from SRCSMSegmenterLib.scene.nodes import (
 )
 from SRCSMSegmenterLib.scene.probabilities import probabilities
 from SRCSMSegmenterLib.scene.results import place
+from SRCSMSegmenterLib.scene.surfaces import make_surfaces, surfaces_of
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -308,6 +309,56 @@ def test_surfaces_that_are_shown_follow(drawn):
     np.testing.assert_allclose(centre(), first, atol=1e-3)
 
 
+@pytest.mark.parametrize("allowed", range(5))
+def test_cancelling_between_pieces_leaves_no_trace(drawn, allowed):
+    node, segmentation, _ = drawn
+    segmentation.CreateClosedSurfaceRepresentation()
+    before, surfaces = state(), surfaces_of(segmentation.GetSegmentation())
+    pieces = iter(range(allowed))
+
+    def aside(function, done=None):
+        if next(pieces, None) is None:
+            raise Cancelled("Stopped.")
+        return function()
+
+    with pytest.raises(Cancelled):
+        place(some_result(seed=2), node, segmentation, aside)
+    assert state() == before
+    after = surfaces_of(segmentation.GetSegmentation())
+    assert {id: after[id].GetBounds() for id in after} == {
+        id: surfaces[id].GetBounds() for id in surfaces
+    }
+
+
+def test_undoing_brings_the_surfaces_of_its_organs_back_and_keeps_newer_ones(drawn):
+    node, segmentation, _ = drawn
+    segmentation.CreateClosedSurfaceRepresentation()
+    before = surfaces_of(segmentation.GetSegmentation())
+    change = place(some_result(seed=2), node, segmentation)
+    draw(segmentation, "lesion 2", some_labels(seed=2) == 0, node)
+    make_surfaces(segmentation)
+    now = surfaces_of(segmentation.GetSegmentation())
+    change.undo()
+    after = surfaces_of(segmentation.GetSegmentation())
+    assert after["liver"] is before["liver"] is not now["liver"]
+    assert after["lesion 2"] is now["lesion 2"]
+
+
+def test_an_update_and_its_undo_copy_no_voxels_that_nobody_shares(scene):
+    node = add_volume()
+    segmentation = place(some_result(), node).segmentation
+    images = lambda: {  # noqa: E731
+        segmentation.GetSegmentation().GetSegment(id).GetRepresentation(BINARY)
+        for id in segmentation.GetSegmentation().GetSegmentIDs()
+    }
+    (before,) = images()
+    change = place(some_result(seed=2), node, segmentation)
+    assert images() != {before}
+    change.undo()
+    assert images() == {before}
+    np.testing.assert_array_equal(voxels(segmentation, "liver", node), some_labels() == 1)
+
+
 def test_what_fails_half_way_leaves_no_trace(drawn, monkeypatch):
     node, segmentation, _ = drawn
     before = state()
@@ -367,6 +418,7 @@ from pathlib import Path
 import render_result
 import scene_cases as cases
 from SRCSMSegmenterLib.scene.results import place
+from SRCSMSegmenterLib.scene.surfaces import make_surfaces, surfaces_of
 render_result.start_scene()
 grid = cases.Geometry((20, 18, 12), cases.np.diag([9.0, -9.0, 12.0, 1.0]))
 volume = cases.add_volume(grid)

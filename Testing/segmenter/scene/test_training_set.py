@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from scene_cases import GRID, add_transform, add_volume, an_image, draw, some_result, state
 from slicer_scene_fixture import empty_scene
 
-from SRCSMSegmenterLib.errors import DatasetError
+from SRCSMSegmenterLib.errors import Cancelled, DatasetError
 from SRCSMSegmenterLib.scene.results import place
 from SRCSMSegmenterLib.scene.training_set import add_to_training_set
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
@@ -98,3 +98,27 @@ def test_a_segmentation_made_of_surfaces_is_sampled_and_stays_as_it_is(tmp_path)
         assert not drawn.GetSegmentation().ContainsRepresentation("Binary labelmap")
     labels = read_labels(tmp_path / "labelsTr" / "MR.nii.gz").array
     assert np.count_nonzero(labels) > 0.5 * np.count_nonzero(block)
+
+
+@pytest.mark.parametrize("piece", [0, 3, -1])
+def test_cancelling_adds_nothing(tmp_path, piece):
+    """Nor does the thread that writes when it is cancelled (the last piece)."""
+    late = []
+
+    def aside(function, done=None):
+        aside.pieces += 1
+        if aside.pieces == piece + 1 or (done == 1.0):
+            late.append(function)
+            raise Cancelled("Stopped.")
+        return function()
+
+    aside.pieces = 0
+    with empty_scene():
+        volume = add_volume(name="MR", array=an_image())
+        segmentation = place(some_result(), volume).segmentation
+        with pytest.raises(Cancelled):
+            add_to_training_set(volume, segmentation, tmp_path / "set", aside=aside)
+    if piece == -1:
+        with pytest.raises(Cancelled):
+            late[0]()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

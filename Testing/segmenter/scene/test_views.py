@@ -9,10 +9,8 @@ from scene_cases import GRID, TURN, a_scan, add_transform, add_volume, some_resu
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.scene.results import place
 from SRCSMSegmenterLib.scene.views import (
-    is_shown_3d,
     jump_to_segment,
     jump_to_slice,
-    show_3d,
     show_volume,
     shown_volume,
 )
@@ -62,12 +60,3 @@ def test_views_jump_to_the_middle_of_a_segment(scene):
     jump_to_segment(place(result, a_scan()).segmentation, "liver")
     centre = slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS())[:3, 3]
     np.testing.assert_allclose(GRID.to_ijk(centre), (4, 3, 2), atol=1e-6)
-
-
-def test_surfaces_are_made_once_and_hidden_again(scene):
-    segmentation = place(some_result(), a_scan()).segmentation
-    assert not is_shown_3d(segmentation)
-    show_3d(segmentation, True)
-    assert is_shown_3d(segmentation)
-    show_3d(segmentation, False)
-    assert not is_shown_3d(segmentation)
