@@ -22,16 +22,41 @@ SAMPLE = {"bad_input": 80, "faults": 4, "load": 2}
 
 
 def fail(error):
-    def call():
+    def call(_):
         raise error
 
     return call
 
 
-def test_what_is_returned_and_what_is_refused_is_told_apart():
-    assert verdicts.attempt(lambda: [1, "a"]) == verdicts.Verdict("accepted", "", [1, "a"])
-    refused = verdicts.attempt(fail(VolumeError("No scan.")))
+@pytest.fixture
+def attempt(tmp_path):
+    """Return a function that tries a call in a child, which is ended with the test."""
+    started = []
+
+    def once(call, argument=None):
+        started.append(verdicts.Attempts(call, tmp_path))
+        return started[-1](argument)
+
+    yield once
+    for attempts in started:
+        attempts.close()
+
+
+def test_what_is_returned_and_what_is_refused_is_told_apart(attempt):
+    assert attempt(lambda n: [n, "a"], 1) == verdicts.Verdict("accepted", "", [1, "a"])
+    refused = attempt(fail(VolumeError("No scan.")))
     assert refused == verdicts.Verdict("refused", "No scan.")
+
+
+def test_the_calls_after_one_that_killed_its_child_are_served(monkeypatch):
+    monkeypatch.setattr(verdicts, "CALLS", 3)
+    attempts = verdicts.Attempts(lambda n: os.getpid() if n else os._exit(5))
+    ended = [attempts(n) for n in (1, 1, 0, 1, 1, 1, 1)]
+    attempts.close()
+    assert [verdict.outcome for verdict in ended] == ["accepted"] * 2 + ["died"] + ["accepted"] * 4
+    assert ended[2].message == "exit code 5"
+    first, second, third, *more, last = [v.result for v in ended if v.result]
+    assert first == second != third == more[0] == more[1] != last
 
 
 @pytest.mark.parametrize(
@@ -39,17 +64,23 @@ def test_what_is_returned_and_what_is_refused_is_told_apart():
     [
         (fail(ValueError("raw")), "raw error"),
         (fail(VolumeError("\x1b[31m")), "unreadable message"),
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "died"),
-        (lambda: bytearray(6 << 30), "raw error"),
+        (lambda _: os.kill(os.getpid(), signal.SIGKILL), "died"),
+        (lambda _: bytearray(6 << 30), "raw error"),
+        (lambda _: os.system("true"), "reached out"),
+        (lambda _: os.open("/dev/full", os.O_WRONLY), "reached out"),
     ],
 )
-def test_every_fault_has_its_outcome(call, outcome):
-    assert verdicts.attempt(call).outcome == outcome
+def test_every_fault_has_its_outcome(attempt, call, outcome):
+    assert attempt(call).outcome == outcome
 
 
-def test_a_call_without_end_is_ended(monkeypatch):
+def test_a_file_may_be_written_within_the_folder(attempt, tmp_path):
+    assert attempt(lambda _: (tmp_path / "a").write_text("b")).outcome == "accepted"
+
+
+def test_a_call_without_end_is_ended(attempt, monkeypatch):
     monkeypatch.setattr(verdicts, "SECONDS", 0.5)
-    assert verdicts.attempt(lambda: time.sleep(60)).outcome == "hangs"
+    assert attempt(lambda _: time.sleep(60)).outcome == "hangs"
 
 
 def test_a_record_counts_what_held_and_lists_what_failed(tmp_path):

@@ -75,7 +75,7 @@ def run_part(
             if not trial.held:
                 print(f"{trial.kind} {number}: {trial.outcome}: {trial.detail}", flush=True)
     finally:
-        if isinstance(part, Load):
+        if not isinstance(part, Faults):
             part.close()
 
 

@@ -5,10 +5,10 @@ import random
 import shutil
 from pathlib import Path
 
-from inputs import INPUTS, Input, damaged_file
+from inputs import INPUTS, damaged_file
 from mutations import mutate
 from record import Trial
-from verdicts import Verdict, attempt
+from verdicts import Attempts, Verdict
 
 
 class BadInput:
@@ -18,45 +18,56 @@ class BadInput:
 
     def __init__(self, folder: Path) -> None:
         """Write a valid input of every kind, and read it."""
-        self.folder = folder
+        self.folder, self.copy = folder, folder / "copy"
+        self.read = Attempts(lambda name: INPUTS[name].read(self.copy), folder)
+        self.read_otherwise = Attempts(lambda name: INPUTS[name].other(self.copy))
         self.whole: dict[str, Verdict] = {}
         for name, kind in INPUTS.items():
             valid = self._of(name)
             valid.mkdir(parents=True)
             kind.write(valid)
-            copy = self._copy(name)
-            self.whole[name] = attempt(lambda kind=kind, copy=copy: kind.read(copy))
+            self._copy_valid(name)
+            self.whole[name] = self.read(name)
             if self.whole[name].outcome != "accepted":
                 raise RuntimeError(f"The valid {name} was not read: {self.whole[name]}")
+            if kind.other is not None:
+                self._copy_valid(name)
+                other = self.read_otherwise(name)
+                if other.result != self.whole[name].result:
+                    raise RuntimeError(f"The valid {name} was read otherwise: {other}")
 
     def trial(self, number: int, seed: int) -> Trial:
         """Damage an input, chosen by the number, and read it."""
         generator = random.Random(f"{seed} {number}")
         name = list(INPUTS)[number % len(INPUTS)]
-        kind, copy = INPUTS[name], self._copy(name)
-        path, damage = damaged_file(kind, copy, generator)
+        kind = INPUTS[name]
+        self._copy_valid(name)
+        path, damage = damaged_file(kind, self.copy, generator)
         path.write_bytes(mutate(path.read_bytes(), damage, generator))
-        kind.seal(copy)
-        verdict = attempt(lambda: kind.read(copy))
-        outcome = self._compared(name, kind, copy, verdict)
-        where = path.relative_to(copy).as_posix()
+        kind.seal(self.copy)
+        verdict = self.read(name)
+        outcome = self._compared(name, verdict)
+        where = path.relative_to(self.copy).as_posix()
         return Trial(self.name, name, number, outcome, f"{where}: {verdict.message}"[:300])
+
+    def close(self) -> None:
+        """End the readers."""
+        self.read.close()
+        self.read_otherwise.close()
 
     def _of(self, name: str) -> Path:
         return self.folder / name.replace("/", "_") / "valid"
 
-    def _copy(self, name: str) -> Path:
+    def _copy_valid(self, name: str) -> None:
         """Copy the valid input; some readers take what they read away."""
-        copy = self.folder / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self._of(name), copy)
-        return copy
+        shutil.rmtree(self.copy, ignore_errors=True)
+        shutil.copytree(self._of(name), self.copy)
 
-    def _compared(self, name: str, kind: Input, copy: Path, verdict: Verdict) -> str:
+    def _compared(self, name: str, verdict: Verdict) -> str:
         """Tell whether what was accepted is what another reader reads."""
-        if verdict.outcome != "accepted" or kind.other is None:
+        if verdict.outcome != "accepted" or INPUTS[name].other is None:
             return verdict.outcome
         if verdict.result == self.whole[name].result:
             return "accepted"
-        other = attempt(lambda: kind.other(copy))
+        other = self.read_otherwise(name)
         return "accepted" if other.result == verdict.result else "other voxels"

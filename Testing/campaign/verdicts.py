@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What became of a call that got damaged input, tried in a child process that may die."""
 
+import contextlib
 import os
-import pickle
 import resource
-import select
 import signal
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any
 
 from srcsm_training.cli.failures import exit_code, sentence
+from SRCSMSegmenterLib.reading.dicom_pixels import DECODER
 
 SECONDS = 60
 MEMORY = 4 << 30
@@ -20,14 +22,22 @@ MEMORY = 4 << 30
 LONGEST = 2000
 """Characters of a message that counts as a sentence."""
 
+CALLS = 250
+"""Calls of one child. Forking a process that has loaded everything costs ten times a call."""
+
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
+"""Audit events of input that reaches beyond its reader."""
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
 
 @dataclass(frozen=True)
 class Verdict:
     """The end of one call.
 
     Attributes:
-        outcome: "accepted", "refused", or a fault: "raw error", "unreadable message",
-            "died", "hangs".
+        outcome: "accepted", "refused", or a fault: "raw error", "unreadable message", "reached
+            out", "died", "hangs".
         message: what the user is told, or how it ended.
         result: of an accepted call.
     """
@@ -37,33 +47,63 @@ class Verdict:
     result: Any = None
 
 
-def attempt(call: Callable[[], Any]) -> Verdict:
-    """Call in a child with a limit of memory and time; its result must be plain."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _report(call, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        content, end = b"", time.monotonic() + SECONDS
-        while select.select([pipe], [], [], max(0, end - time.monotonic()))[0]:
-            block = os.read(pipe.fileno(), 1 << 16)
-            if not block:
-                break
-            content += block
-        else:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+class Attempts:
+    """Calls with one argument each, in a child with a limit of memory and time.
+
+    The child serves several calls, and is replaced when it has died or was killed.
+    """
+
+    def __init__(self, call: Callable[[Any], Any], folder: Path | None = None) -> None:
+        """Prepare calls.
+
+        Args:
+            call: gets a plain argument, and returns a plain result.
+            folder: the only one in which it may write.
+        """
+        self.call, self.folder = call, folder
+        self._child, self._left = 0, 0
+        self._pipe: Connection | None = None
+
+    def __call__(self, argument: Any = None) -> Verdict:  # noqa: ANN401 - any plain value
+        """Make one call."""
+        if not self._left:
+            self.close()
+            self._start()
+        self._left -= 1
+        try:
+            self._pipe.send(argument)
+            if self._pipe.poll(SECONDS):
+                return Verdict(*self._pipe.recv())
+            self._end()
             return Verdict("hangs", f"no end after {SECONDS} s")
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return Verdict("died", signal.Signals(os.WTERMSIG(status)).name)
-    return Verdict(*pickle.loads(content))  # written by `_report`
+        except (EOFError, OSError):
+            code = os.waitstatus_to_exitcode(self._end())
+            return Verdict("died", signal.Signals(-code).name if code < 0 else f"exit code {code}")
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child:
+            self._end()
+
+    def _start(self) -> None:
+        self._pipe, other = Pipe()
+        self._child, self._left = os.fork(), CALLS
+        if self._child == 0:
+            self._pipe.close()
+            _serve(self.call, self.folder, other)
+        other.close()
+
+    def _end(self) -> int:
+        """End the child, if it has not ended; return how it did."""
+        os.kill(self._child, signal.SIGKILL)
+        _, status = os.waitpid(self._child, 0)
+        self._pipe.close()
+        self._child = self._left = 0
+        return status
 
 
-def _report(call: Callable[[], Any], writer: int) -> None:
-    """Call, write the outcome, and leave without the parent's clean-up."""
+def _serve(call: Callable[[Any], Any], folder: Path | None, pipe: Connection) -> None:
+    """Answer calls until the pipe is closed, and leave without the parent's clean-up."""
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silent, stream)
@@ -71,13 +111,40 @@ def _report(call: Callable[[], Any], writer: int) -> None:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        outcome = ("accepted", "", call())
-    except Exception as error:
-        outcome = _of_error(error)
-    with os.fdopen(writer, "wb") as pipe:
-        pipe.write(pickle.dumps(outcome))
+    reached: list[str] = []
+    if folder is not None:
+        _watch(folder, reached)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            argument = pipe.recv()
+            reached.clear()
+            try:
+                outcome = ("accepted", "", call(argument))
+            except Exception as error:
+                outcome = _of_error(error)
+            pipe.send(("reached out", reached[0]) if reached else outcome)
     os._exit(0)
+
+
+def _watch(folder: Path, reached: list[str]) -> None:
+    """List the programs that are started, and the files that are written outside a folder."""
+    home = f"{folder.resolve()}{os.sep}"
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            inside = isinstance(path, int) or os.path.abspath(os.fsdecode(path)).startswith(home)
+            if flags & WRITING and not inside and os.fsdecode(path) != os.devnull:
+                reached.append(f"wrote {os.fsdecode(path)}")
+        elif event in PROGRAMS and not _decodes(event, arguments):
+            reached.append(f"{event} {arguments}"[:LONGEST])
+
+    sys.addaudithook(hook)
+
+
+def _decodes(event: str, arguments: tuple) -> bool:
+    """Tell whether a program is the decoder of DICOM pixels, a child of the product itself."""
+    return event == "subprocess.Popen" and str(DECODER) in map(str, arguments[1])
 
 
 def _of_error(error: Exception) -> tuple[str, str]:
