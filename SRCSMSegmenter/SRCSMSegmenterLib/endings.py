@@ -4,8 +4,8 @@
 import os
 from pathlib import Path
 
-READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Endings of the files that `volume_io` reads."""
+READABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
+"""Endings of the files that `volume_io` reads; .hdr has its voxels in an .img file."""
 
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 """Endings of the files that `volume_io` writes scans to."""

@@ -31,6 +31,7 @@ LOCATE: dict[str, Callable[[Path], StoredVolume]] = {
     SEGMENTATION: nrrd.locate,
     ".mha": metaimage.locate,
     ".mhd": metaimage.locate,
+    ".hdr": nifti.locate,
 }
 """The function that reads the header of each format."""
 
@@ -47,8 +48,8 @@ def read_volume(path: str | Path, series_uid: str | None = None) -> Volume:
     """Read a scan.
 
     Args:
-        path: a .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd file, or a folder with the files of a
-            DICOM series.
+        path: a .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd or .hdr file, or a folder with the files
+            of a DICOM series.
         series_uid: which series to read, if a DICOM folder holds several.
 
     Returns:
@@ -92,7 +93,7 @@ def read_frames(path: str | Path, series_uid: str | None = None) -> Frames:
         VolumeError: as `read_volume`, but for 4-D NIfTI files.
     """
     path = Path(path)
-    if path.is_dir() or not ending(path).startswith(".nii"):
+    if path.is_dir() or LOCATE.get(ending(path)) is not nifti.locate:
         return Frames((read_volume(path, series_uid),))
     with _reading(path):
         _require_content(path)
@@ -230,6 +231,8 @@ def _locate(path: Path) -> StoredVolume:
     suffix = ending(path)
     if suffix not in LOCATE:
         path.stat()  # a missing file is told as such
+        if path.suffix.lower() == ".img":
+            raise VolumeError(f"{path} holds voxels alone; give the .hdr file beside it.")
         raise VolumeError(
             f"{path} is not of a known format: give one of {', '.join(READABLE)} or a folder "
             "with a DICOM series."

@@ -91,6 +91,11 @@ def _write(folder: Path, name: str, compressed: bool = True) -> None:
     sitk.WriteImage(image, str(folder / name), compressed)
 
 
+def _write_nifti(folder: Path, name: str, kind: type) -> None:
+    scan = a_scan()
+    nibabel.save(kind(scan.array.T, scan.geometry.affine), folder / name)
+
+
 def _by_itk(folder: Path, name: str) -> Any:
     image = sitk.ReadImage(str(folder / name))
     affine = np.eye(4)
@@ -106,7 +111,7 @@ def _by_nibabel(folder: Path, name: str) -> Any:
 
 
 def _volume(name: str, damage: str, compressed: bool = True, body: str = "") -> Input:
-    nifti = name.endswith((".nii", ".gz", ".hdr"))
+    nifti = name.endswith((".nii", ".gz"))
     return Input(
         partial(_write, name=name, compressed=compressed),
         partial(_read, name=name),
@@ -213,6 +218,18 @@ def _read_message(folder: Path) -> Any:
 INPUTS = {
     "NIfTI": _volume("scan.nii", "header", compressed=False),
     "NIfTI, gzip": _volume("scan.nii.gz", "binary"),
+    "NIfTI-2": Input(
+        partial(_write_nifti, name="scan.nii", kind=nibabel.Nifti2Image),
+        partial(_read, name="scan.nii"),
+        {"scan.nii": "header"},
+        partial(_by_nibabel, name="scan.nii"),
+    ),
+    "NIfTI, pair": Input(
+        partial(_write_nifti, name="scan.hdr", kind=nibabel.Nifti1Pair),
+        partial(_read, name="scan.hdr"),
+        {"scan.hdr": "header", "scan.img": "binary"},
+        partial(_by_nibabel, name="scan.hdr"),
+    ),
     "NRRD": _volume("scan.nrrd", "text", compressed=False),
     "NRRD, gzip": _volume("scan.nrrd", "text"),
     "NRRD, detached": _volume("scan.nhdr", "text", body="scan.raw.gz"),

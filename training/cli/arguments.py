@@ -7,7 +7,7 @@ from pathlib import Path
 from SRCSMSegmenterLib.errors import ConfigError
 
 DEFAULT_MODEL = "abdomen-ct"
-SCAN_HELP = ".nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, or a folder with a DICOM series"
+SCAN_HELP = ".nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, .hdr, or a folder with a DICOM series"
 SAM_HELP = "a shipped SAM, a folder, or the checkpoint file of SAM or MedSAM"
 
 Commands = argparse._SubParsersAction

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NIfTI-1 in one file (https://nifti.nimh.nih.gov/nifti-1).
+"""NIfTI-1 and NIfTI-2, in one file or as a pair of .hdr and .img (https://nifti.nimh.nih.gov).
 
 Where a header leaves a choice, such as that between its two forms, ITK's is followed, so that a
 file lies here where Slicer shows it.
@@ -18,8 +18,39 @@ from ..geometry import Geometry
 from ..volume_writing import FLIP_XY, NIFTI_TYPES
 from .stored import Inflated, StoredVolume, open_regular, refuse_several_values, require_three_axes
 
-HEADER = 348
-FIRST_VOXEL = 352
+LAYOUTS: dict[int, dict[str, tuple[str, int]]] = {
+    348: {
+        "dim": ("8h", 40),
+        "datatype": ("h", 70),
+        "pixdim": ("8f", 76),
+        "vox_offset": ("f", 108),
+        "slope and intercept": ("2f", 112),
+        "units": ("B", 123),
+        "codes of qform and sform": ("2h", 252),
+        "quaternion": ("6f", 256),
+        "sform": ("12f", 280),
+    },
+    540: {
+        "datatype": ("h", 12),
+        "dim": ("8q", 16),
+        "pixdim": ("8d", 104),
+        "vox_offset": ("q", 168),
+        "slope and intercept": ("2d", 176),
+        "codes of qform and sform": ("2i", 344),
+        "quaternion": ("6d", 352),
+        "sform": ("12d", 400),
+        "units": ("i", 500),
+    },
+}
+"""Length of the header of NIfTI-1 and of NIfTI-2 -> format and place of its fields."""
+
+MAGIC = {
+    348: {b"n+1\0": False, b"ni1\0": True},
+    540: {b"n+2\0\r\n\x1a\n": False, b"ni2\0\r\n\x1a\n": True},
+}
+"""Length of the header -> magic word -> whether the voxels lie in another file."""
+
+MAGIC_PLACE = {348: 344, 540: 4}
 
 MILLIMETRES = {1: 1000.0, 3: 0.001}
 """Of a metre and of a micrometre, by the code of the unit; all others are taken for millimetres."""
@@ -41,6 +72,26 @@ class _Form(NamedTuple):
     affine: np.ndarray | None
 
 
+class _Header(NamedTuple):
+    """The content of a header.
+
+    Attributes:
+        order: "<" or ">", of its bytes.
+        compressed: whether its file is.
+        pair: whether the voxels lie in another file.
+    """
+
+    raw: bytes
+    order: str
+    compressed: bool
+    pair: bool
+
+    def field(self, name: str) -> tuple:
+        """Return the numbers of a field."""
+        kind, place = LAYOUTS[len(self.raw)][name]
+        return struct.unpack_from(f"{self.order}{kind}", self.raw, place)
+
+
 class StoredFrames(NamedTuple):
     """The volumes of a 4-D file, one or more.
 
@@ -56,10 +107,10 @@ class StoredFrames(NamedTuple):
 
 
 def locate(path: Path) -> StoredVolume:
-    """Read the header of a .nii or .nii.gz file that holds one volume.
+    """Read the header of a .nii, .nii.gz or .hdr file that holds one volume.
 
     Raises:
-        VolumeError: no NIfTI-1 file; 2-D, 4-D, several values a voxel; no usable geometry.
+        VolumeError: no NIfTI file; 2-D, 4-D, several values a voxel; no usable geometry.
         OSError, EOFError, zlib.error, ValueError: unreadable, or damaged.
     """
     stored, count, _ = locate_frames(path)
@@ -70,28 +121,20 @@ def locate(path: Path) -> StoredVolume:
 
 
 def locate_frames(path: Path) -> StoredFrames:
-    """Read the header of a .nii or .nii.gz file that holds one volume or several.
+    """Read the header of a .nii, .nii.gz or .hdr file that holds one volume or several.
 
     Raises:
         VolumeError: as `locate`, but for 4-D.
         OSError, EOFError, zlib.error, ValueError: unreadable, or damaged.
     """
-    with open_regular(path) as file:
-        compressed = file.peek(2)[:2] == b"\x1f\x8b"
-        raw = (io.BufferedReader(Inflated(file)) if compressed else file).read(HEADER)
-    if len(raw) < HEADER:
-        raise VolumeError(f"{path} is truncated: it ends within its header.")
-    order = "<" if raw[:4] == struct.pack("<i", HEADER) else ">"
-    if struct.unpack_from(f"{order}i", raw)[0] != HEADER or raw[344:347] != b"n+1":
-        raise VolumeError(f"{path} is not a NIfTI-1 file; convert it, or write it again.")
-
-    rank, *dims = struct.unpack_from(f"{order}8h", raw, 40)
+    header = _header(path)
+    rank, *dims = header.field("dim")
     if not 1 <= rank <= 7:
         raise VolumeError(f"{path} has a header with {rank} dimensions; write it again.")
     size = dims[:rank]
     while len(size) > 3 and size[-1] == 1:
         size.pop()
-    datatype = struct.unpack_from(f"{order}h", raw, 70)[0]
+    (datatype,) = header.field("datatype")
     names = {code: name for name, code in NIFTI_TYPES.items()}
     if datatype not in names or math.prod(size[4:]) > 1:  # the fifth axis is that of vectors
         refuse_several_values(path)
@@ -99,17 +142,19 @@ def locate_frames(path: Path) -> StoredFrames:
     require_three_axes(path, size)
     if count < 1:
         raise VolumeError(f"{path} has a header with {count} volumes; write it again.")
-    offset, slope, intercept = struct.unpack_from(f"{order}3f", raw, 108)
-    offset = _first_voxel(path, offset)
+    slope, intercept = header.field("slope and intercept")
     if not math.isfinite(slope) or slope == 0:
         slope, intercept = 1.0, 0.0
     elif not math.isfinite(intercept):
         raise VolumeError(f"{path} has a header whose intercept is no number; write it again.")
-    geometry, remarks = _geometry(path, raw, order, size)
+    geometry, remarks = _geometry(path, header, size)
+    file = _voxel_file(path) if header.pair else path
+    compressed = file.suffix.lower() == ".gz" if header.pair else header.compressed
+    offset = _first_voxel(path, header)
     volumes = StoredVolume(
         Geometry((*size[:2], size[2] * count), geometry.affine),
-        np.dtype(names[datatype]).newbyteorder(order),
-        path,
+        np.dtype(names[datatype]).newbyteorder(header.order),
+        file,
         start=0 if compressed else offset,
         packing="deflate" if compressed else "raw",
         skip=offset if compressed else 0,
@@ -117,13 +162,52 @@ def locate_frames(path: Path) -> StoredFrames:
         intercept=intercept,
         remarks=remarks,
     )
-    interval = struct.unpack_from(f"{order}f", raw, 92)[0] * SECONDS.get(raw[123] & 56, 0.0)
+    interval = header.field("pixdim")[4] * SECONDS.get(header.field("units")[0] & 56, 0.0)
     known = count > 1 and math.isfinite(interval) and interval > 0
     return StoredFrames(volumes, count, interval if known else 0.0)
 
 
-def _first_voxel(path: Path, offset: float) -> int:
-    if not FIRST_VOXEL <= offset < 2**40 or offset != int(offset):
+def _header(path: Path) -> _Header:
+    with open_regular(path) as file:
+        compressed = file.peek(2)[:2] == b"\x1f\x8b"
+        raw = (io.BufferedReader(Inflated(file)) if compressed else file).read(max(LAYOUTS))
+    order = next((order for order in "<>" if _length(raw, order) in LAYOUTS), None)
+    if order is None and len(raw) >= min(LAYOUTS):
+        raise VolumeError(f"{path} is not a NIfTI file; convert it, or write it again.")
+    if order is None or len(raw) < _length(raw, order):
+        raise VolumeError(f"{path} is truncated: it ends within its header.")
+    length = _length(raw, order)
+    word = raw[MAGIC_PLACE[length] :][: len(next(iter(MAGIC[length])))]
+    pair = MAGIC[length].get(word)
+    if pair is None and path.suffix.lower() == ".hdr":
+        raise VolumeError(
+            f"{path} is a header of Analyze 7.5, which does not say how the scan lies in the "
+            "patient, or damaged; convert it to NIfTI."
+        )
+    if pair is None or (pair and path.suffix.lower() != ".hdr"):
+        raise VolumeError(f"{path} is not a NIfTI file; convert it, or write it again.")
+    return _Header(raw[:length], order, compressed, pair)
+
+
+def _length(raw: bytes, order: str) -> int:
+    """Return the length that a header announces, 0 if it is too short to."""
+    return struct.unpack_from(f"{order}i", raw)[0] if len(raw) >= 4 else 0
+
+
+def _voxel_file(header: Path) -> Path:
+    """Return the file of the voxels beside a .hdr file."""
+    names = (".img", ".img.gz", ".IMG")
+    files = [header.with_suffix(name) for name in names]
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        raise VolumeError(f"{header} has its voxels in {files[0].name}, which is missing.")
+    return file
+
+
+def _first_voxel(path: Path, header: _Header) -> int:
+    (offset,) = header.field("vox_offset")
+    first = 0 if header.pair else len(header.raw) + 4
+    if not first <= offset < 2**40 or offset != int(offset):
         raise VolumeError(
             f"{path} says that its voxels begin at byte {offset:g}, which is within its header or "
             "no place at all; write it again."
@@ -131,17 +215,15 @@ def _first_voxel(path: Path, offset: float) -> int:
     return int(offset)
 
 
-def _geometry(
-    path: Path, raw: bytes, order: str, size: list[int]
-) -> tuple[Geometry, tuple[str, ...]]:
+def _geometry(path: Path, header: _Header, size: list[int]) -> tuple[Geometry, tuple[str, ...]]:
     """Return the grid, and what the user should know of how it was found."""
-    pixdim = np.array(struct.unpack_from(f"{order}8f", raw, 76), float)
-    q_code, s_code = struct.unpack_from(f"{order}2h", raw, 252)
+    pixdim = np.array(header.field("pixdim"), float)
+    q_code, s_code = header.field("codes of qform and sform")
     edges = np.abs(pixdim[1:4])
     if not (np.isfinite(edges) & (edges > 0)).all():
         edges = None
-    qform = _Form("qform", q_code, _quaternion_affine(raw, order, pixdim[0], edges))
-    sform = _Form("sform", s_code, _grid_affine(struct.unpack_from(f"{order}12f", raw, 280)))
+    qform = _Form("qform", q_code, _quaternion_affine(header, pixdim[0], edges))
+    sform = _Form("sform", s_code, _grid_affine(header.field("sform")))
     unusable = [f for f in (qform, sform) if f.code and f.affine is None]
     usable = [f for f in (qform, sform) if f.code and f.affine is not None]
     if not usable:
@@ -162,7 +244,7 @@ def _geometry(
             affine[:3, :3] *= edges / np.linalg.norm(affine[:3, :3], axis=0)  # as ITK
         remarks = [_disagreement(affine, size, form, f) for f in usable]
         remarks += [f"Its {f.name} makes no grid; its {form.name} was followed." for f in unusable]
-    affine[:3] *= MILLIMETRES.get(raw[123] & 7, 1.0)
+    affine[:3] *= MILLIMETRES.get(header.field("units")[0] & 7, 1.0)
     return Geometry(tuple(size), affine), tuple(filter(None, remarks))
 
 
@@ -192,10 +274,10 @@ def _disagreement(affine: np.ndarray, size: list[int], followed: _Form, form: _F
 
 
 def _quaternion_affine(
-    raw: bytes, order: str, handedness: float, edges: np.ndarray | None
+    header: _Header, handedness: float, edges: np.ndarray | None
 ) -> np.ndarray | None:
     """Return the affine of the qform; None without voxel sizes or if it is no rotation."""
-    b, c, d, *origin = struct.unpack_from(f"{order}6f", raw, 256)
+    b, c, d, *origin = header.field("quaternion")
     rest = 1.0 - (b * b + c * c + d * d)
     if edges is None or not rest > -1e-3:
         return None

@@ -51,7 +51,7 @@ def segment_folder(
     stop the rest; its error is in its FileResult.
 
     Args:
-        inputFolder: its .nii, .nii.gz, .nrrd, .nhdr, .mha and .mhd files, but for .seg.nrrd.
+        inputFolder: its .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd and .hdr files, but for .seg.nrrd.
         outputFolder: made if it does not exist.
         model, sourceMatching, organs, modality, device, keepLargest, refine: see `logic.segment`.
         progress: called with the file, the stage and the fraction of its work that is done.

@@ -4,6 +4,7 @@
 import gzip
 import struct
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -141,7 +142,7 @@ def test_voxels_that_begin_nowhere_are_refused(path, offset, compressed):
         (("<h", 40, -3), "-3 dimensions"),
         (("<h", 40, 300), "300 dimensions"),
         (("<2f", 112, 2.0, np.nan), "intercept"),
-        (("<B", 345, 105), "is not a NIfTI-1"),
+        (("<B", 345, 105), "is not a NIfTI"),
     ],
 )
 @pytest.mark.parametrize("compressed", [False, True])
@@ -171,3 +172,50 @@ def test_a_scan_that_is_no_patients_size_is_refused_at_once(path, affine, unit):
     for read in (read_volume, read_geometry):
         with pytest.raises(VolumeError, match="is none of a patient"):
             read(path)
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<f8"])
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        (nibabel.Nifti2Image, "two.nii"),
+        (nibabel.Nifti2Image, "two.nii.gz"),
+        (nibabel.Nifti1Pair, "pair.hdr"),
+        (nibabel.Nifti2Pair, "pair.hdr"),
+    ],
+)
+def test_nifti_2_and_pairs_of_files_hold_the_voxels_and_the_grid_they_were_given(
+    tmp_path, version, name, kind
+):
+    image = version(VOXELS.T.astype(kind), AFFINE)
+    image.header["xyzt_units"] = 2
+    image.header.set_slope_inter(0.5, -3)
+    nibabel.save(image, tmp_path / name)
+    volume = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume.array, VOXELS * 0.5 - 3)
+    np.testing.assert_allclose(volume.geometry.affine, AFFINE)
+    assert volume.remarks == ()
+
+
+def test_pairs_that_lack_one_file_or_are_of_analyze_are_refused(tmp_path):
+    header, voxels = tmp_path / "a.hdr", tmp_path / "a.img"
+    nibabel.save(nibabel.Nifti1Pair(VOXELS.T, AFFINE), header)
+    with pytest.raises(VolumeError, match="give the .hdr file"):
+        read_volume(voxels)
+    voxels.write_bytes(voxels.read_bytes()[:-1])
+    with pytest.raises(VolumeError, match="truncated"):
+        read_volume(header)
+    voxels.unlink()
+    with pytest.raises(VolumeError, match="in a.img, which is missing"):
+        read_volume(header)
+    nibabel.save(nibabel.AnalyzeImage(VOXELS.T, AFFINE), header)
+    with pytest.raises(VolumeError, match="Analyze 7.5"):
+        read_volume(header)
+
+
+def test_a_nifti_2_file_that_a_transfer_as_text_changed_is_refused(tmp_path):
+    path = tmp_path / "two.nii"
+    nibabel.save(nibabel.Nifti2Image(VOXELS.T, AFFINE), path)
+    patch(path, ("<2B", 8, 10, 10))
+    with pytest.raises(VolumeError, match="is not a NIfTI"):
+        read_volume(path)
