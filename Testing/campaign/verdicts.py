@@ -64,7 +64,7 @@ class Attempts:
         self._child, self._left = 0, 0
         self._pipe: Connection | None = None
 
-    def __call__(self, argument: Any = None) -> Verdict:  # noqa: ANN401 - any plain value
+    def __call__(self, argument: Any = None) -> Verdict:
         """Make one call."""
         if not self._left:
             self.close()

@@ -200,16 +200,16 @@ def test_nifti_2_and_pairs_of_files_hold_the_voxels_and_the_grid_they_were_given
 def test_pairs_that_lack_one_file_or_are_of_analyze_are_refused(tmp_path):
     header, voxels = tmp_path / "a.hdr", tmp_path / "a.img"
     nibabel.save(nibabel.Nifti1Pair(VOXELS.T, AFFINE), header)
-    with pytest.raises(VolumeError, match="give the .hdr file"):
+    with pytest.raises(VolumeError, match=r"give the \.hdr file"):
         read_volume(voxels)
     voxels.write_bytes(voxels.read_bytes()[:-1])
     with pytest.raises(VolumeError, match="truncated"):
         read_volume(header)
     voxels.unlink()
-    with pytest.raises(VolumeError, match="in a.img, which is missing"):
+    with pytest.raises(VolumeError, match=r"in a\.img, which is missing"):
         read_volume(header)
     nibabel.save(nibabel.AnalyzeImage(VOXELS.T, AFFINE), header)
-    with pytest.raises(VolumeError, match="Analyze 7.5"):
+    with pytest.raises(VolumeError, match=r"Analyze 7\.5"):
         read_volume(header)
 
 
