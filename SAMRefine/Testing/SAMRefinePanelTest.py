@@ -490,7 +490,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.start()
         self.click(self.ui.refineAllButton)
         fail(self.asked()[-1], "DeviceError", "There is no <x>.", "Choose auto.", "trace 17")
-        self.assertEqual(read(self.ui.messageLabel.text), "There is no <x>. Choose auto.")
+        self.assertEqual(read(self.ui.messageLabel.text), "✖ There is no <x>. Choose auto.")
         self.assertIn("There is no <x>.\ntrace 17", self.ui.logText.plainText)
         self.refined()
         self.assertFalse(shown(self.ui.messageLabel))

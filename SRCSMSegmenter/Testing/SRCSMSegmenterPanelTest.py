@@ -321,7 +321,7 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.ui.segmentButton.click()
         self.logic.run.end(error=("DeviceError", "There is no <x>.", "Choose auto.", "trace 17"))
         self.assertTrue(shown(self.ui.messageLabel))
-        self.assertEqual(read(self.ui.messageLabel.text), "There is no <x>. Choose auto.")
+        self.assertEqual(read(self.ui.messageLabel.text), "✖ There is no <x>. Choose auto.")
         self.assertIn("There is no <x>.\ntrace 17", self.ui.logText.plainText)
         self.ui.segmentButton.click()
         self.assertFalse(shown(self.ui.messageLabel))

@@ -83,6 +83,8 @@ def _property(name: str) -> property:
     def write(self: QtCore.QObject, value: object) -> None:
         if name == "toolTip":
             value = wrapped(value)
+        if name == "styleSheet":
+            raise ValueError("in Slicer's Qt 5 its text stays black when the style turns dark")
         if not self.setProperty(name, value):
             raise ValueError(f"{type(self).__name__}.{name} cannot be {value!r}")
 

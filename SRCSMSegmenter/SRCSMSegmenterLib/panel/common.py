@@ -23,6 +23,11 @@ ROW_MARGIN = 6
 STATUS_MS = 5000
 """How long a message stays in the status bar."""
 
+WARNING = '<span style="color:#c58a00">&#9888;</span>'
+FAULT = '<span style="color:#d0453a">&#10006;</span>'
+DONE = '<span style="color:#3c9a3c">&#10004;</span>'
+"""Marks of a message, legible on light and dark."""
+
 COMMON_UI = Path(__file__).resolve().parents[2] / "Resources" / "UI" / "SRCSMCommon.ui"
 
 
@@ -76,12 +81,12 @@ class CommonPanel:
 
     def show_warnings(self, warnings: Sequence[str]) -> None:
         """Show warnings about the input; none hides them."""
-        self.ui.warningLabel.text = "<br>".join(map(escape, warnings))
+        self.ui.warningLabel.text = marked(WARNING, "<br>".join(map(escape, warnings)))
         self.ui.warningLabel.visible = bool(warnings)
 
     def show_message(self, text: str) -> None:
         """Show why there is no result; "" hides the message."""
-        self.ui.messageLabel.text = escape(text)
+        self.ui.messageLabel.text = marked(FAULT, escape(text))
         self.ui.messageLabel.visible = bool(text)
 
     def show_added(self, case: "AddedCase | None") -> None:
@@ -103,7 +108,7 @@ class CommonPanel:
         if case.absent:
             absent = ", ".join(map(readable, case.absent))
             lines.insert(1, _("It teaches that this scan has no {organs}.").format(organs=absent))
-        self.ui.addedLabel.text = "<br>".join(lines)
+        self.ui.addedLabel.text = marked(DONE, "<br>".join(lines))
         self.log(command)
 
     # What is going on
@@ -121,6 +126,15 @@ class CommonPanel:
     def log(self, line: str) -> None:
         """Add a line to the log."""
         self.ui.logText.appendPlainText(line)
+
+
+def marked(mark: str, text: str) -> str:
+    """Put a mark before a text (HTML); "" stays "".
+
+    The mark alone has a colour: with a style sheet, a widget of Qt 5 keeps the text colour of the
+    light style when Slicer changes to the dark one.
+    """
+    return f"{mark} {text}" if text else ""
 
 
 def duration(seconds: float) -> str:

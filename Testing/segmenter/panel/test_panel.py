@@ -103,6 +103,15 @@ def test_custom_widgets_are_given_only_properties_they_have(name):
             assert used - {"SlicerParameterName"} <= declared, widget.get("name")
 
 
+@pytest.mark.parametrize("name", ["SRCSMSegmenter", "SRCSMCommon", "SAMRefine"])
+def test_text_follows_the_style_as_no_widget_has_a_style_sheet(window, name):
+    properties = [each.get("name") for each in qt_host.ui_file(name).iter("property")]
+    assert "text" in properties
+    assert "styleSheet" not in properties
+    with pytest.raises(ValueError, match="stays black"):
+        window.self().ui.messageLabel.styleSheet = "color: red"
+
+
 def test_every_control_has_a_tooltip(window):
     qt_host.assert_tooltips(window.self().ui)
 
