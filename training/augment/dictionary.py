@@ -32,6 +32,9 @@ class RandSemanticConvd(MapTransform, RandomizableTransform):
         transform: with the settings of the method; None is the paper's.
         prob: chance that a sample is changed.
         allow_missing_keys: skip keys that a dictionary lacks.
+
+    Raises:
+        InputError: `transform` is another object.
     """
 
     def __init__(
@@ -45,6 +48,10 @@ class RandSemanticConvd(MapTransform, RandomizableTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.label_key = label_key
+        if not isinstance(transform, SemanticRandomConvolution | None):
+            raise InputError(
+                f"transform is a SemanticRandomConvolution or None, not {type(transform).__name__}."
+            )
         self.transform = transform or SemanticRandomConvolution()
         self._seed = 0
 
@@ -57,6 +64,7 @@ class RandSemanticConvd(MapTransform, RandomizableTransform):
         """Return the dictionary with changed images; their types and metadata stay.
 
         Raises:
+            KeyError: the labels, or images that may not be missing, are.
             InputError: see `SemanticRandomConvolution`.
         """
         found = dict(data)
@@ -64,12 +72,22 @@ class RandSemanticConvd(MapTransform, RandomizableTransform):
         if not self._do_transform:
             return found
         generator = torch.Generator().manual_seed(self._seed)
-        labels = convert_to_tensor(found[self.label_key], track_meta=False)[None]
+        labels = _tensor(found, self.label_key)
         for key in self.key_iterator(found):
-            images = convert_to_tensor(found[key], track_meta=False)[None]
+            images = _tensor(found, key)
             looks = self.transform(images, labels, generator)[0]
             found[key] = convert_to_dst_type(looks, found[key])[0]
         return found
+
+
+def _tensor(sample: Mapping[Hashable, Any], key: Hashable) -> torch.Tensor:
+    """Return an entry of a sample as a batch of one; it lies in the memory of the entry."""
+    if not isinstance(sample[key], torch.Tensor | np.ndarray):
+        raise InputError(
+            f"{key} is a tensor or an array, not {type(sample[key]).__name__}; load it first, such "
+            "as by LoadImaged."
+        )
+    return convert_to_tensor(sample[key], track_meta=False)[None]
 
 
 class SourceMatchd(MapTransform):
@@ -78,10 +96,14 @@ class SourceMatchd(MapTransform):
     It belongs before smoothing, cropping and resampling, as it works on a scan's own voxels.
 
     Args:
-        keys: of the images, (1, *spatial) or (*spatial), raw intensities.
+        keys: of the images, (1, *spatial), raw intensities.
         model: the network's name or folder, or the network.
         modality: "CT" or "MR", of the images; None guesses it from each (`guess_modality`).
         allow_missing_keys: skip keys that a dictionary lacks.
+
+    Raises:
+        BundleError: no such network.
+        ConfigError: another modality.
     """
 
     def __init__(
@@ -95,21 +117,24 @@ class SourceMatchd(MapTransform):
         bundle = model if isinstance(model, ModelBundle) else load_bundle(model)
         self.rule, self.histogram = bundle.description.rule, bundle.histogram
         self.modality = modality
+        if modality is not None:
+            replace(self.rule, modality=modality)  # an unknown one is refused before any image
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the dictionary with matched images, float32; their types and metadata stay.
 
         Raises:
-            InputError: several channels, which one histogram cannot match.
+            InputError: no channel, or several, which one histogram cannot match.
             VolumeError, SourceMatchingError: see `match_to_source`.
         """
         found = dict(data)
         for key in self.key_iterator(found):
-            array = np.asarray(convert_to_numpy(found[key]))
-            if array.ndim > 3 and array.shape[0] != 1:
+            array = np.asarray(convert_to_numpy(_tensor(found, key)[0]))
+            if array.ndim not in (3, 4) or array.shape[0] != 1:
                 raise InputError(
-                    f"{key} has {array.shape[0]} channels (shape {array.shape}); match each as an "
-                    "image of its own, before they are joined."
+                    f"{key} is (1, *spatial), not of shape {array.shape}. Channels are matched as "
+                    "images of their own, before they are joined; EnsureChannelFirstd adds a "
+                    "missing one."
                 )
             modality = self.modality or guess_modality(array)
             rule = replace(self.rule, modality=modality)

@@ -5,6 +5,7 @@ What a random convolution network makes of a region is called its random look. I
 the whole image, so networks see all of it; masks are smoothed and multiplied in their boxes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,9 +16,6 @@ from SRCSMSegmenterLib.resampling import smooth_voxels
 from .random_networks import PAPER, NetworkSettings, RandomNetworks, draw, responses
 
 MODES = ("off", "global", "hard", "smoothed")
-RADIUS = 2
-"""Voxels that the Gaussian of a mask reaches."""
-
 MOST_COUNTED = 1 << 16
 """Labels up to which values are found by counting."""
 
@@ -42,17 +40,17 @@ def random_convolution(
         mode: "off", "global" (one network per image), "hard" (one per label, masks as they are)
             or "smoothed" (the method: masks smoothed by 5 taps per axis, border replicated so that
             they sum to 1 everywhere).
-        generator: source of all random numbers.
+        generator: source of all random numbers, on the CPU.
         settings: architecture of the networks.
-        sigma: of the Gaussian that smooths masks, voxels.
+        sigma: of the Gaussian that smooths masks, voxels, with 5 taps for 1 and more for more.
 
     Returns:
         (N, C, *spatial) float32.
 
     Raises:
-        InputError: shapes or labels that do not fit, or an unknown mode.
+        InputError: types, shapes or labels that do not fit, or an unknown mode.
     """
-    check_batch(images, labels, mode)
+    check_batch(images, labels, mode, generator)
     if mode == "off":
         return images
     if images.dim() == 5 and images.shape[2] == 1:
@@ -83,7 +81,14 @@ def _present(labels: torch.Tensor) -> list[int]:
     return labels.unique().tolist()
 
 
-def check_batch(images: torch.Tensor, labels: torch.Tensor, mode: str) -> None:
+def radius(sigma: float) -> int:
+    """Return the voxels that the Gaussian of a mask reaches: 2 for the paper's sigma of 1."""
+    return math.ceil(2 * sigma)
+
+
+def check_batch(
+    images: torch.Tensor, labels: torch.Tensor, mode: str, generator: torch.Generator
+) -> None:
     """Check a batch for random convolution.
 
     Raises:
@@ -91,7 +96,17 @@ def check_batch(images: torch.Tensor, labels: torch.Tensor, mode: str) -> None:
     """
     if mode not in MODES:
         raise InputError(f"The mode of random convolution is {' or '.join(MODES)}, not {mode!r}.")
-    if images.dim() not in (4, 5):
+    if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
+        raise InputError(
+            "images and labels are torch.Tensors, not "
+            f"{type(images).__name__} and {type(labels).__name__}."
+        )
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise InputError(
+            "generator is a torch.Generator on the CPU, such as "
+            f"torch.Generator().manual_seed(0), not {generator}."
+        )
+    if images.dim() not in (4, 5) or 0 in images.shape[1:]:
         raise InputError(
             f"images are (N, C, J, I) or (N, C, K, J, I), not of shape {tuple(images.shape)}."
         )
@@ -129,12 +144,12 @@ def convolved_regions(
         (N, *spatial) float32; 0 outside all masks.
     """
     total = torch.zeros_like(images)
-    boxes = bounding_boxes(masks, RADIUS if sigma else 0)
+    boxes = bounding_boxes(masks, radius(sigma))
     for r, look in random_looks_of(images, samples, generator, settings):
         box = boxes[r]
         weights = masks[r][box].float()
         if sigma:  # behind the box all is 0, or the border of the image, which is replicated
-            weights = smooth_voxels(weights[None, None], sigma, RADIUS)[0, 0]
+            weights = smooth_voxels(weights[None, None], sigma, radius(sigma))[0, 0]
         total[samples[r]][box].addcmul_(weights, look[box])
     return total
 

@@ -5,12 +5,14 @@ Networks are drawn first and applied second, so that a draw can be replayed and 
 """
 
 import itertools
+import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch.nn import functional as F
 
-from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.errors import InputError
 
 BLOCK = 2
 """Voxels along each axis that one output of a 3-D convolution on the CPU holds, as channels."""
@@ -25,6 +27,9 @@ class NetworkSettings:
         channels: between two layers; a network's input and output have one.
         kernels: widths that a layer draws its kernel's from, with equal chance; odd.
         slope: of the leaky ReLU behind every layer, the last included.
+
+    Raises:
+        InputError: impossible sizes.
     """
 
     layers: int = 4
@@ -33,12 +38,19 @@ class NetworkSettings:
     slope: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.layers < 1 or self.channels < 1:
-            raise ConfigError(
+        sizes = self.layers, self.channels
+        if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+            raise InputError(
                 f"layers and channels are 1 or more, not {self.layers} and {self.channels}."
             )
-        if not self.kernels or any(k < 1 or k % 2 == 0 for k in self.kernels):
-            raise ConfigError(f"kernels are odd widths such as (1, 3), not {self.kernels}.")
+        if not self.kernels or not all(map(_is_odd, self.kernels)):
+            raise InputError(f"kernels are odd widths such as (1, 3), not {self.kernels}.")
+        if not math.isfinite(self.slope):
+            raise InputError(f"slope is a number such as 0.1, not {self.slope}.")
+
+
+def _is_odd(width: object) -> bool:
+    return isinstance(width, Integral) and width >= 1 and width % 2 == 1
 
 
 PAPER = NetworkSettings()

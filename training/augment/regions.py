@@ -19,7 +19,7 @@ from SRCSMSegmenterLib.errors import ConfigError, InputError
 from SRCSMSegmenterLib.resampling import smooth_voxels
 
 from ..engine.keys import COUNT, NOT_NEGATIVE, SHARE, Settings, key
-from .random_convolution import check_batch, convolved_regions, random_convolution
+from .random_convolution import check_batch, convolved_regions, radius, random_convolution
 from .random_networks import PAPER, NetworkSettings
 
 AIR = 0.02
@@ -103,7 +103,7 @@ def random_looks(
     """
     if mode == "off" or not config.share:
         return random_convolution(images, labels, mode, generator, settings, sigma)
-    check_batch(images, labels, mode)
+    check_batch(images, labels, mode, generator)
     if images.shape[1] != 1:
         raise InputError(f"regions take images of one channel, not of shape {tuple(images.shape)}.")
     if images.dim() == 5 and images.shape[2] == 1:
@@ -253,7 +253,7 @@ def region_looks(
     maps = torch.stack((factors[numbered], offsets[numbered]), dim=1)
     if mode == "smoothed":
         with torch.autocast(device.type, enabled=False):
-            maps = smooth_voxels(maps, sigma)
+            maps = smooth_voxels(maps, sigma, radius(sigma))
     looks = values * maps[:, 0] + maps[:, 1]
 
     chosen = convolved.nonzero()[:, 0]

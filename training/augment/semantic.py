@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SRC as a module of a training loop of your own (Thaler et al. 2026)."""
 
+from collections.abc import Iterable
+from numbers import Integral
+
 import torch
 from torch import nn
 
@@ -9,6 +12,12 @@ from SRCSMSegmenterLib.errors import InputError
 from .random_convolution import MODES
 from .random_networks import NetworkSettings
 from .regions import RegionsConfig, random_looks
+
+MOST_SIGMA = 10.0
+"""Voxels."""
+
+DARKEST, BRIGHTEST = -2.0, 50.0
+"""Intensities that are no longer normalised; an MR's are open above."""
 
 
 class SemanticRandomConvolution(nn.Module):
@@ -21,13 +30,13 @@ class SemanticRandomConvolution(nn.Module):
         mode: "smoothed" (the method), "hard" (masks as they are), "global" (one network for the
             whole image) or "off".
         layers, channels, kernels, slope: see `NetworkSettings`.
-        sigma: of the Gaussian that smooths masks, voxels.
+        sigma: of the Gaussian that smooths masks, voxels, at most 10.
         regions: regions and looks of unlabelled tissue, see `RegionsConfig`; None is SRC as
-            published. It takes images of one channel.
+            published. It takes images of one channel, normalised to about [-1, 1].
         ignore_label: its voxels keep their intensities.
 
     Raises:
-        ConfigError: impossible sizes. InputError: an unknown mode, a negative sigma.
+        InputError: a ValueError that names the argument at fault.
     """
 
     def __init__(
@@ -45,10 +54,18 @@ class SemanticRandomConvolution(nn.Module):
         super().__init__()
         if mode not in MODES:
             raise InputError(f"mode is {' or '.join(MODES)}, not {mode!r}.")
-        if not sigma > 0:
-            raise InputError(f'sigma is above 0, not {sigma}; mode="hard" smooths no masks.')
+        if not 0 < sigma <= MOST_SIGMA:
+            raise InputError(
+                f'sigma is above 0 and at most {MOST_SIGMA}, not {sigma}; mode="hard" smooths no '
+                "masks."
+            )
+        if not isinstance(ignore_label, Integral | None):
+            raise InputError(f"ignore_label is a whole number or None, not {ignore_label!r}.")
+        if not isinstance(regions, RegionsConfig | None):
+            raise InputError(f"regions are a RegionsConfig or None, not {type(regions).__name__}.")
         self.mode, self.sigma, self.ignore_label = mode, sigma, ignore_label
-        self.settings = NetworkSettings(layers, channels, tuple(kernels), slope)
+        widths = tuple(kernels) if isinstance(kernels, Iterable) else (kernels,)
+        self.settings = NetworkSettings(layers, channels, widths, slope)
         self.regions = regions or RegionsConfig()
 
     @torch.no_grad()
@@ -76,7 +93,7 @@ class SemanticRandomConvolution(nn.Module):
         """
         if not self.training or self.mode == "off":
             return images
-        _check_images(images)
+        _check_images(images, bool(self.regions.share))
         numbers = label_numbers(labels, images).to(images.device)
         ignored = numbers == self.ignore_label if self.ignore_label is not None else None
         if ignored is not None:
@@ -93,13 +110,13 @@ class SemanticRandomConvolution(nn.Module):
         return looks if ignored is None else torch.where(ignored[:, None], images, looks)
 
 
-def _check_images(images: torch.Tensor) -> None:
+def _check_images(images: torch.Tensor, with_regions: bool) -> None:
     if not isinstance(images, torch.Tensor):
         raise InputError(
             f"images are a torch.Tensor, not {type(images).__name__}; convert them, such as with "
             "torch.from_numpy."
         )
-    if images.dim() not in (4, 5):
+    if images.dim() not in (4, 5) or 0 in images.shape[1:]:
         raise InputError(
             "images are (N, C, J, I) or (N, C, K, J, I), not of shape "
             f"{tuple(images.shape)}; give a single image a batch axis by image[None]."
@@ -111,6 +128,13 @@ def _check_images(images: torch.Tensor) -> None:
         )
     if not images.isfinite().all():
         raise InputError("images hold NaN or infinite values, which would spread to all voxels.")
+    if with_regions and len(images):
+        darkest, brightest = float(images.min()), float(images.max())
+        if darkest < DARKEST or brightest > BRIGHTEST:
+            raise InputError(
+                "regions get intensities from -1 to 1, so images are normalised to about that, "
+                f"not from {darkest:g} to {brightest:g}."
+            )
 
 
 def label_numbers(labels: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

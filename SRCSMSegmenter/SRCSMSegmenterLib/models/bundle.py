@@ -37,7 +37,7 @@ from ..schema import convert, parse_json
 from ..source_matching import SourceHistogram
 from ..terminology import Segment, segment_for
 from ..texts import UNSHOWN, is_name, shown
-from .catalogue import METADATA, is_bundle, shipped_folder
+from .catalogue import METADATA, find_model, is_bundle
 from .hashed_folder import (
     SUMS,
     check_format,
@@ -237,8 +237,8 @@ def load_bundle(model: str | Path) -> ModelBundle:
         BundleError: no bundle, incomplete, altered, or of another format version.
     """
     folder = Path(model)
-    if not folder.exists() and (shipped := shipped_folder(model)) and shipped.is_dir():
-        folder = shipped
+    if not folder.exists():
+        folder = find_model(str(model))
     files = read_whole_folder(folder, REQUIRED)
     try:
         metadata, network, histogram = (

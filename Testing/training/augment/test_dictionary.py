@@ -79,16 +79,31 @@ def test_source_matching_gives_the_integers_of_inference():
     bundle = load_bundle("abdomen-ct")
     rule = IntensityRule("MR", bundle.description.rule.window)
     expected = match_to_source(raw.numpy(), rule, bundle.histogram)
-    for image in (raw, MetaTensor(raw), raw.numpy(), raw[0].numpy()):
+    for image in (raw, MetaTensor(raw), raw.numpy()):
         for model in ("abdomen-ct", bundle):
             found = SourceMatchd("image", model, "MR")({"image": image})["image"]
             assert type(found) is type(image)
             np.testing.assert_array_equal(np.asarray(found).squeeze(), expected[0])
 
 
-def test_channels_are_not_matched_by_one_histogram():
-    with pytest.raises(SRCSMError, match="2 channels"):
-        SourceMatchd("image", "abdomen-ct", "MR")({"image": np.zeros((2, 3, 3, 3))})
+@pytest.mark.parametrize("shape", [(2, 3, 3, 3), (2, 3, 3), (1, 1, 3, 3, 3), (3, 3)])
+def test_channels_and_batches_are_not_matched_by_one_histogram(shape):
+    with pytest.raises(ValueError, match=r"\(1, \*spatial\), not of shape"):
+        SourceMatchd("image", "abdomen-ct", "MR")({"image": np.zeros(shape)})
+
+
+@pytest.mark.parametrize("transform", [RandSemanticConvd, SourceMatchd])
+def test_what_was_not_loaded_is_refused(transform):
+    second = "label" if transform is RandSemanticConvd else "abdomen-ct"
+    with pytest.raises(ValueError, match="not str; load it first"):
+        transform("image", second)({"image": "scan.nii.gz", "label": np.zeros((1, 3, 3))})
+
+
+def test_other_settings_and_modalities_are_refused_before_any_image():
+    with pytest.raises(ValueError, match="not str"):
+        RandSemanticConvd("image", "label", "smoothed")
+    with pytest.raises(SRCSMError, match="PET"):
+        SourceMatchd("image", "abdomen-ct", "PET")
 
 
 def test_an_unknown_model_is_refused():

@@ -23,7 +23,7 @@ from srcsm_training.augment.random_networks import (
     draw,
     responses,
 )
-from SRCSMSegmenterLib.errors import ConfigError, InputError
+from SRCSMSegmenterLib.errors import InputError
 
 DRAWN_WIDTHS = [[1, 1], [1, 3], [1, 1], [3, 1]]
 DRAWN_KERNEL = [
@@ -317,7 +317,7 @@ def test_settings_change_layers_channels_kernels_and_slope():
     "fault", [{"layers": 0}, {"channels": 0}, {"kernels": (2,)}, {"kernels": ()}]
 )
 def test_impossible_settings_are_refused(fault):
-    with pytest.raises(ConfigError, match=str(next(iter(fault)))):
+    with pytest.raises(InputError, match=str(next(iter(fault)))):
         NetworkSettings(**fault)
 
 

@@ -10,7 +10,6 @@ from srcsm_training.augment.random_convolution import random_convolution
 from srcsm_training.augment.random_networks import NetworkSettings
 from srcsm_training.augment.regions import RegionsConfig, random_looks
 from srcsm_training.augment.semantic import SemanticRandomConvolution
-from SRCSMSegmenterLib.errors import ConfigError
 
 SRC = SemanticRandomConvolution()
 SHAPES = [(9, 7), (6, 7, 5)]
@@ -95,6 +94,8 @@ IMAGES, LABELS = a_batch(SHAPES[0])
         (IMAGES, LABELS - 1, "0 or more, not -1"),
         (IMAGES, LABELS[:, None].expand(2, 3, 9, 7), "one of the 3 classes is 1"),
         (IMAGES, torch.rand(2, 3, 9, 7).softmax(1), "fractions, as probabilities do"),
+        (IMAGES[:, :, :0], LABELS[:, :0], r"not of shape \(2, 1, 0, 7\)"),
+        (IMAGES[:, :0], LABELS, r"not of shape \(2, 0, 9, 7\)"),
     ],
 )
 def test_wrong_input_is_refused_with_what_is_wrong(images, labels, message):
@@ -102,16 +103,50 @@ def test_wrong_input_is_refused_with_what_is_wrong(images, labels, message):
         SRC(images, labels)
 
 
-def test_impossible_settings_and_several_channels_with_regions_are_refused():
-    with pytest.raises(ValueError, match="'smooth'"):
-        SemanticRandomConvolution("smooth")
-    with pytest.raises(ValueError, match="sigma is above 0"):
-        SemanticRandomConvolution(sigma=0)
-    with pytest.raises(ConfigError, match="odd widths"):
-        SemanticRandomConvolution(kernels=(2,))
-    images, labels = a_batch(SHAPES[0], channels=2)
-    with pytest.raises(ValueError, match=r"one channel, not of shape \(2, 2, 9, 7\)"):
-        SemanticRandomConvolution(regions=RegionsConfig(share=1.0))(images, labels)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "smooth"}, "'smooth'"),
+        ({"sigma": 0}, "sigma is above 0"),
+        ({"sigma": float("inf")}, "at most 10.0, not inf"),
+        ({"kernels": (2,)}, "odd widths"),
+        ({"kernels": 2.5}, "odd widths"),
+        ({"slope": float("nan")}, "slope is a number"),
+        ({"ignore_label": 2.5}, "ignore_label is a whole number or None, not 2.5"),
+        ({"regions": {"share": 1.0}}, "a RegionsConfig or None, not dict"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SemanticRandomConvolution(**settings)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES.repeat(1, 2, 1, 1), r"one channel, not of shape \(2, 2, 9, 7\)"),
+        (IMAGES * 1000, "normalised to about that, not from -[0-9.]+ to"),  # HU
+        (IMAGES.abs() * 1000, "normalised to about that"),  # a raw MR
+    ],
+)
+def test_regions_take_one_normalised_channel(images, message):
+    with pytest.raises(ValueError, match=message):
+        SemanticRandomConvolution(regions=RegionsConfig(share=1.0))(images, LABELS)
+
+
+@pytest.mark.parametrize("generator", [0, np.random.default_rng(0)])
+def test_a_generator_is_torchs(generator):
+    with pytest.raises(ValueError, match=r"generator is a torch\.Generator on the CPU"):
+        SRC(IMAGES, LABELS, generator)
+
+
+def test_a_wide_gaussian_is_not_cut_to_five_taps():
+    labels = torch.zeros(1, 1, 41).long()
+    labels[..., 20:] = 1
+    images = torch.where(labels[:, None] == 1, 0.5, -1.0)
+    looks = SemanticRandomConvolution(layers=1, kernels=(1,), sigma=5.0)(images, labels, seeded())
+    mixed = (looks[0, 0, 0] - looks[0, 0, 0, 0]).abs() > 1e-5
+    assert mixed.nonzero()[0] == 10
 
 
 def test_gradients_do_not_flow_and_inputs_stay():
