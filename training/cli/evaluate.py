@@ -3,7 +3,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,8 @@ from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import ConfigError
 
 from . import arguments as options
-from .console import print_json, progress_display
-from .label_maps import LabelMaps, check_labels, parse_label_maps
+from .console import print_json, progress_display, say
+from .label_maps import LabelMap, LabelMaps, as_text, label_map_for, parse_label_maps
 from .scan_input import tell_remarks
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="[NAME=]OURS:THEIRS,...",
-        help="the datasets' label for each of the network's or tool's, such as 1:1,5:2,2:3; with a "
-        "name before it, for that tool alone",
+        help="the datasets' label for each of the network's or tool's, such as 1:1,5:2,2:3 "
+        "(default: by their names); with a name before it, for that tool alone",
     )
     parser.add_argument(
         "--cut-to-labels",
@@ -202,25 +202,31 @@ def evaluate_all(
     all_names = [*taken, *(name for name, _, _ in methods)]
     if twice := sorted({name for name in all_names if all_names.count(name) > 1}):
         raise ConfigError(f"Two methods are named {twice[0]}; give other names with --name.")
+    maps: dict[str, dict[str, LabelMap | None]] = {name: {} for name, _, _ in methods}
     for name, _, named in methods:
         for dataset in datasets:
-            label_map = label_maps.get(name, label_maps.get(""))
-            check_labels(name, named[dataset.name], dataset, label_map)
+            given = label_maps.get(name, label_maps.get(""))
+            found, told = label_map_for(name, named[dataset.name], dataset, given)
+            maps[name][dataset.name] = found
+            if told:
+                say(told)
     for name, method, _ in methods:
         out = arguments.out / name if len(methods) > 1 else arguments.out
-        label_map = label_maps.get(name, label_maps.get(""))
-        yield name, evaluate_method(name, method, datasets, label_map, out, arguments), out
+        yield name, evaluate_method(name, method, datasets, maps[name], out, arguments), out
 
 
 def evaluate_method(
     name: str,
     method: "ModelBundle | Predictions",
     datasets: Sequence["Dataset"],
-    label_map: dict[int, int] | None,
+    label_maps: Mapping[str, LabelMap | None],
     out: Path,
     arguments: argparse.Namespace,
 ) -> "pd.DataFrame":
     """Score one network, or the label maps of one tool, on every dataset.
+
+    Args:
+        label_maps: dataset's name -> label map, see `Scoring`.
 
     Returns:
         The long table of `evaluation.evaluate`.
@@ -237,17 +243,22 @@ def evaluate_method(
         **({"predictions": str(method.folder)} if from_files else about(method, arguments)),
         "datasets": ", ".join(dataset.name for dataset in datasets),
         "cases": " ".join(arguments.cases),
-        "map_labels": ",".join(f"{a}:{b}" for a, b in (label_map or {}).items()) or "none",
+        "map_labels": as_text(label_maps),
     }
-    scoring = Scoring(
-        label_map, arguments.cut_to_labels, arguments.tolerance, arguments.worst, settings
-    )
     matching = arguments.source_matching
     chosen = ("off", "on") if matching == "both" else (matching,)
     tables = []
     for dataset in datasets:
         # Several targets get a folder each; the tables over all of them lie above.
         output = out / dataset.name if len(datasets) > 1 else out
+        label_map = label_maps[dataset.name]
+        scoring = Scoring(
+            label_map,
+            arguments.cut_to_labels,
+            arguments.tolerance,
+            arguments.worst,
+            {**settings, "map_labels": as_text({dataset.name: label_map})},
+        )
         with progress_display(f"{name}, {dataset.name}") as show:
             if from_files:
                 table = evaluate_predictions(method, [dataset], output, scoring, show, tell_remarks)

@@ -3,11 +3,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
 
 from srcsm_training.cli import main as cli
+from srcsm_training.cli.label_maps import label_map_for
+from srcsm_training.data.dataset import Dataset
+from SRCSMSegmenterLib.errors import DatasetError
 
 
 @pytest.fixture
@@ -100,27 +104,73 @@ def test_a_label_map_may_be_that_of_one_tool(dataset, folders, tmp_path, capsys)
     assert [told[name]["means"][0]["dice_mean"] for name in ("nnunet", "other")] == [1, 0]
 
 
-def test_labels_that_mean_something_else_by_the_tools_own_names_are_refused(
+@pytest.mark.parametrize("inner", [False, True])
+def test_labels_are_matched_by_the_names_of_the_tools_own_dataset_json(
+    dataset, folders, tmp_path, capsys, inner
+):
+    folder = folders[0]
+    if inner:
+        folder = tmp_path / "both" / dataset.name
+        shutil.copytree(folders[0], folder)
+    names = {"background": 0, "Spleen": 1, "liver": 2, "aorta": 3}
+    (folder / "dataset.json").write_text(json.dumps({"labels": names}))
+    tool = folder.parent if inner else folder
+    given = ["--predictions", tool, "--data", dataset, "--out", tmp_path / "out", "--worst", 0]
+    assert run(*given, "--json") == 0
+    captured = capsys.readouterr()
+    told = "on Dataset001_Tiny, labels matched by name: 2:1 liver, 1:2 Spleen; not in it: aorta."
+    assert f"{tool.name} {told}\n" in captured.err
+    metrics = json.loads(captured.out)["metrics"]
+    assert metrics["settings"]["map_labels"] == "2:1,1:2"
+    assert metrics["means"][0]["dice_mean"] == 0  # its label maps are the truth's, not so named
+
+
+def test_labels_that_names_do_not_tell_are_refused_with_those_that_they_do(
     dataset, folders, tmp_path, capsys
 ):
-    names = {"labels": {"background": 0, "spleen": 1, "liver": 2}}
+    names = {"labels": {"background": 0, "aorta": 1, "spleen": 2}}
     (folders[0] / "dataset.json").write_text(json.dumps(names))
     given = ["--predictions", folders[0], "--data", dataset, "--out", tmp_path / "out"]
     assert run(*given) == 3
-    assert "1 spleen, 2 liver" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "1 aorta, 2 spleen" in told
+    assert "such as --map-labels 2:2 for those of one name" in told
+    assert not (tmp_path / "out").exists()
 
 
-def test_names_beside_a_datasets_own_label_maps_count_too(dataset, folders, tmp_path, capsys):
-    inner = tmp_path / "both" / dataset.name
-    shutil.copytree(folders[0], inner)
-    names = {"labels": {"background": 0, "spleen": 1, "liver": 2}}
-    (inner / "dataset.json").write_text(json.dumps(names))
-    given = ["--predictions", inner.parent, "--data", dataset, "--out", tmp_path / "out"]
-    assert run(*given) == 3
-    assert "1 spleen, 2 liver" in capsys.readouterr().err
+LIVER_AND_SPLEEN = {"liver": 1, "spleen": 2}
 
 
-@pytest.mark.parametrize(("names", "code"), [(("cyst", "tumour"), 3), (("Tumour", "CYST"), 0)])
+@pytest.mark.parametrize(
+    ("named", "labels", "expected"),
+    [
+        ({1: "liver", 2: "spleen"}, LIVER_AND_SPLEEN, None),
+        ({1: "Liver", 2: "SPLEEN"}, LIVER_AND_SPLEEN, None),
+        ({1: "spleen", 2: "liver"}, LIVER_AND_SPLEEN, {2: 1, 1: 2}),
+        ({1: "liver", 2: "aorta", 3: "spleen"}, LIVER_AND_SPLEEN, {1: 1, 3: 2}),
+        ({1: "kidney_right"}, {"right_kidney": 4}, {1: 4}),
+        ({}, LIVER_AND_SPLEEN, None),
+    ],
+)
+def test_label_maps_follow_from_names(named, labels, expected):
+    dataset = Dataset(Path("D"), "D", "CT", labels, ())
+    assert label_map_for("tool", named, dataset, None)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "labels"),
+    [
+        ({1: "liver"}, LIVER_AND_SPLEEN),
+        ({1: "liver", 2: "Liver", 3: "spleen"}, LIVER_AND_SPLEEN),
+        ({1: "liver", 2: "spleen"}, {"liver": 1, "Liver": 2}),
+    ],
+)
+def test_names_that_leave_a_label_out_or_fit_several_make_no_label_map(named, labels):
+    with pytest.raises(DatasetError, match="--map-labels"):
+        label_map_for("tool", named, Dataset(Path("D"), "D", "CT", labels, ()), None)
+
+
+@pytest.mark.parametrize(("names", "code"), [(("cyst", "lump"), 3), (("Tumour", "CYST"), 0)])
 def test_names_that_no_list_of_terms_has_are_compared_too(
     dataset, folders, tmp_path, capsys, names, code
 ):
@@ -131,7 +181,7 @@ def test_names_that_no_list_of_terms_has_are_compared_too(
     )
     given = ["--predictions", folders[0], "--data", dataset, "--out", tmp_path / "out"]
     assert run(*given, "--worst", 0) == code
-    assert ("1 cyst, 2 tumour" in capsys.readouterr().err) == (code == 3)
+    assert ("1 cyst, 2 lump" in capsys.readouterr().err) == (code == 3)
 
 
 def test_a_label_that_tables_would_mix_up_is_refused(dataset, folders, tmp_path, capsys):
