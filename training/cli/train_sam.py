@@ -34,15 +34,18 @@ def add(commands: options.Commands) -> None:
         "      --coarse abdomen-ct --out runs/vit-b-ct --device cuda\n"
         "  srcsm train-sam --data Dataset101_AbdomenCT --sam sam-small-ct --coarse abdomen-ct \\\n"
         "      --set embed_once=false random_convolution=smoothed --out runs/sam-ct-src\n"
-        "  srcsm train-sam --data Dataset101_AbdomenCT --dry-run",
+        "  srcsm train-sam --data Dataset101_AbdomenCT --dry-run\n"
+        "  srcsm train-sam --help-config tiles\n"
+        "  srcsm train-sam --sam sam-small-ct --help-config theta1",
     )
-    options.add_dataset(parser)
+    options.add_dataset(parser, required=False)
     options.add_sam(parser, "SAM to fine-tune: a shipped SAM, a SAM folder or a checkpoint file")
     parser.add_argument(
         "--coarse", metavar="NAME_OR_FOLDER", help="with --sam: the network that draws the boxes"
     )
     options.add_cache(parser, "without --sam; ")
     options.add_run(parser, required=False)
+    options.add_help_config(parser, "store")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -53,10 +56,13 @@ def add(commands: options.Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train a small SAM, or fine-tune a SAM, or resume either, and say how it ended."""
+    if arguments.help_config is not None:
+        print(help_config(arguments))
+        return 0
     if bool(arguments.sam) != bool(arguments.coarse):
         raise ConfigError("Fine-tuning needs --sam and --coarse; training from scratch, neither.")
-    if not (arguments.out or arguments.dry_run):
-        raise ConfigError("srcsm train-sam needs --out; see srcsm train-sam --help.")
+    if not arguments.data or not (arguments.out or arguments.dry_run):
+        raise ConfigError("srcsm train-sam needs --data and --out; see srcsm train-sam --help.")
     if arguments.sam_kind and not arguments.sam:
         raise ConfigError("--sam-kind tells what the file of --sam is; give that too.")
     if arguments.sam and arguments.cache:
@@ -89,6 +95,17 @@ def run(arguments: argparse.Namespace) -> int:
     done = "SAM: {model}\nNext: srcsm refine SCAN --boxes boxes.json --sam {model} -o organs.nii.gz"
     steps = config.optimisation.steps
     return run_to_end(training, arguments.out, steps, arguments.max_minutes, done)
+
+
+def help_config(arguments: argparse.Namespace) -> str:
+    """Explain the keys of the configuration: with --sam, of the fine-tuning."""
+    from ..engine.config import configured
+    from ..engine.keys import describe
+    from ..sam.decoder import DecoderConfig
+    from ..sam.from_scratch import SamConfig
+
+    config = DecoderConfig() if arguments.sam else SamConfig()
+    return describe(configured(config, arguments.config, arguments.set), arguments.help_config)
 
 
 def dry_run(

@@ -9,8 +9,8 @@
 
 `srcsm train --list-presets` lists the settings and their data, `srcsm prepare-data` makes the
 datasets from the published downloads. A stopped training resumes from its checkpoint; a run is
-skipped if its scores are already there. The published tables of SAM are those of
-``sam_ablation.py``.
+skipped if its scores are already there. The tables of SAM are those of
+--setting prostate-six-sites-sam (published_sam.py).
 """
 
 import argparse
@@ -27,7 +27,7 @@ from srcsm_training.evaluation.significance import compare_methods
 from srcsm_training.evaluation.tables import markdown_table
 from srcsm_training.segmentation.published import SETTINGS, Setting
 
-from . import reports, trainings
+from . import published_sam, reports, trainings
 from .reports import REPOSITORY, results_file
 from .trainings import Run, run_missing
 
@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "published")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="names of runs")
+    published_sam.add_options(parser)
     trainings.add_options(parser, None)
     reports.add_options(parser)
     arguments = parser.parse_args(argv)
@@ -120,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         setting = replace(setting, preset=arguments.preset)
     if arguments.domains:
         setting = replace(setting, sources=tuple(arguments.domains), targets=())
+    if setting.sam:
+        return published_sam.main(arguments, setting)
     code = 0
     if not arguments.report:
         given = ["--setting", arguments.setting, "--seeds", *map(str, arguments.seeds)]

@@ -28,49 +28,59 @@ from SRCSMSegmenterLib.models.bundle import ModelBundle
 
 from ..augment.random_convolution import MODES, random_convolution
 from ..engine.accelerator import accelerator_for
-from ..engine.config import CasesConfig, Recipe, one_of
+from ..engine.config import CasesConfig, Recipe
 from ..engine.fit import fit
+from ..engine.keys import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Settings, choice, key
 from ..engine.limits import Limits
 from ..engine.losses import mask_loss
 from ..engine.progress import Progress, mean_dice
 from ..engine.run_folder import Run, RunResult, open_case_run
 from ..engine.source_domain import open_source
 from .card import LICENCE, sam_card, summary
-from .layout import BOX_KINDS, Example, Layout, Scan, scan_of
+from .layout import BOX_KINDS, CoarseNetwork, Example, Layout, Scan, coarse_network, scan_of
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderRecipe(Recipe):
+    """The optimisation of a SAM's mask decoder; defaults are the paper's but the length."""
+
+    steps: int = key(4000, COUNT, paper="200 epochs")
+    batch: int = key(16, COUNT, paper="16")
+    learning_rate: float = key(1e-4, POSITIVE, paper="1e-4")
+    l2: float = key(1e-3, NOT_NEGATIVE, paper="1e-3")
+
+
+@dataclass(frozen=True)
+class DecoderConfig(Settings):
     """The configuration of a fine-tuning.
 
     Attributes:
-        boxes: one of `BOX_KINDS`; each kind needs a decoder of its own.
+        boxes: what SAM is given: "filtered" boxes of the coarse network (the method), "unfiltered"
+            ones, the "whole" slice, or the "true" boxes; each kind needs a decoder of its own.
         theta1: the coarse network's confidence from which a voxel counts.
-        jitter: pixels of a slice of 512; each edge of a box moves outwards by up to that.
+        jitter: largest distance by which each edge of a box moves outwards, on a slice of 512.
         mosaic: "crops" around the organs, or whole "slices".
         embed_once: False computes embeddings anew at every step, which random convolution needs.
         random_convolution: "off", "global", "hard" or "smoothed".
-        seed, checkpoint_minutes, validate_every: as in `TrainingConfig`.
+        seed: every random draw of step s on process r is a function of (seed, s, r).
+        checkpoint_minutes: time between two checkpoints.
+        validate_every: steps between two validations; 0 validates at the end only.
     """
 
     data: CasesConfig = field(default_factory=CasesConfig)
-    boxes: str = "filtered"
-    theta1: float = 0.75
-    jitter: float = 9.0
-    mosaic: str = "crops"
+    boxes: str = key("filtered", choice(*BOX_KINDS), paper="filtered")
+    theta1: float = key(0.75, SHARE, paper="0.75")
+    jitter: float = key(9.0, NOT_NEGATIVE, unit="pixels", paper="9")
+    mosaic: str = key("crops", choice("crops", "slices"), paper="slices")
     embed_once: bool = True
-    random_convolution: str = "off"
-    optimisation: Recipe = field(
-        default_factory=lambda: Recipe(steps=4000, batch=16, learning_rate=1e-4, l2=1e-3)
-    )
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    validate_every: int = 200
+    random_convolution: str = key("off", choice(*MODES), paper="off")
+    optimisation: DecoderRecipe = field(default_factory=DecoderRecipe)
+    seed: int = key(0, NOT_NEGATIVE)
+    checkpoint_minutes: float = key(5.0, NOT_NEGATIVE, unit="minutes")
+    validate_every: int = key(200, NOT_NEGATIVE, unit="steps")
 
     def __post_init__(self) -> None:
-        one_of("boxes", self.boxes, BOX_KINDS)
-        one_of("mosaic", self.mosaic, ("crops", "slices"))
-        one_of("random_convolution", self.random_convolution, MODES)
+        super().__post_init__()
         if self.embed_once and self.random_convolution != "off":
             raise ConfigError(
                 "Random convolution changes the slices at every step: set embed_once=false too."
@@ -100,7 +110,7 @@ def run_decoder_training(
     dataset_folder: Path,
     config: DecoderConfig,
     sam: SamModel,
-    coarse: ModelBundle,
+    coarse: ModelBundle | CoarseNetwork,
     run_folder: Path,
     *,
     name: str | None = None,
@@ -124,14 +134,16 @@ def run_decoder_training(
     sam.sam.to(place)
     tell = computing.introduce(limits.say)
     source = open_source(dataset_folder, config.data, tell, check=computing.main)
-    known, wanted = len(coarse.description.labels), len(source.dataset.labels)
+    if isinstance(coarse, ModelBundle):
+        coarse = coarse_network(coarse, str(place))
+    known, wanted = len(coarse.labels), len(source.dataset.labels)
     if known != wanted:
         raise ConfigError(f"The coarse network has {known} labels, the dataset {wanted}.")
     run = open_case_run(run_folder, config, computing, source, tell=tell)
-    run.tell(f"Boxes from {coarse.description.name} on {len(source.dataset.cases)} cases ...")
+    run.tell(f"Boxes from {coarse.name} on {len(source.dataset.cases)} cases ...")
     layout = Layout(config.boxes, config.theta1, config.mosaic, source.modality)
     training, validation = (
-        [scan_of(case, coarse, sam, layout, str(place)) for case in cases]
+        [scan_of(case, coarse, sam, layout) for case in cases]
         for cases in (source.training, source.validation)
     )
     progress = train(run, sam, training, validation, limits)
@@ -139,7 +151,7 @@ def run_decoder_training(
     def save(folder: Path) -> None:
         about = {
             **summary(run, source, progress),
-            "coarse": coarse.description.name,
+            "coarse": coarse.name,
             "coarse_identity": coarse.identity,
             "before": {"sam": sam.name, "sam_identity": sam.identity, **sam.training},
         }

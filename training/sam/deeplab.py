@@ -15,8 +15,8 @@ weights of its backbone come from a file, torchvision's resnet50-*.pth, or it st
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,41 +32,21 @@ from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
 from srcsm_training.data.dataset import Case, as_bytes, read_case
 from srcsm_training.engine.accelerator import accelerator_for
-from srcsm_training.engine.config import CasesConfig, Recipe, configured
+from srcsm_training.engine.config import configured
 from srcsm_training.engine.fit import fit
 from srcsm_training.engine.limits import Limits
 from srcsm_training.engine.progress import Progress, mean_dice
 from srcsm_training.engine.run_folder import Run, RunResult, open_case_run
 from srcsm_training.engine.source_domain import open_source
 from srcsm_training.engine.stopping import stop_on_signal
+from srcsm_training.sam.deeplab_config import DeepLabConfig
+from srcsm_training.sam.layout import CoarseNetwork
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.devices import resolve_device
-from SRCSMSegmenterLib.errors import BundleError, ConfigError, SRCSMError
+from SRCSMSegmenterLib.errors import BundleError, SRCSMError
 from SRCSMSegmenterLib.geometry import Volume
+from SRCSMSegmenterLib.models.hashed_folder import sha256
 from SRCSMSegmenterLib.volume_io import read_volume, write_volume
-
-
-@dataclass(frozen=True)
-class DeepLabConfig:
-    """The configuration; defaults are the paper's except the number of steps (its 100 epochs).
-
-    Attributes:
-        size: pixels of the square that a slice is scaled to.
-        seed, checkpoint_minutes, validate_every: as in `TrainingConfig`.
-    """
-
-    data: CasesConfig = field(default_factory=CasesConfig)
-    size: int = 512
-    optimisation: Recipe = field(
-        default_factory=lambda: Recipe(steps=10_000, batch=8, learning_rate=1e-3, l2=0.0, ema=0.0)
-    )
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    validate_every: int = 500
-
-    def __post_init__(self) -> None:
-        if self.optimisation.batch < 2:
-            raise ConfigError("optimisation.batch is at least 2: batch normalisation needs two.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,6 +297,24 @@ def load(path: Path, device: str = "auto") -> Coarse:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path} is no DeepLab that was trained here ({error}).") from error
     return Coarse(network.eval().requires_grad_(False).to(where), **about)
+
+
+def as_coarse_network(path: Path, device: str = "auto") -> CoarseNetwork:
+    """Take a trained network as coarse network of a SAM.
+
+    Raises:
+        BundleError, DeviceError: see `load`.
+    """
+    coarse = load(path, device)
+
+    def probabilities(volume: Volume, modality: str) -> Callable[[int], np.ndarray]:
+        found = predict(volume, coarse, modality)
+        channels = {label: n for n, label in enumerate(coarse.labels.values())}
+        return lambda label: found[channels[label]]
+
+    return CoarseNetwork(
+        "DeepLabV3-ResNet-50", sha256(path.read_bytes()), coarse.labels, probabilities
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,8 +28,9 @@ from ..augment.random_convolution import MODES
 from ..augment.regions import RegionsConfig, random_looks
 from ..data.cases import PreparedCase, default_cache, prepare_cases
 from ..engine.accelerator import accelerator_for
-from ..engine.config import Recipe, ScansConfig, one_of
+from ..engine.config import Recipe, ScansConfig
 from ..engine.fit import fit
+from ..engine.keys import NOT_NEGATIVE, Settings, choice, key
 from ..engine.limits import Limits
 from ..engine.progress import Progress
 from ..engine.run_folder import Run, RunResult, open_case_run
@@ -47,7 +48,7 @@ LARGEST_TILES = 4
 
 
 @dataclass(frozen=True)
-class SamConfig:
+class SamConfig(Settings):
     """The configuration of a training from nothing.
 
     Attributes:
@@ -71,14 +72,14 @@ class SamConfig:
             steps=5000, batch=12, learning_rate=1e-3, schedule="cosine", l2=0.0
         )
     )
-    random_convolution: str = "smoothed"
+    random_convolution: str = key("smoothed", choice(*MODES))
     start: str = ""
-    seed: int = 0
-    checkpoint_minutes: float = 5.0
-    validate_every: int = 500
+    seed: int = key(0, NOT_NEGATIVE)
+    checkpoint_minutes: float = key(5.0, NOT_NEGATIVE, unit="minutes")
+    validate_every: int = key(500, NOT_NEGATIVE, unit="steps")
 
     def __post_init__(self) -> None:
-        one_of("random_convolution", self.random_convolution, MODES)
+        super().__post_init__()
         side, canvas, window = self.tiles.side, self.network.canvas, self.network.window
         largest = LARGEST_TILES * side if self.tiles.whole_slices else side
         if largest > canvas or side % window:

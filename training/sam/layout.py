@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases laid out for SAM as the refinement does: canvases of slices, and boxes of organs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,41 @@ from ..data.dataset import Case, read_case
 BOX_KINDS = ("filtered", "unfiltered", "whole", "true")
 """Where a box comes from: the coarse mask, filtered (the method) or not; the edges of the slices
 that have a filtered box; the truth (the upper bound)."""
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseNetwork:
+    """A network whose predictions become boxes.
+
+    Attributes:
+        labels: name -> label.
+        predict: called as predict(volume, modality) -> a function that gives the probability of a
+            label, (K, J, I) from 0 to 1.
+    """
+
+    name: str
+    identity: str
+    labels: dict[str, int]
+    predict: Callable[[Volume, str], Callable[[int], np.ndarray]]
+
+
+def coarse_network(bundle: ModelBundle, device: str) -> CoarseNetwork:
+    """Take a trained segmentation network as coarse network, without source matching."""
+
+    def predict(volume: Volume, modality: str) -> Callable[[int], np.ndarray]:
+        result = segment(
+            volume,
+            bundle,
+            modality=modality,
+            source_matching=False,
+            device=device,
+            keep_largest=False,
+        )
+        return result.probabilities.whole
+
+    description = bundle.description
+    labels = {label.name: label.value for label in description.labels}
+    return CoarseNetwork(description.name, bundle.identity, labels, predict)
 
 
 @dataclass(frozen=True)
@@ -86,31 +121,23 @@ class Scan:
 
 def scan_of(
     case: Case,
-    coarse: ModelBundle,
+    coarse: CoarseNetwork,
     model: SamModel,
     layout: Layout,
-    device: str,
 ) -> Scan:
     """Predict a case with the coarse network, box its organs, and lay it out."""
     volume, truth = read_case(case)
-    coarse_result = segment(
-        volume,
-        coarse,
-        modality=layout.modality,
-        source_matching=False,
-        device=device,
-        keep_largest=False,
-    )
+    probability = coarse.predict(volume, layout.modality)
     grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
     boxes = {
         value: organ_boxes(
             layout.boxes,
-            coarse_result.probabilities.whole(value),
+            probability(value),
             truth.array == value,
             grid,
             layout.theta1,
         )
-        for value in (label.value for label in coarse.description.labels)
+        for value in coarse.labels.values()
     }
     return laid_out(case.name, volume, truth.array, boxes, model, layout.mosaic, layout.modality)
 

@@ -2,16 +2,20 @@
 """Prompts beside the box that a SAM is trained with: points and mask prompts."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
 from SAMRefineLib.sam.decoding import Prompts
+from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.resampling import smooth_voxels
+
+from ..engine.keys import SHARE, Settings, key
 
 
 @dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(Settings):
     """Frequency of the prompts beside the box; all prompts of a batch are of one kind.
 
     Attributes:
@@ -20,8 +24,18 @@ class PromptConfig:
         mask: share of the batches with a mask prompt.
     """
 
-    points: float = 0.15
-    mask: float = 0.2
+    points: float = key(0.15, SHARE, paper="0")
+    mask: float = key(0.2, SHARE, paper="0")
+
+    section: ClassVar[str] = "prompts."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.points + self.mask > 1:
+            raise ConfigError(
+                f"prompts.points and prompts.mask are shares of all batches: {self.points:g} and "
+                f"{self.mask:g} are more than 1 together."
+            )
 
 
 def draw_prompts(

@@ -8,6 +8,7 @@ orientations that a file may store it in. Boxes have the errors of a coarse netw
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,47 +17,51 @@ from SAMRefineLib.boxes.boxes import SliceGrid
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 
-from ..augment.spatial import AugmentationConfig, augmented_window, draw_spatial
+from ..augment.spatial import FACTOR, AugmentationConfig, augmented_window, draw_spatial
 from ..data.cases import PreparedCase
+from ..engine.keys import COUNT, NOT_NEGATIVE, SHARE, Range, Settings, key
 
 
 @dataclass(frozen=True)
-class TileConfig:
+class TileConfig(Settings):
     """Size, zoom and augmentation of tiles.
 
     Attributes:
-        side: pixels of a tile.
+        side: of a tile.
         margin: the tile's side over the longer side of its object, drawn evenly on a log scale.
-        pixel: mm; no pixel is smaller, however small the object.
+        pixel: the smallest pixel, however small the object; 0: any.
         whole_slices: share of the batches that show slices, at about their own resolution in
             tiles of twice the side or, as many, at twice that in tiles of four times the side;
             the number of the tiles falls as their area grows.
-        smallest: pixels; a smaller piece of an object is no prompt.
-        rotation, tilt: rad, in the slice and out of it.
+        smallest: area of the smallest piece of an object that is a prompt.
+        rotation, tilt: largest angle in the slice and out of it.
         axis_scale: further factor per axis around 1.
         elastic: displacement of the control points of a cubic B-spline over the tile's side.
         shift, contrast: added to the normalised intensities, and factor on them around 1.
     """
 
-    side: int = 128
-    margin: tuple[float, float] = (1.1, 4.0)
-    pixel: float = 0.4
-    whole_slices: float = 0.1
-    smallest: int = 24
-    rotation: float = 0.35
-    tilt: float = 0.05
-    axis_scale: float = 0.1
-    elastic: float = 0.04
-    shift: float = 0.2
-    contrast: float = 0.3
+    side: int = key(128, COUNT, unit="pixels")
+    margin: tuple[float, float] = key((1.1, 4.0), Range(least=1))
+    pixel: float = key(0.4, NOT_NEGATIVE, unit="mm")
+    whole_slices: float = key(0.1, SHARE)
+    smallest: int = key(24, COUNT, unit="pixels")
+    rotation: float = key(0.35, NOT_NEGATIVE, unit="rad")
+    tilt: float = key(0.05, NOT_NEGATIVE, unit="rad")
+    axis_scale: float = key(0.1, FACTOR)
+    elastic: float = key(0.04, NOT_NEGATIVE)
+    shift: float = key(0.2, NOT_NEGATIVE)
+    contrast: float = key(0.3, FACTOR)
+
+    section: ClassVar[str] = "tiles."
 
     def __post_init__(self) -> None:
-        if not 1 <= self.margin[0] <= self.margin[1]:
+        super().__post_init__()
+        if self.margin[0] > self.margin[1]:
             raise ConfigError(f"tiles.margin is two factors from 1 on, not {self.margin}.")
 
 
 @dataclass(frozen=True)
-class BoxConfig:
+class BoxConfig(Settings):
     """Errors of the boxes, in shares of the object's longer side.
 
     Attributes:
@@ -65,9 +70,11 @@ class BoxConfig:
         error: standard deviation of an edge that moves either way, in the rest.
     """
 
-    exact: float = 0.3
-    jitter: float = 0.15
-    error: float = 0.06
+    exact: float = key(0.3, SHARE)
+    jitter: float = key(0.15, NOT_NEGATIVE, paper="9 of 512 pixels")
+    error: float = key(0.06, NOT_NEGATIVE)
+
+    section: ClassVar[str] = "boxes."
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,17 @@ def test_a_key_that_does_not_exist_is_no_help(capsys):
     assert "did you mean optimisation.batch" in capsys.readouterr().err
 
 
+def test_a_small_sam_and_a_fine_tuning_explain_keys_of_their_own(capsys):
+    assert run("train-sam", "--help-config", "tiles.rotation") == 0
+    assert capsys.readouterr().out == (
+        "tiles.rotation = 0.35\n    Largest angle in the slice and out of it. At least 0, in rad.\n"
+    )
+    assert run("train-sam", "--sam", "any", "--help-config", "theta1") == 0
+    assert capsys.readouterr().out.startswith("theta1 = 0.75\n")
+    assert run("train-sam", "--out", "folder") == 2
+    assert "needs --data" in capsys.readouterr().err
+
+
 def test_style_stages_explain_their_keys_without_their_other_options(capsys):
     with pytest.raises(SystemExit) as ended:
         run("style", "tune", "--help-config", "tune.lora")
