@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import SimpleITK as sitk
 
 from .atomic import atomic_write
 from .endings import LABELS, SEGMENTATION, WRITABLE, ending
@@ -102,6 +101,8 @@ def _writing(path: Path) -> Iterator[Path]:
 
 
 def _write_itk(path: Path, volume: Volume) -> None:
+    import SimpleITK as sitk  # when needed, as no other format needs it
+
     affine = FLIP_XY @ volume.geometry.affine
     native = volume.array.dtype.newbyteorder("=")
     image = sitk.GetImageFromArray(volume.array.astype(native, copy=False))

@@ -15,16 +15,18 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Stages(Generic[Item, Read, Computed, Result]):
-    """What is done with each item; `read` and `write` run in other threads, `compute` in this one.
+    """What is done with each item; `read` and `write` run in other threads, the rest in this one.
 
     Attributes:
         fatal: errors that stop the work on all items.
+        prepare: called once, while the first items are read and before any is computed.
     """
 
     read: Callable[[Item], Read]
     compute: Callable[[Item, Read], Computed]
     write: Callable[[Item, Computed], Result]
     fatal: tuple[type[Exception], ...] = ()
+    prepare: Callable[[], object] = lambda: None
 
 
 def run_stages(
@@ -41,12 +43,16 @@ def run_stages(
     waiting = deque(items)
     read: deque[tuple[Item, Future[Read]]] = deque()
     written: deque[tuple[Item, Future[Result]]] = deque()
+    prepared = False
     with ThreadPoolExecutor(threads) as writers, ThreadPoolExecutor(threads) as readers:
         try:
             while waiting or read or written:
                 while waiting and len(read) + len(written) < in_hand:
                     item = waiting.popleft()
                     read.append((item, readers.submit(stages.read, item)))
+                if not prepared:
+                    stages.prepare()
+                    prepared = True
                 if read:
                     item, future = read.popleft()
                     written.append((item, _computed(item, future, stages, writers)))

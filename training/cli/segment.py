@@ -4,12 +4,14 @@
 import argparse
 import traceback
 from collections.abc import Sequence
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from SRCSMSegmenterLib.endings import DICOM, LABELS, WRITABLE
 from SRCSMSegmenterLib.errors import BundleError, Cancelled, ConfigError
+from SRCSMSegmenterLib.models.catalogue import find_model
 
 from . import arguments as options
 from .cohort import find_scans, own_device, own_share
@@ -149,14 +151,15 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.sam or arguments.sam_kind) and not arguments.refine:
         raise ConfigError("--sam and --sam-kind need --refine.")
     planned = own_share(_plan(arguments))
-    models = _load_models(arguments)
-    record = _record(arguments, models)
+    models = cache(partial(_load_models, arguments, find_model(arguments.model)))
+    record = _record(arguments, models()) if arguments.output.is_dir() else None
     if arguments.resume:
         if record is None:
             raise ConfigError("--resume needs a folder as --output.")
         planned = _missing(planned, record)
     stages = SegmentStages(arguments, models, record)
-    work = Stages(stages.read, stages.label, stages.write, FATAL)
+    # To load PyTorch and the network takes about as long as to read a large scan.
+    work = Stages(stages.read, stages.label, stages.write, FATAL, prepare=models)
     results: list[dict[str, Any]] = []
     errors: list[Exception] = []
     try:
@@ -170,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(segmentation_text(outcome))
     finally:
         if arguments.json and (results or not planned):
-            told = {"model": models.bundle.identify(), "device": models.device}
+            told = {"model": models().bundle.identify(), "device": models().device}
             print_json(told | {"scans": results})
         if len(planned) > 1:
             say(_summary(results, len(planned)))
@@ -211,12 +214,11 @@ def _plan(arguments: argparse.Namespace) -> list[PlannedScan]:
     return planned
 
 
-def _load_models(arguments: argparse.Namespace) -> Models:
+def _load_models(arguments: argparse.Namespace, folder: Path) -> Models:
     from SRCSMSegmenterLib.models.bundle import load_bundle
-    from SRCSMSegmenterLib.models.catalogue import find_model
 
     device = own_device(arguments.device)
-    bundle = load_bundle(find_model(arguments.model))
+    bundle = load_bundle(folder)
     sam = None
     if arguments.refine:
         from SAMRefineLib.sam.catalogue import default_for, find_sam
@@ -227,10 +229,8 @@ def _load_models(arguments: argparse.Namespace) -> Models:
     return Models(bundle, sam, device)
 
 
-def _record(arguments: argparse.Namespace, models: Models) -> SegmentedRecord | None:
-    """Open the record of the output folder; there is none beside a single file."""
-    if not arguments.output.is_dir():
-        return None
+def _record(arguments: argparse.Namespace, models: Models) -> SegmentedRecord:
+    """Open the record of the output folder."""
     settings = {
         "version": version("srcsm"),
         "model": models.bundle.identity,

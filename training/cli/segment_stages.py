@@ -3,7 +3,7 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,13 @@ class SegmentStages:
 
     Attributes:
         arguments: options of the command.
+        models: returns the models, and loads them when it is first called; to read a scan takes
+            none.
         record: of the folder that the results are written to, if they are.
     """
 
     arguments: argparse.Namespace
-    models: Models
+    models: Callable[[], Models]
     record: SegmentedRecord | None = None
 
     def read(self, planned: PlannedScan) -> ReadScan:
@@ -107,7 +109,8 @@ class SegmentStages:
         from SRCSMSegmenterLib.modality import modality_of
         from SRCSMSegmenterLib.source_matching import wanted
 
-        arguments, bundle = self.arguments, self.models.bundle
+        arguments, models = self.arguments, self.models()
+        bundle = models.bundle
         modality = modality_of(volume, given)
         matching = wanted(arguments.source_matching, modality, bundle.description.rule)
         with stage_display(title) as show:
@@ -116,12 +119,12 @@ class SegmentStages:
                 bundle,
                 modality=given,
                 source_matching=matching,
-                device=self.models.device,
+                device=models.device,
                 keep_largest=arguments.keep_largest,
                 progress=show,
             )
         refinement = None
-        if self.models.sam is not None:
+        if models.sam is not None:
             segmentation, refinement = self._refined(volume, segmentation, modality)
         for stage, duration in segmentation.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + duration
@@ -133,7 +136,7 @@ class SegmentStages:
         """Refine a segmentation with SAM; return it, and what happened to each organ."""
         from SAMRefineLib.refine.after_segmentation import refine_segmentation
 
-        models, keep_largest = self.models, self.arguments.keep_largest
+        models, keep_largest = self.models(), self.arguments.keep_largest
         labels = models.bundle.description.labels
         with stage_display("refining") as show:
             segmentation, refinement = refine_segmentation(
@@ -151,7 +154,7 @@ class SegmentStages:
         Raises:
             VolumeError, OutputError: see `scan_results.write_results`.
         """
-        started, models = time.perf_counter(), self.models
+        started, models = time.perf_counter(), self.models()
         sam = models.sam.name if models.sam else None
         write_results(planned, scan, models.bundle.description, sam)
         if self.record:

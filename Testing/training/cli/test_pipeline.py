@@ -110,3 +110,19 @@ def test_a_fatal_error_of_a_writer_stops_everything():
     stages = Stages(lambda item: item, lambda item, number: number, write, (FatalError,))
     with pytest.raises(FatalError):
         list(run_stages(range(6), stages, 1))
+
+
+def test_what_all_items_need_is_prepared_once_while_the_first_is_read():
+    together, order = threading.Barrier(2, timeout=20), []
+
+    def read(item):
+        if item == 0:
+            together.wait()
+
+    def prepare():
+        together.wait()
+        order.append("prepared")
+
+    stages = Stages(read, lambda item, _: order.append(item), lambda item, _: None, prepare=prepare)
+    list(run_stages(range(3), stages, 1))
+    assert order == ["prepared", 0, 1, 2]
