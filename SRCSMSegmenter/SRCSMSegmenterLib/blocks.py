@@ -30,6 +30,11 @@ class ProbabilityBlock:
         return whole
 
 
+def whole_block(shape: Sequence[int]) -> Block:
+    """Return the block that is the whole volume."""
+    return tuple(slice(0, length) for length in shape)
+
+
 def block_around(blocks: Sequence[Block]) -> Block:
     """Return the smallest block that holds others."""
     return tuple(

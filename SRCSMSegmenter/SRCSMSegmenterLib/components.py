@@ -3,40 +3,42 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from .blocks import Block
+from .runs import Runs, connected, runs_of
 
 ConfidenceOf = Callable[[int, Block], np.ndarray]
 """From a label and a block of the scan to the label's probability there, (k, j, i)."""
 
 
-SLAB = 16
-"""Planes of a label's box whose confidence is looked at together."""
-
-
 @dataclass(frozen=True, eq=False)
 class LabelComponents:
-    """The face-connected components of one label.
+    """The face-connected components of one label, numbered from 0 in the order of the array.
 
     Attributes:
-        box: slices (K, J, I) of the label map that hold the label.
-        numbers: integers, within the box: 1, 2, ... in the order of the array; 0 elsewhere.
+        runs: all voxels of the label.
+        numbers: (runs,) component of each run.
         sizes: (components,) voxels of each, weighted by the network's confidence if that is given:
             a long scan may show a large piece that is hardly likelier than not.
         means: (components,) mean confidence of each; 1 if none is given.
     """
 
     label: int
-    box: Block
+    runs: Runs
     numbers: np.ndarray
     sizes: np.ndarray
     means: np.ndarray
 
-    def without(self, component: int) -> np.ndarray:
-        """Mark all components but one, counted from 0; bool, within the box."""
-        return (self.numbers != 0) & (self.numbers != component + 1)
+    def component(self, number: int) -> Runs:
+        """Return the voxels of a component."""
+        return self.runs[self.numbers == number]
+
+    def without(self, number: int) -> Runs:
+        """Return the voxels of all components but one."""
+        return self.runs[self.numbers != number]
 
 
 def components(
@@ -49,26 +51,32 @@ def components(
         confidence_of: probabilities of the labels; a voxel weighs (2p - 1)², next to nothing if p
             is not above one half.
     """
-    from scipy import ndimage  # when needed: Slicer loads this file at its start
+    runs, values = runs_of(labels)
+    first_runs = connected(runs, values)
+    by_label = np.argsort(values, kind="stable")
+    present, starts = np.unique(values[by_label], return_index=True)
+    for label, own in zip(present.tolist(), np.split(by_label, starts[1:]), strict=False):
+        found = runs[own]
+        _, numbers = np.unique(first_runs[own], return_inverse=True)
+        voxels = np.bincount(numbers, found.lengths)
+        sizes, sums = voxels, voxels
+        if confidence_of is not None:
+            sizes, sums = _confident(found, numbers, partial(confidence_of, label))
+        yield LabelComponents(label, found, numbers, sizes, sums / voxels)
 
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        mask = labels[box] == label
-        numbers, count = _numbered(mask)
-        voxels, sizes, sums = np.zeros((3, count + 1))
-        for part in _slabs(mask):
-            inside = mask[part]
-            found = numbers[part][inside]
-            voxels += np.bincount(found, minlength=count + 1)
-            if confidence_of is not None:
-                values = confidence_of(label, _moved(part, box))[inside]
-                sizes += np.bincount(found, _weights(values), count + 1)
-                sums += np.bincount(found, values, count + 1)
-        voxels, sizes, sums = voxels[1:], sizes[1:], sums[1:]
-        if confidence_of is None:
-            sizes, sums = voxels, voxels
-        yield LabelComponents(label, box, numbers, sizes, sums / voxels)
+
+def _confident(
+    runs: Runs, numbers: np.ndarray, confidence_of: Callable[[Block], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the weights and the probabilities of the voxels of each component."""
+    sizes, sums = np.zeros((2, int(numbers.max()) + 1))
+    for some in runs.slabs():
+        part = runs[some]
+        values = confidence_of(part.box).reshape(-1)[part.voxels(part.box)]
+        components = np.repeat(numbers[some], part.lengths)
+        sizes += np.bincount(components, _weights(values), len(sizes))
+        sums += np.bincount(components, values, len(sums))
+    return sizes, sums
 
 
 def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None) -> np.ndarray:
@@ -87,7 +95,8 @@ def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None)
     confidence_of = None if confidence is None else lambda label, box: confidence[box]
     for found in components(labels, confidence_of):
         if len(found.sizes) > 1:
-            smaller[found.box] |= found.without(int(np.argmax(found.sizes)))
+            left_out = found.without(int(np.argmax(found.sizes)))
+            smaller[left_out.box] |= left_out.mask(left_out.box)
     return smaller
 
 
@@ -145,43 +154,6 @@ def dice(one: np.ndarray, other: np.ndarray, *, empty: float) -> float:
     """
     total = int(one.sum()) + int(other.sum())
     return 2 * int((one & other).sum()) / total if total else empty
-
-
-def _numbered(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Count the face-connected components of a mask, and number them in few bits.
-
-    Callers may hold those of all labels of a scan.
-    """
-    from scipy import ndimage
-
-    try:
-        numbers = np.empty(mask.shape, np.uint16)
-        count = ndimage.label(mask, output=numbers)
-    except RuntimeError:  # more than 65535 of them
-        return ndimage.label(mask)
-    return numbers.astype(np.uint8) if count < 256 else numbers, count
-
-
-def _slabs(mask: np.ndarray) -> Iterator[tuple[slice, ...]]:
-    """Cut a mask along its first axis, and each slab to what it shows."""
-    for start in range(0, len(mask), SLAB):
-        slab = mask[start : start + SLAB]
-        axes = range(mask.ndim)
-        shown = [
-            np.flatnonzero(slab.any(axis=tuple(other for other in axes if other != axis)))
-            for axis in axes
-        ]
-        if shown[0].size:
-            first, *others = (slice(int(n[0]), int(n[-1]) + 1) for n in shown)
-            yield slice(start + first.start, start + first.stop), *others
-
-
-def _moved(part: tuple[slice, ...], box: Block) -> Block:
-    """Return a part of a box's array as a part of the volume."""
-    return tuple(
-        slice(outer.start + inner.start, outer.start + inner.stop)
-        for inner, outer in zip(part, box, strict=True)
-    )
 
 
 def _weights(confidence: np.ndarray) -> np.ndarray:

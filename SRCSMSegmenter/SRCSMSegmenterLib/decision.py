@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .blocks import Block, block_around, block_within
+from .blocks import block_around, block_within
 from .geometry import Geometry
 from .label_probabilities import PLAUSIBLE, LabelProbabilities
 
@@ -36,8 +36,9 @@ def decide(
 ) -> Decision:
     """Interpolate probabilities linearly onto a scan's grid and take the likeliest label.
 
-    A label is interpolated only within the box where it can win or is plausible, and background
-    only where there is such a box, so that the cost goes with what the organs occupy.
+    In each slab of slices, a label is interpolated only within the box where it can win or is
+    plausible there, and background only where there is such a box, so that the cost goes with what
+    the organs occupy.
 
     Args:
         probabilities: (classes, K, J, I) float32 on `coarse`, background first.
@@ -50,7 +51,7 @@ def decide(
     known = LabelProbabilities.of(probabilities, weight, coarse, scan)
     for k in range(0, slices, SLAB):
         progress(k / slices)
-        boxes = _boxes_in(known.boxes, slice(k, min(k + SLAB, slices)))
+        boxes = known.boxes_in(slice(k, min(k + SLAB, slices)))
         if not boxes:
             continue
         region = block_around(list(boxes.values()))
@@ -72,16 +73,6 @@ def decide(
         for label in range(1, classes)
     }
     return Decision(labels, known.on_cpu(), least_certain)
-
-
-def _boxes_in(boxes: dict[int, Block], slab: slice) -> dict[int, Block]:
-    """Cut boxes to a slab; those that it does not meet are left out."""
-    cut = {}
-    for label, (planes, rows, columns) in boxes.items():
-        start, stop = max(planes.start, slab.start), min(planes.stop, slab.stop)
-        if start < stop:
-            cut[label] = (slice(start, stop), rows, columns)
-    return cut
 
 
 def _ranked(wrong: np.ndarray, expected: np.ndarray, spacing: float) -> list[tuple[int, float]]:

@@ -7,16 +7,16 @@ labels times voxels.
 """
 
 import itertools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from .blocks import Block, ProbabilityBlock, block_within
+from .blocks import Block, ProbabilityBlock, block_within, whole_block
 from .geometry import Geometry
 from .resampling import index_map, resample
+from .runs import Runs
 
 SLAB = 16
 """Planes that are interpolated at a time."""
@@ -39,7 +39,7 @@ class LabelProbabilities:
     boxes: dict[int, Block]
     mirrored: bool
     _crops: dict[int, "_Crop"]
-    _left_out: dict[int, tuple[Block, np.ndarray]]
+    _left_out: Mapping[int, Runs]
 
     @classmethod
     def of(
@@ -47,11 +47,11 @@ class LabelProbabilities:
     ) -> "LabelProbabilities":
         """Keep what a scan needs of probabilities; for the arguments see `decision.decide`."""
         boxes = label_boxes(probabilities, coarse, scan)
-        everywhere = tuple(slice(0, length) for length in scan.shape)
-        even = bool((weight == 1).all())
+        least = _least(probabilities)
+        weighing = None if bool((weight == 1).all()) else weight
         crops = {
-            label: _Crop.of(probabilities[label], None if even else weight, coarse, scan, box)
-            for label, box in ((0, everywhere), *boxes.items())
+            label: _Crop.of(probabilities[label], weighing, least, index_map(scan, coarse), box)
+            for label, box in ((0, whole_block(scan.shape)), *boxes.items())
         }
         return cls(scan.shape, boxes, False, crops, {})
 
@@ -62,11 +62,9 @@ class LabelProbabilities:
             return ProbabilityBlock((0, 0, 0), np.zeros((0, 0, 0), np.float16))
         values = self.within(label, box)
         if label in self._left_out:
-            part, bits = self._left_out[label]
-            shape = [axis.stop - axis.start for axis in part]
-            mask = np.unpackbits(bits, count=math.prod(shape)).reshape(shape).view(bool)
+            runs = self._left_out[label]
             seen = values[::-1] if self.mirrored else values
-            seen[block_within(part, self._unmirrored(box))][mask] = 0
+            seen[block_within(runs.box, self._unmirrored(box))][runs.mask(runs.box)] = 0
         return ProbabilityBlock(tuple(part.start for part in box), values)
 
     def whole(self, label: int) -> np.ndarray:
@@ -89,6 +87,22 @@ class LabelProbabilities:
     def interpolate(self, label: int, part: Block) -> torch.Tensor:
         """Interpolate a label on a part of the scan as the network sees it: (k, j, i) float32."""
         return self._crops[label].interpolate(part)
+
+    def boxes_in(self, planes: slice) -> dict[int, Block]:
+        """Find the box in which each label can win or is plausible in some planes.
+
+        Args:
+            planes: of the scan as the network sees it.
+
+        Returns:
+            Label -> slices (K, J, I) within the label's box; labels without a box are left out.
+        """
+        found = {}
+        for label, (own, rows, columns) in self.boxes.items():
+            start, stop = max(own.start, planes.start), min(own.stop, planes.stop)
+            if start < stop:
+                found[label] = self._crops[label].box((slice(start, stop), rows, columns))
+        return {label: box for label, box in found.items() if box is not None}
 
     def confidence(self, labels: np.ndarray) -> np.ndarray:
         """Compute the probability of each voxel's label, float16 (K, J, I).
@@ -135,14 +149,13 @@ class LabelProbabilities:
                 means[label] = total / count
         return means
 
-    def without(self, left_out: Mapping[int, tuple[Block, np.ndarray]]) -> "LabelProbabilities":
+    def without(self, left_out: Mapping[int, Runs]) -> "LabelProbabilities":
         """Set labels' probabilities to 0 where they were relabelled as background.
 
         Args:
             left_out: see `organ_positions.Kept`, of the scan as the network sees it.
         """
-        packed = {label: (block, np.packbits(mask)) for label, (block, mask) in left_out.items()}
-        return replace(self, _left_out=packed)
+        return replace(self, _left_out=left_out)
 
     def on_cpu(self) -> "LabelProbabilities":
         """Move to the CPU what a GPU computed."""
@@ -177,26 +190,55 @@ def label_boxes(probabilities: torch.Tensor, coarse: Geometry, scan: Geometry) -
     Returns:
         Label -> slices (K, J, I) of the scan; labels without a box are left out.
     """
-    least = min(PLAUSIBLE, 1 / len(probabilities))
-    boxes = {}
-    for label, chances in enumerate(probabilities[1:], start=1):
-        likely = chances >= least
-        if not likely.any():
-            continue
-        along = [torch.nonzero(likely.any(b).any(a))[:, 0] for a, b in ((0, 1), (0, 2), (1, 2))]
-        ends = [(int(found[0]) - 1, int(found[-1]) + 1) for found in along]
-        # Beyond the coarse grid's middles its border counts.
-        ends = [
-            (low if low > -1 else -0.5, high if high < n else n - 0.5)
-            for (low, high), n in zip(ends, coarse.size, strict=True)
+    least, to_coarse = _least(probabilities), index_map(scan, coarse)
+    boxes = {
+        label: box_around((chances >= least).cpu().numpy(), to_coarse, whole_block(scan.shape))
+        for label, chances in enumerate(probabilities[1:], start=1)
+    }
+    return {label: box for label, box in boxes.items() if box is not None}
+
+
+def box_around(likely: np.ndarray, to_coarse: np.ndarray, part: Block) -> Block | None:
+    """Find the box of a part of a scan to which likely voxels of a coarse grid contribute.
+
+    Args:
+        likely: bool (K, J, I) on the coarse grid.
+        to_coarse: 4x4 from the scan's voxels (i, j, k) to the coarse grid's.
+
+    Returns:
+        Slices (K, J, I) within `part`; None if there is no such voxel.
+    """
+    ends, size = np.array([(axis.start, axis.stop - 1) for axis in part[::-1]]), likely.shape[::-1]
+    places = _corners(ends, to_coarse)
+    low = np.clip(np.floor(places.min(0)), 0, np.array(size) - 1).astype(int)
+    high = np.clip(np.ceil(places.max(0)) + 1, low + 1, size).astype(int)
+    touched = likely[tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))]
+    along = [np.flatnonzero(touched.any(axis=others)) for others in ((0, 1), (0, 2), (1, 2))]
+    if not along[0].size:
+        return None
+    # Beyond the middles of the coarse grid's outer voxels its border counts.
+    reach = np.array(
+        [
+            (max(first + found[0] - 1, -0.5), min(first + found[-1] + 1, length - 0.5))
+            for first, found, length in zip(low, along, size, strict=True)
         ]
-        corners = scan.to_ijk(coarse.to_ras(np.array(list(itertools.product(*ends)))))
-        low = np.floor(corners.min(0)).clip(0).astype(int)
-        high = np.minimum(np.ceil(corners.max(0)) + 1, scan.size).astype(int)
-        if (low < high).all():
-            i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-            boxes[label] = (k, j, i)
-    return boxes
+    )
+    corners = _corners(reach, np.linalg.inv(to_coarse))
+    low = np.maximum(np.floor(corners.min(0)), ends[:, 0]).astype(int)
+    high = np.minimum(np.ceil(corners.max(0)), ends[:, 1]).astype(int) + 1
+    if (low >= high).any():
+        return None
+    return tuple(slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
+
+
+def _least(probabilities: torch.Tensor) -> float:
+    """Return the probability from which a label can win or is plausible."""
+    return min(PLAUSIBLE, 1 / len(probabilities))
+
+
+def _corners(ends: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Map the eight corners of a box, given by (3, 2) ends, by a 4x4: (8, 3)."""
+    return np.array(list(itertools.product(*ends))) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,11 +248,13 @@ class _Crop:
     Attributes:
         weighted: (K, J, I) float32 probability times weight.
         weight: (K, J, I) float32; None if all weights are 1.
+        likely: (K, J, I) bool, on the CPU: the label can win or is plausible.
         to_crop: 4x4 from the scan's voxels (i, j, k) to the crop's.
     """
 
     weighted: torch.Tensor
     weight: torch.Tensor | None
+    likely: np.ndarray
     to_crop: np.ndarray
 
     @classmethod
@@ -218,23 +262,27 @@ class _Crop:
         cls,
         probability: torch.Tensor,
         weight: torch.Tensor | None,
-        coarse: Geometry,
-        scan: Geometry,
+        least: float,
+        to_coarse: np.ndarray,
         box: Block,
     ) -> "_Crop":
-        """Copy the part of `probability`, (K, J, I) on `coarse`, that a box touches."""
-        ends = [(part.start, part.stop - 1) for part in reversed(box)]
-        to_coarse = index_map(scan, coarse)
-        corners = np.array(list(itertools.product(*ends))) @ to_coarse[:3, :3].T + to_coarse[:3, 3]
-        last = np.array(coarse.size) - 1
+        """Copy the part of `probability`, (K, J, I) on a coarse grid, that a box touches."""
+        ends = np.array([(part.start, part.stop - 1) for part in reversed(box)])
+        corners = _corners(ends, to_coarse)
+        last = np.array(probability.shape[::-1]) - 1
         low = np.clip(np.floor(corners.min(0)) - 1, 0, last).astype(int)
         high = np.clip(np.ceil(corners.max(0)) + 1, low, last).astype(int)
         part = tuple(slice(a, b + 1) for a, b in zip(low[::-1], high[::-1], strict=True))
         to_crop = to_coarse.copy()
         to_crop[:3, 3] -= low
+        likely = (probability[part] >= least).cpu().numpy()
         if weight is None or bool((weight[part] == 1).all()):
-            return cls(probability[part].clone(), None, to_crop)
-        return cls(probability[part] * weight[part], weight[part], to_crop)
+            return cls(probability[part].clone(), None, likely, to_crop)
+        return cls(probability[part] * weight[part], weight[part], likely, to_crop)
+
+    def box(self, part: Block) -> Block | None:
+        """Find the box of a part of the scan in which the label can win or is plausible."""
+        return box_around(self.likely, self.to_crop, part)
 
     def interpolate(self, part: Block) -> torch.Tensor:
         """Interpolate on a part of the scan: (k, j, i) float32; 0 beyond the coarse grid."""

@@ -16,6 +16,7 @@ from .blocks import Block
 from .components import ConfidenceOf, LabelComponents, components
 from .errors import BundleError
 from .geometry import Geometry
+from .runs import Runs
 from .terminology import Segment, readable
 
 SCATTER = 15.0
@@ -65,13 +66,13 @@ class Kept:
     """The result of keeping one component of every label.
 
     Attributes:
-        left_out: by label, a block and bool (k, j, i), True in the voxels of that block that were
-            relabelled as background; labels that lost nothing are not in it.
+        left_out: by label, the voxels that were relabelled as background; labels that lost nothing
+            are not in it.
         means: mean confidence of what was kept of each label that is there.
         smaller: labels of which a smaller component was kept, because of its position.
     """
 
-    left_out: dict[int, tuple[Block, np.ndarray]]
+    left_out: dict[int, Runs]
     means: dict[int, float]
     smaller: tuple[int, ...] = ()
 
@@ -79,7 +80,8 @@ class Kept:
         """Write which pieces were left out, and of which labels the largest was."""
         names = {label.value: readable(label.name) for label in labels}
         volumes = {
-            label: int(mask.sum()) * voxel_ml for label, (_, mask) in sorted(self.left_out.items())
+            label: int(runs.lengths.sum()) * voxel_ml
+            for label, runs in sorted(self.left_out.items())
         }
         removed = ", ".join(
             f"{volume:.1f} ml of {names[label]}"
@@ -119,7 +121,7 @@ def keep_likeliest_component(
     chosen = choose_pieces(
         np.array([found[n].label for n, _ in pieces]),
         np.array([found[n].sizes[piece] / found[n].sizes.max() for n, piece in pieces]),
-        np.array([centroid(found[n].numbers == p + 1, found[n].box, geometry) for n, p in pieces]),
+        np.array([_centroid(found[n].component(piece).counts(), geometry) for n, piece in pieces]),
         offsets,
     )
     return _keep(labels, ((found[n], piece) for n, piece in (pieces[index] for index in chosen)))
@@ -131,9 +133,9 @@ def _keep(labels: np.ndarray, kept: Iterable[tuple[LabelComponents, int]]) -> Ke
     for found, piece in kept:
         means[found.label] = float(found.means[piece])
         if len(found.sizes) > 1:
-            mask = found.without(piece)
-            labels[found.box][mask] = 0
-            left_out[found.label] = found.box, mask
+            rest = found.without(piece)
+            labels[rest.box][rest.mask(rest.box)] = 0
+            left_out[found.label] = rest
             if piece != int(np.argmax(found.sizes)):
                 smaller.append(found.label)
     return Kept(left_out, means, tuple(smaller))
@@ -215,9 +217,20 @@ def centroid(mask: np.ndarray, box: Block, geometry: Geometry) -> np.ndarray:
     """
     # From the voxels of each plane, as the indices of all voxels of a liver take hundreds of MB.
     planes = [mask.sum(axis=others) for others in ((1, 2), (0, 2), (0, 1))]
+    return _centroid(planes, geometry, [axis.start for axis in box])
+
+
+def _centroid(
+    counts: Sequence[np.ndarray], geometry: Geometry, first: Sequence[int] = (0, 0, 0)
+) -> np.ndarray:
+    """Compute a centroid, (3,) in RAS mm, from the voxels in each plane of K, J and I.
+
+    Args:
+        first: numbers (k, j, i) of the planes that are counted first.
+    """
     kji = [
-        axis.start + np.average(np.arange(len(counts)), weights=counts)
-        for axis, counts in zip(box, planes, strict=True)
+        start + np.average(np.arange(len(voxels)), weights=voxels)
+        for start, voxels in zip(first, counts, strict=True)
     ]
     return geometry.to_ras(np.array(kji[::-1])[None])[0]
 

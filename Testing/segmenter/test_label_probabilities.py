@@ -32,6 +32,17 @@ def test_a_small_label_has_a_small_box():
     assert (k.start, k.stop) == (17, 28)
 
 
+def test_in_some_planes_a_label_has_a_box_around_what_is_plausible_there_alone():
+    probabilities = torch.zeros(2, *COARSE.shape)
+    probabilities[1, 2, 3, 4] = probabilities[1, 9, 8, 7] = 0.9
+    known = LabelProbabilities.of(probabilities, torch.ones(COARSE.shape), COARSE, FINE)
+    low, high = known.boxes_in(slice(8, 14))[1], known.boxes_in(slice(44, 50))[1]
+    assert low == (slice(8, 14), slice(12, 23), slice(17, 28))
+    assert high == (slice(44, 50), slice(37, 48), slice(32, 43))
+    assert known.boxes_in(slice(26, 32)) == {}
+    assert known.boxes[1] == (slice(7, 53), slice(12, 48), slice(17, 43))
+
+
 def test_a_block_holds_what_is_plausible_of_a_label_and_no_more(known):
     block = known.block(1)
     assert block.first == (17, 22, 27)

@@ -318,9 +318,10 @@ def _filter(
     if in_volume:
         stack &= ~smaller_components(stack.view(np.uint8), weights)
     if in_slices:
-        for k, mask in enumerate(stack):
-            mask &= ~smaller_components(
-                mask.view(np.uint8), None if weights is None else weights[k]
+        for k in range(len(stack)):
+            some = slice(k, k + 1)
+            stack[some] &= ~smaller_components(
+                stack[some].view(np.uint8), None if weights is None else weights[some]
             )
 
 
