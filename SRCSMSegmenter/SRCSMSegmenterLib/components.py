@@ -119,7 +119,7 @@ def keep_largest_component(labels: np.ndarray, confidence: np.ndarray) -> np.nda
 
 
 def label_counts(labels: np.ndarray, length: int) -> np.ndarray:
-    """Count the voxels of each label, slice by slice: at once, each voxel would need eight bytes.
+    """Count the voxels of each label, among those of each slice that are labelled at all.
 
     Args:
         labels: (K, J, I) integers from 0 to below `length`.
@@ -129,7 +129,8 @@ def label_counts(labels: np.ndarray, length: int) -> np.ndarray:
     """
     counts = np.zeros(length, np.int64)
     for plane in labels:
-        counts += np.bincount(plane.ravel(), minlength=length)
+        counts += np.bincount(plane[plane != 0], minlength=length)
+    counts[0] = labels.size - counts.sum()
     return counts
 
 
@@ -138,7 +139,8 @@ def label_means(labels: np.ndarray, values: np.ndarray) -> dict[int, float]:
     length = int(labels.max(initial=0)) + 1
     sums = np.zeros(length)
     for plane, value in zip(labels, values, strict=True):
-        sums += np.bincount(plane.ravel(), value.ravel(), length)
+        labelled = plane != 0
+        sums += np.bincount(plane[labelled], value[labelled], length)
     counts = label_counts(labels, length)
     return {
         int(label): float(sums[label] / counts[label]) for label in counts.nonzero()[0] if label
