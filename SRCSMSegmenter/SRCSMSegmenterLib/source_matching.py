@@ -15,6 +15,7 @@ resampling. Five points, which are more exact than the paper, decide every integ
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -235,14 +236,22 @@ def _counted(array: np.ndarray, span: tuple[int, int]) -> np.ndarray:
     """Count integer voxels by value: (span[1] - span[0] + 1,) int64."""
     import torch  # whose bincount takes half the time; when needed, as Slicer loads this at start
 
-    counts = torch.zeros(span[1] - span[0] + 1, dtype=torch.int64)
+    length = span[1] - span[0] + 1
     kind = np.int32 if max(-span[0], span[1]) < 2**31 else np.int64
     # By planes, as a scan that is mirrored for the network is not contiguous.
-    planes = max(1, BLOCK // array[0].size)
-    for first in range(0, len(array), planes):
-        block = torch.from_numpy(array[first : first + planes].astype(kind, order="C")) - span[0]
-        counts += torch.bincount(block.view(-1), minlength=len(counts))
-    return counts.numpy()
+    planes, threads = max(1, BLOCK // array[0].size), torch.get_num_threads()
+
+    def count(firsts: range) -> np.ndarray:
+        counts = torch.zeros(length, dtype=torch.int64)
+        for first in firsts:
+            block = array[first : first + planes].astype(kind, order="C")
+            values = torch.from_numpy(block) - span[0]
+            counts += torch.bincount(values.view(-1), minlength=length)
+        return counts.numpy()
+
+    firsts = range(0, len(array), planes)
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(count, (firsts[n::threads] for n in range(threads))))
 
 
 def _cdf(counts: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import weakref
 import literal_source_matching as literal
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -413,6 +414,15 @@ def test_a_table_gives_the_integers_of_the_definition(dtype, rule, seed):
     voxels, convert = sm.matched_voxels(array, rule, source)
     assert np.array_equal(convert(voxels), expected.astype(np.float32))
     assert np.array_equal(convert(voxels[1:3, ::2]), expected[1:3, ::2].astype(np.float32))
+
+
+@pytest.mark.parametrize("threads", [1, 3, 9])
+def test_histograms_that_threads_count_add_up(monkeypatch, threads):
+    monkeypatch.setattr(sm, "BLOCK", 30)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    array = np.random.default_rng(4).integers(-50, 90, (7, 5, 6)).astype(np.int16)
+    counts = sm._counted(array[::-1], (-60, 90))
+    assert counts.tolist() == [np.count_nonzero(array == value) for value in range(-60, 91)]
 
 
 @pytest.mark.parametrize("spread", [2**21, 0.37])

@@ -14,7 +14,7 @@ from SRCSMSegmenterLib.components import smaller_components
 from SRCSMSegmenterLib.errors import PromptError
 
 from .boxes import Box, SliceGrid
-from .patches import Patch
+from .patches import Patch, shown_block
 
 ROUNDING = 1e-3
 """Most by which a probability may exceed 1, as in files of few digits."""
@@ -139,12 +139,15 @@ class CoarseMask:
         """Find the largest component of `given`, (K, J, I) on `grid`."""
         self.given = given
         self._stack = grid.stack(given)
-        mask, probability = given, None
-        if given.dtype != bool:
-            mask, probability = given >= THRESHOLD, given
-        self._component = grid.stack(filter_mask(mask, grid, probability, in_slices=False))
-        counts = grid.stack(mask).sum(axis=(1, 2))
-        self.voxels = {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
+        # An organ fills a small part of a volume; of the rest nothing is computed or kept.
+        block, axis = shown_block(given), 2 - grid.axis
+        self._block = (block[axis], *block[:axis], *block[axis + 1 :])
+        part = self._stack[self._block]
+        mask, weights = (part, None) if part.dtype == bool else (part >= THRESHOLD, part)
+        self._component = mask.copy()
+        _filter(self._component, weights, in_volume=True, in_slices=False)
+        counts, first = mask.sum(axis=(1, 2)), self._block[0].start
+        self.voxels = {int(k) + first: int(counts[k]) for k in np.flatnonzero(counts)}
 
     def shown(self, slice_index: int) -> np.ndarray:
         """Return the mask of a slice as it was given, bool (rows, columns)."""
@@ -153,7 +156,11 @@ class CoarseMask:
 
     def component(self, slice_index: int) -> np.ndarray:
         """Return the part of the largest component in a slice, bool (rows, columns)."""
-        return self._component[slice_index]
+        image = np.zeros(self._stack.shape[1:], bool)
+        slices, *within = self._block
+        if slices.start <= slice_index < slices.stop:
+            image[tuple(within)] = self._component[slice_index - slices.start]
+        return image
 
     def probability(self, slice_index: int) -> np.ndarray:
         """Return a slice, float16 (rows, columns), with smaller components set to 0."""

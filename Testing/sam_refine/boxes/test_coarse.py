@@ -141,6 +141,22 @@ def test_sure_voxels_weigh_more(axis):
     assert not (filter_mask(probability > 0.5, grid) & small).any()
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("threshold", [None, 0.4, 2])
+def test_a_coarse_mask_shows_in_every_slice_what_a_search_of_the_volume_finds(axis, threshold):
+    probability = np.zeros((7, 8, 9), np.float16)
+    probability[2:5, 1:4, 3:6] = np.random.default_rng(0).random((3, 3, 3))
+    probability[5, 6, 7] = 0.9
+    given = probability if threshold is None else probability > threshold
+    grid = grid_of(given.shape, axis)
+    mask, coarse = given >= 0.5, CoarseMask(given, grid)
+    expected = filter_mask(mask, grid, given.astype(np.float16), in_slices=False)
+    shown = [coarse.component(k) for k in range(grid.count)]
+    np.testing.assert_array_equal(shown, grid.stack(expected))
+    counts = grid.stack(mask).sum(axis=(1, 2))
+    assert coarse.voxels == {k: n for k, n in enumerate(counts.tolist()) if n}
+
+
 def test_pixels_that_touch_by_a_corner_are_two_pieces():
     mask = np.zeros((1, 6, 6), bool)
     mask[0, 1:3, 1:3] = mask[0, 3, 3] = True
