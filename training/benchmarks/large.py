@@ -5,11 +5,9 @@ Each row is a process of its own. Beside it stands a plain SimpleITK script that
 reading, smoothing, resampling to a coarse grid, a threshold, resampling back and writing.
 """
 
-import os
-import resource
+import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +40,20 @@ mask = sitk.Cast(coarse > 100, sitk.sitkFloat32)
 fine = sitk.Resample(mask, scan, sitk.Transform(), sitk.sitkLinear)
 sitk.WriteImage(sitk.Cast(fine > 0.5, sitk.sitkUInt8), sys.argv[2], True)
 """
+
+LAUNCHER = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+command, null = [sys.executable, "-c", *sys.argv[1:]], subprocess.DEVNULL
+process = subprocess.Popen(command, stdout=null, stderr=null)
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = os.waitstatus_to_exitcode(status)
+seconds = time.perf_counter() - started
+processor_seconds = usage.ru_utime + usage.ru_stime
+print(json.dumps((process.returncode, seconds, processor_seconds, usage.ru_maxrss)))
+"""
+"""Linux counts the peak memory of the process that starts another one as the other's, and this
+one holds torch and other rows' arrays: hence a small process between them."""
 
 SEGMENT = "import srcsm_training.cli.main as c; raise SystemExit(c.main())"
 
@@ -131,18 +143,11 @@ def measure_process(what: str, arguments: Sequence[str]) -> Row:
     Raises:
         RuntimeError: it failed.
     """
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    launched = subprocess.run(
+        [sys.executable, "-c", LAUNCHER, *arguments], stdout=subprocess.PIPE, check=True
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{what} ended with {process.returncode}.")
-    return Row(what, (seconds, usage.ru_utime + usage.ru_stime, _gibibytes(usage)))
-
-
-def _gibibytes(usage: resource.struct_rusage) -> float:
-    """Return the peak memory; Linux counts it in KiB, macOS in bytes."""
-    return usage.ru_maxrss / (1 << 30 if sys.platform == "darwin" else 1 << 20)
+    status, seconds, processor_seconds, memory = json.loads(launched.stdout)
+    if status:
+        raise RuntimeError(f"{what} ended with {status}.")
+    unit = 1 << 30 if sys.platform == "darwin" else 1 << 20  # macOS counts bytes, Linux KiB
+    return Row(what, (seconds, processor_seconds, memory / unit))

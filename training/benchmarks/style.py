@@ -12,7 +12,6 @@ process held, or on a GPU its tensors. `style_computed` explains --computed.
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import torch
 from srcsm_training.benchmarks.timing import Row, Table, markdown
 from srcsm_training.data.phantom import write_dataset
 from srcsm_training.engine.config import read_yaml, with_overrides
+from srcsm_training.engine.estimate import peak_memory
 from srcsm_training.engine.limits import Limits
 from srcsm_training.engine.machine import machine
 from srcsm_training.experiments.reports import REPOSITORY
@@ -232,7 +232,7 @@ def _with_memory(measure: Callable[[Place], float], place: Place) -> tuple[float
     seconds = measure(place)
     if place.device.startswith("cuda"):
         return seconds, torch.cuda.max_memory_allocated() / GiB
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GiB
+    return seconds, peak_memory() / GiB
 
 
 def _silent(line: str) -> None:

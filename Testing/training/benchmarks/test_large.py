@@ -56,13 +56,14 @@ def test_copies_of_organs_are_as_plausible_but_never_win(model, tmp_path):
     assert not (found.labels.array == 0)[many.labels.array > 0].any()
 
 
-def test_a_process_is_measured_and_its_failure_is_told():
-    row = large.measure_process("squares", ["sum(n * n for n in range(200_000))"])
+def test_a_process_is_measured_without_the_memory_of_this_one_and_its_failure_is_told():
+    held = np.ones(32 << 20)  # 256 MiB
+    row = large.measure_process("squares", ["print(sum(n * n for n in range(200_000)))"])
     seconds, processor, memory = row.values
     assert row.what == "squares"
     assert seconds > 0
     assert processor > 0
-    assert memory > 0.001  # of a child of this process, so this process's own at the least
+    assert 0.003 < memory < 0.05 < held.nbytes / 2**30  # a Python without packages takes 10 MiB
     with pytest.raises(RuntimeError, match="broken ended with 3"):
         large.measure_process("broken", ["raise SystemExit(3)"])
 

@@ -114,3 +114,10 @@ def test_a_training_is_measured_on_two_cases_with_the_memory_of_all(clock, tmp_p
 def test_peak_memory_is_in_bytes():
     # Any Python with torch takes between 50 MB and 1 TB.
     assert 5e7 < peak_memory() < 1e12
+
+
+def test_on_linux_the_memory_of_the_process_that_started_this_one_is_no_part(tmp_path, monkeypatch):
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmPeak:\t  500 kB\nVmHWM:\t    321 kB\nVmRSS:\t  123 kB\n")
+    monkeypatch.setattr(estimate, "STATUS", status)
+    assert peak_memory() == 321 * 1024
