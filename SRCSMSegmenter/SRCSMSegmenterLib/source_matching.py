@@ -127,10 +127,19 @@ def fit(images: Iterable[np.ndarray]) -> SourceHistogram:
     Raises:
         SourceMatchingError: fewer than two distinct interior values in all images together.
     """
+    # map, unlike a loop over the images, lets go of each before it asks for the next.
+    return add_counts(map(count_values, images))
+
+
+def add_counts(counted: Iterable[tuple[np.ndarray, np.ndarray]]) -> SourceHistogram:
+    """Add up the interior counts of training images whose values are counted; see `fit`.
+
+    Args:
+        counted: of each image, what `count_values` returns.
+    """
     totals: Counter[int] = Counter()
     minima = []
-    # map, unlike a loop over the images, lets go of each before it asks for the next.
-    for values, counts in map(_distinct, images):
+    for values, counts in counted:
         minima.append(int(values[0]))
         totals.update(dict(zip(values[1:-1].tolist(), counts[1:-1].tolist(), strict=True)))
     _require_two(len(totals), "the training images")
@@ -152,7 +161,7 @@ def match(target: np.ndarray, source: SourceHistogram) -> np.ndarray:
     Raises:
         SourceMatchingError: fewer than two distinct interior values in the target.
     """
-    values, counts = _distinct(target)
+    values, counts = count_values(target)
     return _replace(target, values, _matched(values, counts, source))
 
 
@@ -259,8 +268,8 @@ def _cdf(counts: np.ndarray) -> np.ndarray:
     return cumulative / cumulative[-1]
 
 
-def _distinct(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return distinct values of an int32 image, ascending, and their counts; both int64."""
+def count_values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the distinct values of an int32 image: values, ascending, and counts, both int64."""
     if image.dtype != np.int32:
         raise TypeError(f"Source matching works on int32 (see to_integers), not {image.dtype}.")
     lo, hi = int(image.min()), int(image.max())

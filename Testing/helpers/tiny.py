@@ -6,19 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 from accelerate.state import AcceleratorState
 
 from srcsm_training.augment.spatial import AugmentationConfig
 from srcsm_training.segmentation.config import DataConfig, OptimisationConfig, TrainingConfig
-from SRCSMSegmenterLib.geometry import GridSpec
+from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.network import NetworkConfig
+from SRCSMSegmenterLib.volume_io import write_volume
 
 SHAPE = (24, 22, 20)
 """Voxels of a case along (K, J, I)."""
 
 SPACING = (2.5, 2.0, 3.0)
 """mm along (I, J, K): 50 x 44 x 72 mm, along K more than the field of view of `config`."""
+
+AFFINE = np.array(
+    [
+        [-SPACING[0], 0.0, 0.0, 20.0],
+        [0.0, -SPACING[1], 0.0, -15.0],
+        [0.0, 0.0, SPACING[2], 7.0],
+        [0.0, 0.0, 0.0, 1.0],
+    ]
+)
+"""From (I, J, K) to RAS mm."""
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
 
@@ -41,10 +51,7 @@ def write_case(folder: Path, name: str, image: np.ndarray, labels: np.ndarray) -
     """One case of an nnU-Net raw dataset."""
     for path, array in ((f"imagesTr/{name}_0000", image), (f"labelsTr/{name}", labels)):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        volume = sitk.GetImageFromArray(array)
-        volume.SetSpacing(SPACING)
-        volume.SetOrigin((-20.0, 15.0, 7.0))
-        sitk.WriteImage(volume, str(folder / f"{path}.nii.gz"))
+        write_volume(folder / f"{path}.nii.gz", Volume(array, Geometry(array.shape[::-1], AFFINE)))
 
 
 def write_dataset(folder: Path, cases: int = 3, modality: str = "CT") -> Path:

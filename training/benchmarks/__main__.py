@@ -24,28 +24,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from srcsm_training.benchmarks import large, processes, refine, sam, segment, training
+from srcsm_training.benchmarks import training
 from srcsm_training.benchmarks.timing import Table, markdown, plain
 from srcsm_training.engine.machine import machine
 from srcsm_training.experiments.agreement import AS_ON_AVX2
 from srcsm_training.experiments.reports import DATA
 from SRCSMSegmenterLib.devices import resolve_device
 
-SECTIONS: dict[str, Callable[[Path, Path, torch.device], Sequence[Table]]] = {
+Section = Callable[[Path, Path, torch.device], Sequence[Table]]
+
+
+def module_section(name: str) -> Section:
+    """Return the section of a module, which is imported when the section is measured."""
+
+    def tables(folder: Path, data: Path, device: torch.device) -> Sequence[Table]:
+        return import_module(f"srcsm_training.benchmarks.{name}").tables(folder, data, device)
+
+    return tables
+
+
+SECTIONS: dict[str, Section] = {
     "sm": lambda folder, data, device: [training.source_matching_table()],
     "src": lambda folder, data, device: [
         training.random_convolution_table(device, classes=classes) for classes in (5, 12)
     ],
     "step": lambda folder, data, device: [training.phantom_step_table(folder, device)],
-    "processes": processes.tables,
-    "segment": segment.tables,
-    "large": large.tables,
-    "sam": sam.tables,
-    "refine": refine.tables,
+    **{name: module_section(name) for name in ("processes", "segment", "large", "sam", "refine")},
 }
 """Sections at full size, called with a folder for temporary files, the data, and a device."""
 

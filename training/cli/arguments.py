@@ -8,6 +8,7 @@ from SRCSMSegmenterLib.errors import ConfigError
 
 DEFAULT_MODEL = "abdomen-ct"
 SCAN_HELP = ".nii.gz, .nii, .nrrd, .nhdr, .mha, .mhd, .hdr, or a folder with a DICOM series"
+PACKED = ", or the file that srcsm pack-data made of it"
 SAM_HELP = "a shipped SAM, a folder, or the checkpoint file of SAM or MedSAM"
 
 Commands = argparse._SubParsersAction
@@ -146,10 +147,14 @@ def add_sam(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_dataset(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add --data for one dataset."""
+def add_dataset(parser: argparse.ArgumentParser, *, required: bool = True, also: str = "") -> None:
+    """Add --data for one dataset; `also` names what else it takes."""
     parser.add_argument(
-        "--data", type=Path, required=required, metavar="FOLDER", help="the nnU-Net raw dataset"
+        "--data",
+        type=Path,
+        required=required,
+        metavar="FOLDER",
+        help=f"the nnU-Net raw dataset{also}",
     )
 
 

@@ -18,8 +18,8 @@ from .failures import exit_code, sentence
 from .terminal import lenient_output
 
 COMMANDS = (
-    "segment", "boxes", "refine", "prepare-data", "train", "train-sam", "evaluate", "match",
-    "models", "phantom", "demo", "style", "worker",
+    "segment", "boxes", "refine", "prepare-data", "pack-data", "train", "train-sam", "evaluate",
+    "match", "models", "phantom", "demo", "style", "worker",
 )  # fmt: skip
 """The commands, in the order of the help."""
 

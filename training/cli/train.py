@@ -39,7 +39,7 @@ def add(commands: options.Commands) -> None:
         "  accelerate launch --num_processes 4 training/train.py --data Dataset101_AbdomenCT \\\n"
         "      --preset abdomen-paper --out runs/four-gpus",
     )
-    options.add_dataset(parser, required=False)
+    options.add_dataset(parser, required=False, also=options.PACKED)
     parser.add_argument("--preset", metavar="NAME", help="configuration to start from")
     options.add_run(
         parser,
@@ -155,7 +155,7 @@ def dry_run(arguments: argparse.Namespace, config: "TrainingConfig") -> str:
     source = open_source(arguments.data, config.data, say)
     dataset, cases, validation = source.dataset, source.training, source.validation
     open_restyled(config, dataset, cases)
-    rule = intensity_rule(config.data, source.modality, cases)
+    rule = intensity_rule(config.data, source)
     config = replace(config, network=replace(config.network, classes=len(dataset.labels) + 1))
     say("Measuring some steps ...")
     estimate = measure_training(

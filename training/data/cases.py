@@ -30,6 +30,9 @@ from .dataset import Case, as_bytes, read_case
 CACHE_VERSION = 2
 FOREGROUND_VOXELS = 500
 
+Tensors = dict[str, torch.Tensor]
+"""Of a prepared case: image (K, J, I) float16, labels (K, J, I) uint8, affine (4, 4) float64."""
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
@@ -87,9 +90,6 @@ def prepare_cases(
 ) -> list[PreparedCase]:
     """Read, scale and smooth every case, or take it from the cache.
 
-    An entry is keyed by the content of both files, the rule and the smoothing; it is rebuilt if it
-    is missing, truncated or altered.
-
     Args:
         smoothing: sigma in mm.
         grid: grid of the windows.
@@ -100,17 +100,30 @@ def prepare_cases(
     Raises:
         VolumeError: a case cannot be read, or the cache cannot be written.
     """
-    prepared = []
-    for case in cases:
-        path = cache / f"{_key(case, rule, smoothing)}.safetensors"
-        tensors = _load(path)
-        if tensors is None:
-            tensors = _build(case, rule, smoothing)
-            _store(path, tensors)
-        if len(order):
-            tensors["labels"] = _reordered(tensors["labels"], order)
-        prepared.append(_placed(case.name, tensors, grid, outputs))
-    return prepared
+    return [
+        place_case(case.name, cached_tensors(case, rule, smoothing, cache), grid, order, outputs)
+        for case in cases
+    ]
+
+
+def cached_tensors(case: Case, rule: IntensityRule, smoothing: float, cache: Path) -> Tensors:
+    """Read, scale and smooth a case, or take it from the cache.
+
+    An entry is keyed by the content of both files, the rule and the smoothing; it is rebuilt if it
+    is missing, truncated or altered.
+
+    Args:
+        smoothing, cache: see `prepare_cases`.
+
+    Raises:
+        VolumeError: see `prepare_cases`.
+    """
+    path = cache / f"{_key(case, rule, smoothing)}.safetensors"
+    tensors = _load(path)
+    if tensors is None:
+        tensors = _build(case, rule, smoothing)
+        _store(path, tensors)
+    return tensors
 
 
 def draw_window(
@@ -142,7 +155,7 @@ def _key(case: Case, rule: IntensityRule, smoothing: float) -> str:
     return digest.hexdigest()[:32]
 
 
-def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch.Tensor]:
+def _build(case: Case, rule: IntensityRule, smoothing: float) -> Tensors:
     volume, labels = read_case(case)
     scaled = torch.from_numpy(scale(volume.array, rule).astype(np.float32))
     smoothed = smooth_mm(scaled, volume.geometry.spacing, smoothing)
@@ -153,7 +166,7 @@ def _build(case: Case, rule: IntensityRule, smoothing: float) -> dict[str, torch
     }
 
 
-def _store(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _store(path: Path, tensors: Tensors) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
@@ -165,7 +178,7 @@ def _store(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         ) from error
 
 
-def _load(path: Path) -> dict[str, torch.Tensor] | None:
+def _load(path: Path) -> Tensors | None:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in ("image", "labels", "affine")}
@@ -174,7 +187,7 @@ def _load(path: Path) -> dict[str, torch.Tensor] | None:
         return None
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+def _checksum(tensors: Tensors) -> str:
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(tensors[name].numpy(), crc)
@@ -187,10 +200,17 @@ def _reordered(labels: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
     return table[labels.int()]
 
 
-def _placed(
-    name: str, tensors: dict[str, torch.Tensor], grid: GridSpec, outputs: int = 255
+def place_case(
+    name: str, tensors: Tensors, grid: GridSpec, order: Sequence[int] = (), outputs: int = 255
 ) -> PreparedCase:
+    """Find where windows lie in a prepared case.
+
+    Args:
+        grid, order, outputs: see `prepare_cases`.
+    """
     image, labels = tensors["image"], tensors["labels"]
+    if len(order):
+        labels = _reordered(labels, order)
     geometry = Geometry(tuple(image.shape[::-1]), tensors["affine"].numpy())
     body = body_extent(image.numpy().astype(np.float32), geometry, grid)
     scan = scan_extent(geometry, grid)

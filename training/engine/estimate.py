@@ -21,6 +21,7 @@ import torch
 from SRCSMSegmenterLib.volume_io import read_geometry
 
 from ..data.dataset import Case
+from ..data.packed import is_packed
 from .config import CasesConfig
 from .limits import Limits
 from .machine import machine
@@ -142,7 +143,8 @@ def measure_training(
         )
 
     estimate = measure(run)
-    waiting = BYTES_PER_VOXEL * sum(voxels(case.image) for case in others)
+    unread = [case.image for case in others if not is_packed(case.image)]
+    waiting = BYTES_PER_VOXEL * sum(map(voxels, unread))
     return replace(estimate, memory=estimate.memory and estimate.memory + waiting)
 
 

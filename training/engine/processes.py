@@ -12,8 +12,6 @@ import subprocess
 import sys
 from argparse import Namespace
 
-import psutil
-
 from SRCSMSegmenterLib.errors import ConfigError
 
 RANKS = (
@@ -72,6 +70,7 @@ def _launch_arguments() -> Namespace:
     Raises:
         ConfigError: they cannot be found.
     """
+    import psutil  # when needed: a training of one process does without
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 

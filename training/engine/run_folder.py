@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,6 @@ from accelerate import Accelerator
 
 from SRCSMSegmenterLib.atomic import atomic_write
 
-from ..data.dataset import case_content
 from ..plots import curve_picture
 from .accelerator import Computing
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
@@ -35,6 +34,9 @@ from .source_domain import Source
 CHECKPOINT_KEYS = ("identity", "network", "average", "optimiser", "scaler", "best", "progress")
 DATA_KEYS = ("naming of labels", "content of cases")
 """Keys of the identity that were added last."""
+
+PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "monai", "accelerate", "safetensors")
+"""Packages whose versions environment.json names."""
 
 STEPS = "optimisation.steps"
 """The key that may grow when a training is extended."""
@@ -210,9 +212,7 @@ def open_case_run(
     }
     identity = case_identity(config, [*training, *also], validation) | {
         "naming of labels": dict(source.dataset.labels),
-        "content of cases": {
-            case.name: case_content(case) for case in (*source.training, *source.validation)
-        },
+        "content of cases": source.contents(),
     }
     chosen = list(source.dataset.labels) if labels is None else labels
     run = open_run(
@@ -372,14 +372,20 @@ def _checkpoint(folder: Path) -> Path:
 
 @cache
 def _environment() -> dict[str, Any]:
-    packages = ("torch", "numpy", "scipy", "SimpleITK", "monai", "accelerate", "safetensors")
     return {
         "command": command_line(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {package: version(package) for package in packages},
+        "packages": {package: _version(package) for package in PACKAGES},
         "git": _git_state(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _git_state() -> dict[str, str | bool]:

@@ -134,6 +134,7 @@ def run_decoder_training(
     sam.sam.to(place)
     tell = computing.introduce(limits.say)
     source = open_source(dataset_folder, config.data, tell, check=computing.main)
+    source.require_scans("Fine-tuning of a SAM")
     if isinstance(coarse, ModelBundle):
         coarse = coarse_network(coarse, str(place))
     known, wanted = len(coarse.labels), len(source.dataset.labels)

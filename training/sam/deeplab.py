@@ -128,6 +128,7 @@ def run_training(
     computing = accelerator_for(device, config.optimisation.precision, plane=config.size**2)
     tell = computing.introduce(limits.say)
     source = open_source(dataset_folder, config.data, tell, check=computing.main)
+    source.require_scans("The coarse network")
     run = open_case_run(run_folder, config, computing, source, tell=tell)
     training, validation = (
         [read_slices(case, source.modality) for case in cases]

@@ -26,7 +26,7 @@ from SRCSMSegmenterLib.geometry import GridSpec
 
 from ..augment.random_convolution import MODES
 from ..augment.regions import RegionsConfig, random_looks
-from ..data.cases import PreparedCase, default_cache, prepare_cases
+from ..data.cases import PreparedCase
 from ..engine.accelerator import accelerator_for
 from ..engine.config import Recipe, ScansConfig
 from ..engine.fit import fit
@@ -102,7 +102,7 @@ def run_sam_training(
     """Check the dataset, prepare its cases, train (or resume), and export the SAM.
 
     Args:
-        dataset_folder: an nnU-Net raw dataset.
+        dataset_folder: an nnU-Net raw dataset, or a packed one.
         run_folder: made if it does not exist; a stopped run in it is resumed. The finished SAM is
             its folder ``model``.
         name: of the SAM; the run folder's by default.
@@ -114,12 +114,12 @@ def run_sam_training(
     computing = accelerator_for(device, config.optimisation.precision)
     tell = computing.introduce(limits.say)
     source = open_source(dataset_folder, config.data, tell, check=computing.main)
-    rule = intensity_rule(config.data, source.modality, source.training)
+    rule = intensity_rule(config.data, source)
     run = open_case_run(run_folder, config, computing, source, tell=tell)
-    cases, count = (*source.training, *source.validation), len(source.training)
+    count = len(source.training)
     run.tell(f"Preparing {count} training and {len(source.validation)} validation cases ...")
     with run.accelerator.main_process_first():
-        scaled = prepare_cases(cases, rule, config.data.smoothing, SLICES, cache or default_cache())
+        scaled = source.prepared(rule, config.data.smoothing, SLICES, cache)
     prepared = [with_pixels(case, SRCSM, source.modality) for case in scaled]
     progress, network = train(run, prepared[:count], prepared[count:], limits)
 

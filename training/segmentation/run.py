@@ -29,17 +29,8 @@ from SRCSMSegmenterLib.models.catalogue import find_model
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.organ_positions import learn_offsets
 from SRCSMSegmenterLib.schema import nearest
-from SRCSMSegmenterLib.source_matching import fit, to_integers
-from SRCSMSegmenterLib.volume_io import read_volume
 
-from ..data.cases import (
-    PreparedCase,
-    airless_outputs,
-    default_cache,
-    organ_centroids,
-    prepare_cases,
-)
-from ..data.dataset import Case
+from ..data.cases import PreparedCase, airless_outputs, organ_centroids
 from ..engine.accelerator import Computing, accelerator_for
 from ..engine.limits import Limits
 from ..engine.loggers import Logger, check_logger, open_logger
@@ -71,7 +62,7 @@ def run_training(
     """Check the dataset, prepare its cases, train (or resume), and export the network.
 
     Args:
-        dataset_folder: an nnU-Net raw dataset.
+        dataset_folder: an nnU-Net raw dataset, or a packed one.
         run_folder: made if it does not exist; a stopped run in it is resumed.
         signature: of the exported network; its name is the run folder's by default.
         device: see `resolve_device`; left to `accelerate launch` if that started the process.
@@ -86,11 +77,13 @@ def run_training(
     computing = make_accelerator(device, config)
     tell = computing.introduce(limits.say)
     source = open_source(dataset_folder, config.data, tell, check=computing.main)
-    rule = intensity_rule(config.data, source.modality, source.training)
+    rule = intensity_rule(config.data, source)
     order = label_order(source.dataset.labels, config.data.outputs)
     labels = list(config.data.outputs or source.dataset.labels)
     config = completed(config, rule, labels)
     start = start_weights(config, labels) if config.start else None
+    if config.pairs.use and config.pairs.styled:
+        source.require_scans("A training with pairs.styled")
     restyled = open_restyled(config, source.dataset, source.training)
     run = open_case_run(
         run_folder,
@@ -103,7 +96,8 @@ def run_training(
         extend=extend,
     )
     if run.main and run.checkpoint is None:
-        _write_source_histogram(run.folder, source.training, rule)
+        histogram = json.dumps(source.histogram(rule).to_dict())
+        write_text(run.folder / "source_histogram.json", histogram)
     cases = _prepared(run, source, rule, order, cache)
 
     with open_logger(run, limits.logger) as logger:
@@ -151,19 +145,12 @@ def _prepared(
 ) -> tuple[list[PreparedCase], list[PreparedCase]]:
     """Prepare the training and the validation cases."""
     config, count = run.config, len(source.training)
-    cases = (*source.training, *source.validation)
     run.tell(f"Preparing {count} training and {len(source.validation)} validation cases ...")
     with run.accelerator.main_process_first():
-        prepared = prepare_cases(
-            cases,
-            rule,
-            config.data.smoothing,
-            config.grid,
-            cache or default_cache(),
-            order=order,
-            outputs=len(run.labels),
+        prepared = source.prepared(
+            rule, config.data.smoothing, config.grid, cache, order, len(run.labels)
         )
-    resident = [_resident(case, run.accelerator, len(cases)) for case in prepared[:count]]
+    resident = [_resident(case, run.accelerator, len(prepared)) for case in prepared[:count]]
     return resident, prepared[count:]
 
 
@@ -284,10 +271,3 @@ def _resident(case: PreparedCase, accelerator: Accelerator, cases: int) -> Prepa
     return replace(
         case, image=case.image.to(accelerator.device), labels=case.labels.to(accelerator.device)
     )
-
-
-def _write_source_histogram(
-    run_folder: Path, training: Sequence[Case], rule: IntensityRule
-) -> None:
-    histogram = fit(to_integers(read_volume(case.image).array, rule) for case in training)
-    write_text(run_folder / "source_histogram.json", json.dumps(histogram.to_dict()))

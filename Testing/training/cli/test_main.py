@@ -40,6 +40,7 @@ COMMANDS = (
     ["train"],
     ["train-sam"],
     ["prepare-data"],
+    ["pack-data"],
     ["evaluate"],
     ["match"],
     ["models", "list"],

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
-from srcsm_training.data.dataset import read_dataset
 from srcsm_training.engine.config import with_overrides
 from srcsm_training.engine.source_domain import intensity_rule, open_source, split
 from SRCSMSegmenterLib.errors import ConfigError
@@ -39,7 +38,7 @@ def test_the_intensity_rule_of_a_source(tmp_path, folder):
     def rule(folder, *overrides):
         data = with_overrides(tiny.config(), list(overrides)).data
         source = open_source(folder, data, check=False)
-        return intensity_rule(data, source.modality, source.dataset.cases)
+        return intensity_rule(data, source)
 
     clipped = tiny.write_dataset(tmp_path / "clipped")
     for number, name in enumerate("abc"):
@@ -47,10 +46,8 @@ def test_the_intensity_rule_of_a_source(tmp_path, folder):
         tiny.write_case(clipped, name, image.clip(-125, 215), labels)
     assert rule(folder) == IntensityRule("CT", window=(-1023, 1024))
     assert rule(clipped) == IntensityRule("CT", window=(-125, 215))
-    alone = read_dataset(clipped).cases[:1]  # says nothing of the others
-    assert intensity_rule(tiny.config().data, "CT", alone) == IntensityRule(
-        "CT", window=(-1023, 1024)
-    )
+    alone = "data.validation=[a, b]"  # one training case says nothing of the others
+    assert rule(clipped, alone) == IntensityRule("CT", window=(-1023, 1024))
     assert rule(clipped, "data.window=[-100, 300]") == IntensityRule("CT", window=(-100, 300))
     assert rule(clipped, "data.modality=MR") == IntensityRule("MR")
     assert rule(clipped, "data.modality=MR", "data.maximum_percentile=99") == IntensityRule(
