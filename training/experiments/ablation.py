@@ -14,6 +14,7 @@ A stopped training resumes from its checkpoint. A run is skipped if its scores a
 import argparse
 import itertools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -24,9 +25,28 @@ from .trainings import Run, run_missing, score_row
 
 STEPS = 2800
 BSSFP, LGE, ACDC = "Dataset201_HeartBSSFP", "Dataset202_HeartLGE", "Dataset203_HeartACDC"
+BSSFP_CASES = ("bssfp_1[1-9]", "bssfp_20")
+CT13 = "Dataset103_AbdomenCT13"
+"""The scans of `CT` with thirteen organs, the first four of them `ORGANS`."""
+
 MODES = {"off": "plain", "global": "global", "hard": "SRC hard", "smoothed": "SRC smoothed"}
 """Titles of the modes of random convolution."""
 
+REGIONS = {
+    "regions": ("regions.share=0.75", "regions.affine=0"),
+    "affine": ("regions.share=0.75",),
+}
+"""Settings of the trainings with regions: random convolution in all of them, or, in three of four,
+a signed affine of their voxels."""
+
+LADDER = (
+    ("regions", "regions", "all"),
+    ("affine", "regions + affine", "all"),
+    ("affine", "regions + affine, chosen by position", "one"),
+    ("thirteen", "regions + affine + thirteen organs", "all"),
+    ("thirteen", "regions + affine + thirteen organs, chosen by position", "one"),
+)
+"""Rows of a source: the end of the run's name, the title, and one of `PIECES`."""
 
 RUNS = (
     *(Run(f"ct_{mode}", "abdomen-fast", CT, mode, (MR,)) for mode in MODES),
@@ -40,12 +60,40 @@ RUNS = (
         settings=("optimisation.precision=fp32",),
     ),
     *(
-        Run(f"bssfp_{mode}", "heart-fast", BSSFP, mode, (LGE, ACDC), ("bssfp_1[1-9]", "bssfp_20"))
+        Run(f"bssfp_{mode}", "heart-fast", BSSFP, mode, (LGE, ACDC), BSSFP_CASES)
         for mode in ("off", "smoothed")
     ),
     *(
         Run(f"within_{name}_{n}", "abdomen-fast", dataset, "off", (dataset,), fold=f"{n}/2")
         for (name, dataset), n in itertools.product((("mr", MR), ("ct", CT)), (0, 1))
+    ),
+    *(
+        Run(
+            f"{name}_{step}",
+            preset,
+            dataset,
+            "smoothed",
+            (target,),
+            cases,
+            settings=settings,
+            one_piece=step == "affine",
+        )
+        for name, preset, dataset, target, cases in (
+            ("ct", "abdomen-fast", CT, MR, ("*",)),
+            ("mr", "abdomen-fast", MR, CT, ("*",)),
+            ("bssfp", "heart-fast", BSSFP, LGE, BSSFP_CASES),
+        )
+        for step, settings in REGIONS.items()
+    ),
+    Run(
+        "ct_thirteen",
+        "abdomen-fast",
+        CT13,
+        "smoothed",
+        (MR,),
+        settings=REGIONS["affine"],
+        label_map="1:1,2:2,3:3,4:4",
+        one_piece=True,
     ),
 )
 
@@ -66,6 +114,7 @@ def report(results: Path) -> str:
             for setting in ("off", "on"):
                 table = scores[f"{source}_{mode}"]
                 lines.append(score_row(f"{arrow} {title}", setting, table, ORGANS))
+        lines += ladder_rows(scores, source, arrow, ORGANS)
     for setting in ("off", "on"):
         table = scores["ct_smoothed_fp32"]
         lines.append(score_row(f"CT→MR {MODES['smoothed']}, fp32", setting, table, ORGANS))
@@ -87,7 +136,30 @@ def report(results: Path) -> str:
                 part = None if table is None else table[table["dataset"] == target]
                 row = score_row(f"bSSFP 11–20 {MODES[mode]} | {title}", setting, part, chambers)
                 lines.append(row)
+    lines += ladder_rows(scores, "bssfp", "bSSFP 11–20", chambers, " | LGE 1–10")
     return "\n".join(lines)
+
+
+def ladder_rows(
+    scores: Mapping[str, pd.DataFrame | None],
+    source: str,
+    title: str,
+    labels: Sequence[str],
+    target: str = "",
+) -> list[str]:
+    """Format the rows of `LADDER` for one source; steps that it has no run of are left out.
+
+    Args:
+        scores: of all runs, by name.
+        title: begins the first cell of each row.
+        target: further cells before the setting of source matching.
+    """
+    return [
+        score_row(f"{title} {step}{target}", setting, scores[f"{source}_{run}"], labels, pieces)
+        for run, step, pieces in LADDER
+        if f"{source}_{run}" in scores
+        for setting in ("off", "on")
+    ]
 
 
 def main() -> int:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.models.bundle import ModelBundle
 
+PIECES = ("all", "one")
+"""Components of every label that are scored."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -33,6 +36,7 @@ class Run:
         fold: "n/k" trains on all cases but every k-th from the n-th on, and tests on those.
         settings: further settings, key=value.
         label_map: the network's label for each of the targets', as --map-labels takes it.
+        one_piece: score once more with one component of every label, chosen by size and position.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Run:
     seed: int = 0
     settings: tuple[str, ...] = ()
     label_map: str = ""
+    one_piece: bool = False
 
 
 def add_options(parser: argparse.ArgumentParser, steps: int | None) -> None:
@@ -122,22 +127,32 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
         ]
     settings = ("off",) if run.fold else ("off", "on")
     tables = [
-        _scores(bundle, dataset, folder / "evaluation" / dataset.name, settings, run.label_map)
+        _scores(run, bundle, dataset, folder / "evaluation", settings, pieces)
         for dataset in datasets
+        for pieces in (PIECES if run.one_piece else PIECES[:1])
     ]
     table = pd.concat(tables).drop(columns="seconds").round(4)
     write_results(run.name, table, arguments.results)
 
 
-def score_row(title: str, setting: str, table: pd.DataFrame | None, labels: Sequence[str]) -> str:
+def score_row(
+    title: str,
+    setting: str,
+    table: pd.DataFrame | None,
+    labels: Sequence[str],
+    pieces: str = PIECES[0],
+) -> str:
     """Format a row of Markdown: mean Dice of every label and of all, and ASSD.
 
     Args:
         setting: of source matching, "on" or "off".
         table: scores of a run; None gives dashes.
+        pieces: one of `PIECES`; older scores are of all pieces.
     """
     if table is None:
         return f"| {title} | {setting} |" + " – |" * (len(labels) + 2)
+    if "pieces" in table:
+        table = table[table["pieces"] == pieces]
     table = table[table["source_matching"] == setting]
     dice = table.groupby("label")["dice"].mean()
     cells = [f"{dice[label]:.3f}" for label in labels]
@@ -167,13 +182,14 @@ def _configuration(run: Run, steps: int | None) -> "TrainingConfig":
 
 
 def _scores(
+    run: Run,
     bundle: "ModelBundle",
     dataset: "Dataset",
     output: Path,
     settings: Sequence[str],
-    label_map: str,
+    pieces: str,
 ) -> pd.DataFrame:
-    """Score the network's labels, all pieces of them, with the given settings of SM."""
+    """Score the network's labels with the given settings of SM, all pieces or one of each."""
     from srcsm_training.evaluation.evaluate import Scoring, evaluate, parse_label_map
     from SRCSMSegmenterLib.inference import segment
 
@@ -184,8 +200,10 @@ def _scores(
             modality=dataset.modality,
             source_matching=matching,
             device="cpu",
-            keep_largest=False,
+            keep_largest=pieces != PIECES[0],
         ).labels
 
-    scoring = Scoring(parse_label_map(label_map) if label_map else None, worst=2)
-    return evaluate(network, [dataset], output, settings, scoring)
+    scoring = Scoring(parse_label_map(run.label_map) if run.label_map else None, worst=2)
+    folder = output / dataset.name / (pieces if run.one_piece else "")
+    table = evaluate(network, [dataset], folder, settings, scoring)
+    return table.assign(pieces=pieces) if run.one_piece else table
