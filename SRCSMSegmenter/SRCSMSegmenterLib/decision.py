@@ -47,7 +47,7 @@ def decide(
     """
     classes, slices = len(probabilities), scan.size[2]
     labels = np.zeros(scan.shape, np.min_scalar_type(classes - 1))
-    wrong, expected = np.zeros((2, classes, slices))
+    rims = _Rims(classes, scan)
     known = LabelProbabilities.of(probabilities, weight, coarse, scan)
     for k in range(0, slices, SLAB):
         progress(k / slices)
@@ -63,16 +63,38 @@ def decide(
             here = block_within(part, region)
             winner[here].masked_fill_(chance > best[here], label)
             torch.maximum(best[here], chance, out=best[here])
-            plausible = chance.where(chance >= PLAUSIBLE, 0)
-            expected[label, part[0]] = plausible.sum((1, 2)).cpu().numpy()
-            wrong[label, part[0]] = plausible.minimum(1 - plausible).sum((1, 2)).cpu().numpy()
+            rims.add(label, part, chance)
         labels[region] = winner.cpu().numpy()
-    area = np.linalg.norm(np.cross(scan.affine[:3, 0], scan.affine[:3, 1]))
-    least_certain = {
-        label: _ranked(wrong[label] * area, expected[label] * area, scan.spacing[2])
-        for label in range(1, classes)
-    }
-    return Decision(labels, known.on_cpu(), least_certain)
+    return Decision(labels, known.on_cpu(), rims.least_certain())
+
+
+class _Rims:
+    """Uncertain areas of labels in a scan's slices (`Geometry.slice_axis`), added by blocks."""
+
+    def __init__(self, classes: int, scan: Geometry) -> None:
+        axis = scan.slice_axis
+        self._dimension = 2 - axis  # of arrays (K, J, I)
+        self._others = tuple(n for n in range(3) if n != self._dimension)
+        first, second = np.delete(scan.affine[:3, :3], axis, axis=1).T
+        self._area, self._spacing = np.linalg.norm(np.cross(first, second)), scan.spacing[axis]
+        self._wrong, self._expected = np.zeros((2, classes, scan.size[axis]))
+
+    def add(self, label: int, block: Block, chance: torch.Tensor) -> None:
+        """Add the probability of a label in a block."""
+        slices = block[self._dimension]
+        plausible = chance.where(chance >= PLAUSIBLE, 0)
+        wrong = plausible.minimum(1 - plausible)
+        self._expected[label, slices] += plausible.sum(self._others).cpu().numpy()
+        self._wrong[label, slices] += wrong.sum(self._others).cpu().numpy()
+
+    def least_certain(self) -> dict[int, list[tuple[int, float]]]:
+        """Rank the slices of each label but background."""
+        return {
+            label: _ranked(
+                self._wrong[label] * self._area, self._expected[label] * self._area, self._spacing
+            )
+            for label in range(1, len(self._wrong))
+        }
 
 
 def _ranked(wrong: np.ndarray, expected: np.ndarray, spacing: float) -> list[tuple[int, float]]:

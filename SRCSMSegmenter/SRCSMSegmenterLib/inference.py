@@ -67,12 +67,13 @@ class Segmentation:
         mean_confidence: of the voxels of each label that has any.
         probabilities: of each label, interpolated when asked for; 0 beyond the box in which the
             label is plausible.
-        least_certain: per label, (slice k, uncertainty) of all slices in which the label is
-            plausible: the least certain ones that are `decision.SEPARATION` apart first, then the
-            others, either in the order of their uncertainty. That is the area expected to be
-            labelled wrongly, sum of min(p, 1 - p) over the slice, divided by the square root of
-            the label's expected area, sum of p: about the width in mm of its uncertain rim, so
-            large and small cross-sections compare, and a faint, missed organ comes first.
+        least_certain: per label, (slice, uncertainty) of all slices in which the label is
+            plausible, counted from 0 along the scan's `Geometry.slice_axis`: the least certain ones
+            that are `decision.SEPARATION` apart first, then the others, either in the order of
+            their uncertainty. That is the area expected to be labelled wrongly, sum of
+            min(p, 1 - p) over the slice, divided by the square root of the label's expected area,
+            sum of p: about the width in mm of its uncertain rim, so large and small cross-sections
+            compare, and a faint, missed organ comes first.
         messages: what the user should know, a sentence each.
         seconds: duration per stage: "prepare", "network", "resample".
     """
@@ -158,6 +159,7 @@ def segment(
     least_certain = decision.least_certain
     if stored.left_handed:
         labels, probabilities = labels[::-1], probabilities.mirror()
+    if stored.left_handed and stored.slice_axis == 2:
         least_certain = _mirrored_slices(least_certain, stored.size[2])
     return Segmentation(
         Volume(labels, stored),

@@ -15,10 +15,10 @@ from .terminology import Segment
 
 COLUMNS = (
     "scan", "frame", "label", "organ", "volume_ml", "mean", "sd", "right_left_mm",
-    "anterior_posterior_mm", "superior_inferior_mm", "least_certain_slices",
+    "anterior_posterior_mm", "superior_inferior_mm", "slice_axis", "least_certain_slices",
 )  # fmt: skip
 """Columns of the table: `frame` counts the volumes of a 4-D scan from 0 and is empty for others;
-slices are numbers k from 0, the least certain first."""
+slices are numbers from 0 along the voxel axis `slice_axis` (I, J or K), the least certain first."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class OrganStatistics:
         mean, sd: of the scan's intensities within the organ.
         extent: mm along right-left, anterior-posterior and superior-inferior, from the outer edges
             of its voxels.
-        least_certain: slices k to check (`slices_to_check`), the least certain first.
+        slice_axis: voxel axis along which slices count (`Geometry.slice_axis`): I, J or K.
+        least_certain: slices to check (`slices_to_check`), the least certain first.
     """
 
     label: int
@@ -38,6 +39,7 @@ class OrganStatistics:
     mean: float | None
     sd: float | None
     extent: tuple[float, float, float] | None
+    slice_axis: str
     least_certain: tuple[int, ...]
 
 
@@ -52,9 +54,10 @@ def organ_statistics(
     Args:
         scan: raw intensities, (K, J, I).
         labels: on the same grid.
-        least_certain: label -> (slice k, uncertainty in mm), the least certain first.
+        least_certain: label -> (slice, uncertainty in mm), the least certain first.
     """
-    rows, thickness = [], float(labels.geometry.spacing[2])
+    rows, axis = [], labels.geometry.slice_axis
+    thickness = float(labels.geometry.spacing[axis])
     for segment in segments:
         mask = labels.array == segment.value
         inside = scan.array[mask]
@@ -66,6 +69,7 @@ def organ_statistics(
                 float(inside.mean(dtype=np.float64)) if inside.size else None,
                 float(inside.std(dtype=np.float64)) if inside.size else None,
                 _extent(mask, labels.geometry) if inside.size else None,
+                "IJK"[axis],
                 tuple(slices_to_check(dict(least_certain.get(segment.value, ())), thickness)),
             )
         )
@@ -98,7 +102,7 @@ def _cells(row: OrganStatistics) -> list[str]:
     numbers = (row.volume_ml, row.mean, row.sd, *(row.extent or (None, None, None)))
     written = ["" if number is None else f"{number:.3f}" for number in numbers]
     slices = " ".join(map(str, row.least_certain))
-    return [str(row.label), row.name, *written, slices]
+    return [str(row.label), row.name, *written, row.slice_axis, slices]
 
 
 def _extent(mask: np.ndarray, geometry: Geometry) -> tuple[float, float, float]:

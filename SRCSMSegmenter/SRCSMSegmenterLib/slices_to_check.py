@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slices of an organ that a reader should look at, the same in every list.
 
-Slices are counted from 0 along the axis of the file, as in the voxel coordinates that 3D Slicer
-shows under the mouse.
+Slices are counted from 0 along the scan's slice axis (`Geometry.slice_axis`), mostly K, as in the
+voxel coordinates that 3D Slicer shows under the mouse.
 """
 
 from collections.abc import Iterable

@@ -52,9 +52,9 @@ def test_the_table_has_a_row_per_organ_and_nothing_for_what_is_not_there(tmp_pat
     assert header == list(COLUMNS)
     assert liver == [
         *("mr, 1", "", "1", "liver", "0.020", "20.000", "10.000"),
-        *("1.000", "2.000", "10.000", "0 2 4 6"),
+        *("1.000", "2.000", "10.000", "K", "0 2 4 6"),
     ]
-    assert spleen == ["mr, 1", "", "2", "spleen", "0.000", "", "", "", "", "", ""]
+    assert spleen == ["mr, 1", "", "2", "spleen", "0.000", "", "", "", "", "", "K", ""]
     write_statistics(path, "cine", [rows, rows])
     found = [line[:4] for line in csv.reader(path.read_text().splitlines())][1:]
     assert found == [

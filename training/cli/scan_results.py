@@ -175,6 +175,7 @@ def as_json(planned: PlannedScan, scan: LabelledScan, model: "Description") -> d
         **{name: str(path) if path else None for name, path in files.items()},
         "modality": scan.frames[0].modality,
         "source_matching": scan.frames[0].source_matching,
+        "slice_axis": "IJK"[scan.frames[0].volume.geometry.slice_axis],
         **(frames[0] if len(frames) == 1 else {"interval": scan.interval, "frames": frames}),
         "seconds": {stage: round(value, 3) for stage, value in scan.seconds.items()},
     }

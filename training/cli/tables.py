@@ -21,12 +21,13 @@ def organ_rows(segmentation: "Segmentation", labels: Sequence["Segment"]) -> Row
     from SRCSMSegmenterLib.components import label_counts
     from SRCSMSegmenterLib.slices_to_check import slices_to_check
 
-    thickness = float(segmentation.labels.geometry.spacing[2])
+    geometry = segmentation.labels.geometry
+    thickness = float(geometry.spacing[geometry.slice_axis])
     listed = {
         label.value: slices_to_check(dict(segmentation.least_certain[label.value]), thickness)
         for label in labels
     }
-    array, voxel_ml = segmentation.labels.array, segmentation.labels.geometry.voxel_ml
+    array, voxel_ml = segmentation.labels.array, geometry.voxel_ml
     voxels = label_counts(array, 1 + max(label.value for label in labels))
     return [
         {
@@ -35,9 +36,9 @@ def organ_rows(segmentation: "Segmentation", labels: Sequence["Segment"]) -> Row
             "volume_ml": int(voxels[label.value]) * voxel_ml,
             "confidence": segmentation.mean_confidence.get(label.value),
             "least_certain_slices": [
-                {"k": k, "uncertainty_mm": uncertainty}
-                for k, uncertainty in segmentation.least_certain[label.value]
-                if k in listed[label.value]
+                {"slice": number, "uncertainty_mm": uncertainty}
+                for number, uncertainty in segmentation.least_certain[label.value]
+                if number in listed[label.value]
             ],
         }
         for label in labels
@@ -50,10 +51,11 @@ def segmentation_text(result: dict[str, Any]) -> str:
     lines = [f"{result['output']} ({result['modality']}, {matching} source matching)"]
     if "frames" in result:
         return "\n".join(lines + _frame_lines(result["frames"]))
-    lines.append(f"  {'organ':<20} {'ml':>9}  confidence  least certain slices (k from 0)")
+    along = result["slice_axis"]
+    lines.append(f"  {'organ':<20} {'ml':>9}  confidence  least certain slices ({along} from 0)")
     for organ in result["organs"]:
         sure = "-" if organ["confidence"] is None else f"{organ['confidence']:.2f}"
-        slices = ", ".join(str(s["k"]) for s in organ["least_certain_slices"][:SLICES_SHOWN])
+        slices = ", ".join(str(s["slice"]) for s in organ["least_certain_slices"][:SLICES_SHOWN])
         lines.append(f"  {organ['name']:<20} {organ['volume_ml']:9.1f}  {sure:>10}  {slices}")
     if result["refinement"]:
         lines += ["  refined:", refinement_text(result["refinement"]["organs"])]

@@ -11,7 +11,7 @@ import vtk
 from SRCSMSegmenterLib.errors import PromptError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.scene.aside import Aside, directly
-from SRCSMSegmenterLib.scene.measures import measures
+from SRCSMSegmenterLib.scene.measures import measures, slice_axis
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
 from SRCSMSegmenterLib.scene.probabilities import probabilities
 from SRCSMSegmenterLib.slices_to_check import slices_to_check
@@ -174,13 +174,13 @@ def uncertain_slices(
 ) -> list[int]:
     """List slices in which SAM's mask was rejected, or the network was least certain.
 
-    They lie apart (`slices_to_check`). Along K they are those of the table of measures.
+    They lie apart (`slices_to_check`). Along the axis of the table of measures they are its own.
     """
     kept = organ.report.kept if organ.report else {}
     rejected = sorted(k for k, reason in kept.items() if reason != NO_BOX)
     doubtful = slices_to_check(organ.doubtful, grid.thickness)
     tag = organ_tag(node, organ.segment)
-    for measure in measures(node) if grid.axis == 2 else ():
+    for measure in measures(node) if grid.axis == slice_axis(node) else ():
         if measure.name == readable(tag or ""):
             doubtful = slices_to_check([k for k, _ in measure.least_certain], grid.thickness)
     return sorted(slices_to_check([*rejected, *doubtful], grid.thickness, None))

@@ -24,7 +24,7 @@ _NAME = qt.Qt.UserRole
 
 
 class ResultRow(NamedTuple):
-    """A row of the result; slices are (k from 0, uncertainty in mm), the worst first."""
+    """A row of the result; slices are (number from 0, uncertainty in mm), the worst first."""
 
     name: str
     color: tuple[int, int, int]
@@ -175,17 +175,18 @@ class Panel(CommonPanel):
     # The result
 
     def show_results(
-        self, name: str, organs: Sequence[ResultRow], jump: Callable[[int], None]
+        self, name: str, organs: Sequence[ResultRow], axis: str, jump: Callable[[int], None]
     ) -> None:
         """Show the organs' volumes and least certain slices; without organs, hide the section.
 
         Args:
             name: of the segmentation.
-            jump: called with a slice's k when it is clicked.
+            axis: the one along which slices count: I, J or K.
+            jump: called with a slice's number when it is clicked.
         """
-        if self._results == (name, *organs):
+        if self._results == (name, axis, *organs):
             return
-        self._results = (name, *organs)
+        self._results = (name, axis, *organs)
         ui, table = self.ui, self.ui.resultTable
         ui.resultsCollapsibleButton.visible = bool(organs)
         # In the tooltip: a header is never narrower than its text, and names can be long.
@@ -202,17 +203,19 @@ class Panel(CommonPanel):
             links.indent = 8
             links.toolTip = _(
                 "Slices in which the model is least sure of this organ, the worst first. Click a "
-                "slice to see it; slices count from 0 (K)."
-            )
-            links.connect("linkActivated(QString)", lambda k: jump(int(k)))
+                "slice to see it; slices count from 0 along {axis}."
+            ).format(axis=axis)
+            links.connect("linkActivated(QString)", lambda number: jump(int(number)))
             table.setCellWidget(row, 2, links)
         fit_rows(table, len(organs), ROWS_SHOWN)
 
     def table_text(self) -> str:
         """Return the shown table as tab-separated text, with units in its first line."""
-        lines = [(_("Organ"), _("Volume (ml)"), _("Slices to check first (K, from 0)"))]
-        for organ in self._results[1:]:
-            slices = ", ".join(str(k) for k, _mm in organ.slices[:SLICES_SHOWN])
+        _name, axis, *organs = self._results
+        slices = _("Slices to check first ({axis}, from 0)").format(axis=axis)
+        lines = [(_("Organ"), _("Volume (ml)"), slices)]
+        for organ in organs:
+            slices = ", ".join(str(number) for number, _mm in organ.slices[:SLICES_SHOWN])
             lines.append((organ.name, f"{organ.millilitres:.3f}", slices))
         return "\n".join(map("\t".join, lines)) + "\n"
 
@@ -257,4 +260,6 @@ def _absent_text(key: str) -> str:
 
 
 def _links(slices: Sequence[tuple[int, float]]) -> str:
-    return "&nbsp; ".join(f'<a href="{k}" title="{mm:.1f} mm">{k}</a>' for k, mm in slices)
+    return "&nbsp; ".join(
+        f'<a href="{number}" title="{mm:.1f} mm">{number}</a>' for number, mm in slices
+    )

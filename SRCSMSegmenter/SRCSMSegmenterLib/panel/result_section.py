@@ -11,7 +11,7 @@ from ..errors import Cancelled
 from ..models.catalogue import ModelCard
 from ..scene import nodes, surfaces, views
 from ..scene.logic import SegmentationRun
-from ..scene.measures import measures
+from ..scene.measures import measures, slice_axis
 from ..scene.sequence import SequenceRun
 from ..terminology import readable
 from .common import STATUS_MS
@@ -71,7 +71,8 @@ class ResultSection:
             for m in (measures(result) if result else [])
         ]
         name = result.GetName() if result else ""
-        panel.show_results(name, rows, self.onJump)
+        axis = "IJK"[slice_axis(result)] if result else "K"
+        panel.show_results(name, rows, axis, self.onJump)
         last = self.last_run
         if last is None or result is None or last.segmentationNode is not result:
             panel.show_notes([], "")
@@ -93,12 +94,12 @@ class ResultSection:
         self.last_run = None
         self._remeasuring.follow(None)
 
-    def onJump(self, k: int) -> None:
-        """Show slice `k` of the volume that was segmented in all slice views."""
+    def onJump(self, number: int) -> None:
+        """Show a slice of the volume that was segmented in all slice views."""
         volume = views.segmented_volume(self._result)
         if volume is not None:
             views.show_volume(volume)
-            views.jump_to_slice(volume, k)
+            views.jump_to_slice(volume, number, slice_axis(self._result))
 
     def onOrganClicked(self, row: int, column: int) -> None:
         """Go to the middle of the organ in a row of the table."""

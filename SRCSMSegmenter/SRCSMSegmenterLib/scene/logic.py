@@ -292,7 +292,7 @@ def run_warnings(run_nodes: RunNodes, settings: SegmentSettings) -> list[str]:
 def _to_check(
     ranked: Sequence[tuple[int, float]], geometry: Geometry
 ) -> tuple[tuple[int, float], ...]:
-    """Choose the slices to check among all, (k, uncertainty in mm), the least certain first."""
+    """Choose the slices to check among all, (slice, uncertainty in mm), the least certain first."""
     uncertainty = dict(ranked)
-    chosen = slices_to_check(uncertainty, float(geometry.spacing[2]))
-    return tuple((k, uncertainty[k]) for k in chosen)
+    chosen = slices_to_check(uncertainty, float(geometry.spacing[geometry.slice_axis]))
+    return tuple((number, uncertainty[number]) for number in chosen)

@@ -18,7 +18,8 @@ TABLE = "SRCSM.Table"
 SLICES_LISTED = 5
 """Least certain slices of an organ that the table lists."""
 
-_COLUMNS = ("Organ", "Volume (ml)", "Least certain slices (K)", "Uncertainty (mm)")
+_SLICES = "Least certain slices ({})"
+"""Name of the column of slices, with the voxel axis along which they count."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Measure:
 
     Attributes:
         name: of the organ, as people write it (`terminology.readable`).
-        least_certain: (slice k, uncertainty in mm), the least certain first; the table lists the
-            first `SLICES_LISTED`.
+        least_certain: (slice, uncertainty in mm), the least certain first; the table lists the
+            first `SLICES_LISTED`. Slices count from 0 along `slice_axis`.
     """
 
     name: str
@@ -38,9 +39,9 @@ class Measure:
 
 def measures(segmentation_node: slicer.vtkMRMLSegmentationNode) -> list[Measure]:
     """Read a segmentation's table of measures; empty if it has none."""
-    node = segmentation_node.GetNodeReference(TABLE)
-    table = node.GetTable() if node else vtk.vtkTable()
-    columns = [table.GetColumnByName(name) for name in _COLUMNS]
+    table = _table(segmentation_node)
+    names = _columns(slice_axis(segmentation_node))
+    columns = [table.GetColumnByName(name) for name in names]
     if None in columns:
         return []
     rows = []
@@ -51,16 +52,41 @@ def measures(segmentation_node: slicer.vtkMRMLSegmentationNode) -> list[Measure]
     return rows
 
 
-def as_table(rows: Sequence[Measure]) -> vtk.vtkTable:
-    """Make the table that `measures` reads."""
+def slice_axis(segmentation_node: slicer.vtkMRMLSegmentationNode) -> int:
+    """Return the voxel axis along which a table's slices count: 0, 1 or 2 for I, J or K."""
+    table = _table(segmentation_node)
+    known = (
+        axis for axis, letter in enumerate("IJK") if table.GetColumnByName(_SLICES.format(letter))
+    )
+    return next(known, 2)
+
+
+def _table(segmentation_node: slicer.vtkMRMLSegmentationNode) -> vtk.vtkTable:
+    node = segmentation_node.GetNodeReference(TABLE)
+    return (node and node.GetTable()) or vtk.vtkTable()
+
+
+def _columns(axis: int) -> tuple[str, str, str, str]:
+    return ("Organ", "Volume (ml)", _SLICES.format("IJK"[axis]), "Uncertainty (mm)")
+
+
+def as_table(rows: Sequence[Measure], axis: int = 2) -> vtk.vtkTable:
+    """Make the table that `measures` reads.
+
+    Args:
+        axis: see `slice_axis`.
+    """
     table, strings = vtk.vtkTable(), vtk.vtkStringArray
     columns = [strings(), vtk.vtkDoubleArray(), strings(), strings()]
-    for name, column in zip(_COLUMNS, columns, strict=True):
+    for name, column in zip(_columns(axis), columns, strict=True):
         column.SetName(name)
         table.AddColumn(column)
     for row in rows:
         listed = row.least_certain[:SLICES_LISTED]
-        slices, uncertainties = (str(k) for k, _ in listed), (f"{mm:.2f}" for _, mm in listed)
+        slices, uncertainties = (
+            (str(number) for number, _ in listed),
+            (f"{mm:.2f}" for _, mm in listed),
+        )
         values = row.name, round(row.volume_ml, 3), " ".join(slices), " ".join(uncertainties)
         for column, value in zip(columns, values, strict=True):
             column.InsertNextValue(value)
@@ -95,7 +121,9 @@ def remeasure(segmentation_node: slicer.vtkMRMLSegmentationNode, organ: str) -> 
     if abs(volume - rows[row].volume_ml) < 0.001:  # the table has three digits
         return False
     rows[row] = replace(rows[row], volume_ml=volume)
-    segmentation_node.GetNodeReference(TABLE).SetAndObserveTable(as_table(rows))
+    segmentation_node.GetNodeReference(TABLE).SetAndObserveTable(
+        as_table(rows, slice_axis(segmentation_node))
+    )
     return True
 
 

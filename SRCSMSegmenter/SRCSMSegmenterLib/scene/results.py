@@ -2,7 +2,7 @@
 """Results of the network as segmentations in Slicer's scene, with their tables."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import slicer
@@ -26,6 +26,7 @@ from .measures import (
     as_table,
     measures,
     remove_tables_with_segmentations,
+    slice_axis,
 )
 from .nodes import (
     BINARY,
@@ -49,7 +50,7 @@ class SegmentedOrgan:
         color: RGB, 0-255.
         terminology: the value of the segment tag TerminologyEntry.
         volume_ml: on the volume's own grid.
-        least_certain: (slice k, uncertainty in mm), the least certain first; see
+        least_certain: (slice, uncertainty in mm), the least certain first; see
             `inference.Segmentation.least_certain`.
     """
 
@@ -108,7 +109,7 @@ def place(
     change = SceneChange()
     try:
         _place_segmentation(change, result, image, volume_node, segmentation_node, aside)
-        place_table(change, result.organs, volume_node)
+        place_table(change, result.organs, volume_node, result.labels.geometry.slice_axis)
         change.complete()
     except BaseException:
         change.undo()
@@ -234,8 +235,13 @@ def place_table(
     change: SceneChange,
     organs: tuple[SegmentedOrgan, ...],
     volume_node: slicer.vtkMRMLScalarVolumeNode,
+    axis: int,
 ) -> None:
-    """Put the measures of organs into the table of the change's segmentation, made if need be."""
+    """Put the measures of organs into the table of the change's segmentation, made if need be.
+
+    Args:
+        axis: voxel axis along which the least certain slices count: 0, 1 or 2 for I, J or K.
+    """
     node = change.segmentation
     table = node.GetNodeReference(TABLE)
     if table is None:
@@ -246,8 +252,9 @@ def place_table(
         remove_tables_with_segmentations(table.GetScene())
         change.file_beside(table, volume_node)
     change.table = table
-    # Rows of organs that this result did not look for stay.
-    rows = {row.name: row for row in measures(node)}
+    # Rows of organs that this result did not look for stay, but for slices counted otherwise.
+    same = slice_axis(node) == axis
+    rows = {row.name: row if same else replace(row, least_certain=()) for row in measures(node)}
     names = {organ: readable(organ.name) for organ in organs}
     rows |= {
         name: Measure(name, organ.volume_ml, organ.least_certain) for organ, name in names.items()
@@ -255,4 +262,4 @@ def place_table(
     before = vtk.vtkTable()
     before.DeepCopy(table.GetTable())
     change.add(lambda: table.SetAndObserveTable(before))
-    table.SetAndObserveTable(as_table(list(rows.values())))
+    table.SetAndObserveTable(as_table(list(rows.values()), axis))

@@ -44,7 +44,7 @@ def place_sequence(
         shown = results[browser_of(volume_node).GetSelectedItemNumber()]
         # Certainties are of one frame; the panel measures only volumes anew.
         organs = tuple(replace(organ, least_certain=()) for organ in shown.organs)
-        place_table(change, organs, volume_node)
+        place_table(change, organs, volume_node, shown.labels.geometry.slice_axis)
         _place_chart(change, results, volume_node)
     except BaseException:
         change.undo()

@@ -38,12 +38,18 @@ def show_volume(volume_node: slicer.vtkMRMLScalarVolumeNode) -> None:
         slicer.util.setSliceViewerLayers(background=volume_node, fit=hasattr(slicer, "app"))
 
 
-def jump_to_slice(volume_node: slicer.vtkMRMLScalarVolumeNode, k: int) -> None:
-    """Centre the slice views on the middle of slice `k` of a volume, transforms included."""
+def jump_to_slice(volume_node: slicer.vtkMRMLScalarVolumeNode, number: int, axis: int = 2) -> None:
+    """Centre the slice views on the middle of a slice of a volume, transforms included.
+
+    Args:
+        number: of the slice, from 0.
+        axis: the voxel axis along which slices count: 0, 1 or 2 for I, J or K.
+    """
     geometry = node_geometry(volume_node)
-    i, j, _ = (np.array(geometry.size) - 1) / 2
+    middle = (np.array(geometry.size) - 1) / 2
+    middle[axis] = number
     world = [0.0, 0.0, 0.0]
-    volume_node.TransformPointToWorld(geometry.to_ras((i, j, k)), world)
+    volume_node.TransformPointToWorld(geometry.to_ras(middle), world)
     _jump(world)
 
 

@@ -184,9 +184,10 @@ def segment(
 
     Returns:
         Reply: labels: of those kept [{value, name, color, terminology}]; volumes_ml: {name: ml};
-        least_certain: {name: [[k, uncertainty], ...]}, see `Segmentation`; messages; model: {name,
-        version, identity}; modality; source_matching: bool; device; seconds: per stage; first: of
-        the probabilities, {label: (k, j, i)}, the first voxel of the block that holds them.
+        least_certain: {name: [[slice, uncertainty], ...]}, see `Segmentation`; messages; model:
+        {name, version, identity}; modality; source_matching: bool; device; seconds: per stage;
+        first: of the probabilities, {label: (k, j, i)}, the first voxel of the block that holds
+        them.
         Arrays: labels, uint8 or uint16 (K, J, I), 0 for other organs than those asked for;
         probability_LABEL of the organs kept, float16 (k, j, i), on that block and 0 beyond it.
 

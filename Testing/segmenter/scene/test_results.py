@@ -31,7 +31,13 @@ from vtk.util.numpy_support import vtk_to_numpy
 from SRCSMSegmenterLib.errors import Cancelled, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.scene import results
-from SRCSMSegmenterLib.scene.measures import measures
+from SRCSMSegmenterLib.scene.measures import (
+    TABLE,
+    as_table,
+    measures,
+    remeasure,
+    slice_axis,
+)
 from SRCSMSegmenterLib.scene.nodes import (
     BINARY,
     SURFACE,
@@ -222,6 +228,29 @@ def test_undoing_what_the_user_removed_does_no_harm(drawn, gone):
             expected = state()
     change.undo()
     assert state() == expected
+
+
+def test_slices_to_check_count_along_the_scans_slice_axis(scene):
+    geometry = Geometry((9, 7, 5), np.diag([5.0, 1.0, 1.0, 1.0]))  # sagittal slices
+    segmentation = place(some_result(geometry), add_volume(geometry)).segmentation
+    assert slice_axis(segmentation) == 0
+    assert measures(segmentation)[0].least_certain == ((2, 3.25), (0, 1.5))
+    remeasure(segmentation, "liver")
+    assert slice_axis(segmentation) == 0
+    name = segmentation.GetNodeReference(TABLE).GetTable().GetColumnName(2)
+    assert name == "Least certain slices (I)"
+
+
+def test_slices_that_an_older_version_counted_otherwise_do_not_stay(scene):
+    geometry = Geometry((9, 7, 5), np.diag([5.0, 1.0, 1.0, 1.0]))
+    node = add_volume(geometry)
+    segmentation = place(some_result(geometry), node).segmentation
+    rows = measures(segmentation)
+    segmentation.GetNodeReference(TABLE).SetAndObserveTable(as_table(rows))  # along K
+    assert slice_axis(segmentation) == 2
+    assert measures(segmentation) == rows
+    place(some_result(geometry, organs=(organ("spleen", 2),)), node, segmentation)
+    assert [row.least_certain for row in measures(segmentation)] == [(), (), ((2, 3.25), (0, 1.5))]
 
 
 def test_an_organ_that_was_not_asked_for_again_stays(drawn):

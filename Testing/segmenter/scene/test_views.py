@@ -50,6 +50,15 @@ def test_views_jump_to_a_slice_where_its_transform_puts_it(scene):
     np.testing.assert_allclose(centre, world[:3], atol=1e-6)
 
 
+def test_slices_along_another_axis_are_found(scene):
+    slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
+    view = scene.AddNewNodeByClass("vtkMRMLSliceNode")
+    view.SetOrientationToAxial()
+    jump_to_slice(add_volume(), 6, axis=0)
+    centre = slicer.util.arrayFromVTKMatrix(view.GetSliceToRAS())[:3, 3]
+    np.testing.assert_allclose(GRID.to_ijk(centre), (6, 3, 2), atol=1e-6)
+
+
 def test_views_jump_to_the_middle_of_a_segment(scene):
     slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
     view = scene.AddNewNodeByClass("vtkMRMLSliceNode")

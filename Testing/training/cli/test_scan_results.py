@@ -94,7 +94,7 @@ def test_statistics_and_a_preview_are_written_for_each_scan(models, datasets, tm
             assert float(row["volume_ml"]) == pytest.approx(organ["volume_ml"], abs=1e-3)
             assert float(row["mean"]) == pytest.approx(inside.mean(), abs=1e-3)
             assert float(row["sd"]) == pytest.approx(inside.std(), abs=1e-3)
-            slices = [str(s["k"]) for s in organ["least_certain_slices"][:5]]
+            slices = [str(s["slice"]) for s in organ["least_certain_slices"][:5]]
             assert row["least_certain_slices"].split() == slices
 
 
