@@ -10,6 +10,7 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from ..terminology import readable
+from .chart import follow_edit
 from .nodes import BINARY, organ_segments
 
 TABLE = "SRCSM.Table"
@@ -104,7 +105,7 @@ def segment_ml(segment: slicer.vtkSegment) -> float:
 
 
 def remeasure(segmentation_node: slicer.vtkMRMLSegmentationNode, organ: str) -> bool:
-    """Write an organ's volume into the table anew, as after its segment was edited.
+    """Write an organ's volume anew into the table, and the chart, as after its segment was edited.
 
     Args:
         organ: its name in the table.
@@ -118,8 +119,9 @@ def remeasure(segmentation_node: slicer.vtkMRMLSegmentationNode, organ: str) -> 
         return False
     id = {readable(name): id for name, id in organ_segments(segmentation).items()}.get(organ)
     volume = segment_ml(segmentation.GetSegment(id)) if id else 0.0
+    charted = follow_edit(segmentation_node, organ, volume)
     if abs(volume - rows[row].volume_ml) < 0.001:  # the table has three digits
-        return False
+        return charted
     rows[row] = replace(rows[row], volume_ml=volume)
     segmentation_node.GetNodeReference(TABLE).SetAndObserveTable(
         as_table(rows, slice_axis(segmentation_node))

@@ -6,15 +6,16 @@ volume, and its volumes as curves; cancelled or failed, the scene stays as it wa
 import numpy as np
 import pytest
 import slicer
+import vtk
 from scene_cases import GRID, a_scan, add_transform, add_volume, an_image, state, voxels
 from vtk.util.numpy_support import vtk_to_numpy
 
 from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.scene.chart import CHART
 from SRCSMSegmenterLib.scene.logic import segment
 from SRCSMSegmenterLib.scene.measures import measures, remeasure
 from SRCSMSegmenterLib.scene.nodes import browser_of, sequence_of
 from SRCSMSegmenterLib.scene.sequence import segment_sequence
-from SRCSMSegmenterLib.scene.sequence_results import CHART
 from SRCSMSegmenterLib.worker.protocol import WorkerError
 
 pytestmark = [pytest.mark.needs_slicer, pytest.mark.usefixtures("one_worker")]
@@ -118,6 +119,31 @@ def test_volumes_over_time_are_a_table_and_a_chart(scene, model):
         np.testing.assert_allclose(x, [0, 40, 80.5])
         np.testing.assert_allclose(y, volumes[curve.GetName()], atol=1e-3)
         assert len(set(y)) == len(TIMES)
+
+
+def test_a_correction_of_a_frame_moves_its_point_in_the_chart_and_no_other(scene, model):
+    volume = a_cine()
+    segmentation = segment_sequence(volume, model=model)
+    table = segmentation.GetNodeReference(CHART).GetNthPlotSeriesNode(1).GetTableNode()
+    curves = lambda: {  # noqa: E731
+        name: vtk_to_numpy(table.GetTable().GetColumnByName(f"{name} (ml)")).copy()
+        for name in ("liver", "spleen")
+    }
+    before, told = curves(), []
+    show(volume, 1)
+    for name in before:
+        remeasure(segmentation, name)
+    assert all((curves()[name] == before[name]).all() for name in before)
+    corrected = np.zeros(GRID.shape, np.uint8)
+    corrected[1:3, 2:5, 1:4] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(corrected, segmentation, "spleen", volume)
+    table.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda *_: told.append(1))
+    assert remeasure(segmentation, "spleen")
+    assert told
+    expected = before["spleen"].copy()
+    expected[1] = 18 * GRID.voxel_ml
+    np.testing.assert_allclose(curves()["spleen"], expected, atol=1e-3)
+    np.testing.assert_array_equal(curves()["liver"], before["liver"])
 
 
 def test_frames_without_numbers_are_counted(scene, model):
