@@ -18,6 +18,7 @@ from slicer.ScriptedLoadableModule import (
 
 from SRCSMSegmenterLib.panel import packages
 from SRCSMSegmenterLib.panel.parameters import Parameters
+from SRCSMSegmenterLib.panel.waiting import waiting
 from SRCSMSegmenterLib.panel.widget import SegmenterWidget
 from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.scene.folder import segment_folder
@@ -47,7 +48,7 @@ class SRCSMSegmenter(ScriptedLoadableModule):
             "Matching for Domain Generalization in Medical Image Segmentation</i>, IEEE Access, "
             '2026, <a href="https://arxiv.org/abs/2512.01510">arXiv 2512.01510</a>.'
         )
-        slicer.app.connect("startupCompleted()", register_sample_data)
+        slicer.app.connect("startupCompleted()", lambda: register_sample_data(waiting))
 
 
 class SRCSMSegmenterLogic(ScriptedLoadableModuleLogic):

@@ -3,13 +3,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .atomic import atomic_write
 from .endings import READABLE
 from .errors import DatasetError
+from .label_groups import Groups, group_faults
 from .modality import named_modality
 from .schema import convert, parse_json
 from .texts import is_name
@@ -33,12 +34,14 @@ class DatasetDescription:
         labels: name -> label, 1 to n in this order; background (0) is not included.
         ending: of the files.
         training_cases: their number; None if it is not given.
+        groups: groups of labels, under the key "groups", which nnU-Net does not read.
     """
 
     channel: str
     labels: dict[str, int]
     ending: str
     training_cases: int | None
+    groups: Groups = field(default_factory=dict)
 
     @property
     def modality(self) -> str | None:
@@ -80,7 +83,17 @@ def describe(content: Mapping[str, Any]) -> tuple[DatasetDescription, list[str]]
     ending, count = given.get("file_ending", ".nii.gz"), given.get("numTraining")
     if ending not in READABLE:
         faults.append(f"dataset.json: file_ending is one of {', '.join(READABLE)}, not {ending!r}.")
-    return DatasetDescription(channel, labels, ending, count), faults
+    groups, wrong = _read_groups(content.get("groups", {}), labels)
+    return DatasetDescription(channel, labels, ending, count, groups), faults + wrong
+
+
+def _read_groups(content: object, labels: Mapping[str, int]) -> tuple[Groups, list[str]]:
+    """Return the groups of labels, and their faults."""
+    try:
+        groups = convert(content, dict[str, tuple[str, ...]], "dataset.json: groups", DatasetError)
+    except DatasetError as error:
+        return {}, [str(error)]
+    return groups, [f"dataset.json: {fault}" for fault in group_faults(groups, labels)]
 
 
 def _converted(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

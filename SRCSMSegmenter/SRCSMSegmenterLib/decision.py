@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .blocks import block_around, block_within
+from .blocks import Block, block_around, block_within
 from .geometry import Geometry
 from .label_probabilities import PLAUSIBLE, LabelProbabilities
 

@@ -445,6 +445,8 @@ def parameter_node_wrapper(cls: type) -> type:
         show()
         links = []
         for name, binding in bindings.items():
+            if getattr(self, name) is None:  # a selector that knows no "None" picks the first node
+                take(name)
             slot = lambda *_, name=name: take(name)  # noqa: E731
             binding.signal.connect(slot)
             links.append((binding.signal, slot))

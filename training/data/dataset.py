@@ -5,7 +5,7 @@ import fnmatch
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from SRCSMSegmenterLib.dataset_file import describe, read_description
 from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
+from SRCSMSegmenterLib.label_groups import Groups
 from SRCSMSegmenterLib.modality import contradiction, modality_of
 from SRCSMSegmenterLib.schema import convert
 from SRCSMSegmenterLib.texts import is_name
@@ -44,6 +45,7 @@ class Dataset:
         labels: name -> label, 1 to n in this order; background (0) is not included.
         cases: in the order of their names; take a subset with `dataclasses.replace`.
         remark: why it was taken for that modality, a sentence; "" if the channel says so.
+        groups: groups of labels.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Dataset:
     labels: dict[str, int]
     cases: tuple[Case, ...]
     remark: str = ""
+    groups: Groups = field(default_factory=dict)
 
 
 def read_dataset(folder: Path | str, split: str = "Tr") -> Dataset:
@@ -189,7 +192,9 @@ def _scan(folder: Path, split: str) -> tuple[Dataset, list[str]]:
     modality, remark = description.modality or "MR", ""
     if description.modality is None and cases and not faults:
         modality, remark = _modality_of(cases[0], description.channel)
-    dataset = Dataset(folder, name, modality, description.labels, tuple(cases), remark)
+    dataset = Dataset(
+        folder, name, modality, description.labels, tuple(cases), remark, description.groups
+    )
     return dataset, faults + file_faults
 
 

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 
 from SRCSMSegmenterLib.intensity import IntensityRule
+from SRCSMSegmenterLib.label_groups import groups_of
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle
 from SRCSMSegmenterLib.source_matching import SourceHistogram
 from SRCSMSegmenterLib.terminology import readable, segment_for
@@ -102,6 +103,7 @@ def make_bundle(
         smoothing=config.data.smoothing,
         expects=f"{_input_of(rule)}; other modalities with source matching on",
         licence=signature.licence,
+        groups=groups_of(source.dataset.groups, labels),
         version=signature.version,
         authors=signature.author,
         copyright=signature.author,

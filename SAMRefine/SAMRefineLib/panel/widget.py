@@ -88,11 +88,12 @@ class RefineWidget(ModuleWidget):
     def enter(self) -> None:
         """Show the present scene; Slicer calls this when the user comes to the module."""
         self.sams.refresh()
-        super().enter()
-        parameters = self._parameterNode
+        parameters = self.logic.getParameterNode()
+        # Before the selector is bound, which picks the first volume.
         if parameters.inputVolume is None and (volume := views.shown_volume()) is not None:
             parameters.inputVolume = volume
             parameters.segmentation = segmentation_on(volume)
+        super().enter()
         if self.session is not None:
             self.session.set_visible(True)
         self.shortcuts.install()

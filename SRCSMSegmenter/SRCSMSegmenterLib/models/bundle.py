@@ -31,6 +31,7 @@ from safetensors.torch import save as save_tensors
 from ..errors import BundleError, SRCSMError
 from ..geometry import GridSpec
 from ..intensity import IntensityRule
+from ..label_groups import group_faults
 from ..network import NetworkConfig, UNet
 from ..organ_positions import Offset
 from ..schema import convert, parse_json
@@ -63,7 +64,7 @@ OFFSETS = "configs/organ_offsets.json"
 WEIGHTS = "models/model.safetensors"
 CARD = "docs/README.md"
 LATER_SETTINGS = {"pool_by": "average", "decoder": []}
-LATER_DESCRIPTION: dict[str, Any] = {"airless": []}
+LATER_DESCRIPTION: dict[str, Any] = {"airless": [], "groups": {}}
 """Settings and parts of a description added after format 1, with what older bundles imply."""
 
 REQUIRED = (METADATA, NETWORK, HISTOGRAM, WEIGHTS, CARD)
@@ -84,6 +85,7 @@ class Description:
         licence: terms of use, in words.
         training: free summary (data, command, steps, validation Dice ...), plain JSON values.
         airless: names of the labels that hold no air in the training scans (`air`).
+        groups: groups of labels, if whoever made the training set named any.
         version: of this network.
         authors, copyright: MONAI's keys.
     """
@@ -98,6 +100,7 @@ class Description:
     licence: str
     training: dict = field(default_factory=dict)
     airless: tuple[str, ...] = ()
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     version: str = "0.1.0"
     authors: str = "SRCSMSegmenter contributors"
     copyright: str = "SRCSMSegmenter contributors"
@@ -126,6 +129,8 @@ class Description:
             raise BundleError("Two labels have one name.")
         if unknown := sorted(set(self.airless) - set(names[1:])):
             raise BundleError(f"airless names {unknown[0]!r}, which is no label.")
+        if faults := group_faults(self.groups, names[1:]):
+            raise BundleError(faults[0])
         for label in self.labels:
             terms = dataclasses.astuple(label.terminology)
             texts = [

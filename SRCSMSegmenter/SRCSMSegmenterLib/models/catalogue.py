@@ -23,10 +23,11 @@ SAM_CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class OrganCard:
-    """Name of a label, such as "right_kidney", and its colour (RGB, 0-255)."""
+    """Name of a label, such as "right_kidney", its colour (RGB, 0-255) and its group or ""."""
 
     name: str
     color: tuple[int, int, int]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,16 @@ def read_card(folder: Path) -> ModelCard:
     """
     try:
         ours = json.loads((folder / METADATA).read_bytes())["srcsm"]
+        grouped = ours.get("groups", {}).items()
+        groups = {label: str(group) for group, labels in grouped for label in labels}
+        names = [str(label["name"]) for label in ours["labels"]]
         return ModelCard(
             folder,
             *(str(ours[key]) for key in ("name", "task", "expects", "licence")),
             str(ours["rule"]["modality"]),
             tuple(
-                OrganCard(str(label["name"]), segment_for(str(label["name"]), value).color)
-                for value, label in enumerate(ours["labels"], start=1)
+                OrganCard(name, segment_for(name, value).color, groups.get(name, ""))
+                for value, name in enumerate(names, start=1)
             ),
             tuple(map(float, ours["grid"]["spacing"])),
         )

@@ -4,7 +4,7 @@
 Attributes of widgets are set and read as Qt properties (`label.text = ...`), as in all of Slicer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import qt
 from slicer.i18n import tr as _
 
-from ..models.catalogue import ModelCard
+from ..models.catalogue import ModelCard, OrganCard
 from .common import CommonPanel, fit_rows, quiet, readable, swatch
 
 SLICES_SHOWN = 5
@@ -21,6 +21,8 @@ ORGANS_SHOWN = 6
 """Rows of the table and of the list of organs; of more, they scroll."""
 
 _NAME = qt.Qt.UserRole
+_LINK = "#3d8fe0"
+"""Colour legible on light and dark; Qt's own stays that of the style in which a text was set."""
 
 
 class ResultRow(NamedTuple):
@@ -38,6 +40,7 @@ class Panel(CommonPanel):
     def __init__(self, ui: SimpleNamespace) -> None:
         super().__init__(ui)
         self._results: tuple = ()
+        self._organs_of_groups: dict[str, tuple[OrganCard, ...]] = {}
         ui.resultsCollapsibleButton.visible = ui.modelLabel.visible = False
         ui.infoButton.connect("toggled(bool)", lambda shown: self._show_info())
         # It stays, so that nothing jumps under the mouse when a run starts or ends.
@@ -88,19 +91,25 @@ class Panel(CommonPanel):
     def show_organs(self, card: ModelCard | None, skipped: Sequence[str]) -> None:
         """Show the model's organs, ticked unless they are skipped."""
         view, organs = self.ui.organList, card.organs if card else ()
+        grouped = _grouped(organs)
         with quiet(view):
             # The rows stay if they can: this is also called while a row is being ticked.
-            if [item.data(_NAME) for item in self._organ_items()] != [o.name for o in organs]:
+            listed = [organ.name for each in grouped.values() for organ in each]
+            if self._organs_of_groups != grouped or self.organs() != listed:
                 view.clear()
-                for organ in organs:
-                    item = qt.QListWidgetItem(swatch(organ.color), readable(organ.name))
-                    item.setData(_NAME, organ.name)
-                    item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
-                    view.addItem(item)
-                fit_rows(view, len(organs), ORGANS_SHOWN)
+                self._organs_of_groups = grouped
+                for group, members in grouped.items():
+                    if group:
+                        view.addItem(_row(qt.QListWidgetItem(group), None))
+                        view.item(view.count - 1).setFont(_bold(view.font))
+                    for organ in members:
+                        item = qt.QListWidgetItem(swatch(organ.color), readable(organ.name))
+                        view.addItem(_row(item, organ.name))
+                fit_rows(view, view.count, ORGANS_SHOWN)
             for item in self._organ_items():
-                ticked = item.data(_NAME) not in skipped
-                item.setCheckState(qt.Qt.Checked if ticked else qt.Qt.Unchecked)
+                item.setCheckState(_state([item.data(_NAME) not in skipped]))
+            for item, members in self._headings():
+                item.setCheckState(_state([organ.name not in skipped for organ in members]))
         for widget in (view, self.ui.allOrgansButton, self.ui.noOrgansButton):
             widget.visible = bool(organs)
 
@@ -110,8 +119,26 @@ class Panel(CommonPanel):
         wanted = states.get(ticked, (qt.Qt.Unchecked,))
         return [item.data(_NAME) for item in self._organ_items() if item.checkState() in wanted]
 
-    def _organ_items(self) -> list["qt.QListWidgetItem"]:
+    def take_tick(self, item: "qt.QListWidgetItem") -> None:
+        """Let a tick of a group's heading count for its organs."""
+        members = next((members for heading, members in self._headings() if heading is item), ())
+        names = [organ.name for organ in members]
+        with quiet(self.ui.organList):
+            for organ in self._organ_items():
+                if organ.data(_NAME) in names:
+                    organ.setCheckState(item.checkState())
+
+    def _items(self) -> list["qt.QListWidgetItem"]:
         return [self.ui.organList.item(row) for row in range(self.ui.organList.count)]
+
+    def _organ_items(self) -> list["qt.QListWidgetItem"]:
+        return [item for item in self._items() if item.data(_NAME)]
+
+    def _headings(self) -> Iterator[tuple["qt.QListWidgetItem", tuple[OrganCard, ...]]]:
+        """Iterate over the headings of groups, and the organs below each."""
+        headings = [item for item in self._items() if not item.data(_NAME)]
+        groups = (members for group, members in self._organs_of_groups.items() if group)
+        yield from zip(headings, groups, strict=True)
 
     def show_frames(self, count: int, all_frames: bool) -> None:
         """Offer the frames of a sequence; hide the row if there are none."""
@@ -191,6 +218,7 @@ class Panel(CommonPanel):
         ui.resultsCollapsibleButton.visible = bool(organs)
         # In the tooltip: a header is never narrower than its text, and names can be long.
         ui.resultsCollapsibleButton.toolTip = name
+        table.horizontalHeaderItem(2).setText(_("Check first ({axis})").format(axis=axis))
         table.setRowCount(len(organs))
         for row, organ in enumerate(organs):
             name_item = qt.QTableWidgetItem(swatch(organ.color), organ.name)
@@ -242,6 +270,35 @@ class Panel(CommonPanel):
         )
 
 
+def _grouped(organs: Sequence[OrganCard]) -> dict[str, tuple[OrganCard, ...]]:
+    """Return organs by group; without groups all are under "", and with some the rest are last."""
+    names = [*dict.fromkeys(organ.group for organ in organs if organ.group)]
+    rest = _("Other") if names else ""
+    groups = {name: tuple(o for o in organs if o.group == name) for name in names}
+    if others := tuple(organ for organ in organs if not organ.group):
+        groups[rest] = groups.get(rest, ()) + others
+    return groups
+
+
+def _row(item: "qt.QListWidgetItem", name: str | None) -> "qt.QListWidgetItem":
+    """Make a row that can be ticked, of an organ or, without a name, the heading of a group."""
+    item.setData(_NAME, name)
+    item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
+    return item
+
+
+def _state(ticked: Sequence[bool]) -> "qt.Qt.CheckState":
+    if all(ticked):
+        return qt.Qt.Checked
+    return qt.Qt.PartiallyChecked if any(ticked) else qt.Qt.Unchecked
+
+
+def _bold(font: "qt.QFont") -> "qt.QFont":
+    bold = qt.QFont(font)
+    bold.setBold(True)
+    return bold
+
+
 def _card_text(card: ModelCard) -> str:
     # As small print: what it was made from, and what may be done with it.
     return "{task}.<br><b>{expects_label}</b> {expects}<br><b>{licence_label}</b> {licence}".format(
@@ -261,5 +318,6 @@ def _absent_text(key: str) -> str:
 
 def _links(slices: Sequence[tuple[int, float]]) -> str:
     return "&nbsp; ".join(
-        f'<a href="{number}" title="{mm:.1f} mm">{number}</a>' for number, mm in slices
+        f'<a href="{number}" title="{mm:.1f} mm" style="color:{_LINK}">{number}</a>'
+        for number, mm in slices
     )

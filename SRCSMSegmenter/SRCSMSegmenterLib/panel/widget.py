@@ -70,9 +70,10 @@ class SegmenterWidget(ModuleWidget):
         """Show the panel's state; Slicer calls this whenever the user opens the module."""
         self._cards, offer = models.model_cards(), worker_host.refinement()
         self._samLacks = packages.missing(offer.requirements) if offer else []
+        parameters = self.logic.getParameterNode()
+        if parameters.inputVolume is None:  # once it is bound, the selector picks the first
+            parameters.inputVolume = views.shown_volume()
         super().enter()
-        if self._parameterNode.inputVolume is None:
-            self._parameterNode.inputVolume = views.shown_volume()
 
     def exit(self) -> None:
         """Hide; Slicer calls this whenever the user opens another module. What runs goes on."""
@@ -172,6 +173,7 @@ class SegmenterWidget(ModuleWidget):
 
     def onOrganTicked(self, item: "qt.QListWidgetItem") -> None:
         """Remember which organs are not wanted."""
+        self.panel.take_tick(item)
         self._parameterNode.skippedOrgans = self.panel.organs(ticked=False)
 
     def tickOrgans(self, ticked: bool) -> None:

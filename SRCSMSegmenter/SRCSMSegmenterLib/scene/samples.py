@@ -7,7 +7,9 @@ The worker computes them in some seconds, while Slicer goes on; nothing is downl
 import numpy as np
 import slicer
 
+from ..errors import Cancelled
 from ..geometry import Geometry, Volume
+from .aside import Waiting, unshown
 from .worker_host import wait_for, worker
 
 PATIENT = 103
@@ -16,17 +18,20 @@ PATIENT = 103
 MODALITIES = ("CT", "MR")
 
 
-def load_phantom(modality: str) -> slicer.vtkMRMLScalarVolumeNode:
+def load_phantom(modality: str, waiting: Waiting = unshown) -> slicer.vtkMRMLScalarVolumeNode:
     """Add the phantom's scan to the scene, and show it.
 
     Args:
         modality: "CT" or "MR".
+        waiting: shows that it takes some seconds.
 
     Raises:
+        Cancelled: the user does not want it any more; the scene is as it was.
         WorkerError: the worker could not be started.
     """
     job = worker().submit("phantom", {"patient": PATIENT, "modality": modality})
-    wait_for(job)
+    with waiting("Making the phantom on this computer") as aside:
+        wait_for(job, aside)
     reply = job.wait()
     image = Volume(reply.arrays["image"], Geometry.from_json(reply.values))
     if image.geometry.left_handed:  # Slicer reads no file as left-handed either
@@ -42,9 +47,19 @@ def load_phantom(modality: str) -> slicer.vtkMRMLScalarVolumeNode:
     return node
 
 
-def register_sample_data() -> None:
-    """Offer the pair in the Sample Data module; to be called when Slicer has started."""
+def register_sample_data(waiting: Waiting = unshown) -> None:
+    """Offer the pair in the Sample Data module; to be called when Slicer has started.
+
+    Args:
+        waiting: see `load_phantom`.
+    """
     from SampleData import SampleDataLogic
+
+    def load(modality: str) -> list[slicer.vtkMRMLScalarVolumeNode]:
+        try:
+            return [load_phantom(modality, waiting)]
+        except Cancelled:
+            return []
 
     for modality in MODALITIES:
         SampleDataLogic.registerCustomSampleDataSource(
@@ -53,5 +68,5 @@ def register_sample_data() -> None:
             uris=[],
             fileNames=[],
             nodeNames=[],
-            customDownloader=lambda source, modality=modality: [load_phantom(modality)],
+            customDownloader=lambda source, modality=modality: load(modality),
         )

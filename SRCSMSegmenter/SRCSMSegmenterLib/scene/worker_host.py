@@ -7,10 +7,11 @@ from pathlib import Path
 
 import slicer
 
-from ..errors import BundleError
+from ..errors import BundleError, Cancelled
 from ..geometry import Volume
 from ..models.catalogue import absolute
 from ..worker.client import Job, Worker
+from .aside import Aside, directly
 
 PUMP_MS = 20
 
@@ -169,14 +170,19 @@ def submit_segment(volume: Volume, settings: SegmentSettings, **callbacks: Calla
     return worker().submit(task, parameters, {"image": volume.array}, **callbacks)
 
 
-def wait_for(job: Job) -> None:
-    """Wait until a job is finished, while Slicer goes on drawing."""
+def wait_for(job: Job, aside: Aside = directly) -> None:
+    """Wait until a job is finished, while Slicer goes on drawing.
+
+    Raises:
+        Cancelled: `aside`, which is called again and again, raised it; the job is cancelled.
+    """
     try:
         while not job.finished:
             worker().pump(PUMP_MS / 1000)
             if hasattr(slicer, "app"):
                 slicer.app.processEvents()
-    except KeyboardInterrupt:
+            aside(lambda: None)
+    except (KeyboardInterrupt, Cancelled):
         job.cancel()
         raise
 

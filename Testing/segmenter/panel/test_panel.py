@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,6 +139,8 @@ def test_a_panel_that_widens_itself_is_caught(window):
     table.setSizePolicy(QSizePolicy.Expanding, QSizePolicy.Maximum)
     assert "resultTable makes the panel" in window.panel.too_wide()
     slicer.mrmlScene.Clear(0)
+    for _ in range(3):  # layouts within layouts shrink one after another
+        slicer.app.processEvents()
 
 
 def test_nothing_moves_when_a_run_starts_or_ends(window):
@@ -186,6 +189,30 @@ def test_the_wheel_scrolls_the_panel_and_turns_no_value(window, name):
     QApplication.sendEvent(box, event)
     assert box.currentIndex == before
     assert box.focusPolicy == Qt.StrongFocus
+
+
+def test_organs_of_a_model_with_groups_stand_below_headings_that_tick_them_all(window):
+    widget, panel, view = window.self(), window.self().panel, window.self().ui.organList
+    widget.enter()
+    card = widget._cards["abdomen-ct"]
+    groups = {"liver": "Digestive", "stomach": "Digestive", "aorta": "Vessels"}
+    organs = tuple(replace(organ, group=groups.get(organ.name, "")) for organ in card.organs[:8])
+    widget._cards["abdomen-ct"] = replace(card, organs=organs)
+    widget.update()
+    rows = [view.item(row).text() for row in range(view.count)]
+    assert rows[:6] == ["Digestive", "liver", "stomach", "Vessels", "aorta", "Other"]
+    assert sorted(panel.organs()) == sorted(organ.name for organ in organs)
+    heading = view.item(0)
+    heading.setCheckState(Qt.Unchecked)
+    assert panel.organs(ticked=False) == ["liver", "stomach"]
+    assert widget._parameterNode.skippedOrgans == ["liver", "stomach"]
+    view.item(2).setCheckState(Qt.Checked)
+    assert heading.checkState() == Qt.PartiallyChecked
+    heading.setCheckState(Qt.Checked)
+    assert panel.organs(ticked=False) == []
+    widget.ui.noOrgansButton.click()
+    assert panel.organs(ticked=True) == []
+    assert view.item(5).checkState() == Qt.Unchecked
 
 
 def test_disabled_buttons_say_why(window):
