@@ -47,10 +47,11 @@ def make_surfaces(
         Cancelled: `aside` raised it; nothing was changed.
     """
     segmentation = segmentation_node.GetSegmentation()
+    of_voxels = segmentation.GetSourceRepresentationName() == BINARY
     lacking = [
         id
         for id in segmentation.GetSegmentIDs()
-        if segmentation.GetSegment(id).GetRepresentation(SURFACE) is None
+        if of_voxels and segmentation.GetSegment(id).GetRepresentation(SURFACE) is None
     ]
     made = {}
     labelmaps = own_labelmaps(segmentation, lacking[:-1], aside)  # many times smaller than a scan

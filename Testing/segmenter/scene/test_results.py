@@ -363,7 +363,8 @@ def test_undoing_brings_the_surfaces_of_its_organs_back_and_keeps_newer_ones(dra
     node, segmentation, _ = drawn
     segmentation.CreateClosedSurfaceRepresentation()
     before = surfaces_of(segmentation.GetSegmentation())
-    change = place(some_result(seed=2), node, segmentation)
+    organs = (organ("liver", 1), organ("spleen", 2))  # the spleen is new
+    change = place(some_result(seed=2, organs=organs), node, segmentation)
     draw(segmentation, "lesion 2", some_labels(seed=2) == 0, node)
     make_surfaces(segmentation)
     now = surfaces_of(segmentation.GetSegmentation())
