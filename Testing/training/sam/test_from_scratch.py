@@ -20,6 +20,7 @@ from SAMRefineLib.sam.models import load_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
 from SAMRefineLib.sam.small_sam import SmallSamConfig
 from srcsm_training.cli import main as cli
+from srcsm_training.data.packed import SUFFIX, pack, to_bytes
 from srcsm_training.engine.checkpoint import CheckpointError
 from srcsm_training.engine.config import (
     CasesConfig,
@@ -30,6 +31,7 @@ from srcsm_training.engine.config import (
     write_yaml,
 )
 from srcsm_training.engine.limits import Limits
+from srcsm_training.engine.source_domain import intensity_rule, open_source
 from srcsm_training.sam import decoder, from_scratch, layout
 from srcsm_training.sam.box_network import prompted_loss, true_box_dice
 from srcsm_training.sam.decoder import DecoderConfig, run_decoder_training
@@ -141,6 +143,17 @@ def test_a_stopped_training_goes_on_to_the_same_bits_and_exports(tmp_path, folde
         assert torch.equal(value, best[f"sam.{name}"].half().float()), name
     kept = {path.name for path in (tmp_path / "whole").iterdir()}
     assert {"config.yaml", "environment.json", "curve.csv", "curve.png", "model"} <= kept
+
+
+def test_a_packed_dataset_gives_the_same_training(tmp_path, folder, cache):
+    config = replace(CONFIG, optimisation=replace(CONFIG.optimisation, steps=2))
+    source = open_source(folder, config.data, check=False)
+    rule = intensity_rule(config.data, source)
+    packed = pack(source.dataset, rule, config.data.smoothing, cache, None)
+    (tmp_path / f"x{SUFFIX}").write_bytes(to_bytes(packed))
+    a_run(folder, cache, tmp_path / "scans", config)
+    assert a_run(tmp_path / f"x{SUFFIX}", None, tmp_path / "packed", config).finished
+    assert_same(last(tmp_path / "scans"), last(tmp_path / "packed"))
 
 
 def test_another_configuration_is_not_resumed(tmp_path, folder, cache):
