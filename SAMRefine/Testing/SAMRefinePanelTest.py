@@ -549,6 +549,43 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.ui.maskThresholdSlider.value = 0.7
         self.assertIn("mask threshold from 0.50 to 0.70", self.ui.undoButton.toolTip)
 
+    def test_an_outline_that_is_edited_by_hand_is_called_so(self):
+        self.start()
+        self.refined()
+        self.widget.exit()  # to the Segment Editor
+        array = np.zeros(SHAPE, np.uint8)
+        array[LIVER] = 1
+        array[3:6] = 0
+        id = self.segmentation.GetSegmentation().GetSegmentIdBySegmentName("liver")
+        slicer.util.updateSegmentBinaryLabelmapFromArray(array, self.segmentation, id, self.volume)
+        self.widget.enter()
+        self.assertEqual(self.item("liver", 4).text(), "edited")
+        self.assertIn("Edited by hand", self.item("liver", 4).toolTip())
+        self.assertEqual(self.item("liver", 5).text(), "0.80")  # 6 slices of 9: 12 / 15
+        self.assertEqual(self.item("spleen", 4).text(), "refined")
+        before = self.voxels()
+        self.click(self.ui.undoButton)  # of the refinement: the edit stays
+        self.assertEqual(self.voxels(), before)
+        self.assertEqual(self.item("liver", 4).text(), "edited")
+        self.assertEqual(self.item("liver", 5).text(), "0.80")
+        self.assertEqual(self.item("spleen", 4).text(), "coarse")
+        self.widget.closeSession()
+        self.widget.update()
+        self.assertEqual(self.item("liver", 4).text(), "edited")
+        self.tick("liver", 6, True)  # the outline from before
+        self.assertEqual(self.item("liver", 4).text(), "kept")
+        self.assertEqual(self.voxels(), 9 * 14 * 12)
+
+    def test_an_outline_that_cannot_come_back_is_not_called_refined(self):
+        self.start()
+        self.refined()
+        self.tick("liver", 6, True)
+        self.widget.closeSession()  # as with a scene that is saved and loaded
+        self.widget.update()
+        self.tick("liver", 6, False)
+        self.assertEqual(self.item("liver", 4).text(), "coarse")
+        self.assertEqual(self.item("liver", 5).text(), "")
+
     def test_tooltips_name_the_key_of_buttons_that_work(self):
         self.start()
         self.assertEqual(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An undo history of immutable states."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic, Self, TypeVar
 
@@ -38,6 +39,11 @@ class History(Generic[State]):
     def amended(self, state: State) -> Self:
         """Replace the present state, so that one undo takes back both."""
         return replace(self, present=state)
+
+    def mapped(self, change: Callable[[State], State]) -> Self:
+        """Change every state."""
+        past, future = (tuple(map(change, states)) for states in (self.past, self.future))
+        return replace(self, present=change(self.present), past=past, future=future)
 
     def undo(self) -> Self:
         """Go back by one state, if there is one."""

@@ -138,8 +138,16 @@ class RefinePanel(CommonPanel):
 
     # organs
 
-    def show_organs(self, organs: Sequence[OrganState], active: int) -> None:
-        """List the organs and select the active one, `active` being its label."""
+    def show_organs(
+        self, organs: Sequence[OrganState], active: int, dice: Mapping[str, float]
+    ) -> None:
+        """List the organs and select the active one.
+
+        Args:
+            organs: the organs.
+            active: label of the active one.
+            dice: Dice of the outlines before and now, by segment ID, of organs edited by hand.
+        """
         table = self.ui.organTable
         table.visible = bool(organs)
         with quiet(table):
@@ -150,7 +158,7 @@ class RefinePanel(CommonPanel):
                     self._make_row(row, organ.label)
                 fit_rows(table, len(organs), ROWS_SHOWN)
             for row, organ in enumerate(organs):
-                self._show_row(row, organ)
+                self._show_row(row, organ, dice)
             chosen = next((row for row, organ in enumerate(organs) if organ.label == active), -1)
             if chosen < 0:
                 table.clearSelection()
@@ -169,7 +177,7 @@ class RefinePanel(CommonPanel):
                 item.setTextAlignment(qt.Qt.AlignRight | qt.Qt.AlignVCenter)
             self.ui.organTable.setItem(row, column, item)
 
-    def _show_row(self, row: int, organ: OrganState) -> None:
+    def _show_row(self, row: int, organ: OrganState, dice: Mapping[str, float]) -> None:
         table = self.ui.organTable
         for column, name in TICKS.items():
             state = qt.Qt.Checked if getattr(organ, name) else qt.Qt.Unchecked
@@ -179,11 +187,10 @@ class RefinePanel(CommonPanel):
         item.setIcon(swatch([round(255 * channel) for channel in organ.color]))
         table.item(row, EDITED).setText(str(organ.edited) if organ.edited else "")
         table.item(row, STATE).setText(_state(organ))
-        table.item(row, STATE).setToolTip(
-            _kept_text([*organ.report.kept.values()]) if organ.report else ""
-        )
-        dice = organ.report.dice if organ.report else None
-        table.item(row, DICE).setText("" if dice is None else f"{dice:.2f}")
+        table.item(row, STATE).setToolTip(_state_help(organ))
+        now = organ.report.dice if organ.report else None
+        now = dice.get(organ.segment) if organ.by_hand else now
+        table.item(row, DICE).setText("" if now is None else f"{now:.2f}")
 
     def organ_of(self, item: "qt.QTableWidgetItem") -> int:
         """Return the label of the organ of a table item."""
@@ -340,11 +347,20 @@ def _box_text(organ: OrganState, slice_index: int) -> str:
 
 
 def _state(organ: OrganState) -> str:
+    if organ.by_hand:
+        return _("edited")
     if organ.kept:
         return _("kept")
     if organ.report is None:
         return _("coarse") if organ.coarse else _("new")
     return _("changed") if organ.changed else _("refined")
+
+
+def _state_help(organ: OrganState) -> str:
+    texts = [_kept_text([*organ.report.kept.values()])] if organ.report else []
+    if organ.by_hand:
+        texts.append(_("Edited by hand; slices that SAM draws anew lose these edits."))
+    return "\n".join(filter(None, texts))
 
 
 def _kept_text(reasons: Sequence[str]) -> str:

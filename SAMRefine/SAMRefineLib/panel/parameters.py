@@ -10,6 +10,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 from SRCSMSegmenterLib.panel.parameters import Device
 
+from ..boxes.boxes import SliceGrid
 from ..refine.organ_state import Settings
 from .sams import BY_MODALITY
 
@@ -91,3 +92,9 @@ class Parameters:
     neighbours: NeighbourChoice = NeighbourChoice.KEEP
     device: Device = Device.AUTO
     organ: int = 0
+
+
+def is_axis_of(grid: SliceGrid, parameters: Parameters) -> bool:
+    """Tell whether slices lie along the chosen axis."""
+    axis = parameters.axis.value
+    return grid.axis == (grid.geometry.slice_axis if axis is None else axis)

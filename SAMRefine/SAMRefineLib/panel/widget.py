@@ -19,7 +19,6 @@ from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentatio
 from SRCSMSegmenterLib.panel.waiting import waiting, waiting_each
 from SRCSMSegmenterLib.scene import views
 
-from ..boxes.boxes import SliceGrid
 from ..refine.client import RefineRun
 from ..refine.organ_state import Settings
 from ..refine.saved_state import state_from_json
@@ -30,7 +29,7 @@ from ..scene.session import RefineSession
 from ..scene.slice_views import align_views
 from .buttons import connect_buttons, keys_of, show_buttons
 from .panel import RefinePanel, refined_text
-from .parameters import NeighbourChoice, shown_mask_threshold
+from .parameters import NeighbourChoice, is_axis_of, shown_mask_threshold
 from .placing import PointPlacing
 from .sam_chooser import SamChooser
 from .shortcuts import Shortcuts
@@ -96,6 +95,7 @@ class RefineWidget(ModuleWidget):
         super().enter()
         if self.session is not None:
             self.session.set_visible(True)
+            self.session.read_hand_edits()  # made in the Segment Editor
         self.shortcuts.install()
 
     def exit(self) -> None:
@@ -156,11 +156,7 @@ class RefineWidget(ModuleWidget):
         nodes = session.volumeNode, session.segmentationNode
         chosen = parameters.inputVolume, parameters.segmentation
         current = not session.closed and not is_outdated(session.node)
-        return current and nodes == chosen and self._is_chosen(session.grid)
-
-    def _is_chosen(self, grid: SliceGrid) -> bool:
-        axis = self._parameterNode.axis.value
-        return grid.axis == (grid.geometry.slice_axis if axis is None else axis)
+        return current and nodes == chosen and is_axis_of(session.grid, parameters)
 
     def _reopen(self) -> None:
         """Open boxes of the chosen nodes and axis that are in the scene."""
@@ -172,7 +168,7 @@ class RefineWidget(ModuleWidget):
                 continue
             try:
                 saved = state_from_json(node.GetParameter(BOXES), f'"{node.GetName()}"')
-                if not self._is_chosen(saved.grid):
+                if not is_axis_of(saved.grid, parameters):
                     continue
                 session = self.logic.openBoxes(node)
             except SRCSMError as error:
@@ -188,6 +184,7 @@ class RefineWidget(ModuleWidget):
         session.changed, session.message = self.show, self.panel.show_message
         session.outlines.aside = waiting_each(_("Drawing the organs"))
         views.show_volume(session.volumeNode)
+        session.read_hand_edits()  # none yet: later ones are found by comparison
 
     def _configure(self) -> None:
         """Give the session what was chosen in the panel."""
@@ -251,7 +248,8 @@ class RefineWidget(ModuleWidget):
                 parameters.mask_threshold = shown  # it was undone
         self.sams.show(parameters.sam)
         organs = session.organs if session else ()
-        panel.show_organs(organs, (session.active or 0) if session else 0)
+        dice = session.outlines.edits.dice if session else {}
+        panel.show_organs(organs, (session.active or 0) if session else 0, dice)
         panel.show_new_organs(missed_organ_names(organs))
         panel.show_organ_help(organ_help(organs) if session else "")
         panel.show_warnings([] if session else segmentation_warnings(parameters))

@@ -2,6 +2,7 @@
 """Answers of SAM taken over by the organs of a session. It needs neither Slicer nor torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -72,10 +73,13 @@ def with_results(
         masks = {k: _mask(run.label_map[k], each.label, empty) for k in slices}
         if slice_index is None:
             after = organ.with_result(each, reports[each.label], masks)
+            drawn_anew = True
             if organ.result is not None and not organ.kept:
                 # Slices of an unchanged result keep what was drawn there by hand since.
                 last, result = organ.result, after.result
                 masks = {k: mask for k, mask in masks.items() if result.get(k) != last.get(k)}
+                drawn_anew = len(masks) == len(slices)
+            after = replace(after, by_hand=organ.by_hand and not drawn_anew)
         else:
             after = organ.with_slice(slice_index, masks[slice_index])
         drawn[organ.segment] = masks

@@ -82,6 +82,7 @@ class OrganState:
         undecided: True if the network is so uncertain of the organ that SAM has to choose its
             automatic boxes (`box_selection`), and has not done so yet.
         doubtful: indices of the slices of which the network was least certain, these first.
+        by_hand: True if its segment was edited by others than this session since it was drawn.
         result: the last result by slice index, `patches.packed`; slices without the organ are left
             out. None if it is unknown, as it is not saved.
     """
@@ -100,6 +101,7 @@ class OrganState:
     keep_unboxed: bool = True
     undecided: bool = False
     doubtful: tuple[int, ...] = ()
+    by_hand: bool = False
     result: Mapping[int, bytes] | None = field(default=None, compare=False)
 
     @property

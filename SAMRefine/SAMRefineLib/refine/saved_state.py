@@ -92,6 +92,7 @@ def state_to_json(state: SavedState) -> str:
                 "keep_unboxed": organ.keep_unboxed,
                 "undecided": organ.undecided,
                 "doubtful": list(organ.doubtful),
+                "by_hand": organ.by_hand,
             }
             for organ in state.organs
         ],
@@ -164,5 +165,6 @@ def _organ(frames: KeyFrames, entry: Mapping[str, Any]) -> OrganState:
         *(bool(entry[name]) for name in ("shown", "enabled", "kept", "changed")),
         entry["report"] and Report.from_json(entry["report"]),
         *(bool(entry[name]) for name in ("mask_prompt", "keep_unboxed", "undecided")),
-        tuple(int(k) for k in entry.get("doubtful", ())),  # older versions had none
+        tuple(int(k) for k in entry.get("doubtful", ())),  # older versions had none, nor the next
+        bool(entry.get("by_hand", False)),
     )

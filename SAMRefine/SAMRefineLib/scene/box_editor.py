@@ -17,7 +17,6 @@ from SRCSMSegmenterLib.terminology import segment_for
 
 from ..boxes.boxes import Box, Box3D, missed_organ_block, thickened
 from ..boxes.key_frames import KeyFrames
-from ..refine.answers import result_masks
 from ..refine.organ_state import OrganState
 from ..refine.saved_state import SavedState, state_to_json
 from .box_nodes import BOXES, SEGMENTATION, VOLUME, remove_boxes
@@ -28,7 +27,7 @@ from .observers import Observers, remove_node
 from .outlines import Outlines
 from .point_views import PointViews
 from .roi_views import BoxListener, BoxViews, read_block
-from .segments import all_slices, uncertain_slices
+from .segments import uncertain_slices
 from .slice_views import jump_to
 
 
@@ -129,6 +128,15 @@ class BoxEditor:
         if not self.closed:
             self.views.read()
             self.points.read()
+            self.read_hand_edits()
+
+    def read_hand_edits(self) -> None:
+        """Mark organs whose segments were edited by hand or by a script."""
+        if not self._gone() and self._mark_hand_edits():
+            self._update()
+
+    def _mark_hand_edits(self) -> bool:
+        return self.history.mark_by_hand(self.outlines.edited_by_hand(self.organs))
 
     def edit(self, *organs: OrganState) -> None:
         """Replace organs by edited ones with the same labels."""
@@ -235,18 +243,14 @@ class BoxEditor:
             PromptError: there is no coarse mask.
         """
         organ = self.organ(label)
-        coarse = self.outlines.coarse_mask(organ)
-        if coarse is None:
+        if self.outlines.coarse_mask(organ) is None:
             raise PromptError(f'There is no coarse mask of "{organ.name}".')
-        if keep == organ.kept:
-            return
-        self.read_boxes()
-        organ, masks = self.organ(label), all_slices(coarse(), self.grid)
-        if not keep and organ.result is not None:
-            masks = result_masks(organ.result, self.grid)
-        kept = replace(organ, kept=keep)
-        self.history.place([kept], {organ.segment: masks}, self.settings.neighbours, amend=False)
-        self._update()
+        if keep != organ.kept:
+            self.read_boxes()
+            organ, masks = self.outlines.kept(self.organ(label), keep)
+            rule = self.settings.neighbours
+            self.history.place([organ], {organ.segment: masks}, rule, amend=False)
+            self._update()
 
     # undo
 
@@ -279,8 +283,9 @@ class BoxEditor:
 
     def _return(self, go: Callable[[], float | None], changes: Sequence[VoxelChange]) -> None:
         """Undo or redo a step with some changes, and show what it is about."""
-        before = self.organs
-        self._returned(go())
+        before, mask_threshold = self.organs, go()
+        self._mark_hand_edits()  # which undoing left, and their Dice
+        self._returned(mask_threshold)
         slices = different_slices(before, self.organs, changes, 2 - self.grid.axis)
         if slices and self._active not in slices:
             self.active = min(slices)
@@ -348,6 +353,7 @@ class BoxEditor:
         self.closed = True
         self._stop()
         self.observers.remove()
+        self.outlines.edits.observers.remove()
         self.views.close(remove=remove)
         self.points.close()
         if remove:

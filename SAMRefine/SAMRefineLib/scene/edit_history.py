@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Undo history of a session: its organs, and the changes of segments that belong to each step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,6 +109,21 @@ class EditHistory:
         changes = self._outlines.changes_to(masks, neighbours)
         self._outlines.draw(changes)
         (self.amend if amend else self.record)(self.replaced(*organs), changes)
+
+    def mark_by_hand(self, ids: Collection[str]) -> bool:
+        """Mark organs whose segments others changed, in all states: undo leaves their edits.
+
+        Returns:
+            True if there are any.
+        """
+
+        def marked(state: State) -> State:
+            organs = (replace(o, by_hand=o.by_hand or o.segment in ids) for o in state.organs)
+            return replace(state, organs=tuple(organs))
+
+        if ids:
+            self.steps = self.steps.mapped(marked)
+        return bool(ids)
 
     # undo
 

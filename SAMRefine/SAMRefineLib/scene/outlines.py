@@ -5,6 +5,7 @@ Main thread only, as all of MRML.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import slicer
@@ -13,11 +14,13 @@ from SRCSMSegmenterLib.scene.aside import Aside, directly
 
 from ..boxes.boxes import SliceGrid
 from ..boxes.patches import Patch
+from ..refine.answers import Masks, result_masks
 from ..refine.organ_state import NeighbourRule, OrganState
 from .box_nodes import BEFORE, SEGMENTATION
 from .changes import VoxelChange, apply, changes_to, renew_surfaces
+from .hand_edits import HandEdits
 from .masks import patches_in, read_layers
-from .segments import CoarseSegment, sync_segments
+from .segments import CoarseSegment, all_slices, sync_segments
 
 
 class Outlines:
@@ -25,6 +28,7 @@ class Outlines:
 
     Attributes:
         aside: runs what takes long.
+        edits: edits of the segments by others.
     """
 
     def __init__(self, node: slicer.vtkMRMLScriptedModuleNode, grid: SliceGrid) -> None:
@@ -33,13 +37,15 @@ class Outlines:
         self._node, self._grid = node, grid
         self._segmentation = node.GetNodeReference(SEGMENTATION)
         self._coarse = node.GetNodeReference(BEFORE)
+        self.edits = HandEdits(self._segmentation)
         self._outdated: set[str] = set()  # IDs of segments with outdated surfaces
 
     # drawing
 
     def sync(self, organs: Sequence[OrganState]) -> None:
         """Add missing segments of organs, and remove empty ones of organs that are gone."""
-        sync_segments(self._segmentation, organs, self._grid.geometry, owner=self._node.GetID())
+        with self.edits.drawing():
+            sync_segments(self._segmentation, organs, self._grid.geometry, owner=self._node.GetID())
 
     def changes_to(
         self, masks: Mapping[str, Mapping[int, np.ndarray]], neighbours: NeighbourRule
@@ -51,9 +57,18 @@ class Outlines:
 
     def draw(self, changes: Iterable[VoxelChange], *, backwards: bool = False) -> None:
         """Make changes of segments, or undo them."""
-        self._outdated |= apply(
-            changes, self._segmentation, self._grid.geometry, backwards=backwards
-        )
+        changes = list(changes)
+        with self.edits.drawing():
+            self._outdated |= apply(
+                changes, self._segmentation, self._grid.geometry, backwards=backwards
+            )
+        self.edits.expect(changes, backwards=backwards)
+
+    def edited_by_hand(self, organs: Iterable[OrganState]) -> set[str]:
+        """Return the IDs of organs' segments that others changed since they were read last."""
+        by_id = {organ.segment: organ for organ in organs}
+        coarse = lambda id: self.coarse_mask(by_id[id])  # noqa: E731
+        return self.edits.read(by_id, self._grid.geometry, coarse, self.aside)
 
     def renew_surfaces(self) -> None:
         """Compute the surfaces of segments that were redrawn."""
@@ -87,6 +102,18 @@ class Outlines:
             return mask
         segment = CoarseSegment.of(self._segmentation, organ.segment, self._grid)
         return lambda: segment.probabilities(mask())
+
+    def kept(self, organ: OrganState, keep: bool) -> tuple[OrganState, Masks]:
+        """Return an organ that keeps its coarse mask, or not, and all its slices.
+
+        The last result is unknown in a scene that was loaded: then the coarse mask stays, and the
+        organ counts as never refined.
+        """
+        organ = replace(organ, kept=keep, by_hand=False)
+        if keep or organ.result is None:
+            organ = organ if keep else replace(organ, report=None, changed=True)
+            return organ, all_slices(self.coarse_mask(organ)(), self._grid)
+        return organ, result_masks(organ.result, self._grid)
 
     @property
     def before_shown(self) -> bool:

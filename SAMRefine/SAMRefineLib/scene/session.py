@@ -203,6 +203,7 @@ class RefineSession(BoxEditor):
             slice_index: the slice to be redrawn; None for all.
             amend: extend the last step of the history.
         """
+        self._mark_hand_edits()
         asked = self._adopt_choices(run)
         organs = self.organs
         organs, masks = self.outlines.aside(lambda: with_results(organs, asked, run, slice_index))
