@@ -423,6 +423,9 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.addShipped("sam-small-ct", ["spleen"])
         self.start()
         self.choose(self.ui.samComboBox, "Small SAM, CT")
+        self.assertIn("0 of 2", self.ui.embeddingLabel.text)  # the active one and the spleen
+        self.ui.organTable.selectRow(1)
+        self.assertIn("0 of 1", self.ui.embeddingLabel.text)
         tip = read(self.ui.refineAllButton.toolTip)
         self.assertIn("Small SAM, CT was not trained on these, which stay: liver.", tip)
         self.click(self.ui.refineAllButton)
@@ -912,6 +915,14 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.ui.segmentationSelector.setCurrentNode(None)
         self.click(self.ui.boxesButton)
         self.assertEqual(view.GetBackgroundVolumeID(), first.GetID())
+
+    def test_a_volume_that_loses_its_voxels_is_told_in_a_sentence(self):
+        self.start()
+        self.volume.SetAndObserveImageData(None)
+        self.widget.update()
+        self.assertEqual(self.ui.organTable.rowCount, 2)
+        self.click(self.ui.refineAllButton)
+        self.assertIn("has no voxels", self.ui.messageLabel.text)
 
     def test_a_volume_whose_voxels_come_after_it_can_be_boxed(self):
         late = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "late")

@@ -352,7 +352,9 @@ def _state(organ: OrganState) -> str:
     if organ.kept:
         return _("kept")
     if organ.report is None:
-        return _("coarse") if organ.coarse else _("new")
+        if organ.coarse:
+            return _("coarse")
+        return _("new") if organ.frames.effective() else _("no box")
     return _("changed") if organ.changed else _("refined")
 
 

@@ -38,15 +38,19 @@ class View(NamedTuple):
         slice_index: the shown slice.
         active: label of the organ that is worked on, or None.
         apart: True if every slice has an embedding of its own, computed only near the shown one.
+        left: labels of organs that are not looked at ahead unless one is worked on.
     """
 
     slice_index: int
     active: int | None
     apart: bool
+    left: frozenset[int] = frozenset()
 
     def wanted(self, organ: OrganState) -> frozenset[int]:
         """Return the slices whose embeddings an organ needs ahead."""
         slices = frozenset(organ.frames.effective())
+        if organ.label in self.left and organ.label != self.active:
+            return frozenset()
         if not self.apart:
             return slices
         return slices & frozenset(range(self.slice_index - NEAR, self.slice_index + NEAR + 1))

@@ -86,12 +86,16 @@ class Requests:
         """Return the card of the SAM that is asked: the chosen one, or that of the modality.
 
         A checkpoint file, and a SAM that only the worker's machine has, have a card that says
-        nothing but the name.
+        nothing but the name; so has any if the volume has lost its voxels.
         """
         if self._sam is None:
-            sam = self._opening(settings)["sam"]
+            sam = settings.sam
             try:
+                self.require_grid()
+                sam = self._opening(settings)["sam"]
                 self._sam = read_sam_card(find_sam(sam))
+            except VolumeError:  # until it has them again
+                return SamCard(Path(sam), "", Path(sam).stem, "", "")
             except BundleError:
                 self._sam = SamCard(Path(sam), "", Path(sam).stem, "", "")
         return self._sam

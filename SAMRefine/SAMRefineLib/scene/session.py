@@ -264,7 +264,8 @@ class RefineSession(BoxEditor):
 
     @property
     def _view(self) -> View:
-        return View(self.slice, self._active, apart=self.settings.mosaic == "off")
+        left = frozenset(organ.label for organ in self.left_alone)
+        return View(self.slice, self._active, self.settings.mosaic == "off", left)
 
     def _go_on(self) -> None:
         """Start the next background job if nothing runs."""

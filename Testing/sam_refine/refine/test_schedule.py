@@ -86,6 +86,12 @@ def test_the_active_organ_is_embedded_first_then_what_is_nearest(active, n, firs
     assert sorted(organ.label for organ in order) == [1, 2, 3]
 
 
+def test_organs_that_are_left_alone_are_not_looked_at_unless_one_is_worked_on():
+    left = frozenset({1, 2})
+    assert Schedule().embeddings(ORGANS, View(2, None, False, left)) == {3: False}
+    assert Schedule().embeddings(ORGANS, View(2, 1, False, left)) == {1: False, 3: False}
+
+
 def test_slices_with_embeddings_of_their_own_are_wanted_near_the_shown_one_and_add_up():
     schedule, view = Schedule(), View(12, 1, apart=True)
     assert view.wanted(LIVER) == set(range(12 - NEAR, 12 + NEAR + 1))
