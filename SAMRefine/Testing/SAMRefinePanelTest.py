@@ -642,9 +642,9 @@ class SAMRefinePanelTest(unittest.TestCase):
 
     def test_how_far_sam_has_looked_ahead_is_shown(self):
         self.start()
-        self.assertIn("looking ahead: 0 of 2", self.ui.embeddingLabel.text)
+        self.assertIn("at once: 0 of 2", self.ui.embeddingLabel.text)
         answer(self.asked("embed")[0], np.zeros(SHAPE, np.uint8))
-        self.assertIn("looking ahead: 1 of 2", self.ui.embeddingLabel.text)
+        self.assertIn("at once: 1 of 2", self.ui.embeddingLabel.text)
         answer(self.asked("embed")[1], np.zeros(SHAPE, np.uint8))
         self.assertIn("redrawn at once", self.ui.embeddingLabel.text)
 
@@ -656,7 +656,7 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertIn("SAM has seen all organs", self.ui.embeddingLabel.text)
         for listener in worker_host._listeners:  # as after the end of its process
             listener()
-        self.assertIn("looking ahead: 0 of 2", self.ui.embeddingLabel.text)
+        self.assertIn("at once: 0 of 2", self.ui.embeddingLabel.text)
         self.assertEqual(len(self.asked("embed")), 2)  # it is started again when it is needed
         session.edit_box(2, 6, replace(session.organ(2).frames.effective()[6], y0=25))
         self.answerAll(np.zeros(SHAPE, np.uint8))
@@ -797,6 +797,47 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.assertIsNot(self.session, session)
         self.assertEqual(self.session.organ(1).frames.off, frozenset({8}))
         self.assertAlmostEqual(self.ui.maskThresholdSlider.value, 0.6)
+
+    def test_a_scene_that_is_loaded_while_the_panel_is_open_is_shown(self):
+        session = self.start()
+        session.switch_off(1, 8)
+        self.refined()
+        self.ui.maskThresholdSlider.value = 0.6
+        self.ui.organTable.selectRow(1)
+        file = str(self.folder / "scene.mrb")
+        self.assertTrue(slicer.mrmlScene.WriteToMRB(file))
+        session.switch_off(2, 5)  # which the file does not know
+        slicer.mrmlScene.ReadFromMRB(file, True)
+        self.assertTrue(session.closed)
+        self.assertIsNotNone(self.session)
+        self.assertEqual(self.ui.inputSelector.currentNode().GetName(), "MR")
+        self.assertIs(self.session.volumeNode, self.ui.inputSelector.currentNode())
+        self.assertEqual(self.session.organ(1).frames.off, frozenset({8}))
+        self.assertEqual(self.session.organ(2).frames.off, frozenset())
+        self.assertEqual(self.session.active, 2)
+        self.assertAlmostEqual(self.ui.maskThresholdSlider.value, 0.6)
+        self.assertEqual(self.item("spleen", 5).text(), "0.88")
+        self.volume = self.session.volumeNode
+        self.refined()
+        self.assertIn("SAM redrew", self.ui.resultLabel.text)
+
+    def test_boxes_that_are_closed_during_a_run_are_no_fault(self):
+        self.start()
+        self.click(self.ui.refineAllButton)
+        self.widget.startFrom(self.segmentation, addVolume(name="other"))  # from the other module
+        self.assertFalse(shown(self.ui.messageLabel))
+        self.assertIn("boxes were closed", self.ui.logText.plainText)
+
+    def test_slices_that_sam_did_not_redraw_are_not_counted_as_redrawn(self):
+        session = self.start()
+        session.remove_organ(2)
+        session.add_organ("cyst")
+        asked = sum(len(organ.frames.effective()) for organ in session.organs)
+        self.refined()  # one slice of each is doubtful
+        text = read(self.ui.resultLabel.text)
+        self.assertIn(f"SAM redrew liver, cyst in {asked - 1} slices.", text)
+        self.assertIn("The coarse outline stayed in 1 slice: SAM is unsure (1).", text)
+        self.assertIn("Check 1 slice, for SAM's outline may be wrong: SAM is unsure (1).", text)
 
     def test_another_volume_or_axis_lets_go_of_the_boxes_and_coming_back_finds_them(self):
         session = self.start()

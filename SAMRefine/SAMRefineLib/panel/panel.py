@@ -4,7 +4,6 @@
 Attributes of widgets are set and read as Qt properties (`label.text = ...`), as in all of Slicer.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from types import SimpleNamespace
@@ -15,10 +14,10 @@ from slicer.i18n import tr as _
 from SRCSMSegmenterLib.panel.common import CommonPanel, fit_rows, quiet, readable, swatch
 
 from ..boxes.boxes import AXES, SliceGrid
-from ..refine.familiarity import names_of
 from ..refine.organ_state import OrganState
 from ..sam.catalogue import SamCard, megabytes
 from ..sam.downloads import host
+from .organ_texts import box_text, state_help, state_text
 
 SHOW, USE, NAME, EDITED, STATE, DICE, KEEP = range(7)
 """Columns of the table of organs."""
@@ -186,8 +185,8 @@ class RefinePanel(CommonPanel):
         item.setText(readable(organ.name))
         item.setIcon(swatch([round(255 * channel) for channel in organ.color]))
         table.item(row, EDITED).setText(str(organ.edited) if organ.edited else "")
-        table.item(row, STATE).setText(_state(organ))
-        table.item(row, STATE).setToolTip(_state_help(organ))
+        table.item(row, STATE).setText(state_text(organ))
+        table.item(row, STATE).setToolTip(state_help(organ))
         now = organ.report.dice if organ.report else None
         now = dice.get(organ.segment) if organ.by_hand else now
         table.item(row, DICE).setText("" if now is None else f"{now:.2f}")
@@ -251,7 +250,7 @@ class RefinePanel(CommonPanel):
         text = _("{n} of {count} ({axis})").format(
             n=slice_index, count=grid.count - 1, axis=AXES[grid.axis]
         )
-        self.ui.sliceLabel.text = f"{text}<br>{_box_text(organ, slice_index)}" if organ else text
+        self.ui.sliceLabel.text = f"{text}<br>{box_text(organ, slice_index)}" if organ else text
 
     def show_embeddings(self, states: Mapping[int, str]) -> None:
         """Show for how many organs the embeddings exist.
@@ -265,9 +264,8 @@ class RefinePanel(CommonPanel):
         elif ready == count:
             text = _("SAM has seen all organs: they are redrawn at once.")
         else:
-            text = _("SAM is looking ahead: {ready} of {count} organs are redrawn at once.").format(
-                ready=ready, count=count
-            )
+            text = _("SAM is looking ahead. Organs that are redrawn at once: {ready} of {count}.")
+            text = text.format(ready=ready, count=count)
         self.ui.embeddingLabel.text = text
         self.ui.embeddingLabel.visible = bool(states)
 
@@ -315,67 +313,6 @@ class RefinePanel(CommonPanel):
         self._keys = {button.name: key for key, _effect, button in keys}
         parts = (f"<b>{escape(key)}</b> {escape(effect)}" for key, effect, _button in keys)
         self.ui.shortcutsLabel.text = _("Keys: {list}.").format(list=", ".join(parts))
-
-
-def refined_text(organs: Sequence[OrganState]) -> str:
-    """Summarise the refinement of some organs."""
-    reasons = [reason for organ in organs for reason in organ.report.kept.values()]
-    slices = sum(organ.report.boxes for organ in organs)
-    text = _("SAM redrew {organs} in {slices}.").format(
-        organs=names_of(organs), slices=_slices(slices)
-    )
-    return f"{text} {_kept_text(reasons)}".strip()
-
-
-def _box_text(organ: OrganState, slice_index: int) -> str:
-    """Tell where the box of a slice comes from."""
-    frames = organ.frames
-    if slice_index in frames.off:
-        return _("box taken away")
-    if slice_index not in frames.effective():
-        return _("no box")
-    if slice_index in frames.edited:
-        return _("box moved by hand")
-    box = frames.effective()[slice_index]
-    if box == frames.automatic.get(slice_index):
-        return (
-            _("automatic box") if organ.mask_prompt else _("large automatic box (unsure outline)")
-        )
-    if frames.moved is not None and box == frames.moved.get(slice_index):
-        return _("box follows the 3-D box")
-    return _("box follows its neighbours")
-
-
-def _state(organ: OrganState) -> str:
-    if organ.by_hand:
-        return _("edited")
-    if organ.kept:
-        return _("kept")
-    if organ.report is None:
-        if organ.coarse:
-            return _("coarse")
-        return _("new") if organ.frames.effective() else _("no box")
-    return _("changed") if organ.changed else _("refined")
-
-
-def _state_help(organ: OrganState) -> str:
-    texts = [_kept_text([*organ.report.kept.values()])] if organ.report else []
-    if organ.by_hand:
-        texts.append(_("Edited by hand; slices that SAM draws anew lose these edits."))
-    return "\n".join(filter(None, texts))
-
-
-def _kept_text(reasons: Sequence[str]) -> str:
-    if not reasons:
-        return ""
-    counts = ", ".join(f"{reason} ({n})" for reason, n in Counter(reasons).most_common())
-    return _("The coarse outline stayed in {slices}: {reasons}.").format(
-        slices=_slices(len(reasons)), reasons=counts
-    )
-
-
-def _slices(count: int) -> str:
-    return _("1 slice") if count == 1 else _("{n} slices").format(n=count)
 
 
 def _card_text(card: SamCard) -> str:

@@ -28,7 +28,8 @@ from ..scene.segments import segmentation_on
 from ..scene.session import RefineSession
 from ..scene.slice_views import align_views
 from .buttons import connect_buttons, keys_of, show_buttons
-from .panel import RefinePanel, refined_text
+from .organ_texts import refined_text
+from .panel import RefinePanel
 from .parameters import NeighbourChoice, is_axis_of, shown_mask_threshold
 from .placing import PointPlacing
 from .sam_chooser import SamChooser

@@ -218,9 +218,12 @@ class RefineSession(BoxEditor):
 
     def _check(self, run: RefineRun) -> None:
         """Raise WorkerError if a run failed, or if its result has no place in the scene."""
-        if self.closed or self._gone():
+        if self._gone():
             sentence = "The volume or its segmentation was removed meanwhile; nothing was changed."
             raise WorkerError("VolumeError", sentence)
+        if self.closed:
+            sentence = "The boxes were closed meanwhile; nothing was changed."
+            raise WorkerError("Cancelled", sentence)
         if not self._requests.is_current(run):
             sentence = "The volume or the SAM was changed meanwhile; nothing was redrawn."
             raise WorkerError("VolumeError", sentence, "Refine again.")

@@ -1037,7 +1037,7 @@ def test_what_vanishes_during_a_run_is_no_exception_but_a_sentence(session, scen
     if what == "before":
         assert run.error is None
         return
-    assert ("grid" if what == "grid" else "removed") in str(run.error)
+    assert {"grid": "grid", "scene": "closed"}.get(what, "removed") in str(run.error)
     assert session.closed == (what != "grid")
     assert session.run is None
     if what != "grid":
