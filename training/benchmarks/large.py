@@ -25,6 +25,9 @@ from SRCSMSegmenterLib.terminology import segment_for
 SIZES = ((512, 512, 900), (512, 512, 200))
 """(I, J, K) voxels."""
 
+MANY = 117
+"""Labels of the row that shows what the number of labels costs."""
+
 COLUMNS = ("seconds", "processor seconds", "peak memory, GiB")
 
 PLAIN = """
@@ -69,7 +72,7 @@ def tables(
     write_dataset(phantom, "CT", 1, seed=0)
     (original,) = (phantom / "imagesTr").iterdir()
     few = a_model(folder / "random-weights")
-    many = with_copies(few, folder / "thirteen", 13)
+    many = with_copies(few, folder / "many", MANY)
     measured = []
     for size in sizes:
         scan = enlarged(original, folder / "large.nii.gz", size)
@@ -77,7 +80,7 @@ def tables(
         command += ["--modality", "CT", "--source-matching", "on", "--model"]
         rows = (
             measure_process(f"srcsm segment, {few.name}", [*command, str(few)]),
-            measure_process("srcsm segment, its organs as thirteen", [*command, str(many)]),
+            measure_process(f"srcsm segment, its organs as {MANY}", [*command, str(many)]),
             measure_process("plain SimpleITK script", [PLAIN, str(scan), str(output)]),
         )
         title = (
