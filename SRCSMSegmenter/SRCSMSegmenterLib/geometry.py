@@ -143,25 +143,40 @@ class Geometry:
 
 FINEST_MM = 0.01
 LONGEST_MM = 3000.0
-"""Spacing and length within which a scan of a patient lies."""
+WIDEST_MM = 1200.0
+"""Spacing, length and width within which a scan of a patient lies; no scanner is wider."""
+
+SMALLEST_MM = 40.0
+"""An organ of the trunk does not fit into a scan with no longer edge."""
 
 
 def require_patient_scale(geometry: Geometry) -> None:
     """Check that a grid is of a patient's size, before hours are spent on one that is not.
 
     Raises:
-        VolumeError: voxels below `FINEST_MM`, or longer than `LONGEST_MM`.
+        VolumeError: voxels below `FINEST_MM`; longer than `LONGEST_MM`, or along two axes than
+            `WIDEST_MM`.
     """
     extent = geometry.size * geometry.spacing
-    if geometry.spacing.min() < FINEST_MM or extent.max() > LONGEST_MM:
-        spacing, length = (
+    _, width, length = sorted(extent)
+    if geometry.spacing.min() < FINEST_MM or length > LONGEST_MM or width > WIDEST_MM:
+        spacing, size = (
             " x ".join(f"{x:.0f}" if x > 99 else f"{x:.3g}" for x in v)
             for v in (geometry.spacing, extent)
         )
         raise VolumeError(
-            f"A scan of {length} mm (voxels of {spacing} mm) is none of a patient; its spacing is "
+            f"A scan of {size} mm (voxels of {spacing} mm) is none of a patient; its spacing is "
             "wrong or in another unit than mm, correct it."
         )
+
+
+def scale_doubts(geometry: Geometry) -> list[str]:
+    """Word that a scan is very small, in a sentence; [] if it is not."""
+    extent = geometry.size * geometry.spacing
+    if extent.max() >= SMALLEST_MM:
+        return []
+    size = " x ".join(f"{x:.3g}" for x in extent)
+    return [f"The whole scan is only {size} mm: is its spacing in mm?"]
 
 
 @dataclass(frozen=True, eq=False)

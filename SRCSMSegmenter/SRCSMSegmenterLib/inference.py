@@ -30,7 +30,14 @@ from .field_of_view import (
     scan_extent,
     window_starts,
 )
-from .geometry import Geometry, GridSpec, Volume, as_volume, require_patient_scale
+from .geometry import (
+    Geometry,
+    GridSpec,
+    Volume,
+    as_volume,
+    require_patient_scale,
+    scale_doubts,
+)
 from .intensity import IntensityRule
 from .label_probabilities import LabelProbabilities
 from .modality import CT_BELOW, doubts, guess_modality, part_below
@@ -182,6 +189,7 @@ def _modality_of(volume: Volume, modality: str | None) -> tuple[str, list[str]]:
             f"Taken for {modality}: {part_below(volume.array):.0%} of its voxels are below "
             f"{CT_BELOW}, of CT it is a large part."
         )
+    messages += scale_doubts(volume.geometry)
     return modality, messages + doubts(modality, volume.array)
 
 

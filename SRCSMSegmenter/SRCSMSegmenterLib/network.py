@@ -90,9 +90,9 @@ class NetworkConfig:
         if any(k % 2 == 0 for k in self.kernel):
             raise ConfigError(f"kernel needs odd numbers, not {self.kernel}.")
         if self.norm not in NORMS:
-            raise ConfigError(f'norm is one of {", ".join(NORMS)}, not "{self.norm}".')
+            raise ConfigError(f"norm is one of {', '.join(NORMS)}, not {self.norm!r}.")
         if self.pool_by not in ("average", "max"):
-            raise ConfigError(f'pool_by is "average" or "max", not "{self.pool_by}".')
+            raise ConfigError(f"pool_by is 'average' or 'max', not {self.pool_by!r}.")
         if self.decoder and (len(self.decoder) != len(self.channels) - 1 or min(self.decoder) < 1):
             raise ConfigError(
                 f"decoder needs {len(self.channels) - 1} positive numbers, one fewer than "

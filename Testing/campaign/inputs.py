@@ -98,16 +98,29 @@ def _write_nifti(folder: Path, name: str, kind: type) -> None:
 
 def _by_itk(folder: Path, name: str) -> Any:
     image = sitk.ReadImage(str(folder / name))
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return fingerprint(sitk.GetArrayFromImage(image), LPS @ affine)
+    return fingerprint(sitk.GetArrayFromImage(image), _affine(image))
 
 
 def _by_nibabel(folder: Path, name: str) -> Any:
+    """Read the voxels with nibabel, and of NIfTI-1 the grid with ITK, which is followed there.
+
+    Of two forms that differ nibabel follows another; ITK does not read NIfTI-2.
+    """
     image = nibabel.load(folder / name)
-    array = np.asanyarray(image.dataobj).astype(np.float64)
-    return fingerprint(array.reshape(array.shape[:3]).T, image.affine)
+    array, affine = np.asanyarray(image.dataobj).astype(np.float64), image.affine
+    if not isinstance(image, nibabel.Nifti2Image):
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(folder / name))
+        reader.ReadImageInformation()
+        affine = _affine(reader)
+    return fingerprint(array.reshape(array.shape[:3]).T, affine)
+
+
+def _affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return LPS @ affine
 
 
 def _volume(name: str, damage: str, compressed: bool = True, body: str = "") -> Input:

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SRCSMSegmenterLib.errors import VolumeError
-from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
+from SRCSMSegmenterLib.geometry import (
+    Geometry,
+    GridSpec,
+    Volume,
+    require_patient_scale,
+    scale_doubts,
+)
 
 sheared_grids = geometries(max_shear=0.3)
 
@@ -225,3 +231,30 @@ def test_a_sheared_stack_is_followed_as_closely_as_a_rotation_can():
 def test_an_unknown_way_to_lay_axes_is_refused():
     with pytest.raises(VolumeError, match="scanner"):
         GridSpec((4, 4, 4), (1, 1, 1), "scanner")
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "fits"),
+    [
+        ((512, 512, 600), (1.2, 1.2, 3.0), True),
+        ((700, 160, 2000), (1.0, 2.0, 1.0), True),  # a whole body
+        ((48, 48, 16), (40.0, 40.0, 50.0), False),  # cm
+        ((48, 48, 16), (0.004, 0.004, 0.005), False),
+        ((48, 48, 16), (4.0, 4.0, 200.0), False),
+    ],
+)
+def test_grids_of_no_patients_size_are_refused(size, spacing, fits):
+    geometry = Geometry(size, np.diag((*spacing, 1.0)))
+    if fits:
+        require_patient_scale(geometry)
+    else:
+        with pytest.raises(VolumeError, match="none of a patient"):
+            require_patient_scale(geometry)
+
+
+def test_a_scan_that_is_smaller_than_an_organ_is_told():
+    geometry = Geometry((48, 48, 16), np.diag((0.4, 0.4, 0.5, 1.0)))
+    assert scale_doubts(geometry) == [
+        "The whole scan is only 19.2 x 19.2 x 8 mm: is its spacing in mm?"
+    ]
+    assert scale_doubts(Geometry((48, 48, 16), np.diag((4.0, 4.0, 5.0, 1.0)))) == []

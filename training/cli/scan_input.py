@@ -24,12 +24,14 @@ def read_scan(arguments: argparse.Namespace) -> tuple["Volume", str]:
     Raises:
         VolumeError: see `volume_io.read_volume`.
     """
+    from SRCSMSegmenterLib.geometry import scale_doubts
     from SRCSMSegmenterLib.modality import doubts, modality_of
     from SRCSMSegmenterLib.volume_io import read_volume
 
     scan = read_volume(arguments.scan, arguments.series)
     modality = modality_of(scan, arguments.modality)
-    tell_remarks(arguments.scan, (*scan.remarks, *doubts(modality, scan.array)))
+    doubtful = [*scale_doubts(scan.geometry), *doubts(modality, scan.array)]
+    tell_remarks(arguments.scan, (*scan.remarks, *doubtful))
     return scan, modality
 
 
