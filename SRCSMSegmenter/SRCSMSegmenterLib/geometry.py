@@ -144,7 +144,8 @@ class Geometry:
 FINEST_MM = 0.01
 LONGEST_MM = 3000.0
 WIDEST_MM = 1200.0
-"""Spacing, length and width within which a scan of a patient lies; no scanner is wider."""
+FARTHEST_MM = 1e6
+"""Spacing, length, width and place within which a scan of a patient lies; no scanner is wider."""
 
 SMALLEST_MM = 40.0
 """An organ of the trunk does not fit into a scan with no longer edge."""
@@ -155,8 +156,13 @@ def require_patient_scale(geometry: Geometry) -> None:
 
     Raises:
         VolumeError: voxels below `FINEST_MM`; longer than `LONGEST_MM`, or along two axes than
-            `WIDEST_MM`.
+            `WIDEST_MM`; further away than `FARTHEST_MM`.
     """
+    distance = np.abs(geometry.affine[:3, 3]).max()
+    if distance > FARTHEST_MM:
+        raise VolumeError(
+            f"A scan that lies {distance:.3g} mm from its origin is none of a patient; correct it."
+        )
     extent = geometry.size * geometry.spacing
     _, width, length = sorted(extent)
     if geometry.spacing.min() < FINEST_MM or length > LONGEST_MM or width > WIDEST_MM:

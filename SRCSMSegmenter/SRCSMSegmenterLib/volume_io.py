@@ -21,6 +21,7 @@ from .geometry import Geometry, Volume, require_patient_scale
 from .reading import metaimage, nifti, nrrd
 from .reading.stored import StoredVolume
 from .terminology import Segment
+from .texts import shown
 from .volume_writing import NIFTI_TYPES, reason, slicer_fields, write, write_nifti_frames
 
 LOCATE: dict[str, Callable[[Path], StoredVolume]] = {
@@ -259,7 +260,8 @@ def _reading(path: Path) -> Iterator[None]:
             raise
         raise VolumeError(f"{path}: {error}") from error  # Geometry does not know the file
     except FileNotFoundError as error:
-        raise VolumeError(f"There is no file or folder {error.filename or path}.") from error
+        name = shown(error.filename or path)
+        raise VolumeError(f"There is no file or folder {name}.") from error
     except MemoryError as error:
         raise VolumeError(f"{path} does not fit into memory; crop it or free some.") from error
     except KeyError as error:

@@ -252,6 +252,13 @@ def test_grids_of_no_patients_size_are_refused(size, spacing, fits):
             require_patient_scale(geometry)
 
 
+def test_a_scan_that_lies_beyond_the_building_is_refused():
+    affine = np.eye(4)
+    affine[0, 3] = 1e7
+    with pytest.raises(VolumeError, match="lies 1e\\+07 mm from"):
+        require_patient_scale(Geometry((512, 512, 600), affine))
+
+
 def test_a_scan_that_is_smaller_than_an_organ_is_told():
     geometry = Geometry((48, 48, 16), np.diag((0.4, 0.4, 0.5, 1.0)))
     assert scale_doubts(geometry) == [

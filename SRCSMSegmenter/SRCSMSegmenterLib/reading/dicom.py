@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import VolumeError
 from ..geometry import Geometry, Volume
+from ..texts import shown
 from ..volume_writing import FLIP_XY
 from .dicom_files import DicomFile, Frame, Unusable, frames_of, scan_folder
 from .dicom_pixels import read_frames
@@ -119,7 +120,7 @@ def _listing(series: Mapping[str, Sequence[DicomFile]]) -> str:
     for uid, members in sorted(series.items(), key=lambda entry: entry[1][0].study):
         study = f" in study {members[0].study}" if len(studies) > 1 else ""
         files = "1 file" if len(members) == 1 else f"{len(members)} files"
-        lines.append(f"\n  {uid} ({members[0].description}, {files}){study}")
+        lines.append("\n- " + shown(f"{uid} ({members[0].description}, {files}){study}"))
     return "".join(lines)
 
 

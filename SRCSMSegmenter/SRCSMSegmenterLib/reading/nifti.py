@@ -55,6 +55,12 @@ MAGIC_PLACE = {348: 344, 540: 4}
 MILLIMETRES = {1: 1000.0, 3: 0.001}
 """Of a metre and of a micrometre, by the code of the unit; all others are taken for millimetres."""
 
+MOST_STRETCHED = 4.0
+"""Factor between a header's voxel sizes and its sform from which it is damaged."""
+
+LARGEST_FACTOR = 1e30
+"""Slope and intercept from which voxels are damaged, and float32 is soon exceeded."""
+
 SECONDS = {0: 1.0, 8: 1.0, 16: 1e-3, 24: 1e-6}
 """Of each unit of time by its code, 0 being none; the fourth axis of other units is not time."""
 
@@ -63,7 +69,7 @@ class _Form(NamedTuple):
     """One of the two ways in which a header says where the voxels lie.
 
     Attributes:
-        code: 0 if the header does not use it, 1 for the scanner's space.
+        code: 0 or less if the header does not use it, 1 for the scanner's space.
         affine: 4x4, voxel -> RAS, in the header's unit; None if its numbers make no grid.
     """
 
@@ -145,8 +151,11 @@ def locate_frames(path: Path) -> StoredFrames:
     slope, intercept = header.field("slope and intercept")
     if not math.isfinite(slope) or slope == 0:
         slope, intercept = 1.0, 0.0
-    elif not math.isfinite(intercept):
-        raise VolumeError(f"{path} has a header whose intercept is no number; write it again.")
+    elif not (abs(slope) < LARGEST_FACTOR and abs(intercept) < LARGEST_FACTOR):
+        raise VolumeError(
+            f"{path} has a header that rescales its voxels by {slope:g} and {intercept:g}; write "
+            "it again."
+        )
     geometry, remarks = _geometry(path, header, size)
     file = _voxel_file(path) if header.pair else path
     compressed = file.suffix.lower() == ".gz" if header.pair else header.compressed
@@ -224,8 +233,8 @@ def _geometry(path: Path, header: _Header, size: list[int]) -> tuple[Geometry, t
         edges = None
     qform = _Form("qform", q_code, _quaternion_affine(header, pixdim[0], edges))
     sform = _Form("sform", s_code, _grid_affine(header.field("sform")))
-    unusable = [f for f in (qform, sform) if f.code and f.affine is None]
-    usable = [f for f in (qform, sform) if f.code and f.affine is not None]
+    unusable = [f for f in (qform, sform) if f.code > 0 and f.affine is None]
+    usable = [f for f in (qform, sform) if f.code > 0 and f.affine is not None]
     if not usable:
         if unusable or edges is None:
             raise VolumeError(
@@ -241,7 +250,13 @@ def _geometry(path: Path, header: _Header, size: list[int]) -> tuple[Geometry, t
         form = _choice(qform, sform) if len(usable) == 2 else usable[0]
         affine = form.affine.copy()
         if form is sform and edges is not None and _orthogonal(affine):
-            affine[:3, :3] *= edges / np.linalg.norm(affine[:3, :3], axis=0)  # as ITK
+            factors = edges / np.linalg.norm(affine[:3, :3], axis=0)
+            if max(factors.max(), 1 / factors.min()) > MOST_STRETCHED:
+                raise VolumeError(
+                    f"{path} has a header whose voxel sizes and sform differ {factors.max():.3g}- "
+                    f"to {factors.min():.3g}-fold; write it again."
+                )
+            affine[:3, :3] *= factors  # as ITK
         remarks = [_disagreement(affine, size, form, f) for f in usable]
         remarks += [f"Its {f.name} makes no grid; its {form.name} was followed." for f in unusable]
     affine[:3] *= MILLIMETRES.get(header.field("units")[0] & 7, 1.0)

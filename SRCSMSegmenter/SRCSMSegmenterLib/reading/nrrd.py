@@ -100,6 +100,8 @@ def locate(path: Path) -> StoredVolume:
     """
     fields, keys, start = _header(path)
     size, axes, has_spacing = _axes(path, fields, keys)
+    if "space directions" in fields and not {"space", "space dimension"} & fields.keys():
+        raise VolumeError(f"{path} has space directions, but names no space; export it again.")
     space = fields.get("space", "").lower()
     if space not in SPACES and space not in LIKE_LPS:
         raise VolumeError(

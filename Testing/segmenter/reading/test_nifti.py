@@ -138,10 +138,10 @@ def test_voxels_that_begin_nowhere_are_refused(path, offset, compressed):
         (("<h", 46, 7), "is truncated"),
         (("<h", 44, 0), "at least one voxel"),
         (("<h", 44, -5), "at least one voxel"),
-        (("<4h", 40, 3, 1000, 1000, 900), "is truncated: it has|announces"),
+        (("<4h", 40, 3, 500, 500, 900), "is truncated: it has|announces"),
         (("<h", 40, -3), "-3 dimensions"),
         (("<h", 40, 300), "300 dimensions"),
-        (("<2f", 112, 2.0, np.nan), "intercept"),
+        (("<2f", 112, 2.0, np.nan), "rescales"),
         (("<B", 345, 105), "is not a NIfTI"),
     ],
 )
@@ -218,4 +218,26 @@ def test_a_nifti_2_file_that_a_transfer_as_text_changed_is_refused(tmp_path):
     nibabel.save(nibabel.Nifti2Image(VOXELS.T, AFFINE), path)
     patch(path, ("<2B", 8, 10, 10))
     with pytest.raises(VolumeError, match="is not a NIfTI"):
+        read_volume(path)
+
+
+def test_a_form_with_a_negative_code_is_not_used(path):
+    patch(path, ("<2h", 252, -32640, -1))
+    volume = read_volume(path)
+    assert "says nothing of its orientation" in volume.remarks[0]
+    np.testing.assert_allclose(volume.geometry.affine, itk_affine(path))
+
+
+def test_voxel_sizes_that_are_far_from_the_sform_are_refused(path):
+    other = AFFINE.copy()
+    other[:3, 0] *= 1e9
+    patch(path, ("<2h", 252, 0, 1), sform(other))
+    with pytest.raises(VolumeError, match="voxel sizes and sform differ"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("scale", [(1e35, 0.0), (1.0, 1e35), (1.0, np.nan)])
+def test_voxels_that_are_rescaled_beyond_measure_are_refused(path, scale):
+    patch(path, ("<2f", 112, *scale))
+    with pytest.raises(VolumeError, match="rescales its voxels"):
         read_volume(path)

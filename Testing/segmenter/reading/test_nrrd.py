@@ -172,3 +172,11 @@ def test_segments_are_named_without_reading_voxels(tmp_path):
     path.write_bytes(path.read_bytes()[:-40])
     assert segment_names(path) == {3: "liver", 9: "Blob é"}
     assert segment_names(tmp_path / "labels.nii.gz") == {}
+
+
+def test_directions_without_a_space_are_refused_as_by_itk(tmp_path):
+    path = write(tmp_path / "a.nrrd", VOXELS.tobytes(), space=None)
+    with pytest.raises(VolumeError, match="names no space"):
+        read_volume(path)
+    with pytest.raises(RuntimeError):
+        as_itk(path)
