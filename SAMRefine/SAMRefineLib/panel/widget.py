@@ -4,9 +4,10 @@
 `panel` shows the state, the session changes the scene, and a worker process computes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import qt
@@ -16,7 +17,7 @@ from slicer.i18n import tr as _
 
 from SRCSMSegmenterLib.errors import Cancelled, SRCSMError
 from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
-from SRCSMSegmenterLib.panel.waiting import waiting, waiting_each
+from SRCSMSegmenterLib.panel.waiting import waiting
 from SRCSMSegmenterLib.scene import views
 
 from ..refine.client import RefineRun
@@ -183,7 +184,7 @@ class RefineWidget(ModuleWidget):
     def _use(self, session: RefineSession) -> None:
         self.session, self._result = session, ""
         session.changed, session.message = self.show, self.panel.show_message
-        session.outlines.aside = waiting_each(_("Drawing the organs"))
+        session.outlines.waiting = partial(waiting, _("Drawing the organs"))
         views.show_volume(session.volumeNode)
         session.read_hand_edits()  # none yet: later ones are found by comparison
 
@@ -227,10 +228,8 @@ class RefineWidget(ModuleWidget):
         self.panel.show_message("")
         try:
             yield
-        except Cancelled:
-            pass
         except SRCSMError as error:
-            self.panel.show_message(str(error))
+            self.panel.show_message("" if isinstance(error, Cancelled) else str(error))
 
     # display
 
@@ -269,8 +268,8 @@ class RefineWidget(ModuleWidget):
         parameters = self._parameterNode
         make = _("Make boxes") if parameters.segmentation else _("Start without boxes")
         self.ui.boxesButton.text = make
-        lacking = lacking_volume(parameters.inputVolume)
-        show_buttons(self.panel, self.session, lacking, self._lacking_sam())
+        boxes, sam = lacking_volume(parameters.inputVolume), self._lacking_sam()
+        show_buttons(self.panel, self.session, boxes, sam)
 
     # boxes
 
@@ -387,10 +386,11 @@ class RefineWidget(ModuleWidget):
             self.panel.log(f"{run.error}\n{run.error.details}")
         self.show()
 
-    def onUndo(self) -> None:
-        """Undo the last step."""
+    def onStep(self, step: Callable[[], None]) -> None:
+        """Undo or redo a step of the session."""
         self._result = ""
-        self.session.undo()
+        with self._errors_shown():
+            step()
 
     def onEdit(self) -> None:
         """Open the segmentation in Slicer's Segment Editor."""

@@ -12,7 +12,9 @@ from functools import reduce
 import numpy as np
 import slicer
 
+from SRCSMSegmenterLib.errors import Cancelled
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.scene.aside import Aside, directly
 from SRCSMSegmenterLib.scene.nodes import SURFACE
 
 from ..boxes.boxes import SliceGrid
@@ -110,6 +112,7 @@ def apply(
     geometry: Geometry,
     *,
     backwards: bool = False,
+    aside: Aside = directly,
 ) -> set[str]:
     """Make changes, or undo them, in segments that still exist.
 
@@ -118,9 +121,13 @@ def apply(
         segmentation_node: the segmentation.
         geometry: the grid that the changes are on; see `check_target`.
         backwards: undo the changes.
+        aside: called between segments, each of which takes up to a tenth of a second.
 
     Returns:
         IDs of segments whose surfaces are outdated; see `renew_surfaces`.
+
+    Raises:
+        Cancelled: `aside` raised it; nothing is changed.
     """
     segmentation = segmentation_node.GetSegmentation()
     changes = [change for change in changes if segmentation.GetSegment(change.segment)]
@@ -140,30 +147,51 @@ def apply(
     # Voxels are removed first, so that segments which hand voxels to each other never overlap. With
     # these overwrite modes, and masking on, the logic leaves segments in the layer that they share.
     # Others are never touched, as only the segment's own voxels are removed.
-    steps = (
-        (logic.ModificationModeRemove, editor.OverwriteAllSegments, backwards),
-        (logic.ModificationModeAdd, editor.OverwriteNone, not backwards),
-    )
+    modes = {
+        True: (logic.ModificationModeAdd, editor.OverwriteNone),
+        False: (logic.ModificationModeRemove, editor.OverwriteAllSegments),
+    }
+
+    def modify(adds: bool, change: VoxelChange, bits: np.ndarray) -> None:
+        mask, (mode, overwrite) = change.mask(bits), modes[adds]
+        if mask.any():
+            editor.SetOverwriteMode(overwrite)
+            image = block_image(mask, change.first, geometry, mirrored)
+            logic.ModifySegmentByLabelmap(
+                segmentation_node, change.segment, image, mode, False, False
+            )
+
+    steps = _steps(changes, backwards)
     for id in surfaces:
         segments[id].RemoveRepresentation(
             SURFACE
         )  # else every step would compute it anew, for seconds
+    done = 0
     try:
-        for mode, overwrite, gained in steps:
-            editor.SetOverwriteMode(overwrite)
-            for change in changes:
-                mask = change.mask(change.gained if gained else change.lost)
-                if mask.any():
-                    image = block_image(mask, change.first, geometry, mirrored)
-                    logic.ModifySegmentByLabelmap(
-                        segmentation_node, change.segment, image, mode, False, False
-                    )
+        for done, step in enumerate(steps):
+            aside(lambda: None, done / len(steps))
+            modify(*step)
+    except Cancelled:
+        for adds, *rest in reversed(steps[:done]):
+            modify(not adds, *rest)
+        raise
     finally:
         logic.SetSegmentEditorNode(None)
         editor.SetAndObserveSegmentationNode(None)
         for id, surface in surfaces.items():
             segments[id].AddRepresentation(SURFACE, surface)
     return set(surfaces)
+
+
+def _steps(
+    changes: Sequence[VoxelChange], backwards: bool
+) -> list[tuple[bool, VoxelChange, np.ndarray]]:
+    """Return what `apply` does in order: True to add or False to remove, the change, the voxels."""
+    bits = {
+        adds: [each.gained if adds != backwards else each.lost for each in changes]
+        for adds in (False, True)
+    }
+    return [(adds, *pair) for adds in bits for pair in zip(changes, bits[adds], strict=True)]
 
 
 def renew_surfaces(segmentation_node: slicer.vtkMRMLSegmentationNode, ids: Iterable[str]) -> None:

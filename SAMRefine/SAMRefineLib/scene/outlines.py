@@ -5,7 +5,9 @@ Main thread only, as all of MRML.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import slicer
@@ -22,23 +24,30 @@ from .hand_edits import HandEdits
 from .masks import patches_in, read_layers
 from .segments import CoarseSegment, all_slices, sync_segments
 
+T = TypeVar("T")
+
 
 class Outlines:
     """The segments of a session's organs, and their coarse masks.
 
     Attributes:
-        aside: runs what takes long.
+        waiting: makes a context that gives a way to run what takes long.
         edits: edits of the segments by others.
     """
 
     def __init__(self, node: slicer.vtkMRMLScriptedModuleNode, grid: SliceGrid) -> None:
         """Take the segmentations that a session's node references."""
-        self.aside: Aside = directly
+        self.waiting: Callable[[], AbstractContextManager[Aside]] = lambda: nullcontext(directly)
         self._node, self._grid = node, grid
         self._segmentation = node.GetNodeReference(SEGMENTATION)
         self._coarse = node.GetNodeReference(BEFORE)
         self.edits = HandEdits(self._segmentation)
         self._outdated: set[str] = set()  # IDs of segments with outdated surfaces
+
+    def aside(self, function: Callable[[], T], done: float | None = None) -> T:
+        """Run a function that takes long; see `Aside`."""
+        with self.waiting() as aside:
+            return aside(function, done)
 
     # drawing
 
@@ -56,11 +65,16 @@ class Outlines:
         return self.aside(lambda: changes_to(layers, self._grid, masks, neighbours))
 
     def draw(self, changes: Iterable[VoxelChange], *, backwards: bool = False) -> None:
-        """Make changes of segments, or undo them."""
+        """Make changes of segments, or undo them.
+
+        Raises:
+            Cancelled: `waiting` raised it; nothing is changed.
+        """
         changes = list(changes)
-        with self.edits.drawing():
+        grid = self._grid.geometry
+        with self.edits.drawing(), self.waiting() as aside:
             self._outdated |= apply(
-                changes, self._segmentation, self._grid.geometry, backwards=backwards
+                changes, self._segmentation, grid, backwards=backwards, aside=aside
             )
         self.edits.expect(changes, backwards=backwards)
 

@@ -64,16 +64,6 @@ def waiting(text: str, patience: float = PATIENCE_S) -> Iterator[Aside]:
             dialog.deleteLater()
 
 
-def waiting_each(text: str) -> Aside:
-    """Return a way to run functions, each with a dialog of its own if it takes long."""
-
-    def aside(function: Callable[[], T], done: float | None = None) -> T:
-        with waiting(text) as one:
-            return one(function, done)
-
-    return aside
-
-
 def _dialog(text: str) -> "qt.QProgressDialog":
     """Show a dialog that keeps the user from everything but Cancel."""
     dialog = slicer.util.createProgressDialog(

@@ -19,6 +19,7 @@ from SAMRefineLib.refine.organ_state import Settings
 from SAMRefineLib.scene.changes import apply, changes_to, joined
 from SAMRefineLib.scene.logic import boxes, refine
 from SAMRefineLib.scene.masks import read_layers
+from SRCSMSegmenterLib.errors import Cancelled
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.scene import worker_host
 from SRCSMSegmenterLib.worker.protocol import WorkerError
@@ -79,6 +80,30 @@ def test_joined_changes_do_what_they_do_one_after_the_other(seed, redraws, neigh
             assert_same(drawn(segmentation, volume), before)
             apply(changes, segmentation, GEOMETRY)
             assert_same(drawn(segmentation, volume), after)
+
+
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("backwards", [False, True])
+def test_drawing_that_is_cancelled_changes_nothing(steps, backwards):
+    told = []
+
+    def aside(function, done):
+        if len(told) == steps:
+            raise Cancelled("Stopped.")
+        told.append(done)
+
+    with empty_scene():
+        volume, segmentation = a_segmentation()
+        rng = np.random.default_rng(2)
+        wanted = {name: {n: rng.random(GRID.shape) < 0.5 for n in range(4)} for name in NAMES}
+        changes = changes_to(read_layers(segmentation, NAMES, GEOMETRY), GRID, wanted, "keep")
+        if backwards:
+            apply(changes, segmentation, GEOMETRY)
+        before = drawn(segmentation, volume)
+        with pytest.raises(Cancelled):
+            apply(changes, segmentation, GEOMETRY, backwards=backwards, aside=aside)
+        assert_same(drawn(segmentation, volume), before)
+        assert told == [n / 6 for n in range(steps)]
 
 
 class RandomClient:
