@@ -219,7 +219,7 @@ def test_an_unreadable_list_is_a_fault(folder, content):
 
 
 def test_no_folder_at_all_is_refused_in_one_sentence(tmp_path):
-    with pytest.raises(BundleError, match="absent is neither a model folder nor the name of a shipped model"):
+    with pytest.raises(BundleError, match="is neither a model folder nor the name of a shipped"):
         load_bundle(tmp_path / "absent")
 
 
