@@ -414,7 +414,7 @@ def test_a_folder_with_several_series_asks_for_one_and_names_them(tmp_path):
         read_volume(tmp_path)
     read = read_volume(tmp_path, series_uid="1.2.826.2")
     assert_same(read, in_scanner_order(second))
-    with pytest.raises(VolumeError, match=r"no series 1\.9, but:\s+1\.2\.826\.1"):
+    with pytest.raises(VolumeError, match=r"no series 1\.9, but:\n- 1\.2\.826\.1"):
         read_volume(tmp_path, series_uid="1.9")
     assert_same(read_volume(tmp_path, series_uid="localiser"), in_scanner_order(second))
 
@@ -431,7 +431,7 @@ def test_series_of_one_name_are_told_apart_by_their_studies(tmp_path):
             read_volume(tmp_path / "0", name)
         lines = str(error.value).splitlines()[1:]
         told = "(T2 axial, 3 files) in study Phantom study, 20260102"
-        assert sorted(lines) == sorted(f"  {uid} {told}" for uid in uids)
+        assert sorted(lines) == sorted(f"- {uid} {told}" for uid in uids)
     assert read_volume(tmp_path / "0", uids[1]).array.shape == scan.array.shape
 
 

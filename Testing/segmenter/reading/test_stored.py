@@ -69,7 +69,7 @@ def test_memory_is_asked_for_only_if_the_file_can_hold_the_voxels(tmp_path, plai
     monkeypatch.setattr(stored.np, "empty", lambda *_: pytest.fail("memory was asked for"))
     for name, pack in (("scan.nii", bytes), ("scan.nii.gz", gzip.compress)):
         raw = bytearray(plain)
-        struct.pack_into("<3h", raw, 42, 900, 900, 700)
+        struct.pack_into("<3h", raw, 42, 500, 350, 700)
         (tmp_path / name).write_bytes(pack(raw))
         with pytest.raises(VolumeError, match="is truncated"):
             read_volume(tmp_path / name)
