@@ -270,7 +270,9 @@ def state_to_resume(
     if differences:
         kinds = sorted(key for key in {*new, *old} if new.get(key) != old.get(key))
         listed = [f"{key} is {_short(now)}, was {_short(was)}" for key, was, now in differences]
-        hint = " A larger number of steps needs --extend." if more and not extend else ""
+        hint = " A larger number of steps needs --extend." if more else ""
+        if extend:
+            hint = " --extend takes a larger number of steps, and changes nothing else."
         raise CheckpointError(
             f"{path} belongs to a training with another {' and another '.join(kinds)} "
             f"({'; '.join(listed[:MOST_DIFFERENCES])}"

@@ -139,9 +139,10 @@ def shipped_folder(name: str | Path) -> Path | None:
 def shipped_models_folder() -> Path:
     """Return the folder of shipped models.
 
-    It is ``$SRCSM_MODELS``, or ``Resources/Models`` of the installed extension or the repository.
+    It is ``$SRCSM_MODELS``, or ``Resources/Models`` of the installed extension or the repository,
+    or ``shipped`` of a package that was installed from a wheel.
     """
-    installed, repository = (
-        above / "Resources" / "Models" for above in Path(__file__).resolve().parents[2:4]
-    )
-    return Path(os.environ.get("SRCSM_MODELS", installed if installed.is_dir() else repository))
+    package, *above = Path(__file__).resolve().parents[1:4]
+    installed, repository = (folder / "Resources" / "Models" for folder in above)
+    existing = [folder for folder in (installed, package / "shipped") if folder.is_dir()]
+    return Path(os.environ.get("SRCSM_MODELS", existing[0] if existing else repository))

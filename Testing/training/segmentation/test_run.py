@@ -276,8 +276,9 @@ def test_extending_changes_nothing_but_the_steps_and_never_shortens(tmp_path, fo
         (fewer, "optimisation.steps is 1, was 2"),
         (slower, "optimisation.learning_rate is 0.0001, was 0.001"),
     ):
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=told) as refusal:
             a_run(folder, cache, tmp_path / "run", config, extend=True)
+        assert "--extend takes a larger number of steps, and changes" in str(refusal.value)
 
 
 def test_a_network_is_signed_by_whoever_trained_it(tmp_path, folder, cache):
