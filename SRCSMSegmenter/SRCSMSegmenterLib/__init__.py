@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The computing behind SRCSMSegmenter: plain arrays and geometries, Slicer in scene, panel."""
 
+from typing import TYPE_CHECKING
+
 from .public_names import public_names
 
 PUBLIC = {
@@ -23,6 +25,25 @@ PUBLIC = {
     "write_volume": "volume_io",
 }
 """Public names, and the module of each; they are imported when they are asked for."""
+
+if TYPE_CHECKING:  # the same names for type checkers, which do not see `__getattr__`'s
+    from .errors import InputError as InputError
+    from .errors import SRCSMError as SRCSMError
+    from .file_segmentation import segment_file as segment_file
+    from .geometry import Geometry as Geometry
+    from .geometry import Volume as Volume
+    from .inference import Segmentation as Segmentation
+    from .inference import segment as segment
+    from .intensity import IntensityRule as IntensityRule
+    from .models.bundle import ModelBundle as ModelBundle
+    from .models.bundle import load_bundle as load_bundle
+    from .models.catalogue import find_model as find_model
+    from .source_matching import SourceHistogram as SourceHistogram
+    from .source_matching import match_to_source as match_to_source
+    from .volume_io import read_labels as read_labels
+    from .volume_io import read_volume as read_volume
+    from .volume_io import write_labels as write_labels
+    from .volume_io import write_volume as write_volume
 
 __all__ = [*PUBLIC]
 __getattr__, __dir__ = public_names(__name__, PUBLIC)

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Public names of the packages."""
 
+import ast
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from SRCSMSegmenterLib.models import catalogue
+
+REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("SRCSMSegmenterLib", "SAMRefineLib", "srcsm_training")
 
 
@@ -32,3 +37,27 @@ def test_a_package_imports_nothing_before_a_name_is_asked_for():
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_package_has_the_mark_of_types(name):
     assert (Path(import_module(name).__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_type_checkers_see_the_same_names(name):
+    package = import_module(name)
+    tree = ast.parse(Path(package.__file__).read_text("utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    seen = {alias.asname: line.module for line in block.body for alias in line.names}
+    assert seen == package.PUBLIC
+
+
+def test_a_wheel_has_its_models_beside_the_package(tmp_path, monkeypatch):
+    package = tmp_path / "lib" / "python3.11" / "site-packages" / "SRCSMSegmenterLib"
+    monkeypatch.delenv("SRCSM_MODELS", raising=False)
+    monkeypatch.setattr(catalogue, "__file__", str(package / "models" / "catalogue.py"))
+    (package / "shipped").mkdir(parents=True)
+    assert catalogue.shipped_models_folder() == package / "shipped"
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    settings = project["tool"]["setuptools"]
+    name = "SRCSMSegmenterLib.shipped"
+    assert name in settings["packages"]
+    assert settings["package-data"][name] == ["**/*"]
+    assert (REPOSITORY / settings["package-dir"][name] / "abdomen-ct" / "SHA256SUMS").is_file()

@@ -3,8 +3,10 @@
 
     python -m srcsm_training.experiments.published --setting prostate-six-sites --data ROOT
         train what is missing, plain and with SRC, and print the table
-    python -m srcsm_training.experiments.published --setting cine --data ROOT --preset heart-fast
+    python -m srcsm_training.experiments.published --setting cine --data ROOT --preset cine-fast
         the same with a recipe for two CPU cores
+    python -m srcsm_training.experiments.published --setting abdomen --data ROOT --cut-to-labels
+        targets cut to the slices with labels, the protocol of most published numbers
     python -m srcsm_training.experiments.published --setting cine --report    print the table
 
 `srcsm train --list-presets` lists the settings and their data, `srcsm prepare-data` makes the
@@ -35,11 +37,11 @@ MODES = {"off": "plain", "smoothed": "SRC"}
 """Modes of random convolution and their titles; the first is what the other is compared with."""
 
 
-def runs_of(name: str, setting: Setting, seeds: Sequence[int]) -> list[Run]:
+def runs_of(name: str, setting: Setting, seeds: Sequence[int], cut: bool = False) -> list[Run]:
     """List the trainings of a setting: every source, mode and seed."""
     return [
         Run(
-            f"published_{name}_{setting.preset}_{source}_{mode}_{seed}",
+            f"published_{name}_{setting.preset}_{source}_{mode}_{seed}{'_cut' if cut else ''}",
             setting.preset,
             source,
             mode,
@@ -48,6 +50,7 @@ def runs_of(name: str, setting: Setting, seeds: Sequence[int]) -> list[Run]:
             # Without SRC, a network of pairs has no second view.
             settings=("pairs.use=false",) if mode == "off" else (),
             label_map=setting.label_map,
+            cut_to_labels=cut,
         )
         for source in setting.sources
         for mode in MODES
@@ -55,12 +58,14 @@ def runs_of(name: str, setting: Setting, seeds: Sequence[int]) -> list[Run]:
     ]
 
 
-def report(name: str, setting: Setting, seeds: Sequence[int], results: Path) -> str:
+def report(
+    name: str, setting: Setting, seeds: Sequence[int], results: Path, cut: bool = False
+) -> str:
     """Format the table of a setting: a column per source, over the cases of all its targets.
 
     Sources and seeds without all scores are left out, and named.
     """
-    runs = runs_of(name, setting, seeds)
+    runs = runs_of(name, setting, seeds, cut)
     absent = [run.name for run in runs if not results_file(run.name, results).exists()]
     whole = [
         (source, seed)
@@ -82,6 +87,7 @@ def report(name: str, setting: Setting, seeds: Sequence[int], results: Path) -> 
         for mode, title in MODES.items()
     }  # fmt: skip
     lines = [f"No scores: {', '.join(absent)}", ""] if absent else []
+    lines += [f"Scans: {'cut to the slices with labels' if cut else 'whole'}", ""]
     if not whole:
         return "\n".join(lines)
     for metric, title in (("dice", "Dice"), ("assd", "ASSD in mm")):
@@ -112,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "published")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="names of runs")
+    parser.add_argument(
+        "--cut-to-labels", action="store_true", help="cut targets to the slices with labels"
+    )
     published_sam.add_options(parser)
     trainings.add_options(parser, None)
     reports.add_options(parser)
@@ -128,11 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = ["--setting", arguments.setting, "--seeds", *map(str, arguments.seeds)]
         given += ["--preset", setting.preset]
         given += ["--domains", *arguments.domains] if arguments.domains else []
-        runs = runs_of(arguments.setting, setting, arguments.seeds)
+        given += ["--cut-to-labels"] if arguments.cut_to_labels else []
+        runs = runs_of(arguments.setting, setting, arguments.seeds, arguments.cut_to_labels)
         chosen = [run for run in runs if not arguments.only or run.name in arguments.only]
         code = run_missing(chosen, arguments, arguments.data, __spec__.name, given)
     if not arguments.only:
-        text = report(arguments.setting, setting, arguments.seeds, arguments.results)
+        cut = arguments.cut_to_labels
+        text = report(arguments.setting, setting, arguments.seeds, arguments.results, cut)
         reports.show_report(f"published-{arguments.setting}", text, arguments)
     return code
 

@@ -17,6 +17,7 @@ from .reports import missing_runs, write_results
 
 if TYPE_CHECKING:
     from srcsm_training.data.dataset import Dataset
+    from srcsm_training.evaluation.evaluate import Scoring
     from srcsm_training.segmentation.config import TrainingConfig
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.models.bundle import ModelBundle
@@ -37,6 +38,7 @@ class Run:
         settings: further settings, key=value.
         label_map: the network's label for each of the targets', as --map-labels takes it.
         one_piece: score once more with one component of every label, chosen by size and position.
+        cut_to_labels: the targets are cut to the slices with labels, see `Scoring`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Run:
     settings: tuple[str, ...] = ()
     label_map: str = ""
     one_piece: bool = False
+    cut_to_labels: bool = False
 
 
 def add_options(parser: argparse.ArgumentParser, steps: int | None) -> None:
@@ -104,11 +107,14 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
 
     from srcsm_training.data.dataset import read_dataset
     from srcsm_training.engine.limits import Limits
+    from srcsm_training.evaluation.evaluate import Scoring
     from srcsm_training.segmentation.run import run_training
     from SRCSMSegmenterLib.models.bundle import load_bundle
 
     torch.set_num_threads(2 // arguments.jobs or 1)
     folder = arguments.runs / run.name
+    datasets = [read_dataset(data / target) for target in run.targets]
+    label_maps = _label_maps(run, read_dataset(data / run.source), datasets)
     result = run_training(
         data / run.source,
         _configuration(run, arguments.steps),
@@ -118,7 +124,6 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
         ),
     )
     bundle = load_bundle(result.model)
-    datasets = [read_dataset(data / target) for target in run.targets]
     if run.fold:
         environment = json.loads((folder / "environment.json").read_text("utf-8"))
         held_out = environment["validation_cases"]
@@ -127,7 +132,15 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
         ]
     settings = ("off",) if run.fold else ("off", "on")
     tables = [
-        _scores(run, bundle, dataset, folder / "evaluation", settings, pieces)
+        _scores(
+            run,
+            bundle,
+            dataset,
+            folder / "evaluation",
+            settings,
+            pieces,
+            Scoring(label_maps[dataset.name], run.cut_to_labels, worst=2),
+        )
         for dataset in datasets
         for pieces in (PIECES if run.one_piece else PIECES[:1])
     ]
@@ -181,6 +194,27 @@ def _configuration(run: Run, steps: int | None) -> "TrainingConfig":
     )
 
 
+def _label_maps(
+    run: Run, source: "Dataset", targets: Sequence["Dataset"]
+) -> dict[str, dict[int, int] | None]:
+    """Find what the source's labels are in every target, before hours of training.
+
+    Raises:
+        DatasetError: names do not tell, and the run has no label map.
+    """
+    from srcsm_training.cli.label_maps import label_map_for
+    from srcsm_training.evaluation.evaluate import parse_label_map
+
+    given = parse_label_map(run.label_map) if run.label_map else None
+    named = {label: name for name, label in source.labels.items()}
+    label_maps = {}
+    for target in targets:
+        label_maps[target.name], told = label_map_for(source.name, named, target, given)
+        if told:
+            print(told, flush=True)
+    return label_maps
+
+
 def _scores(
     run: Run,
     bundle: "ModelBundle",
@@ -188,9 +222,10 @@ def _scores(
     output: Path,
     settings: Sequence[str],
     pieces: str,
+    scoring: "Scoring",
 ) -> pd.DataFrame:
     """Score the network's labels with the given settings of SM, all pieces or one of each."""
-    from srcsm_training.evaluation.evaluate import Scoring, evaluate, parse_label_map
+    from srcsm_training.evaluation.evaluate import evaluate
     from SRCSMSegmenterLib.inference import segment
 
     def network(volume: "Volume", matching: bool) -> "Volume":
@@ -203,7 +238,6 @@ def _scores(
             keep_largest=pieces != PIECES[0],
         ).labels
 
-    scoring = Scoring(parse_label_map(run.label_map) if run.label_map else None, worst=2)
     folder = output / dataset.name / (pieces if run.one_piece else "")
     table = evaluate(network, [dataset], folder, settings, scoring)
     return table.assign(pieces=pieces) if run.one_piece else table

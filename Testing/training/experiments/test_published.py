@@ -51,6 +51,7 @@ def test_a_setting_runs_from_the_download_to_its_table(tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert published.main([*given, "--report"]) == 0
     text = capsys.readouterr().out
+    assert text.startswith("Scans: whole\n")
     assert "No scores" not in text
     assert "| method | SM | Dataset311_ProstateRUNMC | Dataset312_ProstateBMC |" in text
     for method in ("plain", "SRC"):
@@ -70,6 +71,12 @@ def test_each_domain_is_the_source_once_and_never_a_target_of_itself():
     cine = published.runs_of("cine", SETTINGS["cine"], (0,))
     assert {run.targets for run in cine} == {("Dataset221_HeartMnMs2",)}
     assert {run.label_map for run in cine} == {"1:1,5:2,2:3"}
+
+
+def test_runs_on_cut_scans_are_runs_of_their_own():
+    whole, cut = (published.runs_of("cine", SETTINGS["cine"], (0,), cut) for cut in (False, True))
+    assert not {run.name for run in whole} & {run.name for run in cut}
+    assert {run.cut_to_labels for run in cut} == {True}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
