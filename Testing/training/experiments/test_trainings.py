@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import tiny
 
+from srcsm_training.data.dataset import Dataset
 from srcsm_training.experiments import trainings
 from srcsm_training.experiments.trainings import Run, run_missing, score_row
+from SRCSMSegmenterLib.errors import DatasetError
 
 RUNS = tuple(Run(name, "preset", "CT", "off", ("MR",)) for name in ("a", "b", "c"))
 
@@ -71,3 +74,23 @@ def test_a_row_has_the_means_of_one_setting_or_dashes():
     )
     assert score_row("T", "on", table, ("x", "y")) == "| T | on | 0.600 | 0.900 | 0.750 | 3.0 |"
     assert score_row("T", "on", None, ("x", "y")) == "| T | on | – | – | – | – |"
+
+
+def test_targets_with_other_labels_are_refused_before_any_training(tmp_path, arguments):
+    for name in ("CT", "MR"):
+        tiny.write_dataset(tmp_path / name, 1, name)
+    description = tmp_path / "MR" / "dataset.json"
+    description.write_text(description.read_text().replace("spleen", "aorta"))
+    with pytest.raises(DatasetError, match=r"2 spleen.*2 aorta"):
+        trainings.execute(RUNS[0], tmp_path, arguments)
+    assert not arguments.runs.exists()
+
+
+def test_targets_that_number_their_labels_otherwise_get_a_label_map(tmp_path, capsys):
+    source = Dataset(tmp_path, "CT", "CT", {"liver": 1, "spleen": 2}, ())
+    target = Dataset(tmp_path, "MR", "MR", {"spleen": 1, "liver": 2}, ())
+    assert trainings._label_maps(RUNS[0], source, [source, target]) == {
+        "CT": None,
+        "MR": {1: 2, 2: 1},
+    }
+    assert "CT on MR, labels matched by name" in capsys.readouterr().out
