@@ -16,6 +16,10 @@ LabelMaps = dict[str, LabelMap]
 """Name of a tool, "" for all others -> its label map."""
 
 
+MOST_NAMED = 12
+"""Labels without a counterpart that are named one by one."""
+
+
 def label_map_for(
     name: str, named: dict[int, str], dataset: "Dataset", given: LabelMap | None
 ) -> tuple[LabelMap | None, str]:
@@ -56,8 +60,10 @@ def label_map_for(
     if label_map.keys() == named.keys() and all(a == b for a, b in pairs):
         return None, ""
     told = ", ".join(f"{ours}:{theirs} {named[ours]}" for ours, theirs in pairs)
-    rest = ", ".join(named[value] for value in named if value not in label_map)
-    left_out = f"; not in it: {rest}" if rest else ""
+    rest = [label for value, label in named.items() if value not in label_map]
+    if len(rest) > MOST_NAMED:
+        rest = [f"{len(rest)} others"]
+    left_out = f"; not in it: {', '.join(rest)}" if rest else ""
     return label_map, f"{name} on {dataset.name}, labels matched by name: {told}{left_out}."
 
 

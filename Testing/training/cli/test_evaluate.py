@@ -157,6 +157,16 @@ def test_label_maps_follow_from_names(named, labels, expected):
     assert label_map_for("tool", named, dataset, None)[0] == expected
 
 
+def test_a_hundred_labels_without_a_counterpart_are_counted():
+    named = {1: "liver", 2: "spleen"} | {value: f"rib {value}" for value in range(3, 103)}
+    told = label_map_for("tool", named, Dataset(Path("D"), "D", "CT", LIVER_AND_SPLEEN, ()), None)[
+        1
+    ]
+    assert (
+        told == "tool on D, labels matched by name: 1:1 liver, 2:2 spleen; not in it: 100 others."
+    )
+
+
 @pytest.mark.parametrize(
     ("named", "labels"),
     [
