@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writers of NIfTI, NRRD and MetaImage files; `volume_io` checks what is written.
 
-On a full disk ITK reports success for NIfTI and for the end of an NRRD, so those are written here.
+They are written here as ITK reports success on a full disk.
 """
 
 import struct
@@ -39,7 +39,24 @@ NIFTI_TYPES = {
 
 _NRRD_FLOATS = {"float32": "float", "float64": "double"}
 
-GZIP_LEVEL = 4
+META_TYPES = {
+    "uint8": "MET_UCHAR",
+    "int16": "MET_SHORT",
+    "int32": "MET_INT",
+    "float32": "MET_FLOAT",
+    "float64": "MET_DOUBLE",
+    "int8": "MET_CHAR",
+    "uint16": "MET_USHORT",
+    "uint32": "MET_UINT",
+    "int64": "MET_LONG_LONG",
+    "uint64": "MET_ULONG_LONG",
+}
+"""MetaImage's name of each numpy type."""
+
+ZLIB, GZIP = zlib.MAX_WBITS, zlib.MAX_WBITS | 16
+"""Forms of a compressed stream, as zlib tells them apart."""
+
+LEVEL = 4
 """Level for scans; twice as fast as 6, files some percent larger."""
 
 
@@ -65,7 +82,7 @@ def write(path: Path, volume: Volume, fields: dict[str, str]) -> None:
         if suffix in (".nrrd", SEGMENTATION):
             _write_nrrd(temporary, volume, fields)
         elif suffix == ".mha":
-            _write_itk(temporary, volume)
+            _write_meta(temporary, volume)
         else:
             _write_nifti(temporary, [volume])
 
@@ -93,23 +110,47 @@ def _writing(path: Path) -> Iterator[Path]:
     try:
         with atomic_write(path) as temporary:
             yield temporary
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise VolumeError(
             f"{path} could not be written ({reason(error)}); check that its folder exists, may "
             "be written to and has space."
         ) from error
 
 
-def _write_itk(path: Path, volume: Volume) -> None:
-    import SimpleITK as sitk  # when needed, as no other format needs it
+def _write_meta(path: Path, volume: Volume) -> None:
+    """Write MetaImage (https://itk.org/Wiki/ITK/MetaIO/Documentation), compressed."""
+    affine, spacing = FLIP_XY @ volume.geometry.affine, volume.geometry.spacing
+    direction = affine[:3, :3] / spacing
 
-    affine = FLIP_XY @ volume.geometry.affine
-    native = volume.array.dtype.newbyteorder("=")
-    image = sitk.GetImageFromArray(volume.array.astype(native, copy=False))
-    image.SetSpacing(volume.geometry.spacing.tolist())
-    image.SetDirection((affine[:3, :3] / volume.geometry.spacing).ravel().tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    def vector(values: np.ndarray) -> str:
+        return " ".join(repr(float(x)) for x in values)
+
+    begin = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        "CompressedData = True",
+        "CompressedDataSize = ",
+    ]
+    end = [
+        f"TransformMatrix = {vector(direction.T.ravel())}",
+        f"Offset = {vector(affine[:3, 3])}",
+        f"ElementSpacing = {vector(spacing)}",
+        f"DimSize = {' '.join(map(str, volume.geometry.size))}",
+        f"ElementType = {META_TYPES[volume.array.dtype.name]}",
+        "ElementDataFile = LOCAL",
+    ]
+    with open(path, "wb") as file:
+        file.write("\n".join(begin).encode())
+        length_at = file.tell()
+        file.write("\n".join([f"{0:020}", *end, ""]).encode())  # the length is known at the end
+        start = file.tell()
+        with _packed(file, volume.array.dtype, ZLIB) as stream:
+            _write_planes(stream, volume.array)
+        length = file.tell() - start
+        file.seek(length_at)
+        file.write(f"{length:020}".encode())
 
 
 def _write_nifti(path: Path, volumes: Sequence[Volume], interval: float = 0.0) -> None:
@@ -139,7 +180,7 @@ def _write_nifti(path: Path, volumes: Sequence[Volume], interval: float = 0.0) -
     packed = ending(path) == ".nii.gz"
     with (
         open(path, "wb") as file,
-        _gzipped(file, dtype) if packed else nullcontext(file) as stream,
+        _packed(file, dtype) if packed else nullcontext(file) as stream,
     ):
         stream.write(header)
         for volume in volumes:
@@ -187,7 +228,7 @@ def _write_nrrd(path: Path, volume: Volume, fields: dict[str, str]) -> None:
     ]
     with open(path, "wb") as file:
         file.write("\n".join([*lines, "", ""]).encode())
-        with _gzipped(file, dtype) as stream:
+        with _packed(file, dtype) as stream:
             _write_planes(stream, volume.array)
 
 
@@ -220,21 +261,19 @@ def slicer_fields(geometry: Geometry, segments: Sequence[Segment]) -> dict[str, 
     return fields
 
 
-def _write_planes(stream: "BinaryIO | _Gzip", array: np.ndarray) -> None:
+def _write_planes(stream: "BinaryIO | _Packed", array: np.ndarray) -> None:
     """Write (K, J, I) voxels, the lowest byte first; only a plane of them is copied."""
     little = array.dtype.newbyteorder("<")
     for plane in array:
         stream.write(np.ascontiguousarray(plane, little).data)
 
 
-class _Gzip:
-    """A gzip stream in a file, without a name and a time: equal volumes give equal bytes."""
+class _Packed:
+    """A compressed stream in a file, without a name and a time: equal volumes give equal bytes."""
 
-    def __init__(self, file: BinaryIO, strategy: int) -> None:
+    def __init__(self, file: BinaryIO, strategy: int, form: int) -> None:
         self._file = file
-        self._packer = zlib.compressobj(
-            GZIP_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS | 16, zlib.DEF_MEM_LEVEL, strategy
-        )
+        self._packer = zlib.compressobj(LEVEL, zlib.DEFLATED, form, zlib.DEF_MEM_LEVEL, strategy)
 
     def write(self, data: bytes | memoryview) -> None:
         """Write bytes."""
@@ -246,14 +285,14 @@ class _Gzip:
 
 
 @contextmanager
-def _gzipped(file: BinaryIO, dtype: np.dtype) -> Iterator[_Gzip]:
-    """Yield a stream to write voxels of a type to.
+def _packed(file: BinaryIO, dtype: np.dtype, form: int = GZIP) -> Iterator[_Packed]:
+    """Yield a stream to write voxels of a type to, in one of the two forms.
 
     Small integers without a sign are label maps, in which only runs repeat: to look for nothing
-    else takes half the time, and files are smaller than by the search of `GZIP_LEVEL`.
+    else takes half the time, and files are smaller than by the search of `LEVEL`.
     """
     labels = dtype.kind == "u" and dtype.itemsize <= 2
-    stream = _Gzip(file, zlib.Z_RLE if labels else zlib.Z_DEFAULT_STRATEGY)
+    stream = _Packed(file, zlib.Z_RLE if labels else zlib.Z_DEFAULT_STRATEGY, form)
     yield stream
     stream.end()
 

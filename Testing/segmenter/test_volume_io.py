@@ -592,12 +592,14 @@ def test_a_scan_of_bits_or_with_a_foolish_name_is_refused(tmp_path):
 
 @pytest.mark.parametrize("ending", [*FORMATS, ".seg.nrrd"])
 @pytest.mark.parametrize("room", [0, 100, 0.5, -1])
-def test_a_full_disk_loses_nothing_and_leaves_nothing(ending, room, tmp_path):
+@pytest.mark.parametrize("shape", [(31, 32, 33), (4, 5, 6)])
+def test_a_full_disk_loses_nothing_and_leaves_nothing(ending, room, shape, tmp_path):
+    """Also a file that is so small that it is written when it is closed."""
     resource = pytest.importorskip("resource", reason="limits of file size are a POSIX matter")
     path = tmp_path / f"labels{ending}"
     write_labels(path, a_label_map(oblique_left_handed((30, 31, 32))), SEGMENTS)
     before = path.read_bytes()
-    other = a_label_map(oblique_left_handed((31, 32, 33)))
+    other = a_label_map(oblique_left_handed(shape))
     write_labels(tmp_path / f"size{ending}", other, SEGMENTS)
     size = (tmp_path / f"size{ending}").stat().st_size
     (tmp_path / f"size{ending}").unlink()

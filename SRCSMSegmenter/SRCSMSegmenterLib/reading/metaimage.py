@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import VolumeError
 from ..geometry import Geometry
-from ..volume_writing import FLIP_XY
+from ..volume_writing import FLIP_XY, META_TYPES
 from .stored import (
     StoredVolume,
     detached,
@@ -20,19 +20,9 @@ from .stored import (
 
 LONGEST_HEADER = 1 << 20
 
-TYPES = {
-    "MET_CHAR": "int8",
-    "MET_UCHAR": "uint8",
-    "MET_SHORT": "int16",
-    "MET_USHORT": "uint16",
-    "MET_INT": "int32",
-    "MET_UINT": "uint32",
+TYPES = {name: dtype for dtype, name in META_TYPES.items()} | {
     "MET_LONG": "int32",
     "MET_ULONG": "uint32",
-    "MET_LONG_LONG": "int64",
-    "MET_ULONG_LONG": "uint64",
-    "MET_FLOAT": "float32",
-    "MET_DOUBLE": "float64",
 }
 
 MODALITIES = {"MET_MOD_CT": "CT", "MET_MOD_MR": "MR"}
