@@ -6,14 +6,17 @@ nothing is written through a link, and two writers of one target do not meet. It
 target in the end; a target that is a link is replaced, not followed.
 """
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 STALE = 3600.0
 """Seconds without a write after which an unfinished file counts as left by a killed process."""
@@ -45,6 +48,40 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line to a regular file, which is made if it does not exist; links are not followed.
+
+    If the last line was cut off, as its writer was killed, it stays a line of its own.
+
+    Raises:
+        OSError: it cannot be written, or is a link, a pipe or a device.
+    """
+    with open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        start = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(start + line.encode() + b"\n")
+
+
+def open_own(path: str | Path, flags: int) -> BinaryIO:
+    """Open a file for reading and writing, unless it is a link, a pipe or a device.
+
+    Args:
+        flags: of `os.open`.
+
+    Raises:
+        OSError: it is one of those, or cannot be opened.
+    """
+    flags |= (
+        getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    file = os.fdopen(os.open(path, flags, 0o666), "rb+")
+    if os.path.islink(path) or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "It is a link, a pipe or a device", str(path))
+    return file
 
 
 @contextmanager

@@ -7,7 +7,14 @@ from contextlib import nullcontext
 
 import pytest
 
-from SRCSMSegmenterLib.atomic import STALE, atomic_folder, atomic_write, recover, recover_all
+from SRCSMSegmenterLib.atomic import (
+    STALE,
+    append_line,
+    atomic_folder,
+    atomic_write,
+    recover,
+    recover_all,
+)
 
 
 def write_half(path, error):
@@ -93,6 +100,31 @@ def test_a_result_may_be_read_by_those_who_may_read_other_files(tmp_path):
     with atomic_write(tmp_path / "a"):
         pass
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+# lines
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path):
+    path = tmp_path / "record"
+    append_line(path, "é")
+    path.write_bytes(path.read_bytes() + b"half")
+    append_line(path, "two")
+    append_line(path, "three")
+    assert path.read_text("utf-8") == "é\nhalf\ntwo\nthree\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are a POSIX matter")
+def test_no_line_goes_through_a_link_or_waits_for_a_pipe(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "link").symlink_to(tmp_path / "thesis.txt")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "nowhere", "pipe"):
+        with pytest.raises(OSError, match="link"):
+            append_line(tmp_path / name, "a line")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert not (tmp_path / "absent").exists()
 
 
 # folders

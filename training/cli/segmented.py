@@ -10,13 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .cohort import process_number
+from SRCSMSegmenterLib.atomic import append_line
+from SRCSMSegmenterLib.errors import DatasetError
+from SRCSMSegmenterLib.schema import convert_keys, parse_json
 
-LINE = ("scan", "changed", "results", "settings")
-"""Keys of a line."""
+from .cohort import process_number
 
 Stamp = list[int]
 """Size in bytes and time of the last change in ns."""
+
+LINE = {"scan": str, "changed": Stamp, "results": dict[str, Stamp], "settings": dict[str, Any]}
+"""Keys of a line."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,8 @@ class SegmentedRecord:
             }
         )
         number = process_number()
-        path = self.folder / ("segmented.jsonl" if number == 0 else f"segmented-{number}.jsonl")
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        name = "segmented.jsonl" if number == 0 else f"segmented-{number}.jsonl"
+        append_line(self.folder / name, line)
 
     def differences(self, scan: Path, results: Sequence[Path]) -> list[str] | None:
         """Compare recorded results with those that this command would write.
@@ -78,14 +81,14 @@ class SegmentedRecord:
     def _lines(self) -> dict[str, list[dict[str, Any]]]:
         """The lines of all processes by the names of results."""
         lines = defaultdict(list)
-        for path in sorted(self.folder.glob("segmented*.jsonl")):
+        for path in filter(Path.is_file, sorted(self.folder.glob("segmented*.jsonl"))):
             for text in path.read_text("utf-8", errors="replace").splitlines():
                 try:
-                    line = json.loads(text)
-                    for name in line["results"]:
-                        lines[name].append({key: line[key] for key in LINE})
-                except (ValueError, TypeError, KeyError):
+                    line = convert_keys(parse_json(text, "", DatasetError), LINE, "", DatasetError)
+                except DatasetError:
                     continue  # the process was killed while it wrote this line
+                for name in line["results"]:
+                    lines[name].append(line)
         return lines
 
 

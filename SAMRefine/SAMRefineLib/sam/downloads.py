@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from SRCSMSegmenterLib.atomic import open_own
 from SRCSMSegmenterLib.errors import BundleError, Cancelled
 
 CHUNK = 1024 * 1024
@@ -34,7 +35,13 @@ def part_of(path: Path) -> Path:
 
 def received(path: Path) -> int:
     """Count the bytes of a download that have arrived; 0 if none was begun."""
-    return part_of(path).stat().st_size if part_of(path).exists() else 0
+    part = part_of(path)
+    return part.stat().st_size if _is_own(part) else 0
+
+
+def _is_own(part: Path) -> bool:
+    """Tell whether a file is there that a download may go on with: no link, no pipe."""
+    return part.is_file() and not part.is_symlink()
 
 
 def download(
@@ -62,6 +69,8 @@ def download(
     part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not _is_own(part):
+            part.unlink(missing_ok=True)
         _check_space(path.parent, size - received(path))
         if received(path) < size:
             _fetch(url, part, size, progress, cancelled)
@@ -111,7 +120,7 @@ def _fetch(
     url: str, part: Path, size: int, progress: Progress, cancelled: Callable[[], bool]
 ) -> None:
     """Append the rest of a file of `size` bytes to `part`; for the rest see `download`."""
-    start = part.stat().st_size if part.exists() else 0
+    start = part.stat().st_size if _is_own(part) else 0
     headers = {"User-Agent": "SlicerSRCSM"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -120,7 +129,8 @@ def _fetch(
     ) as answer:
         if answer.status != 206:  # the server ignores the range and sends the whole file
             start = 0
-        with open(part, "r+b" if start else "wb") as file:
+        with open_own(part, os.O_RDWR | os.O_CREAT) as file:
+            file.truncate(start)
             file.seek(start)
             while start < size and (chunk := answer.read(min(CHUNK, size - start))):
                 file.write(chunk)

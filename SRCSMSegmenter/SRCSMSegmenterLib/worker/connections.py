@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -279,7 +280,8 @@ def _make_private_folder(parent: Path) -> tuple[Path, BinaryIO]:
     """
     for folder in parent.glob(f"{FOLDER_PREFIX}*"):
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > YOUNG and not _in_use(folder):
+            old = time.time() - folder.lstat().st_mtime > YOUNG
+            if old and _is_ours(folder) and not _in_use(folder):
                 remove_private_folder(folder)
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
     lock = (folder / LOCK).open("xb")
@@ -292,8 +294,20 @@ def _make_private_folder(parent: Path) -> tuple[Path, BinaryIO]:
 def remove_private_folder(folder: Path) -> None:
     """Remove a folder with all that is in it, if it is one of `_make_private_folder`."""
     with suppress(OSError):
-        if not folder.is_symlink() and (folder / LOCK).read_bytes() == MARK:
+        if _is_ours(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder is a worker's of this user; nobody else's files are even opened."""
+    lock = folder / LOCK
+    owners = {path.lstat().st_uid for path in (folder, lock)}
+    if not (stat.S_ISDIR(folder.lstat().st_mode) and stat.S_ISREG(lock.lstat().st_mode)):
+        return False
+    if hasattr(os, "getuid") and owners != {os.getuid()}:
+        return False
+    with lock.open("rb") as file:
+        return file.read(len(MARK) + 1) == MARK
 
 
 def _in_use(folder: Path) -> bool:

@@ -129,6 +129,21 @@ def test_a_whole_part_is_only_checked(server, path):
     assert path.read_bytes() == CONTENT
 
 
+def test_nothing_is_written_through_a_link_and_no_pipe_is_waited_for(server, path):
+    path.parent.mkdir()
+    thesis = path.with_name("thesis.txt")
+    thesis.write_text("years of work")
+    part_of(path).symlink_to(thesis)
+    assert received(path) == 0
+    fetch(server, path)
+    assert thesis.read_text() == "years of work"
+    path.unlink()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(part_of(path))
+        fetch(server, path)
+        assert path.read_bytes() == CONTENT
+
+
 def test_more_than_promised_is_not_read(server, path):
     server.content = CONTENT + b"more"
     fetch(server, path)

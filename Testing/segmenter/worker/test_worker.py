@@ -523,6 +523,24 @@ def test_folders_of_the_dead_are_removed_and_those_of_the_living_are_not(make_wo
     assert do(living, "double", {}, {"x": np.array([2])}).arrays["x"] == [4]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are a POSIX matter")
+def test_folders_that_others_left_in_the_same_place_hold_nobody_up(make_worker, tmp_path):
+    (tmp_path / "thesis.txt").write_bytes(connections.MARK)
+    for name in ("pipe", "device", "link"):
+        (tmp_path / f"{connections.FOLDER_PREFIX}{name}").mkdir()
+    lock = {f.name.rpartition("-")[2]: f / connections.LOCK for f in private_folders(tmp_path)}
+    os.mkfifo(lock["pipe"])
+    lock["device"].symlink_to("/dev/zero")
+    lock["link"].symlink_to(tmp_path / "thesis.txt")
+    for path in lock.values():
+        os.utime(path.parent, (0, 0))
+    pid_of(make_worker())
+    assert all(path.is_symlink() or path.is_fifo() for path in lock.values())
+    for path in lock.values():
+        path.unlink()
+        path.parent.rmdir()
+
+
 # Files and folders
 
 

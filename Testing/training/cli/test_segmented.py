@@ -96,6 +96,35 @@ def test_lines_of_all_processes_count_and_half_written_ones_are_passed_over(
     assert replace(record).differences(scan, results) == []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        '{"scan": "a", "changed": [1, 2], "results": ["scan.nii.gz"], "settings": {}}',
+        '{"scan": "a", "changed": [1, 2], "results": {"scan.nii.gz": [1, 2]}, "settings": 3}',
+        "[" * 5000,
+    ],
+)
+def test_lines_of_another_form_are_passed_over(record, scan, results, line):
+    path = record.folder / "segmented.jsonl"
+    path.write_text(f"{line}\n{path.read_text('utf-8')}{line}\n", "utf-8")
+    assert replace(record).differences(scan, results) == []
+
+
+def test_the_record_is_neither_a_link_nor_a_pipe(record, scan, results, tmp_path):
+    path = record.folder / "segmented.jsonl"
+    path.unlink()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    path.symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(OSError, match="link"):
+        record.add(scan, results)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    if hasattr(os, "mkfifo"):
+        path.unlink()
+        os.mkfifo(path)
+        assert replace(record).differences(scan, results) is None
+
+
 def test_results_of_earlier_calls_are_found_by_their_records(record, results, tmp_path):
     assert earlier_results([tmp_path, tmp_path / "scan.nii"]) == results
     assert earlier_results([tmp_path / "none"]) == []
