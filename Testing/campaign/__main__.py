@@ -24,10 +24,13 @@ import torch
 from bad_input import BadInput
 from faults import Faults
 from load import Load
+from writers import Writers
 
 from srcsm_training.experiments.reports import REPOSITORY, show_report
 
-PARTS = {"bad_input": BadInput, "faults": Faults, "load": Load}
+PARTS = {"bad_input": BadInput, "writers": Writers, "faults": Faults, "load": Load}
+
+Part = BadInput | Writers | Faults | Load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(not trial.held for trial in trials[before:]))
 
 
-def run_part(
-    part: BadInput | Faults | Load, path: Path, seconds: float, arguments: argparse.Namespace
-) -> None:
+def run_part(part: Part, path: Path, seconds: float, arguments: argparse.Namespace) -> None:
     """Go on with a part of the campaign from its last trial."""
     done = sum(trial.part == part.name for trial in record.read(path))
     end = time.monotonic() + seconds
@@ -71,6 +72,8 @@ def run_part(
             if late or (arguments.trials is not None and number - done >= arguments.trials):
                 break
             trial = part.trial(number, arguments.seed)
+            if trial is None:  # all there are were tried
+                break
             record.append(path, trial)
             if not trial.held:
                 print(f"{trial.kind} {number}: {trial.outcome}: {trial.detail}", flush=True)

@@ -7,7 +7,6 @@ is read, unless a download is asked for. The parts are built by the classes name
 the folder asks for, from safetensors, or from .bin files that are read without running code.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import HfApi, snapshot_download
@@ -29,9 +27,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from SRCSMSegmenterLib.atomic import atomic_folder, recover
 from SRCSMSegmenterLib.errors import BundleError, ConfigError
-from SRCSMSegmenterLib.schema import convert_keys, parse_json
+from SRCSMSegmenterLib.schema import convert_keys
 
-from .slices import StyleError, file_sha256, write_bytes
+from .slices import StyleError, write_bytes
+from .weights import built, load_network, read_json, weight_files, weights_sha256
 
 DEFAULT = "Nihirc/Prompt2MedImage"
 
@@ -133,25 +132,14 @@ def load_base(
         ("text_encoder", CLIPTextModel),
     ):
         files = weight_files(folder / part, WEIGHTS[part])
-        safe = files[0].suffix == ".safetensors"
-        parts[part] = _built(
-            lambda: kind.from_pretrained(  # noqa: B023 - called at once
-                folder / part,  # noqa: B023
-                use_safetensors=safe,  # noqa: B023
-                local_files_only=True,
-                dtype=torch.float32,
-            ),
-            name,
-            part,
-        )
-        parts[part].eval().requires_grad_(False)
+        parts[part] = load_network(kind, folder / part, files, name)
         identity[part] = weights_sha256(files)
-    tokenizer = _built(
+    tokenizer = built(
         lambda: CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         name,
         "tokenizer",
     )
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", name)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", name)
     base = BaseModel(
         name, **parts, tokenizer=tokenizer, scheduler=scheduler, licence=licence(folder),
         identity=identity,
@@ -203,32 +191,6 @@ def licence(folder: Path) -> str:
         return "not stated; look for it where the model comes from"
 
 
-def weight_files(folder: Path, stem: str) -> list[Path]:
-    """Find the files of a part's weights: safetensors if there are any, else .bin.
-
-    Raises:
-        BundleError: there are none.
-    """
-    old = "pytorch_model" if stem == "model" else stem
-    for pattern in (f"{stem}.safetensors", f"{stem}-*-of-*.safetensors", f"{old}.bin"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    if variants := sorted(path.name for path in folder.glob(f"{stem}.*.safetensors")):
-        raise BundleError(
-            f"{folder} has its weights as {' and '.join(variants)} alone; fetch {stem}.safetensors "
-            "too, or save the model anew without a variant."
-        )
-    raise BundleError(
-        f"{folder} has no weights ({stem}.safetensors); the model is incomplete, fetch it anew."
-    )
-
-
-def weights_sha256(files: list[Path]) -> str:
-    """Compute one hex digest for one or several files."""
-    sums = [file_sha256(path) for path in files]
-    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
-
-
 def save_model(save: Callable[[Path], None], folder: Path) -> None:
     """Write a model's folder; an older one is replaced once the new one is whole.
 
@@ -271,22 +233,11 @@ def read_record(run: Path, stage: str) -> dict[str, Any]:
         raise BundleError(
             f"{run} holds no finished srcsm style {stage} (no model.json); run that to its end."
         )
-    record = _read_json(run / "model.json", str(run))
+    record = read_json(run / "model.json", str(run))
     if record.get("stage") != stage:
         raise BundleError(f"{run} holds a style {record.get('stage')}, not a style {stage}.")
     convert_keys(record, RECORDS[stage], f"{run / 'model.json'}", BundleError)
     return record
-
-
-def check_weights(files: list[Path], record: dict[str, Any]) -> None:
-    """Compare weights with what their run's record says.
-
-    Raises:
-        BundleError: they differ.
-    """
-    recover(files[0].parent)
-    if not all(path.is_file() for path in files) or weights_sha256(files) != record["weights"]:
-        raise BundleError(f"{files[0]} is missing or changed since it was trained; train it anew.")
 
 
 def check_base(base: BaseModel, record: dict[str, Any], run: Path) -> None:
@@ -321,7 +272,7 @@ def _check(folder: Path, name: str) -> None:
             f"{name} is no model in diffusers format (it has no model_index.json); give a folder "
             "that diffusers' save_pretrained wrote."
         )
-    index = _read_json(folder / "model_index.json", name)
+    index = read_json(folder / "model_index.json", name)
     parts = {
         part: entry[1]
         for part, entry in index.items()
@@ -367,24 +318,3 @@ def _check_networks(base: BaseModel) -> None:
                 f"{base.name} cannot be used: {what}; take a text-to-image base of Stable "
                 "Diffusion 1.x's architecture."
             )
-
-
-def _built(build: Callable[[], Any], name: str, part: str) -> Any:  # noqa: ANN401
-    try:
-        return build()
-    except Exception as error:  # the two libraries raise nearly anything
-        raise BundleError(
-            f"The {part} of {name} cannot be read ({str(error).splitlines()[0]}); the model is "
-            "incomplete, damaged or of another architecture, fetch it anew."
-        ) from error
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{name} is incomplete or damaged: {path.name}: {error}.") from error
-    content = parse_json(text, f"{name} is incomplete or damaged: {path.name}", BundleError)
-    if not isinstance(content, dict):
-        raise BundleError(f"{name} is incomplete or damaged: {path.name} holds no object.")
-    return content

@@ -33,11 +33,9 @@ from .base import (
     CONDITION_CHANNELS,
     BaseModel,
     check_base,
-    check_weights,
     load_base,
     read_record,
     save_model,
-    weights_sha256,
     write_record,
 )
 from .config import ControlConfig, SamplingConfig, StyleConfig
@@ -64,6 +62,7 @@ from .slices import (
 )
 from .stage import fit_stage, open_stage
 from .tune import load_tuned
+from .weights import check_weights, load_network, weights_sha256
 
 
 def train_control(
@@ -242,11 +241,9 @@ def load_control(run_folder: Path, base: BaseModel) -> tuple[ControlNetModel, di
     """
     record = read_record(run_folder, "control")
     check_base(base, record, run_folder)
-    check_weights([_weight_file(run_folder)], record)
-    control = ControlNetModel.from_pretrained(
-        run_folder / "controlnet", local_files_only=True, use_safetensors=True
-    )
-    return control.eval().requires_grad_(False), record
+    weights = _weight_file(run_folder)
+    check_weights([weights], record)
+    return load_network(ControlNetModel, weights.parent, [weights], str(run_folder)), record
 
 
 def palette(labels: Mapping[str, int]) -> dict[str, list[int]]:

@@ -24,11 +24,9 @@ from ..engine.run_folder import Run
 from .base import (
     BaseModel,
     check_base,
-    check_weights,
     load_base,
     read_record,
     save_model,
-    weights_sha256,
     write_record,
 )
 from .config import SamplingConfig, StyleConfig, TuneConfig
@@ -52,6 +50,7 @@ from .slices import (
     write_picture,
 )
 from .stage import fit_stage, open_stage
+from .weights import check_weights, load_network, weights_sha256
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 """The layers that low-rank updates go to."""
@@ -176,12 +175,11 @@ def load_tuned(run_folder: Path, base: BaseModel) -> tuple[UNet2DConditionModel,
     """
     record = read_record(run_folder, "tune")
     check_base(base, record, run_folder)
-    check_weights([_weight_file(run_folder, record)], record)
+    weights = _weight_file(run_folder, record)
+    check_weights([weights], record)
     if not record["settings"]["lora"]:
-        unet = UNet2DConditionModel.from_pretrained(
-            run_folder / "unet", local_files_only=True, use_safetensors=True
-        )
-        return unet.eval().requires_grad_(False), record
+        name = str(run_folder)
+        return load_network(UNet2DConditionModel, weights.parent, [weights], name), record
     unet = UNet2DConditionModel.from_config(base.unet.config)
     unet.load_state_dict(base.unet.state_dict())
     unet.load_lora_adapter(

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from restyled import prepared
 
-from srcsm_training.style.base import find_base, load_base, weight_files
+from srcsm_training.style.base import find_base, load_base
 from srcsm_training.style.diffusion import encode_prompts, token_ids
 from srcsm_training.style.prompts import read_prompts
 from srcsm_training.style.small_base import LICENCE, build_base, save_base
@@ -213,14 +213,6 @@ def test_an_incomplete_or_damaged_base_is_refused(copy, part, damage, words):
     with pytest.raises(BundleError, match=words) as refused:
         load_base(str(copy), say=style_tiny.silent)
     assert "\n" not in str(refused.value)
-
-
-def test_a_model_with_half_precision_files_alone_is_told_so(tmp_path):
-    (tmp_path / "model.fp16.safetensors").touch()
-    with pytest.raises(
-        BundleError, match=r"model\.fp16\.safetensors alone; fetch model\.safetensors"
-    ):
-        weight_files(tmp_path, "model")
 
 
 def test_only_what_is_on_this_machine_is_read_unless_asked_for(saved, tmp_path):

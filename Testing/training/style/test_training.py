@@ -22,7 +22,7 @@ from srcsm_training.engine.limits import Limits
 from srcsm_training.style import control as control_module
 from srcsm_training.style import diffusion, stage
 from srcsm_training.style import tune as tune_module
-from srcsm_training.style.base import check_weights, load_base, read_record
+from srcsm_training.style.base import load_base, read_record
 from srcsm_training.style.config import SamplingConfig, StageConfig, StyleConfig
 from srcsm_training.style.control import (
     conditions,
@@ -41,6 +41,7 @@ from srcsm_training.style.small import train_base
 from srcsm_training.style.small_base import NOISE
 from srcsm_training.style.stage import fit_stage, open_stage
 from srcsm_training.style.tune import load_tuned, tune
+from srcsm_training.style.weights import check_weights
 from SRCSMSegmenterLib.errors import BundleError, ConfigError, DatasetError
 
 ON = {"device": "cpu", "limits": style_tiny.SILENT}
