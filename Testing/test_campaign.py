@@ -17,7 +17,7 @@ from SRCSMSegmenterLib.errors import VolumeError
 
 TESTING = Path(__file__).parent
 
-SAMPLE = {"bad_input": 80, "faults": 4, "load": 2}
+SAMPLE = {"bad_input": 80, "writers": 24, "faults": 4, "load": 2}
 """Trials of each part; the seed makes them the same in every run of the tests."""
 
 

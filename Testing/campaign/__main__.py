@@ -78,7 +78,7 @@ def run_part(part: Part, path: Path, seconds: float, arguments: argparse.Namespa
             if not trial.held:
                 print(f"{trial.kind} {number}: {trial.outcome}: {trial.detail}", flush=True)
     finally:
-        if not isinstance(part, Faults):
+        if isinstance(part, BadInput | Load):
             part.close()
 
 

@@ -111,11 +111,7 @@ COMMANDS = {
         MODEL,
     ),
     "prepare-data": Command("prepare-data spider {i}/download {o}/datasets", ("datasets",)),
-    "phantom": Command(
-        "phantom {o}/phantom --modality MR --cases 1",
-        ("phantom",),
-        (("--cases", "--seed 5 --cases"),),
-    ),
+    "phantom": Command("phantom {o}/phantom --modality MR --cases 1", ("phantom",)),
     "style prepare": Command(
         f"style prepare --data {{i}}/data {STYLE} --out {{o}}/ct", ("ct/images", "ct/masks")
     ),

@@ -45,8 +45,11 @@ CODES = {
 }
 """Exit codes of a disturbed run that ended by itself; 0 is that of a run that was done before."""
 
-VARIES = ("curve", "environment.json", "last.pt", "README.md", results.SUMS, "training.json")
-"""How names of files begin that say when and how long something was computed."""
+VARIES = (
+    "curve", "environment.json", "last.pt", "README.md", results.SUMS, "training.json", "events.",
+    "cases.partial", "validation_", "worst_",
+)  # fmt: skip
+"""How names of files begin that tell of the run itself; they have to be readable alone."""
 
 NEIGHBOUR = "thesis.txt"
 """A file of the user's that no command knows."""
@@ -195,9 +198,10 @@ class Faults:
         again = results.snapshot(self.outputs)
         del again[NEIGHBOUR]
         for file, content in known.result.items():
-            if file not in again or (again[file] != content and not _varies(file)):
+            if not _varies(file) and again.get(file) != content:
                 return f"another result when run again: {file}"
-        if foreign := sorted(again.keys() - known.result.keys() - before.keys()):
+        others = again.keys() - known.result.keys() - before.keys()
+        if foreign := sorted(file for file in others if not _varies(file)):
             return f"more files when run again: {foreign[:3]}"
         return "" if _stamps(self.inputs) == self.given else "the inputs were changed"
 

@@ -5,11 +5,10 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from SRCSMSegmenterLib.errors import BundleError, ConfigError
+from SRCSMSegmenterLib.errors import ConfigError
 
 from . import arguments as options
 from .console import say
-from .outputs import OutputError
 from .runs import run_to_end
 
 if TYPE_CHECKING:
@@ -96,19 +95,16 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     def training(limits: "Limits") -> "RunResult":
-        try:
-            return run_training(
-                arguments.data,
-                config,
-                arguments.out,
-                signature=signature(arguments),
-                extend=arguments.extend,
-                device=arguments.device,
-                cache=arguments.cache,
-                limits=replace(limits, logger=arguments.logger),
-            )
-        except BundleError as error:  # of the bundle that is written: the others are a ConfigError
-            raise OutputError(str(error)) from error
+        return run_training(
+            arguments.data,
+            config,
+            arguments.out,
+            signature=signature(arguments),
+            extend=arguments.extend,
+            device=arguments.device,
+            cache=arguments.cache,
+            limits=replace(limits, logger=arguments.logger),
+        )
 
     done = "Network: {model}\nNext: srcsm segment SCAN --model {model} -o labels.nii.gz"
     steps = config.optimisation.steps

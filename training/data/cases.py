@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from SRCSMSegmenterLib.air import airless_labels
 from SRCSMSegmenterLib.atomic import atomic_write
-from SRCSMSegmenterLib.errors import ConfigError, VolumeError
+from SRCSMSegmenterLib.errors import ConfigError, SRCSMError
 from SRCSMSegmenterLib.field_of_view import Extent, body_extent, centre_range, scan_extent
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule, scale
@@ -98,7 +98,8 @@ def prepare_cases(
         outputs: number of labels, from 1 on, that windows are drawn around.
 
     Raises:
-        VolumeError: a case cannot be read, or the cache cannot be written.
+        VolumeError: a case cannot be read.
+        SRCSMError: the cache cannot be written.
     """
     return [
         place_case(case.name, cached_tensors(case, rule, smoothing, cache), grid, order, outputs)
@@ -172,7 +173,7 @@ def _store(path: Path, tensors: Tensors) -> None:
         with atomic_write(path) as temporary:
             save_file(tensors, temporary, {"crc32": _checksum(tensors)})
     except (OSError, SafetensorError) as error:
-        raise VolumeError(
+        raise SRCSMError(
             f"Cannot write prepared cases into {path.parent} ({error}); free some space, or set "
             "SRCSM_CACHE to another folder."
         ) from error

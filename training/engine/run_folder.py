@@ -23,6 +23,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.errors import BundleError
 
 from ..plots import curve_picture
 from .accelerator import Computing
@@ -141,14 +142,20 @@ class Run:
 
         Args:
             save: called with `model`, on the main process.
+
+        Raises:
+            CheckpointError: the model cannot be written.
         """
         self.write_curve(progress)
         if self.main and progress.finished:
-            save(model)
+            try:
+                save(model)
+            except BundleError as error:  # the disk's: models that are read were read before
+                raise CheckpointError(str(error)) from error
         self.accelerator.wait_for_everyone()
         best = progress.best_dice if progress.best_dice >= 0 else math.nan
-        finished = progress.finished
-        return RunResult(progress.step, finished, best, model if finished else None)
+        done = progress.finished
+        return RunResult(progress.step, done, best, model if done else None)
 
 
 def open_run(
@@ -173,7 +180,6 @@ def open_run(
         CheckpointError: the checkpoint cannot be read or is of another training; nothing was
             written then.
     """
-    folder = Path(folder)
     checkpoint = state_to_resume(folder, identity, extend)
     if computing.main:
         write_environment(folder, computing, tell, about)
@@ -214,14 +220,13 @@ def open_case_run(
         "naming of labels": dict(source.dataset.labels),
         "content of cases": source.contents(),
     }
-    chosen = list(source.dataset.labels) if labels is None else labels
     run = open_run(
         folder,
         config,
         computing,
         identity=identity,
         tell=tell,
-        labels=chosen,
+        labels=list(source.dataset.labels) if labels is None else labels,
         about=about,
         extend=extend,
     )
@@ -394,10 +399,8 @@ def _git_state() -> dict[str, str | bool]:
     """Return the commit of the code and whether files differ from it; nothing outside git."""
 
     def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+        return subprocess.run(["git", *arguments], check=True, **options).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}

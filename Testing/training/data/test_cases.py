@@ -10,10 +10,11 @@ import tiny
 import torch
 from scipy.ndimage import gaussian_filter
 
+from srcsm_training.cli.failures import exit_code
 from srcsm_training.data import cases as cases_module
 from srcsm_training.data.cases import default_cache, draw_window, prepare_cases
 from srcsm_training.data.dataset import read_dataset
-from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.errors import SRCSMError
 from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule
 
@@ -207,8 +208,9 @@ def test_a_full_disk_leaves_no_half_entry(monkeypatch, dataset, cache, built):
 
     with monkeypatch.context() as patch:
         patch.setattr(cases_module.os, "replace", full)
-        with pytest.raises(VolumeError, match="No space left"):
+        with pytest.raises(SRCSMError, match="No space left") as error:
             prepare(dataset, cache)
+    assert exit_code(error.value) == 6
     assert entries(cache) == []
     prepare(dataset, cache)
     assert built == ["a", "a", "b", "c"]
@@ -216,7 +218,7 @@ def test_a_full_disk_leaves_no_half_entry(monkeypatch, dataset, cache, built):
 
 def test_a_cache_that_cannot_be_made_is_one_sentence(dataset, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(VolumeError, match="file"):
+    with pytest.raises(SRCSMError, match="file"):
         prepare(dataset, tmp_path / "file" / "cache")
 
 

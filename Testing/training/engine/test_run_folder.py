@@ -2,11 +2,15 @@
 """The folder of a run: rows of its curve."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from srcsm_training.cli.failures import exit_code
 from srcsm_training.engine.checkpoint import CheckpointError, save_checkpoint
-from srcsm_training.engine.run_folder import curve_row, state_to_resume
+from srcsm_training.engine.progress import Progress
+from srcsm_training.engine.run_folder import Run, curve_row, state_to_resume
+from SRCSMSegmenterLib.errors import BundleError
 
 OLD = {
     "configuration": {"seed": 1, "data": {"folds": 5, "cases": ["*"]}, "note": "x" * 100},
@@ -49,6 +53,18 @@ def test_a_checkpoint_says_what_is_not_the_same(tmp_path, key, value, told):
     with pytest.raises(CheckpointError) as caught:
         state_to_resume(tmp_path, OLD | {key: value})
     assert told in str(caught.value)
+
+
+def test_a_model_that_cannot_be_written_is_a_result_that_cannot_be_written(tmp_path):
+    def save(folder):
+        raise BundleError("Cannot write the model folder.")
+
+    accelerator = SimpleNamespace(wait_for_everyone=lambda: None)
+    computing = SimpleNamespace(main=True, accelerator=accelerator)
+    run = Run(tmp_path, None, computing, {}, [], print, None)
+    with pytest.raises(CheckpointError, match="Cannot write the model") as error:
+        run.end(Progress(6, 1.0, finished=True), tmp_path / "model", save)
+    assert exit_code(error.value) == 6
 
 
 def test_curve_rows_leave_dice_open_between_validations():
