@@ -2,6 +2,7 @@
 """A sample of the campaign, and that the campaign sees what goes wrong."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from SRCSMSegmenterLib.errors import VolumeError
 
 TESTING = Path(__file__).parent
 
-SAMPLE = {"bad_input": 80, "writers": 24, "faults": 4, "load": 2}
+SAMPLE = {"bad_input": 80, "writers": 8, "faults": 3, "load": 2}
 """Trials of each part; the seed makes them the same in every run of the tests."""
 
 
@@ -94,6 +95,9 @@ def test_a_record_counts_what_held_and_lists_what_failed(tmp_path):
     assert "| damaged input | NRRD | raw error | 2 |" in table
 
 
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="its system calls are Linux's"
+)
 def test_a_sample_of_the_campaign_holds(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(TESTING / "helpers"), "OMP_NUM_THREADS": "1"}
     for part, trials in SAMPLE.items():
