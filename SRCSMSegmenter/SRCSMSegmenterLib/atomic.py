@@ -74,14 +74,13 @@ def open_own(path: str | Path, flags: int) -> BinaryIO:
     Raises:
         OSError: it is one of those, or cannot be opened.
     """
-    flags |= (
-        getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    )
-    file = os.fdopen(os.open(path, flags, 0o666), "rb+")
-    if os.path.islink(path) or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # those that this system knows
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags, 0o666)
+    if os.path.islink(path) or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "It is a link, a pipe or a device", str(path))
-    return file
+    return os.fdopen(descriptor, "rb+")
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from SRCSMSegmenterLib.errors import BundleError
 from ..plots import curve_picture
 from .accelerator import Computing
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, without_precision
+from .code_state import git_state
 from .config import StepsConfig, to_dict, write_yaml
 from .progress import Progress, mean_score
 from .source_domain import Source
@@ -384,7 +384,7 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {package: _version(package) for package in PACKAGES},
-        "git": _git_state(),
+        "git": git_state(),
     }
 
 
@@ -393,16 +393,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _git_state() -> dict[str, str | bool]:
-    """Return the commit of the code and whether files differ from it; nothing outside git."""
-
-    def git(*arguments: str) -> str:
-        options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
-        return subprocess.run(["git", *arguments], check=True, **options).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
