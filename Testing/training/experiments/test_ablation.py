@@ -84,7 +84,7 @@ def test_one_piece_is_scored_beside_all_of_them(monkeypatch, tmp_path):
     monkeypatch.setattr("SRCSMSegmenterLib.inference.segment", segment)
     dataset = type("D", (), {"name": "MR", "modality": "MR"})
     tables = [
-        trainings._scores(RUNS[name], None, dataset, tmp_path, ("on",), pieces)
+        trainings._scores(RUNS[name], None, dataset, tmp_path, ("on",), pieces, None)
         for name, pieces in (("ct_affine", "all"), ("ct_affine", "one"), ("ct_regions", "all"))
     ]
     assert kept == [False, True, False]
