@@ -38,7 +38,7 @@ def started(monkeypatch):
 def launched_by(monkeypatch, *command):
     parents = [SimpleNamespace(cmdline=lambda: list(command)), SimpleNamespace(cmdline=lambda: [])]
     stand_in = SimpleNamespace(parents=lambda: parents[::-1])
-    monkeypatch.setattr(processes.psutil, "Process", lambda: stand_in)
+    monkeypatch.setattr("psutil.Process", lambda: stand_in)
 
 
 RANKED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
