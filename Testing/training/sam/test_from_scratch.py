@@ -4,7 +4,6 @@ it goes on after a stop."""
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,28 +81,17 @@ def sam_folder(tmp_path_factory):
     return where
 
 
-class FakeCoarse:
-    """Stands for a coarse network that says the truth; `segment` is replaced with it."""
-
-    identity = "0" * 64
-
-    class description:
-        name = "fake"
-        labels = (SimpleNamespace(value=1), SimpleNamespace(value=2))
-
-
 @pytest.fixture
-def coarse(monkeypatch):
-    def segment(volume, bundle, **arguments):
-        assert arguments["source_matching"] is False
-        assert arguments["modality"] == "CT"
-        liver, spleen = (volume.array > 60) & (volume.array < 170), volume.array > 170
-        background = ~(liver | spleen)
-        found = np.stack([background, liver, spleen]).astype(np.float16)
-        return SimpleNamespace(probabilities=SimpleNamespace(whole=lambda label: found[label]))
+def coarse():
+    """A coarse network that says the truth."""
 
-    monkeypatch.setattr(layout, "segment", segment)
-    return FakeCoarse()
+    def predict(volume, modality):
+        assert modality == "CT"
+        liver, spleen = (volume.array > 60) & (volume.array < 170), volume.array > 170
+        found = np.stack([~(liver | spleen), liver, spleen]).astype(np.float16)
+        return lambda label: found[label]
+
+    return layout.CoarseNetwork("fake", "0" * 64, {"liver": 1, "spleen": 2}, predict)
 
 
 def a_run(folder, cache, out, config=CONFIG, name=None, **limits):
@@ -302,7 +290,7 @@ def test_the_command_line(tmp_path, folder, cache, sam_folder, capsys):
     assert "(1 x " in printed
     assert yaml.safe_load(printed)["optimisation"]["steps"] == 1
     assert cli.main([*common, *arguments[2:]]) == 2
-    assert "needs --out" in capsys.readouterr().err
+    assert "needs --data and --out" in capsys.readouterr().err
     out = ["--out", str(tmp_path / "no")]
     for wrong, sentence in (
         (["--sam", str(sam_folder)], "--coarse"),
