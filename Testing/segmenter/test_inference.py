@@ -324,7 +324,7 @@ def test_windows_are_what_training_saw(monkeypatch):
     smoothed = smooth_mm(scaled, geometry.spacing, 1.0)
     tensors = {"image": smoothed.half(), "labels": torch.zeros(geometry.shape, dtype=torch.uint8)}
     tensors["affine"] = torch.tensor(geometry.affine)
-    case = cases._placed("case", tensors, grid, 2)
+    case = cases.place_case("case", tensors, grid, outputs=2)
     [(window, _)] = loop.case_windows(case, grid, "cpu")
     [x] = seen
     torch.testing.assert_close(x, normalise(window[None], MR), atol=5e-3, rtol=0)
