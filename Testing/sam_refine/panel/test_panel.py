@@ -5,6 +5,8 @@ What a user does is in SAMRefine/Testing/SAMRefinePanelTest.py, which Slicer's o
 too. Here is what needs no Slicer or cannot be seen there.
 """
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -34,6 +36,25 @@ def window(tmp_path, monkeypatch, modules):
     monkeypatch.setitem(sys.modules, "slicer.packaging", packaging)
     with qt_host.slicer_with_qt(tmp_path / "settings.ini", *modules) as window:
         yield window
+
+
+READS_A_SCENE = "test_a_scene_that_is_loaded_while_the_panel_is_open_is_shown"
+ALONE = "SRCSM_TEST_ALONE"
+
+
+@pytest.fixture(autouse=True)
+def alone(request):
+    """Leave the test that reads a scene, which changes the views for good, to its own process."""
+    if request.node.name == READS_A_SCENE and ALONE not in os.environ:
+        pytest.skip("it runs in a process of its own")
+
+
+def test_a_scene_is_read_in_a_process_of_its_own():
+    test = f"{__file__}::SAMRefinePanelTest::{READS_A_SCENE}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    run = subprocess.run(command, env=os.environ | {ALONE: "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert "1 passed" in run.stdout
 
 
 UNBOUND = {"sam", "organ"}
