@@ -71,9 +71,7 @@ def find_air(
     return image <= float(convert(voxel)[0, 0, 0]) + ROUNDING
 
 
-def without_air(
-    probabilities: torch.Tensor, air: torch.Tensor, labels: Sequence[int]
-) -> torch.Tensor:
+def without_air(probabilities: torch.Tensor, air: torch.Tensor, labels: Sequence[int]) -> None:
     """Give the probability of labels to background in voxels of air, in place.
 
     Args:
@@ -85,7 +83,6 @@ def without_air(
         chance = torch.where(air, probabilities[label], 0)
         probabilities[label] -= chance
         probabilities[0] += chance
-    return probabilities
 
 
 def airless_labels(

@@ -144,10 +144,10 @@ def segment(
     progress("prepare", 0.0)
     with _timed(seconds, "prepare"):
         modality, messages = _modality_of(volume, modality)
-        voxels, rule = _network_intensities(volume.array, bundle, modality, source_matching)
+        own_rule = replace(bundle.description.rule, modality=modality)
+        voxels, rule = _network_intensities(volume.array, bundle, own_rule, source_matching)
         prepared = _prepare(*voxels, volume.geometry, bundle)
         if modality == "CT" and bundle.description.airless:
-            own_rule = replace(bundle.description.rule, modality=modality)
             prepared = replace(prepared, air=find_air(*voxels, prepared.image, own_rule))
     run_input = _RunInput(prepared, volume.geometry, bundle, rule, progress, seconds)
     decision = _run_within_memory(run_input, device, messages)
@@ -194,18 +194,18 @@ def _modality_of(volume: Volume, modality: str | None) -> tuple[str, list[str]]:
 
 
 def _network_intensities(
-    array: np.ndarray, bundle: ModelBundle, modality: str, source_matching: bool
+    array: np.ndarray, bundle: ModelBundle, own_rule: IntensityRule, source_matching: bool
 ) -> tuple[tuple[np.ndarray, BlockFunction], IntensityRule]:
     """Scale a scan, or match it to the source, block by block.
 
     Args:
         array: (K, J, I) raw intensities.
+        own_rule: the bundle's rule for the scan's own modality.
 
     Returns:
         Voxels (K, J, I) with the function that makes scaled float32 of any block of them, and the
         rule by which to normalise these.
     """
-    own_rule = replace(bundle.description.rule, modality=modality)
     if source_matching:
         return matched_voxels(array, own_rule, bundle.histogram), bundle.description.rule
     return intensity.scaled_voxels(array, own_rule), own_rule
