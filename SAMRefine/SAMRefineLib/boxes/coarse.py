@@ -133,6 +133,8 @@ class CoarseMask:
     Attributes:
         given: (K, J, I) probabilities, or a bool mask; not to be written to.
         voxels: number of voxels by slice index, for the slices that show any.
+        graded: whether voxels beside the mask have probabilities too, as those of a network do; a
+            label map, even with the confidence of its labels, says nothing of them.
     """
 
     def __init__(self, given: np.ndarray, grid: SliceGrid) -> None:
@@ -144,6 +146,7 @@ class CoarseMask:
         self._block = (block[axis], *block[:axis], *block[axis + 1 :])
         part = self._stack[self._block]
         mask, weights = (part, None) if part.dtype == bool else (part >= THRESHOLD, part)
+        self.graded = weights is not None and bool(((part > 0) & ~mask).any())
         self._component = mask.copy()
         _filter(self._component, weights, in_volume=True, in_slices=False)
         counts, first = mask.sum(axis=(1, 2)), self._block[0].start

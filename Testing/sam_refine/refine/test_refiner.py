@@ -12,7 +12,7 @@ from tiny_sam import FOUR_TILES
 from torch.nn import functional as F
 
 from SAMRefineLib.boxes.boxes import Box, Box3D, PointPrompt, SliceGrid
-from SAMRefineLib.boxes.coarse import CoarseMask
+from SAMRefineLib.boxes.coarse import CoarseMask, coarse_probability
 from SAMRefineLib.boxes.key_frames import KeyFrames
 from SAMRefineLib.refine.acceptance import (
     ACCEPT_ALL,
@@ -401,6 +401,37 @@ def test_an_edited_box_need_not_agree_with_the_coarse_mask(a_looking_sam):
     same = with_frames(organ, dataclasses.replace(organ.frames, automatic={4: box}))
     found = run(a_looking_sam, scan(LIVER), same, mosaic="slices")
     assert found.reports[0].kept[4] == DISAGREES
+
+
+LARGER = ball((4, 25, 20), (4, 19, 17))
+
+
+def graded(rim: float) -> np.ndarray:
+    """Probabilities of the liver: 0.9 in it, `rim` around it."""
+    return np.where(LIVER, 0.9, np.where(LARGER, rim, 0)).astype(np.float16)
+
+
+@pytest.mark.parametrize(("rim", "grows"), [(0.1, False), (0.4, True)])
+def test_sam_s_probabilities_and_a_network_s_count_alike(a_looking_sam, rim, grows):
+    """SAM, at 0.7 beside the liver, wants it larger; the network has `rim` there."""
+    image = scan(LIVER)
+    image.array[LARGER & ~LIVER] = 0.57  # a pixel of 0.14, a probability of 0.7
+    frames = prompt(LARGER).frames
+    found = run(a_looking_sam, image, OrganPrompt(frames, graded(rim)), acceptance=ACCEPT_ALL)
+    assert found.probability(1)[4, 41, 20] == pytest.approx((0.7 + rim) / 2, abs=0.02)
+    assert found.labels.array[4, 41, 20] == grows
+    assert found.labels.array[4, 25, 20] == 1
+
+
+def test_a_label_map_and_an_edited_box_leave_it_to_sam(a_looking_sam):
+    image = scan(LIVER)
+    image.array[LARGER & ~LIVER] = 0.57
+    frames = prompt(LARGER).frames
+    moved = replace(frames.automatic[4], x1=frames.automatic[4].x1 + 1)
+    cases = [(frames, LIVER), (frames, coarse_probability(LIVER, np.full(SHAPE, 0.9)))]
+    for boxes, coarse in [*cases, (frames.edit(4, moved), graded(0.1))]:
+        found = run(a_looking_sam, image, OrganPrompt(boxes, coarse), acceptance=ACCEPT_ALL)
+        assert found.labels.array[4, 41, 20] == 1
 
 
 def test_an_organ_that_is_left_out_leaves_the_labels(a_looking_sam):
