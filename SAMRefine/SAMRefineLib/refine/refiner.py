@@ -2,13 +2,13 @@
 """Refinement: from boxes to masks on the volume's own grid (after Wang et al.).
 
 SAM is asked about every box (`prediction`). If its mask is rejected, the coarse one is kept
-(`acceptance`); otherwise its probabilities and a network's count alike. Overlaps go to the organ
-with the highest probability x predicted IoU: inside the liver's box SAM may confidently outline the
-kidney instead.
+(`acceptance`); otherwise, in boxes that nobody edited, its probabilities and a network's count
+alike. Overlaps go to the organ with the highest probability x predicted IoU: inside the liver's box
+SAM may confidently outline the kidney instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,9 +36,9 @@ class OrganPrompt:
         coarse: (K, J, I) probabilities, or a bool mask; None if there is no coarse mask. Not to be
             written to while a `Refiner` knows it.
         points: by slice index; only slices with a box can have some.
-        mask_prompt: give SAM the coarse mask as a mask prompt, require the two to agree
-            (`Acceptance`), and take the mean of their probabilities (`CoarseMask.graded`). In
-            slices with an edited box none of it is done, as the user disagrees with the mask.
+        mask_prompt: give SAM the coarse mask as a mask prompt, and require the two to agree
+            (`Acceptance`); in slices with an edited box neither is done, as the user disagrees with
+            the coarse mask.
         keep_unboxed: slices without a box keep the coarse mask; else they show nothing, unless the
             organ had no automatic box at all.
     """
@@ -209,7 +209,8 @@ class Refiner:
             sources = self._sources(organ, boxes)
             for slice_index, box in boxes.items():
                 points = tuple(organ.points.get(slice_index, ()))
-                mask_prompt = coarse if _uses_coarse(organ, slice_index, box) else None
+                uses_coarse = organ.mask_prompt and _is_automatic(organ, slice_index, box)
+                mask_prompt = coarse if uses_coarse else None
                 question = Question(box, sources[slice_index], points, mask_prompt)
                 questions[frames.label, slice_index] = question
         return questions
@@ -254,8 +255,11 @@ class Refiner:
         outcomes = {}
         for slice_index in sorted(answered.keys() | unboxed):
             box, answer = answered.get(slice_index, (None, None))
-            agree = answer is not None and _uses_coarse(organ, slice_index, box)
-            basis = (coarse, box, answer, agree, mask_threshold, acceptance)
+            automatic = answer is not None and _is_automatic(organ, slice_index, box)
+            limits = acceptance
+            if not (automatic and organ.mask_prompt):
+                limits = replace(acceptance, agreement=0.0)
+            basis = (coarse, box, answer, automatic, mask_threshold, limits)
             # The same object again if nothing changed: such slices are not combined anew.
             last = self._combined.get(slice_index, {}).get(frames.label)
             unchanged = last is not None and last.basis == basis
@@ -268,16 +272,16 @@ class Refiner:
         coarse: CoarseMask | None,
         box: Box | None,
         answer: Answer | None,
-        agree: bool,
+        automatic: bool,
         mask_threshold: float,
         acceptance: Acceptance,
     ) -> Outcome:
         """Choose SAM's mask of a slice or the coarse one.
 
-        `agree` requires them to be alike; then the mean of their probabilities decides, if there
-        are coarse ones beside the mask too.
+        In an automatic box the mean of both probabilities decides, if the coarse ones go on beside
+        the mask.
         """
-        basis = (coarse, box, answer, agree, mask_threshold, acceptance)
+        basis = (coarse, box, answer, automatic, mask_threshold, acceptance)
         if answer is None:
             kept = coarse.probability(slice_index), coarse.component(slice_index)
             return Outcome(*kept, NO_BOX, None, 1.0, basis)
@@ -288,12 +292,12 @@ class Refiner:
         weight = min(max(answer.predicted_iou, 0.01), 1.0)
         reason = BLANK
         if not answer.blank:
-            rival = coarse.component(slice_index) if coarse is not None and agree else None
+            rival = coarse.component(slice_index) if coarse is not None else None
             reason = rejection_reason(mask, box, answer.predicted_iou, rival, acceptance)
         if reason and coarse is not None:
             probability, mask = coarse.probability(slice_index), coarse.component(slice_index)
             weight = 1.0
-        elif agree and coarse is not None and coarse.graded:
+        elif automatic and coarse is not None and coarse.graded:
             # The two err in different places (BENCHMARKS.md).
             probability = (probability + coarse.probability(slice_index)) / 2
             mask = probability > mask_threshold
@@ -353,9 +357,9 @@ class Refiner:
         )
 
 
-def _uses_coarse(organ: OrganPrompt, slice_index: int, box: Box) -> bool:
-    """Tell whether SAM is given the coarse mask of a slice, and has to agree with it."""
-    return organ.mask_prompt and box == organ.frames.automatic.get(slice_index)
+def _is_automatic(organ: OrganPrompt, slice_index: int, box: Box) -> bool:
+    """Tell whether the box of a slice is the automatic one, which nobody has edited."""
+    return box == organ.frames.automatic.get(slice_index)
 
 
 def _check_points(organ: OrganPrompt, boxes: Mapping[int, Box]) -> None:

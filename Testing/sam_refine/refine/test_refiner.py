@@ -411,13 +411,15 @@ def graded(rim: float) -> np.ndarray:
     return np.where(LIVER, 0.9, np.where(LARGER, rim, 0)).astype(np.float16)
 
 
+@pytest.mark.parametrize("mask_prompt", [True, False])
 @pytest.mark.parametrize(("rim", "grows"), [(0.1, False), (0.4, True)])
-def test_sam_s_probabilities_and_a_network_s_count_alike(a_looking_sam, rim, grows):
+def test_sam_s_probabilities_and_a_network_s_count_alike(a_looking_sam, rim, grows, mask_prompt):
     """SAM, at 0.7 beside the liver, wants it larger; the network has `rim` there."""
     image = scan(LIVER)
     image.array[LARGER & ~LIVER] = 0.57  # a pixel of 0.14, a probability of 0.7
     frames = prompt(LARGER).frames
-    found = run(a_looking_sam, image, OrganPrompt(frames, graded(rim)), acceptance=ACCEPT_ALL)
+    organ = OrganPrompt(frames, graded(rim), mask_prompt=mask_prompt)
+    found = run(a_looking_sam, image, organ, acceptance=ACCEPT_ALL)
     assert found.probability(1)[4, 41, 20] == pytest.approx((0.7 + rim) / 2, abs=0.02)
     assert found.labels.array[4, 41, 20] == grows
     assert found.labels.array[4, 25, 20] == 1
