@@ -32,7 +32,7 @@ from srcsm_training.sam.layout import BOX_KINDS, CoarseNetwork, organ_boxes
 from srcsm_training.segmentation.published import Setting
 from SRCSMSegmenterLib.errors import DatasetError
 
-from .reports import missing_runs, read_results, show_report, write_results
+from .reports import chosen_runs, missing_runs, read_results, show_report, write_results
 from .sam_ablation import KINDS, THETA1, THETAS, scores
 
 COARSE = DeepLabConfig()
@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace, setting: Setting) -> int:
     """
     runs = runs_of(arguments.setting, setting, arguments.seeds)
     if not arguments.report:
-        chosen = [run for run in runs if not arguments.only or run.name in arguments.only]
+        chosen = chosen_runs(runs, arguments.only)
         missing = missing_runs([run.name for run in chosen], arguments)
         for run in chosen:
             if run.name in missing:

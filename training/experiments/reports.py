@@ -2,12 +2,29 @@
 """Folders, scores and tables of the experiments behind BENCHMARKS.md."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pandas as pd
 
+from srcsm_training.cli.failures import exit_code, sentence
 from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.errors import ConfigError, SRCSMError
+from SRCSMSegmenterLib.schema import nearest
+
+
+class Named(Protocol):
+    """A run of an experiment."""
+
+    @property
+    def name(self) -> str:
+        """Its name, which its scores have, too."""
+        ...
+
+
+R = TypeVar("R", bound=Named)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "training" / "experiments" / "results"
@@ -63,6 +80,34 @@ def write_results(name: str, table: pd.DataFrame, results: Path) -> None:
     results.mkdir(parents=True, exist_ok=True)
     with atomic_write(results_file(name, results)) as temporary:
         table.to_csv(temporary, index=False)
+
+
+def in_sentences(experiment: Callable[[], int]) -> int:
+    """Run an experiment, and say what is wrong if its data, options or models are.
+
+    Returns:
+        Its exit code, or that of the error as of `srcsm`.
+    """
+    try:
+        return experiment()
+    except (SRCSMError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return exit_code(error)
+
+
+def chosen_runs(runs: Sequence[R], names: Sequence[str] | None) -> list[R]:
+    """Return the runs that --only names, all without it.
+
+    Raises:
+        ConfigError: no run has one of the names.
+    """
+    known = {run.name: run for run in runs}
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(
+                f'No run "{name}"{nearest(name, known)}; there are: {", ".join(known)}.'
+            )
+    return [known[name] for name in known if not names or name in names]
 
 
 def missing_runs(names: Sequence[str], arguments: argparse.Namespace) -> list[str]:

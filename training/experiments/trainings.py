@@ -33,12 +33,13 @@ class Run:
     Attributes:
         preset, source, targets: names of the preset and of the datasets.
         mode: mode of random convolution.
-        cases: shell patterns of the training cases.
+        cases, test_cases: shell patterns of the cases to train and to test on.
         fold: "n/k" trains on all cases but every k-th from the n-th on, and tests on those.
         settings: further settings, key=value.
         label_map: the network's label for each of the targets', as --map-labels takes it.
         one_piece: score once more with one component of every label, chosen by size and position.
         cut_to_labels: the targets are cut to the slices with labels, see `Scoring`.
+        training: name of the training, if runs share one; the run's by default.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Run:
     label_map: str = ""
     one_piece: bool = False
     cut_to_labels: bool = False
+    test_cases: tuple[str, ...] = ("*",)
+    training: str = ""
 
 
 def add_options(parser: argparse.ArgumentParser, steps: int | None) -> None:
@@ -105,15 +108,15 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
     """
     import torch
 
-    from srcsm_training.data.dataset import read_dataset
+    from srcsm_training.data.dataset import choose_cases, read_dataset
     from srcsm_training.engine.limits import Limits
     from srcsm_training.evaluation.evaluate import Scoring
     from srcsm_training.segmentation.run import run_training
     from SRCSMSegmenterLib.models.bundle import load_bundle
 
     torch.set_num_threads(2 // arguments.jobs or 1)
-    folder = arguments.runs / run.name
-    datasets = [read_dataset(data / target) for target in run.targets]
+    folder = arguments.runs / (run.training or run.name)
+    datasets = [choose_cases(read_dataset(data / target), run.test_cases) for target in run.targets]
     label_maps = _label_maps(run, read_dataset(data / run.source), datasets)
     result = run_training(
         data / run.source,
@@ -136,7 +139,7 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
             run,
             bundle,
             dataset,
-            folder / "evaluation",
+            folder / "evaluation" / (run.name if run.training else ""),
             settings,
             pieces,
             Scoring(label_maps[dataset.name], run.cut_to_labels, worst=2),

@@ -17,9 +17,12 @@ class Setting:
         preset: the recipe.
         sources: datasets, each of which is the only source once.
         downloads: names for `srcsm prepare-data`, or where the data come from in words.
-        targets: datasets to test on; () tests on all other sources.
+        targets: datasets to test on, each a column of its own; () tests on all other sources, whose
+            cases count together.
         label_map: the source's label for each of the targets', as --map-labels takes it.
         numbers: what was published, in words.
+        cases, test_cases: shell patterns of the cases to train and to test on, in all datasets.
+        trained_as: name of the setting with the same trainings, which are not repeated.
         sam: the coarse network and the SAM of Wang et al. are trained instead of a network of the
             preset.
     """
@@ -30,6 +33,9 @@ class Setting:
     targets: tuple[str, ...] = ()
     label_map: str = ""
     numbers: str = ""
+    cases: tuple[str, ...] = ("*",)
+    test_cases: tuple[str, ...] = ("*",)
+    trained_as: str = ""
     sam: bool = False
 
     def targets_of(self, source: str) -> tuple[str, ...]:
@@ -38,6 +44,8 @@ class Setting:
 
 
 HEARTS = ("Dataset211_HeartCT", "Dataset212_HeartMR")
+SEQUENCES = ("Dataset201_HeartBSSFP", "Dataset202_HeartLGE")
+ACDC = "Dataset203_HeartACDC"
 
 SETTINGS = {
     "abdomen": Setting(
@@ -52,6 +60,7 @@ SETTINGS = {
         HEARTS,
         "mm-whs; left ventricle, left atrium, myocardium and aorta are scored",
         label_map="1:1,3:3,5:5,6:6",
+        trained_as="whole-heart",
     ),
     "cine": Setting(
         "cine-paper",
@@ -62,9 +71,21 @@ SETTINGS = {
     ),
     "heart-sequences": Setting(
         "cine-fast",
-        ("Dataset201_HeartBSSFP", "Dataset202_HeartLGE"),
-        "MS-CMRSeg 2019 as nnU-Net raw datasets; both hold the same patients, as when published",
-        numbers="bSSFP→LGE: SAA 87.3, SLAug 86.7, CSDG 85.0; LGE→bSSFP: SAA 88.1",
+        SEQUENCES,
+        "MS-CMRSeg 2019 and ACDC as nnU-Net raw datasets; the first two hold the same patients, "
+        "as when published",
+        targets=(*SEQUENCES, ACDC),
+        numbers="bSSFP→LGE: SAA 87.3, SLAug 86.7, CSDG 85.0; LGE→bSSFP: SAA 88.1, all with the "
+        "same patients on both sides",
+    ),
+    "heart-sequences-clean": Setting(
+        "cine-fast",
+        SEQUENCES,
+        "the same datasets; no patient is trained and tested on: cases bssfp_11 to 45 and lge_11 "
+        "to 45 train, 01 to 10 and all of ACDC (patient...) test",
+        targets=(*SEQUENCES, ACDC),
+        cases=("*_1[1-9]", "*_[2-4][0-9]"),
+        test_cases=("*_0[1-9]", "*_10", "patient*"),
     ),
     "prostate-six-sites": Setting(
         "prostate-paper",

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published settings: each domain the only source once, from a download's files to the table."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import tiny
 
+from srcsm_training.data.dataset import choose_cases, read_dataset
 from srcsm_training.data.downloads import prepare_download
 from srcsm_training.evaluation.evaluate import parse_label_map
+from srcsm_training.evaluation.scores import METRICS
 from srcsm_training.experiments import published
+from srcsm_training.experiments.published import Series
+from srcsm_training.experiments.reports import write_results
 from srcsm_training.segmentation.presets import PRESETS
-from srcsm_training.segmentation.published import SETTINGS, published_setting
+from srcsm_training.segmentation.published import ACDC, SEQUENCES, SETTINGS, published_setting
 from SRCSMSegmenterLib.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -33,21 +41,16 @@ def test_a_setting_runs_from_the_download_to_its_table(tmp_path, monkeypatch, ca
     monkeypatch.setitem(PRESETS, "tiny", tiny.config())
     two_sites(tmp_path / "download")
     folders = prepare_download("prostate-six-sites", tmp_path / "download", tmp_path / "data")
-    given = [
-        "--setting",
-        "prostate-six-sites",
-        "--preset",
-        "tiny",
-        "--data",
-        str(tmp_path / "data"),
-    ]
-    given += ["--domains", *(folder.name for folder in folders), "--seeds", "0", "--steps", "1"]
+    sources = tuple(folder.name for folder in folders)
+    prostate = replace(SETTINGS["prostate-six-sites"], preset="tiny", sources=sources)
+    given = ["--setting", "prostate-six-sites", "--preset", "tiny"]
+    given += ["--data", str(tmp_path / "data")]
+    given += ["--domains", *sources, "--seeds", "0", "--steps", "1"]
     given += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    for source in folders:
-        for mode in ("off", "smoothed"):
-            tiny.forget_accelerator()
-            run = f"published_prostate-six-sites_tiny_{source.name}_{mode}_0"
-            assert published.main([*given, "--only", run]) == 0
+    series = Series("prostate-six-sites", prostate, (0,), changes=("optimisation.steps=1",))
+    for run in series.runs():
+        tiny.forget_accelerator()
+        assert published.main([*given, "--only", run.name]) == 0
     capsys.readouterr()
     assert published.main([*given, "--report"]) == 0
     text = capsys.readouterr().out
@@ -58,25 +61,112 @@ def test_a_setting_runs_from_the_download_to_its_table(tmp_path, monkeypatch, ca
         assert f"| {method} | on |" in text
     assert "| SRC | plain | Dataset311_ProstateRUNMC | off | mean | 2 |" in text  # two cases of BMC
     assert "SAMMed 79.54" in text
-    (tmp_path / "results" / f"{run}.csv").unlink()
+    (tmp_path / "results" / f"{run.name}.csv").unlink()
     assert published.main([*given, "--report"]) == 0
-    assert f"No scores: {run}" in capsys.readouterr().out
+    assert f"No scores: {run.name}" in capsys.readouterr().out
 
 
 def test_each_domain_is_the_source_once_and_never_a_target_of_itself():
-    setting = SETTINGS["prostate-six-sites"]
-    runs = published.runs_of("prostate-six-sites", setting, (0, 1))
+    runs = Series("prostate-six-sites", SETTINGS["prostate-six-sites"], (0, 1)).runs()
     assert len(runs) == len({run.name for run in runs}) == 6 * 2 * 2
     assert all(len(run.targets) == 5 and run.source not in run.targets for run in runs)
-    cine = published.runs_of("cine", SETTINGS["cine"], (0,))
+    cine = Series("cine", SETTINGS["cine"], (0,)).runs()
     assert {run.targets for run in cine} == {("Dataset221_HeartMnMs2",)}
     assert {run.label_map for run in cine} == {"1:1,5:2,2:3"}
 
 
-def test_runs_on_cut_scans_are_runs_of_their_own():
-    whole, cut = (published.runs_of("cine", SETTINGS["cine"], (0,), cut) for cut in (False, True))
+def test_cut_scans_and_other_labels_are_scores_of_their_own_of_the_same_trainings():
+    whole, cut = (Series("cine", SETTINGS["cine"], (0,), cut=cut).runs() for cut in (False, True))
     assert not {run.name for run in whole} & {run.name for run in cut}
+    assert [run.training for run in whole] == [run.training for run in cut]
     assert {run.cut_to_labels for run in cut} == {True}
+    seven, four = (
+        Series(name, SETTINGS[name], (0,)).runs() for name in ("whole-heart", "whole-heart-4")
+    )
+    assert not {run.name for run in seven} & {run.name for run in four}
+    assert [run.training for run in seven] == [run.training for run in four]
+
+
+def test_other_steps_and_settings_are_trainings_of_their_own():
+    names = set()
+    for changes in ((), ("optimisation.steps=5",), ("optimisation.steps=5", "regions.share=1")):
+        runs = Series("abdomen", SETTINGS["abdomen"], (0,), changes=changes).runs()
+        names |= {run.training for run in runs}
+        assert all(set(changes) <= set(run.settings) for run in runs)
+    assert len(names) == 3 * 2 * 2
+
+
+def hearts(folder):
+    """MS-CMRSeg and ACDC with the names of the real cases, and no scans to speak of."""
+    numbers = {"bssfp": (*range(1, 26), *range(32, 46)), "lge": (*range(1, 26), *range(38, 46))}
+    names = {
+        sequence: [f"{sequence}_{number:02d}" for number in own]
+        for sequence, own in numbers.items()
+    }
+    names["acdc"] = ["patient001_frame01", "patient010_frame12"]
+    for name, cases in zip((*SEQUENCES, ACDC), names.values(), strict=True):
+        (folder / name).mkdir()
+        dataset = tiny.write_dataset(folder / name, 1, "MR")
+        for case in cases:
+            for path in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+                (dataset / path.replace("/a", f"/{case}")).hardlink_to(dataset / path)
+        for path in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"):
+            (dataset / path).unlink()
+        description = json.loads((dataset / "dataset.json").read_text())
+        description["numTraining"] = len(cases)
+        (dataset / "dataset.json").write_text(json.dumps(description))
+    return names
+
+
+def test_hearts_are_tested_on_the_same_patients_or_on_others(tmp_path):
+    names = hearts(tmp_path)
+    expected = {"heart-sequences": (39, 33), "heart-sequences-clean": (29, 10)}
+    for setting in expected:
+        for run in Series(setting, SETTINGS[setting], (0,)).runs():
+            source = choose_cases(read_dataset(tmp_path / run.source), run.cases)
+            numbers = {case.name.split("_")[1] for case in source.cases}
+            other, acdc = (
+                choose_cases(read_dataset(tmp_path / target), run.test_cases)
+                for target in run.targets
+            )
+            assert [case.name for case in acdc.cases] == names["acdc"]
+            both = numbers & {case.name.split("_")[1] for case in other.cases}
+            if run.source == SEQUENCES[0]:
+                assert (len(source.cases), len(other.cases)) == expected[setting]
+            assert (len(both) > 0) == (setting == "heart-sequences")
+
+
+def test_a_run_that_does_not_exist_is_answered_with_the_nearest(tmp_path, capsys):
+    given = ["--setting", "cine", "--only", "published_cine_cine-paper_Dataset211_HeartCT_srk_0"]
+    assert published.main([*given, "--results", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "did you mean published_cine_cine-paper_Dataset211_HeartCT_src_0" in error
+
+
+def test_data_that_are_not_there_are_named(tmp_path, capsys):
+    run = "published_cine_cine-paper_Dataset211_HeartCT_src_0"
+    given = ["--setting", "cine", "--only", run, "--data", str(tmp_path)]
+    assert published.main([*given, "--results", str(tmp_path)]) == 3
+    assert "Dataset221_HeartMnMs2" in capsys.readouterr().err
+
+
+def test_targets_that_a_setting_names_are_columns_of_their_own(tmp_path):
+    series = Series("heart-sequences", SETTINGS["heart-sequences"], (0,), ("src",))
+    for run in series.runs():
+        rows = [
+            {"dataset": target, "case": case, "dice": dice}
+            for target, dice in zip(run.targets, (0.5, 0.75), strict=True)
+            for case in ("a", "b")
+        ]
+        table = pd.DataFrame(rows).assign(source_matching="off", label="heart", status="scored")
+        other = dict.fromkeys(set(METRICS) - {"dice"}, 1.0)
+        write_results(run.name, table.assign(**other), tmp_path)
+    text = published.report(series, tmp_path)
+    heads = [f"{source}→{target}" for source in SEQUENCES for target in (*SEQUENCES, ACDC)]
+    heads = [head for head in heads if len(set(head.split("→"))) == 2]
+    assert f"| method | SM | {' | '.join(heads)} |" in text
+    assert "| SRC | off | 0.500 | 0.750 | 0.500 | 0.750 |" in text
+    assert "Wilcoxon" not in text  # of a single method
 
 
 @pytest.mark.parametrize("name", SETTINGS)
