@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from SRCSMSegmenterLib.endings import LABELS, WRITABLE, stem
-from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.errors import ConfigError, PromptError
 
 from . import arguments as options
 from .console import print_json, stage_display
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from SAMRefineLib.boxes.key_frames import KeyFrames
     from SAMRefineLib.refine.refiner import OrganPrompt
     from SAMRefineLib.refine.results import Refinement
-    from SRCSMSegmenterLib.geometry import Geometry
+    from SAMRefineLib.sam.models import SamModel
+    from SRCSMSegmenterLib.geometry import Geometry, Volume
 
 
 def add(commands: options.Commands) -> None:
@@ -32,6 +33,8 @@ def add(commands: options.Commands) -> None:
         "let SAM redraw organs within boxes",
         "Boxes are used as in Slicer: of automatic boxes that nobody edited SAM may choose others\n"
         "if the coarse organ is uncertain, and slices without one are left empty.\n"
+        "Organs of --coarse that the SAM was not trained on stay as they are, unless it was\n"
+        "trained on none of them; --organs redraws them nevertheless.\n"
         "The coarse mask is kept in slices whose SAM mask is rejected; the command names these\n"
         "slices. Without --coarse, SAM's masks are kept. Research use only, not for diagnosis.",
         "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.seg.nrrd\n"
@@ -48,6 +51,12 @@ def add(commands: options.Commands) -> None:
         "-o", "--output", type=Path, required=True, help=f"a file ending in {', '.join(LABELS)}"
     )
     options.add_coarse(parser)
+    parser.add_argument(
+        "--organs",
+        nargs="+",
+        metavar="NAME",
+        help="redraw these alone, as the boxes name them; others stay as --coarse has them",
+    )
     options.add_sam(parser, f"{options.SAM_HELP} (default: the one of the scan's modality)")
     parser.add_argument(
         "--mosaic",
@@ -101,23 +110,19 @@ def run(arguments: argparse.Namespace) -> int:
     frames, coarse = _boxes_and_coarse(arguments, scan.geometry)
     path = find_sam(arguments.sam or default_for(modality))
     model = load_sam(path, arguments.sam_kind, arguments.device)
+    chosen, messages = _chosen(arguments, frames, coarse, model)
     started = time.perf_counter()
     with stage_display(arguments.scan.name) as show:
         mosaic = arguments.mosaic
         grid = SliceGrid(scan.geometry, frames[0].grid.axis)
         refiner = Refiner(scan, grid, model, modality=modality, mosaic=mosaic)
-        organs = prompts_as_in_slicer(refiner, frames, coarse, progress=show)
+        organs = prompts_as_in_slicer(refiner, chosen, coarse, progress=show)
         if not arguments.mask_prompt:
             organs = [replace(organ, mask_prompt=False) for organ in organs]
         refinement = refiner.refine(organs, mask_threshold=arguments.mask_threshold, progress=show)
     seconds = time.perf_counter() - started
     _write(output, confidence, organs, refinement)
-    pictures = []
-    if arguments.pictures:
-        from ..evaluation.overlays import refinement_pictures
-
-        start = arguments.pictures / stem(arguments.scan)
-        pictures = refinement_pictures(start, scan, organs, refinement.labels)
+    pictures = _pictures(arguments, scan, organs, refinement)
     rows = refinement_rows(refinement, scan.geometry)
     if arguments.json:
         print_json(
@@ -128,6 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "sam": model.identify(),
                 "device": str(model.device),
                 "organs": rows,
+                "messages": messages,
                 "encoder_passes": refinement.encoder_passes,
                 "seconds": round(seconds, 3),
                 "pictures": [str(path) for path in pictures],
@@ -136,7 +142,23 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         work = f"{refinement.encoder_passes} encoder passes, {seconds:.1f} s"
         print(f"{output} ({model.name}, {work})\n{refinement_text(rows)}")
+        print(*(f"  {message}\n" for message in messages), sep="", end="")
     return 0
+
+
+def _pictures(
+    arguments: argparse.Namespace,
+    scan: "Volume",
+    organs: "list[OrganPrompt]",
+    refinement: "Refinement",
+) -> list[Path]:
+    """Draw the pictures that were asked for, and return their files."""
+    if not arguments.pictures:
+        return []
+    from ..evaluation.overlays import refinement_pictures
+
+    start = arguments.pictures / stem(arguments.scan)
+    return refinement_pictures(start, scan, organs, refinement.labels)
 
 
 def _boxes_and_coarse(
@@ -158,6 +180,28 @@ def _boxes_and_coarse(
     if arguments.coarse:
         coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
     return list(boxed), coarse
+
+
+def _chosen(
+    arguments: argparse.Namespace,
+    frames: "list[KeyFrames]",
+    coarse: "list[CoarseOrgan]",
+    model: "SamModel",
+) -> "tuple[list[KeyFrames], list[str]]":
+    """Choose the boxes to use, and say which organs the SAM was not trained on."""
+    from SAMRefineLib.refine.familiarity import frames_to_refine
+
+    names = [each.name for each in frames]
+    if unknown := [name for name in arguments.organs or () if name not in names]:
+        raise ConfigError(
+            f"{arguments.boxes} has no boxes of {', '.join(unknown)}; it has of {', '.join(names)}."
+        )
+    labels = {organ.label for organ in coarse}
+    chosen, messages = frames_to_refine(frames, labels, arguments.organs, model)
+    if not chosen:
+        sentence = f"No organ of {arguments.boxes} has a box; draw one, or take other boxes."
+        raise PromptError(" ".join(messages) or sentence)
+    return chosen, messages
 
 
 def _write(

@@ -37,10 +37,10 @@ def add(commands: options.Commands) -> None:
         commands,
         "segment",
         "label the organs of scans with a trained network",
-        "The labels lie on the scan's own grid. Slices are numbered from 0 along the last voxel\n"
-        "axis (K). A folder is searched for scans, sub-folders too, but for the results of\n"
-        "earlier calls; a scan that fails does not stop the rest. Under accelerate launch or\n"
-        "torchrun the processes share the scans.\n"
+        "The labels lie on the scan's own grid. Slices are numbered from 0 along the voxel axis\n"
+        "that is printed: the last one (K), or a clearly coarser one. A folder is searched for\n"
+        "scans, sub-folders too, but for the results of earlier calls; a scan that fails does\n"
+        "not stop the rest. Under accelerate launch or torchrun the processes share the scans.\n"
         "Research use only, not for diagnosis.",
         "  srcsm segment mr.nii.gz -o organs.seg.nrrd\n"
         "  srcsm segment dicom_folder -o organs.nii.gz --confidence sure.nii.gz --json\n"
@@ -79,7 +79,8 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "--refine",
         action="store_true",
-        help="draw boxes around the organs that the network finds and let SAM refine them",
+        help="draw boxes around the organs that the network finds and let SAM refine those that it "
+        "was trained on",
     )
     default = "sam-small-ct or sam-small-mr, as the network was trained on CT or MR"
     options.add_sam(parser, f"{options.SAM_HELP} (default: {default})")

@@ -1,15 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Organs that a SAM was trained on and others. It needs neither Slicer nor torch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
 from SRCSMSegmenterLib.terminology import readable
 
-from ..sam.catalogue import SamCard, redrawn_unasked, trained_on
+from ..boxes.key_frames import KeyFrames
+from ..sam.catalogue import redrawn_unasked, trained_on
 from .organ_state import OrganState
 
 
-def unfamiliar(organs: Iterable[OrganState], sam: SamCard) -> list[OrganState]:
+class Sam(Protocol):
+    """A SAM, or the card of one."""
+
+    @property
+    def name(self) -> str:
+        """The name to show."""
+
+    @property
+    def organs(self) -> frozenset[str]:
+        """Names of the organs that it was trained on; empty if it does not say."""
+
+
+def unfamiliar(organs: Iterable[OrganState], sam: Sam) -> list[OrganState]:
     """Return the organs that a SAM was not trained on; none if it does not say on which."""
     organs = list(organs)
     known = {organ.label for organ in trained_on(organs, sam.organs)}
@@ -21,7 +35,7 @@ def ticked(organs: Iterable[OrganState]) -> list[OrganState]:
     return [organ for organ in organs if organ.enabled and not organ.kept]
 
 
-def left_alone(organs: Iterable[OrganState], sam: SamCard) -> list[OrganState]:
+def left_alone(organs: Iterable[OrganState], sam: Sam) -> list[OrganState]:
     """Return the ticked organs with a coarse mask that a SAM would probably make worse."""
     organs = list(organs)
     trusted = {organ.label for organ in redrawn_unasked(organs, sam.organs)}
@@ -29,7 +43,7 @@ def left_alone(organs: Iterable[OrganState], sam: SamCard) -> list[OrganState]:
 
 
 def organs_to_refine(
-    organs: Sequence[OrganState], asked: Iterable[OrganState] | None, sam: SamCard
+    organs: Sequence[OrganState], asked: Iterable[OrganState] | None, sam: Sam
 ) -> tuple[list[OrganState], list[str]]:
     """Choose the organs that a refinement redraws.
 
@@ -53,6 +67,26 @@ def organs_to_refine(
     if risky := unfamiliar(chosen, sam):
         sentences.append(f"{sam.name} was not trained on these, so check them: {names_of(risky)}.")
     return chosen, sentences
+
+
+def frames_to_refine(
+    frames: Sequence[KeyFrames],
+    coarse: Collection[int],
+    asked: Collection[str] | None,
+    sam: Sam,
+) -> tuple[list[KeyFrames], list[str]]:
+    """Choose the boxes of a file that a refinement uses; see `organs_to_refine`.
+
+    Args:
+        frames: the boxes of the file.
+        coarse: labels of the organs with a coarse mask.
+        asked: names of the organs that the user chose, or None.
+        sam: the SAM.
+    """
+    organs = [OrganState(each, each.name, coarse=each.label in coarse) for each in frames]
+    named = None if asked is None else [organ for organ in organs if organ.name in asked]
+    chosen, sentences = organs_to_refine(organs, named, sam)
+    return [organ.frames for organ in chosen], sentences
 
 
 def names_of(organs: Iterable[OrganState]) -> str:

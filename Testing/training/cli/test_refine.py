@@ -212,6 +212,49 @@ def test_labels_without_boxes_stay(files, models, tmp_path):
     assert (read_labels(out).array[spleen] == 2).all()
 
 
+@pytest.fixture
+def liver_sam(models):
+    """The shipped SAM of MR, trained on livers alone."""
+    sam = SamModel(
+        build_sam("small", FOUR_TILES),
+        "sam-small-mr",
+        "small",
+        SRCSM,
+        FOUR_TILES,
+        training={"validation_dice": {"liver": 0.9}},
+    )
+    save_sam(models / "sam-small-mr", sam, "# The SAM's card\n", "None")
+
+
+def test_organs_that_the_sam_was_not_trained_on_stay_unless_they_are_asked_for(
+    files, liver_sam, tmp_path, capsys
+):
+    boxes, out = tmp_path / "boxes.json", tmp_path / "fine.nii.gz"
+    run("boxes", files["scan"], "-o", boxes, "--coarse", files["coarse"])
+    refine = ("refine", files["scan"], "--boxes", boxes, "-o", out, "--device", "cpu")
+    coarse = ("--coarse", files["coarse"])
+    capsys.readouterr()
+
+    def asked(*options):
+        assert run(*refine, *options, "--json") == 0
+        said = json.loads(capsys.readouterr().out)
+        return {organ["name"] for organ in said["organs"] if organ["boxes"]}, said["messages"]
+
+    redrawn, messages = asked(*coarse)
+    assert redrawn == {"liver"}
+    assert messages[0].startswith("sam-small-mr was not trained on these, which stay")
+    assert (read_labels(out).array[files["labels"] == 2] == 2).all()
+    assert run(*refine, *coarse) == 0
+    assert capsys.readouterr().out.endswith(f"  {messages[0]}\n")
+
+    check = ["sam-small-mr was not trained on these, so check them: spleen."]
+    assert asked(*coarse, "--organs", "spleen") == ({"spleen"}, check)
+    assert (read_labels(out).array[files["labels"] == 1] == 1).all()
+    assert asked() == ({"liver", "spleen"}, check)  # without a coarse mask nothing would stay
+    said = refused(capsys, 2, *refine, "--organs", "splen")
+    assert "has no boxes of splen; it has of liver, spleen." in said
+
+
 def test_segment_refines_in_one_go(files, models, tmp_path, capsys):
     out, sure = tmp_path / "fine.seg.nrrd", tmp_path / "sure_fine.nii.gz"
     code = run(
