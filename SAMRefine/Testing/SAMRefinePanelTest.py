@@ -672,6 +672,8 @@ class SAMRefinePanelTest(unittest.TestCase):
         self.click(self.ui.infoButton)
         self.assertTrue(shown(self.ui.samLabel))
         self.assertIn("CC BY 4.0", self.ui.samLabel.text)
+        organs = "<b>Trained on:</b> left kidney, liver, right kidney, spleen. Others stay"
+        self.assertIn(organs, self.ui.samLabel.text)
         self.click(self.ui.infoButton)
         self.assertFalse(shown(self.ui.samLabel))
         self.choose(self.ui.samComboBox, "Small SAM, CT")

@@ -40,7 +40,7 @@ from .geometry import (
 )
 from .intensity import IntensityRule
 from .label_probabilities import LabelProbabilities
-from .modality import CT_BELOW, doubts, guess_modality, part_below
+from .modality import clue, doubts, guess_modality
 from .models.bundle import ModelBundle, load_bundle
 from .network import UNet
 from .organ_positions import keep_likeliest_component
@@ -186,8 +186,7 @@ def _modality_of(volume: Volume, modality: str | None) -> tuple[str, list[str]]:
     if modality is None:
         modality = guess_modality(volume.array)
         messages.append(
-            f"Taken for {modality}: {part_below(volume.array):.0%} of its voxels are below "
-            f"{CT_BELOW}, of CT it is a large part."
+            f"Taken for {modality}: {clue(volume.array)}, as air and fat are in a CT."
         )
     messages += scale_doubts(volume.geometry)
     return modality, messages + doubts(modality, volume.array)

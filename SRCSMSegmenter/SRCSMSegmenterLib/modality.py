@@ -78,12 +78,15 @@ def contradiction(modality: str, array: np.ndarray) -> str | None:
     guess = guess_modality(array)
     if guess == modality:
         return None
-    what = (
-        f"hardly a voxel is below {CT_BELOW}"
-        if guess == "MR"
-        else f"{part_below(array):.0%} of its voxels are below {CT_BELOW}"
-    )
-    return f"taken for {modality}, although {what}."
+    return f"taken for {modality}, although {clue(array)}."
+
+
+def clue(array: np.ndarray) -> str:
+    """Word by what in raw intensities `guess_modality` guesses."""
+    part = part_below(array)
+    if part < LEAST_BELOW:
+        return f"hardly a voxel is below {CT_BELOW}"
+    return f"{part:.0%} of its voxels are below {CT_BELOW}"
 
 
 def _sample(array: np.ndarray) -> np.ndarray:

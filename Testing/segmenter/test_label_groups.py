@@ -12,7 +12,7 @@ from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.geometry import GridSpec
 from SRCSMSegmenterLib.label_groups import group_faults, groups_of
 from SRCSMSegmenterLib.models.bundle import load_bundle, save_bundle
-from SRCSMSegmenterLib.models.catalogue import METADATA, read_card
+from SRCSMSegmenterLib.models.catalogue import METADATA, read_card, shipped_models_folder
 
 GROUPS = {"Digestive": ("liver",), "Blood": ("spleen",)}
 
@@ -69,3 +69,11 @@ def test_a_model_from_before_there_were_groups_has_none(tmp_path):
 def test_a_group_of_no_label_is_refused():
     with pytest.raises(BundleError, match="names 'colon', which is no label"):
         grouped({"Digestive": ("colon",)})
+
+
+def test_every_organ_of_the_shipped_network_of_thirteen_is_in_a_group():
+    card = read_card(shipped_models_folder() / "abdomen-ct")
+    assert len(card.organs) == 13
+    assert all(organ.group for organ in card.organs)
+    large = [organ.name for organ in card.organs if organ.group == "Large organs"]
+    assert large == ["liver", "right_kidney", "left_kidney", "spleen"]

@@ -316,12 +316,13 @@ class RefinePanel(CommonPanel):
 
 
 def _card_text(card: SamCard) -> str:
-    return "<b>{expects_label}</b> {expects}.<br><b>{licence_label}</b> {licence}".format(
-        expects_label=_("Expects:"),
-        expects=escape(card.expects.rstrip(".")),
-        licence_label=_("Licence:"),
-        licence=escape(card.licence),
-    )
+    lines = [(_("Expects:"), f"{card.expects.rstrip('.')}.")]
+    if card.organs:
+        organs = ", ".join(sorted(map(readable, card.organs)))
+        stay = _("{organs}. Others stay with Refine all.").format(organs=organs)
+        lines.append((_("Trained on:"), stay))
+    lines.append((_("Licence:"), card.licence))
+    return "<br>".join(f"<b>{label}</b> {escape(text)}" for label, text in lines)
 
 
 def _absent_text(key: str) -> str:

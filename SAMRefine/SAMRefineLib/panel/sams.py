@@ -39,7 +39,10 @@ def sam_cards() -> dict[str, SamCard]:
     if small := [cards[folder.name] for folder in shipped if folder.name in cards]:
         name = _("Small SAM (that of the scan's modality)")
         licence = " / ".join(dict.fromkeys(card.licence for card in small))
-        card = replace(small[0], path=shipped_models_folder(), name=name, licence=licence)
+        organs = frozenset.intersection(*(card.organs for card in small))
+        card = replace(
+            small[0], path=shipped_models_folder(), name=name, licence=licence, organs=organs
+        )
         cards = {BY_MODALITY: card, **cards}
     for kind, entry in CHECKPOINTS.items():
         if entry.url:

@@ -231,7 +231,9 @@ def test_segment_tells_programs_volumes_certainty_timings_and_the_model(
     assert told["model"]["identity"] == load_bundle(models / "abdomen-ct").identity
     [result] = told["scans"]
     assert (result["modality"], result["source_matching"]) == ("MR", True)
-    assert "Taken for MR" in result["messages"][0]
+    assert result["messages"][0] == (
+        "Taken for MR: hardly a voxel is below -100, as air and fat are in a CT."
+    )
     assert {"read", "prepare", "network", "resample", "write"} <= result["seconds"].keys()
     array, confidence = read_labels(labels).array, read_volume(sure).array
     voxel = np.prod(tiny.SPACING) / 1000
