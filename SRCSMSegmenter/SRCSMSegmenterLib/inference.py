@@ -185,9 +185,7 @@ def _modality_of(volume: Volume, modality: str | None) -> tuple[str, list[str]]:
     modality = modality or volume.modality
     if modality is None:
         modality = guess_modality(volume.array)
-        messages.append(
-            f"Taken for {modality}: {clue(volume.array)}, as air and fat are in a CT."
-        )
+        messages.append(f"Taken for {modality}: {clue(volume.array)}, as air and fat are in a CT.")
     messages += scale_doubts(volume.geometry)
     return modality, messages + doubts(modality, volume.array)
 
