@@ -4,6 +4,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .errors import DatasetError
 from .label_groups import Groups, group_faults
 from .modality import named_modality
 from .schema import convert, parse_json
+from .terminology import meaning
 from .texts import is_name
 
 FILE = "dataset.json"
@@ -144,6 +146,11 @@ def _read_label_names(entries: dict) -> tuple[dict[str, int], list[str]]:
         f"dataset.json: the label {name!r} is no name; use letters, digits and signs, on one line."
         for name in labels
         if not is_name(name)
+    ]
+    faults += [
+        f"dataset.json: the labels {first!r} and {second!r} mean the same; rename one of them."
+        for first, second in combinations(labels, 2)
+        if meaning(first) == meaning(second) != ()
     ]
     if list(labels.values()) != list(range(len(labels))) or labels.get("background") != 0:
         faults.append("dataset.json: labels must be background = 0, then 1, 2, 3 without gaps.")

@@ -18,6 +18,9 @@ SOFT_TISSUE = (-300, 400)
 LEAST_TISSUE = 0.001
 """Part of a CT's voxels that are of soft tissue, at least."""
 
+DENSE, LEAST_DENSE = 500, 0.1
+"""HU of bone, and the part of a CT's voxels that are denser, at most, unless more are air."""
+
 _CT = re.compile(
     r"(?<![a-z])((cb|nc|ce|ld|hr|pv|pvp|low ?dose ?)?ct(a|p|pa|v)?|cat|hu)(?![a-z])"
     r"|comput(ed|er|ational) ?(axial )?tomogra|hounsfield",
@@ -70,6 +73,9 @@ def doubts(modality: str, array: np.ndarray) -> list[str]:
             "CT without soft tissue (hardly a voxel from "
             f"{SOFT_TISSUE[0]} to {SOFT_TISSUE[1]}): are these Hounsfield units?"
         ]
+    dense = (sample > DENSE).mean()
+    if sample.size > 2 and dense > max(LEAST_DENSE, (sample < -DENSE).mean()):
+        return [f"CT with more bone than air ({dense:.0%} above {DENSE}): is it inverted?"]
     return []
 
 

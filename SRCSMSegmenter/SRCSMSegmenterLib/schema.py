@@ -9,6 +9,7 @@ Ranges and other rules are annotations (`annotated_types`, `pydantic.Field`) or 
 import dataclasses
 import difflib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -38,7 +39,7 @@ WORDS = {
 
 
 def parse_json(content: bytes | str, where: str, error: type[SRCSMError]) -> Any:  # noqa: ANN401
-    """Parse JSON without NaN and infinity.
+    """Parse JSON without NaN and infinity, and with each key once.
 
     Args:
         where: name of the content in the error.
@@ -51,8 +52,13 @@ def parse_json(content: bytes | str, where: str, error: type[SRCSMError]) -> Any
     def refuse(constant: str) -> None:
         raise error(f"{where} holds {constant}.")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+            raise error(f"{where} says {twice[0]!r} twice.")
+        return dict(pairs)
+
     try:
-        return json.loads(content, parse_constant=refuse)
+        return json.loads(content, parse_constant=refuse, object_pairs_hook=once)
     except (ValueError, RecursionError) as reason:
         raise error(f"{where} is no JSON ({reason}).") from reason
 

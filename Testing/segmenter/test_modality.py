@@ -66,4 +66,6 @@ def test_intensities_that_are_not_those_of_their_modality_are_doubted():
     assert doubts("CT", CT) == doubts("MR", MR) == []
     assert "without air (the minimum is 24)" in doubts("CT", CT + 1024)[0]
     assert "negative" in doubts("MR", CT)[0]
+    assert "is it inverted" in doubts("CT", -CT.repeat((5, 4, 1)))[0]
+    assert doubts("CT", CT.repeat((5, 4, 1))) == doubts("CT", np.array([-900, 1000])) == []
     assert "without soft tissue" in doubts("CT", np.array([-2000, -984, -700]))[0]

@@ -72,3 +72,9 @@ def test_a_complete_value_has_no_defaults():
 def test_no_json_is_a_sentence(text):
     with pytest.raises(PromptError, match=r"^it (is no JSON|holds NaN)"):
         parse_json(text, "it", PromptError)
+
+
+def test_a_key_that_is_there_twice_is_refused_at_any_depth():
+    for text in ('{"a": 1, "a": 2}', '[{"b": {"a": 1, "c": 2, "a": 1}}]'):
+        with pytest.raises(PromptError, match="it says 'a' twice"):
+            parse_json(text, "it", PromptError)

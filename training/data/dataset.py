@@ -17,7 +17,7 @@ from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.label_groups import Groups
-from SRCSMSegmenterLib.modality import contradiction, modality_of
+from SRCSMSegmenterLib.modality import contradiction, doubts, modality_of
 from SRCSMSegmenterLib.schema import convert
 from SRCSMSegmenterLib.texts import is_name
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume
@@ -291,6 +291,8 @@ def _check_case(case: Case, dataset: Dataset) -> tuple[list[str], list[str]]:
             faults.append(f"the image holds NaN or infinite values (voxels: {count}).")
         elif said := contradiction(dataset.modality, image.array):
             remarks.append(said)
+        elif dataset.modality == "CT":
+            remarks += doubts("CT", image.array)
     except VolumeError as error:
         faults.append(str(error))
     if case.labels is None:

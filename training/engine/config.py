@@ -247,7 +247,7 @@ _Dumper.add_representer(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with the numbers and booleans of YAML 1.2, and without aliases."""
+    """YAML's safe loader with YAML 1.2's numbers and booleans, without aliases, each key once."""
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
@@ -257,6 +257,16 @@ class _Loader(yaml.SafeLoader):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Construct a mapping as the safe loader does, unless it has a key twice."""
+        scalars = [name for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        for number, scalar in enumerate(scalars):
+            if scalar.value in [other.value for other in scalars[:number]]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {scalar.value!r} is there twice", scalar.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 for _kind, _pattern, _first in (

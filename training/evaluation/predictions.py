@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label maps that another tool wrote, one file a case, as nnU-Net does."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from SRCSMSegmenterLib.alignment import on_grid
+from SRCSMSegmenterLib.dataset_file import FILE, read_description
 from SRCSMSegmenterLib.endings import READABLE, SEGMENTATION
 from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
+from SRCSMSegmenterLib.schema import convert_keys
 from SRCSMSegmenterLib.volume_io import read_labels
 
 from ..data.dataset import Case, Dataset
@@ -82,12 +83,13 @@ def find_predictions(folder: Path, datasets: Sequence[Dataset]) -> Predictions:
 
 def _named_labels(folder: Path) -> dict[int, str]:
     """Read the labels that a dataset.json in the folder names, without the background."""
-    try:
-        entries = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"]
-        return {value: name for name, value in entries.items() if value > 0}
-    except FileNotFoundError:
+    path = folder / FILE
+    if not path.exists():
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{folder / 'dataset.json'} does not name labels ({error!r}); delete it, or mend it."
-        ) from error
+    content = convert_keys(
+        read_description(folder), {"labels": dict[str, int]}, str(path), DatasetError
+    )
+    named = {value: name for name, value in content["labels"].items() if value > 0}
+    if len(named) < sum(value > 0 for value in content["labels"].values()):
+        raise DatasetError(f"{path} gives one label two names; delete it, or mend it.")
+    return named

@@ -15,6 +15,7 @@ import numpy as np
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.schema import parse_json
 from SRCSMSegmenterLib.texts import UNSHOWN
 
 from .boxes import AXES, Box, Box3D, SliceGrid
@@ -309,10 +310,7 @@ def boxes_from_json(text: str, source: str = "This text") -> tuple[KeyFrames, ..
     Raises:
         PromptError: another format, a newer version, incomplete, or with impossible boxes.
     """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{source} is not JSON ({error}); save the boxes again.") from error
+    content = parse_json(text, source, PromptError)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PromptError(
             f'{source} does not hold boxes (no "format": "{FORMAT}"); choose another.'

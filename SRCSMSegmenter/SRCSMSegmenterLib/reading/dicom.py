@@ -19,6 +19,8 @@ UNEVEN = 0.1
 SAME_PLACE = 0.01
 """Largest distance of two slices of one place, mm."""
 
+ONE_IN_A_SERIES = ("PatientID", "StudyInstanceUID", "Modality", "FrameOfReferenceUID")
+
 
 def read_series(folder: Path, series_uid: str | None = None) -> Volume:
     """Read the series of a folder, or the one that is named (`find_series`).
@@ -32,6 +34,7 @@ def read_series(folder: Path, series_uid: str | None = None) -> Volume:
             twice or no part of one evenly spaced stack.
     """
     files, uid = find_series(folder, series_uid)
+    _require_one_scan(folder, files)
     frames = [frame for file in files for frame in frames_of(file)]
     order = _sorted(folder, files, frames)
     first = frames[order[0]]
@@ -53,12 +56,11 @@ def read_series(folder: Path, series_uid: str | None = None) -> Volume:
     geometry = Geometry((columns, rows, len(order)), FLIP_XY @ affine)
 
     if len(files) == len(frames):
-        stored, said = read_frames([files[n] for n in order])
+        stored, told = read_frames([files[n] for n in order])
     else:
-        stored, said = read_frames(files)
+        stored, told = read_frames(files)
         stored = stored[order]
-    if said:
-        remarks.append(f"The decoder of its pixels said: {said.splitlines()[-1].strip()}.")
+    remarks += told
     rescales = {frame.rescale for frame in frames}
     if len(rescales) > 1:
         if None in rescales:
@@ -130,6 +132,21 @@ def _refuse_unusable(files: Sequence[Unusable]) -> None:
         f"{files[0].path} {files[0].why}{others}; copy the series again, or remove what is none of "
         "its slices."
     )
+
+
+def _require_one_scan(folder: Path, files: Sequence[DicomFile]) -> None:
+    """Check that files of one series UID are of one scan.
+
+    Raises:
+        VolumeError: they are of several patients, modalities, or places that are not comparable.
+    """
+    for keyword in ONE_IN_A_SERIES:
+        values = {str(file.header.get(keyword) or "") for file in files}
+        if len(values) > 1:
+            raise VolumeError(
+                f"{folder}: the files of one series differ in their {keyword}; export the series "
+                "again."
+            )
 
 
 def _sorted(folder: Path, files: Sequence[DicomFile], frames: Sequence[Frame]) -> list[int]:

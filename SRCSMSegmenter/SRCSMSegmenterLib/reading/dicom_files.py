@@ -14,6 +14,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from ..errors import VolumeError
+from ..texts import shown
 from .stored import open_regular
 
 PIXEL_DATA = 0x7FE00010
@@ -27,6 +28,8 @@ KEYWORDS = (
     "StudyInstanceUID",
     "StudyDescription",
     "StudyDate",
+    "PatientID",
+    "FrameOfReferenceUID",
     "SliceThickness",
     "SpacingBetweenSlices",
     "ImagePositionPatient",
@@ -43,10 +46,15 @@ KEYWORDS = (
     "PixelRepresentation",
     "RescaleSlope",
     "RescaleIntercept",
+    "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )
 TAGS = [Tag(keyword) for keyword in KEYWORDS]
+
+POSITIVE = ("PixelSpacing",)
+LARGEST_NUMBER = 1e30
+"""What positions, spacings and rescaling are below, or damaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +228,7 @@ def frames_of(file: DicomFile) -> Iterator[Frame]:
         )
     for group in groups:
         items = [item[0] for part in (group, shared) for item in _sequences(part)]
-        yield _frame(file.path, items)
+        yield _frame(file.path, [*items, header])
 
 
 def _sequences(group: Dataset) -> list:
@@ -241,8 +249,13 @@ def _frame(path: Path, items: list[Dataset]) -> Frame:
         if value is None:
             return None
         array = np.array([float(x) for x in np.atleast_1d(value)])
-        if array.shape != (count,) or not np.isfinite(array).all():
-            raise VolumeError(f"{path} has an impossible {keyword}: {value}.")
+        sensible = np.abs(array) < LARGEST_NUMBER
+        if keyword in POSITIVE:
+            sensible &= array > 0
+        elif keyword == "RescaleSlope":
+            sensible &= array != 0
+        if array.shape != (count,) or not sensible.all():
+            raise VolumeError(f"{path} has an impossible {keyword}: {shown(value)}.")
         return array
 
     position, orientation = (
@@ -260,10 +273,17 @@ def _frame(path: Path, items: list[Dataset]) -> Frame:
     if thickness is None or thickness[0] <= 0:
         thickness = numbers("SpacingBetweenSlices", 1)
     slope, intercept = numbers("RescaleSlope", 1), numbers("RescaleIntercept", 1)
+    if (slope is None) != (intercept is None):
+        raise VolumeError(f"{path} has one of RescaleSlope and RescaleIntercept; export it again.")
+    if slope is None and any(item.get("ModalityLUTSequence") for item in items):
+        raise VolumeError(
+            f"{path} gives its intensities by a table (Modality LUT), which is not read; export it "
+            "with a rescale slope and intercept."
+        )
     return Frame(
         position,
         orientation,
         spacing,
         None if thickness is None else math.fabs(thickness[0]),
-        None if slope is None or intercept is None else (slope[0], intercept[0]),
+        None if slope is None else (slope[0], intercept[0]),
     )

@@ -29,21 +29,27 @@ ALIKE = (
 """What has to be the same of all files of a volume."""
 
 
-def read_frames(files: Sequence[DicomFile]) -> tuple[np.ndarray, str]:
+def read_frames(files: Sequence[DicomFile]) -> tuple[np.ndarray, list[str]]:
     """Read all frames of files that are alike, in their order.
 
     Returns:
-        (frames, rows, columns) as stored, in native byte order; and what the decoder said.
+        (frames, rows, columns) as stored, in native byte order; and remarks, a sentence each.
 
     Raises:
         VolumeError: files that are not alike, colours, or damaged pixels.
     """
     first = files[0]
+    _require_stored_bits(first)
     for file in files:
         if file.header.get("SamplesPerPixel", 1) != 1 or not str(
             file.header.get("PhotometricInterpretation", "MONOCHROME2")
         ).startswith("MONOCHROME"):
             refuse_several_values(file.path)
+        if file.header.get("PhotometricInterpretation") == "MONOCHROME1":
+            raise VolumeError(
+                f"{file.path} is inverted (MONOCHROME1), which programs read differently; export "
+                "it as MONOCHROME2."
+            )
         different = [k for k in ALIKE if file.header.get(k) != first.header.get(k)]
         if different or file.syntax != first.syntax:
             raise VolumeError(
@@ -54,7 +60,9 @@ def read_frames(files: Sequence[DicomFile]) -> tuple[np.ndarray, str]:
     dtype = np.dtype(f"{kind}{first.header.BitsAllocated // 8}")
     frames = np.empty((sum(file.count for file in files), *first.shape), dtype)
     if first.length == 0xFFFFFFFF:
-        return frames, _decode(files, frames)
+        said = _decode(files, frames).splitlines()[-1:]
+        told = [f"The decoder of its pixels said: {line.strip()}." for line in said]
+        return frames, told + _take_stored_bits(first, frames)
     if first.syntax == ExplicitVRBigEndian:
         frames = frames.view(dtype.newbyteorder(">"))
     done = 0
@@ -63,7 +71,44 @@ def read_frames(files: Sequence[DicomFile]) -> tuple[np.ndarray, str]:
         done += file.count
     if not frames.dtype.isnative:
         frames = frames.byteswap(inplace=True).view(dtype)
-    return frames, ""
+    return frames, _take_stored_bits(first, frames)
+
+
+def _require_stored_bits(file: DicomFile) -> None:
+    """Check that the bits of a value are the lowest ones of a pixel, as the standard wants it.
+
+    Raises:
+        VolumeError: they are not.
+    """
+    allocated, stored = _bits(file)
+    high = file.header.get("HighBit")
+    if not 0 < stored <= allocated or high not in (None, stored - 1):
+        raise VolumeError(
+            f"{file.path} has values of {stored} bits up to bit {high} in pixels of {allocated} "
+            "bits, which programs read differently; export it again."
+        )
+
+
+def _take_stored_bits(file: DicomFile, frames: np.ndarray) -> list[str]:
+    """Reduce pixels to the bits of their values, in place; return a remark if others were used.
+
+    The sign of negative values may not be extended, and other bits may hold overlays.
+    """
+    allocated, stored = _bits(file)
+    unused, limits = allocated - stored, np.iinfo(frames.dtype)
+    changed = False
+    for frame in frames:
+        if frame.min() < limits.min >> unused or frame.max() > limits.max >> unused:
+            frame <<= unused
+            frame >>= unused
+            changed = True
+    return [f"Only {stored} of the {allocated} bits of its pixels hold values."] * changed
+
+
+def _bits(file: DicomFile) -> tuple[int, int]:
+    """Return the number of bits of a pixel, and of its value."""
+    allocated = int(file.header.BitsAllocated)
+    return allocated, int(file.header.get("BitsStored") or allocated)
 
 
 def _read_raw(file: DicomFile, frames: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from .stored import (
     detached,
     open_regular,
     refuse_several_values,
+    require_millimetres,
     require_three_axes,
 )
 
@@ -45,6 +46,7 @@ def locate(path: Path) -> StoredVolume:
     if len(size) != int(fields["NDims"]):
         raise VolumeError(f"{path} has {fields['NDims']} dimensions, but {len(size)} sizes.")
     require_three_axes(path, size)
+    require_millimetres(path, [fields.get("DistanceUnits", "")])
     kind = fields["ElementType"]
     if int(fields.get("ElementNumberOfChannels", 1)) != 1 or kind.endswith(("_ARRAY", "_MATRIX")):
         refuse_several_values(path)
@@ -72,7 +74,7 @@ def locate(path: Path) -> StoredVolume:
     if not {"ElementSpacing", "ElementSize"} & fields.keys():
         remarks = ("Its header says nothing of its spacing; 1 mm is assumed.",)
     modality = MODALITIES.get(fields.get("Modality", ""))
-    geometry = _geometry(fields, size)
+    geometry = _geometry(path, fields, size)
     return StoredVolume(geometry, dtype, file, start, packing, modality=modality, remarks=remarks)
 
 
@@ -90,7 +92,13 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
         return fields, file.tell()
 
 
-def _geometry(fields: dict[str, str], size: list[int]) -> Geometry:
+def _geometry(path: Path, fields: dict[str, str], size: list[int]) -> Geometry:
+    for names in (ORIGINS, MATRICES):
+        said = [name for name in names if name in fields]
+        if len({tuple(_numbers(fields, (name,), "")) for name in said}) > 1:
+            raise VolumeError(
+                f"{path} has a header that contradicts itself: {' and '.join(said)} differ."
+            )
     spacing = _numbers(fields, ("ElementSpacing", "ElementSize"), "1 1 1")
     affine = np.eye(4)
     # A row of the matrix is an axis of the volume.

@@ -259,6 +259,8 @@ def _geometry(path: Path, header: _Header, size: list[int]) -> tuple[Geometry, t
             affine[:3, :3] *= factors  # as ITK
         remarks = [_disagreement(affine, size, form, f) for f in usable]
         remarks += [f"Its {f.name} makes no grid; its {form.name} was followed." for f in unusable]
+    if (pixdim[1:4] < 0).any():
+        remarks.append("Its header has negative voxel sizes; their amounts were taken.")
     affine[:3] *= MILLIMETRES.get(header.field("units")[0] & 7, 1.0)
     return Geometry(tuple(size), affine), tuple(filter(None, remarks))
 

@@ -17,6 +17,7 @@ from .stored import (
     detached,
     open_regular,
     refuse_several_values,
+    require_millimetres,
     require_three_axes,
 )
 
@@ -99,6 +100,8 @@ def locate(path: Path) -> StoredVolume:
         OSError, ValueError, KeyError: unreadable, or damaged.
     """
     fields, keys, start = _header(path)
+    for name in ("space units", "units"):
+        require_millimetres(path, re.findall(r'"([^"]*)"', fields.get(name, "")))
     size, axes, has_spacing = _axes(path, fields, keys)
     if "space directions" in fields and not {"space", "space dimension"} & fields.keys():
         raise VolumeError(f"{path} has space directions, but names no space; export it again.")
@@ -206,6 +209,8 @@ def _axes(
     if others:
         _refuse_other_axes(path, keys)
     require_three_axes(path, [size[axis] for axis in spatial])
+    if "time" in (kinds[axis] for axis in spatial):
+        raise VolumeError(f"{path} has an axis of time; give one volume, of one moment.")
     if {"axis mins", "axis maxs"} & fields.keys():
         raise VolumeError(f"{path} gives its place by axis mins; write it with space directions.")
     if "space directions" in fields:

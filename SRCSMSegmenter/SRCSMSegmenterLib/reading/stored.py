@@ -11,7 +11,7 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -26,6 +26,12 @@ CHUNK = 1 << 18
 
 MOST_DENSE = 1032
 """Bytes that deflate makes of one, at most (https://zlib.net/zlib_tech.html)."""
+
+
+OTHER_LENGTHS = (
+    "m", "meter", "meters", "metre", "metres", "cm", "centimeter", "centimeters", "dm", "um", "µm",
+    "micron", "microns", "micrometer", "micrometers", "nm", "nanometer", "in", "inch", "inches",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +207,20 @@ def require_three_axes(path: Path, size: Sequence[int]) -> None:
             f"{path} is {len(size)}-D ({' x '.join(map(str, size[:9]))}); give one volume of three "
             "axes."
         )
+
+
+def require_millimetres(path: Path, units: Iterable[str]) -> None:
+    """Check that a header names no other unit of length, in which ITK, and so Slicer, believes mm.
+
+    Raises:
+        VolumeError: it does.
+    """
+    for unit in units:
+        if unit.strip().lower() in OTHER_LENGTHS:
+            raise VolumeError(
+                f"{path} has its lengths in {unit.strip()}, which programs take for mm; write it "
+                "in mm."
+            )
 
 
 def refuse_several_values(path: Path) -> NoReturn:

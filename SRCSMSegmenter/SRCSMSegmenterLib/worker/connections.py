@@ -257,8 +257,10 @@ def _listen(stderr: BinaryIO, *logs: deque[str]) -> None:
 def _end(process: subprocess.Popen, folder: Path, lock: BinaryIO) -> None:
     """Kill a worker with all its child processes, and remove its folder."""
     if sys.platform == "win32":
+        # By its full path: of another name Windows would look in the current folder first.
+        windows = os.environ.get("SYSTEMROOT", r"C:\Windows")
         subprocess.run(
-            ["taskkill", "/F", "/T", "/PID", str(process.pid)],
+            [rf"{windows}\System32\taskkill.exe", "/F", "/T", "/PID", str(process.pid)],
             creationflags=subprocess.CREATE_NO_WINDOW,
             capture_output=True,
         )

@@ -19,6 +19,7 @@ from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_volume
 
 GRID = Geometry((5, 4, 6), np.diag((-2.0, -3.0, 7.0, 1.0)))
+SCALES = ("Slope", "Intercept")
 SCAN = Volume(np.arange(120, dtype=np.int16).reshape(6, 4, 5), GRID)
 
 
@@ -232,7 +233,13 @@ def test_a_single_slice_is_as_thick_as_it_says(slices, thickness, wanted, remark
         ("BitsStored", 12, "differs from .* in its BitsStored"),
         ("ImagePositionPatient", ["0", "0", "nan"], "impossible ImagePositionPatient"),
         ("ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"], "not perpendicular"),
-        ("RescaleIntercept", None, "some slices say how to rescale"),
+        ("RescaleIntercept", None, "one of RescaleSlope and RescaleIntercept"),
+        ("RescaleSlope", "0", "impossible RescaleSlope"),
+        ("PixelSpacing", ["-3", "2"], "impossible PixelSpacing"),
+        ("PhotometricInterpretation", "MONOCHROME1", "is inverted"),
+        ("PatientID", "P2", "differ in their PatientID"),
+        ("Modality", "MR", "differ in their Modality"),
+        ("FrameOfReferenceUID", "1.2.3", "differ in their FrameOfReferenceUID"),
         ("BitsAllocated", 12, "does not have integers of 8, 16 or 32 bits"),
     ],
 )
@@ -240,6 +247,61 @@ def test_a_slice_that_is_none_of_the_volume_is_refused(slices, keyword, value, c
     edit(slices / "2.dcm", lambda dataset: setattr(dataset, keyword, value))
     with pytest.raises(VolumeError, match=complaint):
         read_volume(slices)
+
+
+def test_slices_of_which_some_say_how_to_rescale_them_are_refused(slices):
+    edit(slices / "2.dcm", lambda dataset: [delattr(dataset, f"Rescale{n}") for n in SCALES])
+    with pytest.raises(VolumeError, match="some slices say how to rescale"):
+        read_volume(slices)
+
+
+def test_intensities_by_a_table_are_refused(slices):
+    def by_table(dataset):
+        for name in SCALES:
+            delattr(dataset, f"Rescale{name}")
+        table = Dataset()
+        table.LUTDescriptor, table.ModalityLUTType = [2, 0, 16], "HU"
+        table.LUTData = b"\0\1\0\2"
+        dataset.ModalityLUTSequence = Sequence([table])
+
+    for path in slices.iterdir():
+        edit(path, by_table)
+    with pytest.raises(VolumeError, match="by a table"):
+        read_volume(slices)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_beyond_those_of_a_value_are_left_out(slices, signed):
+    """Overlays in the upper bits, and negative values whose sign is not extended."""
+
+    def with_more_bits(dataset):
+        values = np.frombuffer(dataset.PixelData, np.uint16) - np.uint16(1084 * signed)
+        values = values & 0xFFF if signed else values | 0x8000
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 12, 11, int(signed)
+        dataset.RescaleIntercept = "60" if signed else "-1024"
+        dataset.PixelData = values.tobytes()
+
+    for path in slices.iterdir():
+        edit(path, with_more_bits)
+    volume = read_volume(slices)
+    assert_is_the_scan(volume)
+    assert volume.remarks == ("Only 12 of the 16 bits of its pixels hold values.",)
+
+
+@pytest.mark.parametrize(("stored", "high"), [(12, 15), (17, 16)])
+def test_values_in_other_bits_than_the_lowest_are_refused(slices, stored, high):
+    for path in slices.iterdir():
+        edit(path, lambda d: setattr(d, "BitsStored", stored) or setattr(d, "HighBit", high))
+    with pytest.raises(VolumeError, match=f"values of {stored} bits up to bit {high}"):
+        read_volume(slices)
+
+
+def test_an_enhanced_file_may_say_how_to_rescale_it_outside_of_its_frames(enhanced):
+    edit(
+        enhanced / "enhanced.dcm",
+        lambda d: setattr(d, "RescaleSlope", "3") or setattr(d, "RescaleIntercept", "7"),
+    )
+    np.testing.assert_array_equal(read_volume(enhanced).array, 3 * SCAN.array + 7)
 
 
 def test_intensities_take_no_more_bits_than_they_need(slices):

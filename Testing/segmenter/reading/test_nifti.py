@@ -241,3 +241,10 @@ def test_voxels_that_are_rescaled_beyond_measure_are_refused(path, scale):
     patch(path, ("<2f", 112, *scale))
     with pytest.raises(VolumeError, match="rescales its voxels"):
         read_volume(path)
+
+
+def test_negative_voxel_sizes_are_told(path):
+    patch(path, ("<f", 80, -2.0))
+    volume = read_volume(path)
+    assert "negative voxel sizes" in volume.remarks[-1]
+    assert (volume.geometry.spacing > 0).all()

@@ -125,6 +125,9 @@ def test_spaces_are_turned_and_headers_that_say_little_are_told(tmp_path):
         ({"data_file": "v%03d.raw 1 6 1"}, "several files"),
         ({"data_file": "none.raw"}, "no file or folder .*none"),
         ({"axis_mins": "0 0 0"}, "axis mins"),
+        ({"kinds": "domain domain time"}, "axis of time"),
+        ({"space_units": '"cm" "cm" "cm"'}, "lengths in cm"),
+        ({"units": '"mm" "mm" "in"'}, "lengths in in"),
     ],
 )
 def test_headers_that_are_wrong_are_refused(tmp_path, changes, complaint):

@@ -194,6 +194,8 @@ def test_a_dataset_is_called_as_its_user_calls_it(folder, tmp_path):
         ({"background": 0, "\x1b[2Jliver": 1}, "is no name"),
         ({"background": 0, "\ud800": 1}, "no Unicode"),
         ({"background": 0, "liver": 1, "ignore": 2}, '"ignore" is not supported'),
+        ({"background": 0, "liver": 1, "Liver ": 2}, "'liver' and 'Liver ' mean the same"),
+        ({"background": 0, "LV": 1, "left_ventricle": 2}, "mean the same"),
     ],
 )
 def test_labels_that_cannot_be_trained_on_are_refused(folder, labels, fault):

@@ -312,7 +312,7 @@ def test_yaml_is_read_as_people_mean_it():
         "2020-01-01",
     ]
     bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
-    for text in (bomb, "[" * 1000, "a: b: c", "\x1b"):
+    for text in (bomb, "[" * 1000, "a: b: c", "\x1b", "a: 1\nb: {c: 1, c: 2}"):
         with pytest.raises(ConfigError, match=r"^it is no YAML"):
             parse_yaml(text, "it")
 

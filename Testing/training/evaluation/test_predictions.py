@@ -109,6 +109,13 @@ def test_names_that_nnu_net_wrote_beside_its_label_maps_are_read(dataset, predic
     path = predictions / "dataset.json"
     path.write_text(json.dumps({"labels": {"background": 0, "spleen": 1}}))
     assert find_predictions(predictions, [dataset]).labels == {dataset.name: {1: "spleen"}}
-    path.write_text("[]")
-    with pytest.raises(DatasetError, match="does not name labels"):
-        find_predictions(predictions, [dataset])
+    for content, complaint in (
+        ("[]", "holds no JSON object"),
+        ("{}", "lacks labels"),
+        ('{"labels": {"spleen": 1, "liver": 1}}', "one label two names"),
+        ('{"labels": {"spleen": 1, "spleen": 2}}', "says 'spleen' twice"),
+        ('{"labels": {"spleen": [1, 2]}}', "valid integer"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DatasetError, match=complaint):
+            find_predictions(predictions, [dataset])
