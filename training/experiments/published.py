@@ -161,19 +161,33 @@ def _scores(run: Run, setting: Setting, results: Path) -> pd.DataFrame:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing and report."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(argv)
     return in_sentences(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    series = series_of(arguments)
+    if series.setting.sam:
+        return published_sam.main(arguments, series.setting)
+    code = 0
+    if not arguments.report:
+        chosen = chosen_runs(series.runs(), arguments.only)
+        options = _options(series, arguments)
+        code = run_missing(chosen, arguments, arguments.data, __spec__.name, options)
+    if not arguments.only:
+        text = report(series, arguments.results)
+        reports.show_report(f"published-{arguments.setting}", text, arguments)
+    return code
+
+
+def series_of(arguments: argparse.Namespace) -> Series:
+    """Return the runs that the options describe."""
     setting = SETTINGS[arguments.setting]
     if arguments.preset:
         setting = replace(setting, preset=arguments.preset)
     if arguments.domains:
         setting = replace(setting, sources=tuple(arguments.domains), targets=())
-    if setting.sam:
-        return published_sam.main(arguments, setting)
-    series = Series(
+    return Series(
         arguments.setting,
         setting,
         tuple(arguments.seeds),
@@ -181,20 +195,10 @@ def _run(arguments: argparse.Namespace) -> int:
         (*arguments.set, *([f"optimisation.steps={arguments.steps}"] if arguments.steps else [])),
         arguments.cut_to_labels,
     )
-    code = 0
-    if not arguments.report:
-        chosen = chosen_runs(series.runs(), arguments.only)
-        code = run_missing(
-            chosen, arguments, arguments.data, __spec__.name, _options(series, arguments)
-        )
-    if not arguments.only:
-        text = report(series, arguments.results)
-        reports.show_report(f"published-{arguments.setting}", text, arguments)
-    return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    """Make the parser of the command's options."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command's options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -225,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     published_sam.add_options(parser)
     trainings.add_options(parser, None)
     reports.add_options(parser)
-    return parser
+    return parser.parse_args(argv)
 
 
 def _options(series: Series, arguments: argparse.Namespace) -> list[str]:

@@ -162,6 +162,25 @@ def test_metadata_has_the_keys_monai_requires(folder):
     assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == [4, 6, 8]
 
 
+def test_metadata_of_shipped_models_have_the_types_that_monais_schema_wants():
+    """What meta_schema_20240725.json, which they name, wants of the fields that are there."""
+    texts = {"version", "monai_version", "pytorch_version", "numpy_version", "task", "description"}
+    texts |= {"schema", "authors", "copyright", "intended_use"}
+    of_tensors = {"type": str, "format": str, "num_channels": int, "spatial_shape": list}
+    of_tensors |= {"dtype": str, "value_range": list, "is_patch_data": bool, "channel_def": dict}
+    for folder in find_bundles(shipped_models_folder()):
+        content = json.loads((folder / "configs" / "metadata.json").read_bytes())
+        assert {key for key in content if isinstance(content[key], str)} == texts
+        assert all(isinstance(content[key], dict) for key in content.keys() - texts)
+        assert {key for key in content if key.endswith("_data_format")} == {"network_data_format"}
+        for tensors in content["network_data_format"].values():
+            for tensor in tensors.values():
+                for key, kind in of_tensors.items():
+                    assert type(tensor[key]) is kind
+                assert {type(size) for size in tensor["spatial_shape"]} == {int}
+                assert {type(limit) for limit in tensor["value_range"]} <= {int, float}
+
+
 def test_a_whole_folder_has_no_faults(folder):
     assert verify_bundle(folder) == []
 

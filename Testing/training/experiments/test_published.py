@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published settings: each domain the only source once, from a download's files to the table."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -134,6 +135,57 @@ def test_hearts_are_tested_on_the_same_patients_or_on_others(tmp_path):
             if run.source == SEQUENCES[0]:
                 assert (len(source.cases), len(other.cases)) == expected[setting]
             assert (len(both) > 0) == (setting == "heart-sequences")
+
+
+REAL = {
+    "heart-sequences": {
+        "Dataset201_HeartBSSFP": ("bssfp_01", "bssfp_11"),
+        "Dataset202_HeartLGE": ("lge_01", "lge_38"),
+        "Dataset203_HeartACDC": ("patient001_frame01",),
+    },
+    "prostate-six-sites": {
+        "Dataset301_ProstateT2": ("p158_001", "pr12_0"),
+        "Dataset302_ProstatePROMISE12": ("case00", "case02"),
+    },
+}
+"""Setting -> real datasets, and the cases of them that a test takes."""
+
+
+def take_cases(source, cases, target):
+    """Link some cases of a dataset into a dataset of their own."""
+    for kind, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (target / kind).mkdir(parents=True)
+        for case in cases:
+            (target / kind / f"{case}{ending}").symlink_to(source / kind / f"{case}{ending}")
+    description = json.loads((source / "dataset.json").read_text())
+    description["numTraining"] = len(cases)
+    (target / "dataset.json").write_text(json.dumps(description))
+
+
+@pytest.mark.slow
+@pytest.mark.needs_data
+@pytest.mark.parametrize("name", REAL)
+def test_a_setting_runs_on_real_scans(name, data_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SRCSM_CACHE", str(tmp_path / "cache"))
+    for dataset, cases in REAL[name].items():
+        take_cases(data_folder / dataset, cases, tmp_path / "data" / dataset)
+    given = ["--setting", name, "--preset", f"{name.split('-')[0]}-fast", "--seeds", "0"]
+    given += ["--set", "network.channels=[4,8,8,8]", "--steps", "2", "--data", f"{tmp_path}/data"]
+    given += ["--runs", f"{tmp_path}/runs", "--results", f"{tmp_path}/results"]
+    if name.startswith("prostate"):
+        given += ["--domains", *REAL[name]]
+    for run in published.series_of(published.parse(given)).runs():
+        tiny.forget_accelerator()
+        assert published.main([*given, "--only", run.name]) == 0
+    capsys.readouterr()
+    assert published.main([*given, "--report"]) == 0
+    text = capsys.readouterr().out
+    assert "No scores" not in text
+    table, tests = text.split("Wilcoxon")
+    for method, matching in itertools.product(("plain", "SRC"), ("off", "on")):
+        assert f"| {method} | {matching} |" in table
+    assert "| SRC | plain |" in tests
+    assert "nan" not in table
 
 
 def test_a_run_that_does_not_exist_is_answered_with_the_nearest(tmp_path, capsys):
