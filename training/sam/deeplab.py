@@ -12,7 +12,6 @@ weights of its backbone come from a file, torchvision's resnet50-*.pth, or it st
     srcsm boxes scan.nii.gz --coarse organs.nii.gz --coarse-confidence sure.nii.gz -o boxes.json
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -32,21 +31,18 @@ from SAMRefineLib.boxes.boxes import SliceGrid
 from SAMRefineLib.sam.pixels import EQUALISED, to_pixels
 from srcsm_training.data.dataset import Case, as_bytes, read_case
 from srcsm_training.engine.accelerator import accelerator_for
-from srcsm_training.engine.config import configured
 from srcsm_training.engine.fit import fit
 from srcsm_training.engine.limits import Limits
 from srcsm_training.engine.progress import Progress, mean_dice
 from srcsm_training.engine.run_folder import Run, RunResult, open_case_run
 from srcsm_training.engine.source_domain import open_source
-from srcsm_training.engine.stopping import stop_on_signal
 from srcsm_training.sam.deeplab_config import DeepLabConfig
 from srcsm_training.sam.layout import CoarseNetwork
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.devices import resolve_device
-from SRCSMSegmenterLib.errors import BundleError, SRCSMError
+from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.geometry import Volume
 from SRCSMSegmenterLib.models.hashed_folder import sha256
-from SRCSMSegmenterLib.volume_io import read_volume, write_volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,81 +314,11 @@ def as_coarse_network(path: Path, device: str = "auto") -> CoarseNetwork:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train or predict."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    training = commands.add_parser("train", help="train, or resume")
-    training.add_argument("--data", type=Path, required=True, metavar="FOLDER")
-    training.add_argument("--backbone", type=Path, metavar="FILE", help="resnet50-*.pth")
-    training.add_argument("--config", type=Path, metavar="FILE.yaml", help="the configuration")
-    training.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    training.add_argument("--out", type=Path, required=True, metavar="RUN")
-    training.add_argument("--name", help="of the network's file (default: that of RUN)")
-    training.add_argument("--max-minutes", type=float, default=float("inf"), metavar="M")
-    training.add_argument("--device", default="auto")
-    training.set_defaults(run=_train)
-    prediction = commands.add_parser("predict", help="label the organs of a scan")
-    prediction.add_argument("scan", type=Path)
-    prediction.add_argument("--model", type=Path, required=True)
-    prediction.add_argument("-o", "--output", type=Path, required=True)
-    prediction.add_argument("--confidence", type=Path, help="also write the probability")
-    prediction.add_argument("--modality", choices=("CT", "MR"), help="default: guessed")
-    prediction.add_argument("--device", default="auto")
-    prediction.set_defaults(run=_predict)
-    arguments = parser.parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except SRCSMError as error:
-        print(f"deeplab: error: {error}", file=sys.stderr)
-        return 1
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    config = configured(DeepLabConfig(), arguments.config, arguments.set)
-    with stop_on_signal() as stop_requested:
-        result = run_training(
-            arguments.data,
-            config,
-            arguments.out,
-            backbone=arguments.backbone,
-            name=arguments.name,
-            device=arguments.device,
-            limits=Limits(
-                arguments.max_minutes,
-                stop_requested,
-                report=lambda state: state.step % 100 or print(f"step {state.step}", flush=True),
-            ),
-        )
-    if not result.finished:
-        print(f"Stopped at step {result.steps}; the same command resumes from the checkpoint.")
-        return 130 if stop_requested() else 0
-    print(
-        f"Network: {result.model}\n"
-        f"Next: python -m srcsm_training.sam.deeplab predict SCAN --model {result.model}"
-    )
-    return 0
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    volume = read_volume(arguments.scan)
-    coarse = load(arguments.model, arguments.device)
-    probabilities = predict(volume, coarse, arguments.modality)
-    labels = (probabilities.argmax(0) + 1) * (probabilities.max(0) >= 0.5)
-    write_volume(arguments.output, Volume(labels.astype(np.uint8), volume.geometry))
-    if arguments.confidence:
-        sure = np.where(labels > 0, probabilities.max(0), 1 - probabilities.max(0)).astype(
-            np.float32
-        )
-        write_volume(arguments.confidence, Volume(sure, volume.geometry))
-    return 0
-
-
 def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from srcsm_training.cli.deeplab import main
+
+    sys.exit(main(__doc__))

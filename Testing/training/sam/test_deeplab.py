@@ -18,6 +18,7 @@ from SRCSMSegmenterLib.volume_io import read_labels, read_volume
 
 pytest.importorskip("torchvision")
 
+from srcsm_training.cli.deeplab import main
 from srcsm_training.sam import deeplab
 
 CONFIG = deeplab.DeepLabConfig(
@@ -54,7 +55,7 @@ def test_from_training_to_a_label_map_with_confidence(tmp_path, folder):
     )
     arguments = ["predict", str(scan), "--model", str(result.model), "-o", str(organs)]
     arguments += ["--confidence", str(sure), "--modality", "CT", "--device", "cpu"]
-    assert deeplab.main(arguments) == 0
+    assert main("", arguments) == 0
     labels, confidence = read_labels(organs).array, read_volume(sure).array
     found = deeplab.predict(read_volume(scan), coarse, "CT").astype(np.float32)
     assert found.shape == (2, *tiny.SHAPE)
@@ -119,13 +120,25 @@ def test_a_file_of_something_else_is_refused(tmp_path, capsys):
 
     write_volume(tmp_path / "scan.nii.gz", volume)
     arguments = ["predict", str(tmp_path / "scan.nii.gz"), "--model", str(path)]
-    assert deeplab.main([*arguments, "-o", str(tmp_path / "o.nii.gz"), "--device", "cpu"]) == 1
+    assert main("", [*arguments, "-o", str(tmp_path / "o.nii.gz"), "--device", "cpu"]) == 4
     assert "no DeepLab" in capsys.readouterr().err
 
 
 def test_a_batch_of_one_is_refused():
     with pytest.raises(ConfigError, match="at least 2"):
         deeplab.DeepLabConfig(optimisation=Recipe(batch=1))
+
+
+def test_every_key_is_explained(capsys):
+    assert main("", ["train", "--help-config"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("data.folds", "size", "optimisation.batch", "seed"))
+    assert main("", ["train", "--set", "size=256", "--help-config", "size"]) == 0
+    assert "size = 256" in capsys.readouterr().out
+    assert main("", ["train", "--help-config", "siez"]) == 2
+    assert "did you mean size" in capsys.readouterr().err
+    assert main("", ["train", "--out", "run"]) == 2
+    assert "--data" in capsys.readouterr().err
 
 
 def test_the_script_finds_its_package():
