@@ -5,7 +5,8 @@
         run what is missing, 2 at a time
     python -m srcsm_training.experiments.ablation --data ../shared/data --only ct_smoothed
     python -m srcsm_training.experiments.ablation --report           print the tables
-    python -m srcsm_training.experiments.ablation --report --write   write them into BENCHMARKS.md
+    python -m srcsm_training.experiments.ablation --report --write
+        write them into BENCHMARKS.md, without the rows that have no scores
 
 A stopped training resumes from its checkpoint. A run is skipped if its scores are already in
 ``training/experiments/results``; --force runs it again.

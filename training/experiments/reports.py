@@ -2,6 +2,7 @@
 """Folders, scores and tables of the experiments behind BENCHMARKS.md."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,11 +58,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def show_report(mark: str, text: str, arguments: argparse.Namespace) -> None:
-    """Print a report, or write it into BENCHMARKS.md if --write is given."""
+    """Print a report; if --write is given, write it without empty rows into BENCHMARKS.md."""
     if arguments.write:
-        write_report(mark, text)
+        write_report(mark, without_empty_rows(text))
     else:
         print(text)
+
+
+def without_empty_rows(text: str) -> str:
+    """Leave out the rows of tables that have dashes for scores, and no score."""
+    lines = [
+        line
+        for line in text.splitlines()
+        if not line.endswith("| – | – |") or re.search(r"\d\.\d+ \|", line)
+    ]
+    return "\n".join(lines)
 
 
 def results_file(name: str, results: Path) -> Path:

@@ -11,6 +11,7 @@ from srcsm_training.experiments.reports import (
     missing_runs,
     read_results,
     show_report,
+    without_empty_rows,
     write_report,
     write_results,
 )
@@ -45,6 +46,21 @@ def test_a_report_is_printed_unless_it_is_to_be_written(monkeypatch, capsys):
     assert (capsys.readouterr().out, written) == ("| table |\n", [])
     show_report("mark", "| table |", parsed("--report", "--write"))
     assert (capsys.readouterr().out, written) == ("", [("mark", "| table |")])
+
+
+def test_rows_without_a_score_are_not_written():
+    table = [
+        "| training | SM | liver | mean Dice | ASSD mm |",
+        "| --- | --- | --- | --- | --- |",
+        "| CT→MR plain | off | 0.502 | 0.260 | 27.0 |",
+        "| CT→MR thirteen | off | – | – | – |",
+        "| CT→MR | nothing: network alone | – | 10 | 0.830 | | | – |",
+        "| CT→MR swap | 0.500 | – | – |",
+        "",
+        "A line – with a dash.",
+    ]
+    written = without_empty_rows("\n".join(table)).splitlines()
+    assert written == [line for line in table if "thirteen" not in line]
 
 
 def test_a_report_is_put_between_its_marks(tmp_path):
