@@ -45,11 +45,11 @@ def find_scans(paths: Sequence[Path], results: Sequence[Path] = ()) -> list[Foun
         ConfigError: the results would lie among the scans of a folder that is searched.
     """
     scans = []
-    written = {path.resolve() for path in results}
+    written = {os.path.realpath(path) for path in results}
     for path in paths:
         inside = []
         if path.is_dir() and not _holds_dicom(path):
-            if path.resolve() in written:
+            if os.path.realpath(path) in written:
                 raise ConfigError(
                     f"{path} is searched for scans; write the results to another folder."
                 )
@@ -92,11 +92,19 @@ def _inside(folder: Path, path: Path) -> FoundScan:
     return FoundScan(path, (path.parent.relative_to(folder) / case_name(path)).as_posix())
 
 
-def _search(folder: Path, passed_over: set[Path]) -> Iterator[Path]:
-    """Yield files and DICOM folders below a folder, each once even if links lead in a circle."""
-    passed_over.add(folder.resolve())
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.resolve() in passed_over:
+def _search(folder: Path, passed_over: set[str]) -> Iterator[Path]:
+    """Yield files and DICOM folders below a folder, each once even if links lead in a circle.
+
+    A folder that cannot be searched is yielded too, as its reading will tell what is wrong.
+    """
+    passed_over.add(os.path.realpath(folder))
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
+        yield folder
+        return
+    for path in paths:
+        if path.name.startswith(".") or os.path.realpath(path) in passed_over:
             continue
         if not path.is_dir():
             if ending(path) in READABLE:
@@ -110,7 +118,10 @@ def _search(folder: Path, passed_over: set[Path]) -> Iterator[Path]:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    return any(_is_dicom(path) for path in folder.iterdir())
+    try:
+        return any(_is_dicom(path) for path in folder.iterdir())
+    except OSError:
+        return False  # the search meets the same error
 
 
 def _is_dicom(path: Path) -> bool:
@@ -119,6 +130,9 @@ def _is_dicom(path: Path) -> bool:
         return False
     if ending(path) or not path.is_file():
         return False
-    with open(path, "rb") as file:
-        head = file.read(132)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(132)
+    except OSError:
+        return False
     return head[128:] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00")

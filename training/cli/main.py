@@ -6,12 +6,15 @@ Each command is a module: `add` adds its options, `run` runs it. Modules import 
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
+
+from SRCSMSegmenterLib.errors import ConfigError
 
 from .console import INTERRUPTED
 from .failures import exit_code, sentence
@@ -46,15 +49,22 @@ examples:
 Research use only, not for diagnosis.
 """
 
+RESULTS_LOST = 6
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (`HELP` lists them)."""
     with lenient_output():
-        return _run(make_parser().parse_args(argv))
+        code = _run(make_parser().parse_args(argv))
+        sys.stdout.flush()
+        if lost := sys.stdout.lost:
+            print(f"srcsm: error: Printing failed ({lost.strerror}).", file=sys.stderr)
+        return code or (RESULTS_LOST if lost else 0)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
+        _require_current_folder()
         return command_module(arguments.command).run(arguments)
     except KeyboardInterrupt:
         print("srcsm: interrupted", file=sys.stderr)
@@ -64,6 +74,18 @@ def _run(arguments: argparse.Namespace) -> int:
             traceback.print_exc()
         print(f"srcsm: error: {sentence(error)}", file=sys.stderr)
         return exit_code(error)
+
+
+def _require_current_folder() -> None:
+    """Check that the current folder exists, without which libraries end the process.
+
+    Raises:
+        ConfigError: it was removed.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("The current folder was removed; change to another one.") from None
 
 
 def make_parser() -> argparse.ArgumentParser:

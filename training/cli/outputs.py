@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that commands write to."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -55,16 +56,16 @@ def output_files(
         files = [output]
     if _format(files[0]) not in known:
         raise ConfigError(f"{output} needs one of the endings {', '.join(known)}.")
-    used = {path.resolve() for path in (*scans, *taken)}
+    used = {os.path.realpath(path) for path in (*scans, *taken)}
     for number, path in enumerate(files):
         if path in files[:number]:
             raise ConfigError(
                 f"{scans[files.index(path)]} and {scans[number]} would both be written to {path}; "
                 "give them one after another, with another output each, or rename one."
             )
-        if path.resolve() in used:
+        if os.path.realpath(path) in used:
             raise ConfigError(f"{path} would be overwritten; choose another output.")
-        used.add(path.resolve())
+        used.add(os.path.realpath(path))
         check_name(path)
     check_writable(files[0].parent)
     return files

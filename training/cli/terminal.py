@@ -4,6 +4,8 @@
 What a terminal would act on, such as an escape sequence in a file's name, is shown with escapes.
 """
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -12,12 +14,21 @@ from typing import Any, TextIO
 
 from SRCSMSegmenterLib.texts import shown_lines
 
+GONE = (errno.EPIPE, errno.EBADF, errno.EINVAL)
+"""Errors of a stream that nobody reads any more; Windows says EINVAL of a closed pipe."""
+
 
 class Terminal:
-    """A text stream whose writes do not fail; in all else it is the stream itself."""
+    """A text stream whose writes do not fail; in all else it is the stream itself.
+
+    Attributes:
+        lost: why something could not be written, such as a full disk; None if nothing is lost
+            that anybody reads.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write a text, as far as that is possible."""
@@ -42,7 +53,12 @@ class Terminal:
             yield
         except UnicodeEncodeError:
             raise
-        except (OSError, ValueError):  # its reader is gone, or it was closed
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # its reader is gone, it was closed, the disk is full
+            if isinstance(error, OSError) and error.errno not in GONE:
+                self.lost = error
             with suppress(OSError, ValueError):
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, self._stream.fileno())  # or flushing it at the exit would fail
@@ -55,12 +71,21 @@ class Terminal:
 @contextmanager
 def lenient_output() -> Iterator[None]:
     """Let nothing that is printed in the block end it."""
+    _open_the_closed()
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (stream and Terminal(stream) for stream in before)
+    sys.stdout, sys.stderr = (Terminal(stream or io.StringIO()) for stream in before)
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         sys.stdout, sys.stderr = before
+
+
+def _open_the_closed() -> None:
+    """Open standard streams that were closed, or what libraries print would go to result files."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor < 3:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.dup(descriptor)
+    os.close(descriptor)

@@ -182,7 +182,7 @@ def detached(header: Path, name: str) -> Path:
     if not name or name == "LIST" or name.startswith("LIST ") or "%" in name:
         raise VolumeError(f"{header} has its voxels in several files; export it as one file.")
     folder, file = header.parent, header.parent / name
-    inside = file.resolve().is_relative_to(folder.resolve())
+    inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
     if not (inside or Path(name).name == name) or "\0" in name:
         raise VolumeError(
             f"{header} has its voxels outside its folder, in {name!r}; put both into one folder."

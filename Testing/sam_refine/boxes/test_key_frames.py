@@ -411,7 +411,7 @@ def changed_file(change) -> str:
         (lambda c: c["organs"][0]["edited"].update({"6": [1, 2, 3]}), "damaged"),
         (lambda c: c["organs"][0]["edited"].update({"x": [1, 2, 3, 4]}), "damaged"),
         (lambda c: c["organs"][0]["edited"].update({"6": [3, 2, 1, 4]}), "has to be less"),
-        (lambda c: c["organs"][0]["edited"].update({"6": [0, 0, math.nan, 4]}), "has to be less"),
+        (lambda c: c["organs"][0]["edited"].update({"6": [0, 0, math.nan, 4]}), "holds NaN"),
         (lambda c: c["organs"][0]["edited"].update({"6": [0, 0, 10**400, 4]}), "damaged"),
         (lambda c: c["organs"][0]["edited"].update({"99": [1, 2, 3, 4]}), "slices 0 to 19"),
         (lambda c: c["organs"][0].update(off=[99]), "slices 0 to 19"),

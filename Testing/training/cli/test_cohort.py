@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from srcsm_training.cli.cohort import FoundScan, find_scans, own_device, own_share
+from srcsm_training.cli.outputs import output_files
 from SRCSMSegmenterLib.errors import ConfigError
 
 
@@ -113,3 +114,25 @@ def test_a_path_that_is_a_link_keeps_the_name_the_user_gave_it(tmp_path):
     link = tmp_path / "cohort" / "patient.nii"
     link.symlink_to(Path("..") / "store" / "0815.nii")
     assert find_scans([tmp_path / "cohort"]) == [FoundScan(link, "patient")]
+
+
+def test_a_folder_that_cannot_be_searched_costs_no_other_scan(tmp_path, monkeypatch):
+    touch(tmp_path, "a.nii.gz", "secret/b.nii.gz")
+    listed = Path.iterdir
+
+    def refuse(folder):
+        if folder.name == "secret":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert named(tmp_path, find_scans([tmp_path])) == {"a.nii.gz": "a", "secret": "secret"}
+
+
+def test_links_that_lead_to_themselves_are_scans_that_cannot_be_read(tmp_path):
+    touch(tmp_path, "a.nii.gz")
+    (tmp_path / "loop.nii.gz").symlink_to("loop.nii.gz")
+    (tmp_path / "folder").symlink_to("folder")
+    found = named(tmp_path, find_scans([tmp_path]))
+    assert found == {"a.nii.gz": "a", "loop.nii.gz": "loop"}
+    output_files([tmp_path / "loop.nii.gz"], tmp_path / "out.nii.gz")

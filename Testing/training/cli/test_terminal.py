@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from srcsm_training.cli.failures import sentence
+from srcsm_training.cli.main import main
 from srcsm_training.cli.outputs import OutputError, output_files
 from srcsm_training.cli.terminal import Terminal, lenient_output
 from SRCSMSegmenterLib.errors import DatasetError, VolumeError
@@ -42,6 +43,30 @@ def test_escape_sequences_are_shown_and_lines_stay_lines():
     stream, content = terminal("utf-8")
     print("a\x1b[2Jb\n\tc\r\udcf6", end="", file=stream, flush=True)
     assert content.getvalue() == b"a\\x1b[2Jb\n\tc\r\\udcf6"
+
+
+def test_files_are_not_taken_for_streams_that_are_closed(tmp_path):
+    """The next file that is opened would be number 2, to which libraries print."""
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", PRINTING]
+    assert subprocess.run([*shell, str(tmp_path / "mark")]).returncode == 0
+    assert (tmp_path / "mark").read_text() == "done"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full disk")
+def test_results_that_are_printed_on_a_full_disk_are_told_as_lost():
+    command = [sys.executable, "-m", "srcsm_training", "models", "list", "--json"]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
+    assert ended.returncode == 6
+    assert b"Printing failed (No space left on device)" in ended.stderr
+
+
+def test_a_current_folder_that_was_removed_is_a_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["models", "list"]) == 2
+    assert "The current folder was removed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("closed", ["reader", "descriptor"])
