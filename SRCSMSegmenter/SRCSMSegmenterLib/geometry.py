@@ -239,6 +239,14 @@ def as_volume(image: Any, affine: np.ndarray | None = None) -> Volume:  # noqa: 
     return Volume(array, Geometry(array.shape[::-1], affine))
 
 
+PATIENT_AXES = {
+    "patient": np.eye(3),
+    "coronal": np.array([(1, 0, 0), (0, 0, 1), (0, -1, 0)], dtype=float).T,
+    "sagittal": np.array([(0, 1, 0), (0, 0, 1), (1, 0, 0)], dtype=float).T,
+}
+"""Choices of `GridSpec.axes` that do not depend on the scan: I, J and K in RAS, as columns."""
+
+
 @dataclass(frozen=True)
 class GridSpec:
     """The grid of a network's input, before it is placed over a scan.
@@ -246,7 +254,9 @@ class GridSpec:
     Attributes:
         size: window in voxels along (I, J, K), e.g. (160, 128, 160).
         spacing: mm along (I, J, K); size * spacing is the field of view.
-        axes: "patient" lays I, J, K along right, anterior, superior; "slices" lays them along
+        axes: "patient" lays I, J, K along right, anterior, superior; "coronal" along right,
+            superior, posterior and "sagittal" along anterior, superior, right, whichever way the
+            scan is stored, for slices across K of these planes; "slices" lays them along
             the scan's own axes, that of its slices last (`Geometry.slice_axis`), for stacks without
             a fixed patient orientation such as cardiac short-axis cine.
     """
@@ -262,8 +272,9 @@ class GridSpec:
             raise VolumeError(f"A window has three axes of at least one voxel, not {self.size}.")
         if len(self.spacing) != 3 or not all(0 < s < np.inf for s in self.spacing):
             raise VolumeError(f"A window's spacing is three positive mm, not {self.spacing}.")
-        if self.axes not in ("patient", "slices"):
-            raise VolumeError(f'axes is "patient" or "slices", not "{self.axes}".')
+        if self.axes not in (*PATIENT_AXES, "slices"):
+            known = ", ".join((*PATIENT_AXES, "slices"))
+            raise VolumeError(f'axes is one of {known}, not "{self.axes}".')
 
     @property
     def extent(self) -> np.ndarray:
@@ -272,8 +283,8 @@ class GridSpec:
 
     def directions_over(self, scan: Geometry) -> np.ndarray:
         """Compute the unit vectors of this grid's I, J and K axes in RAS, the columns of a 3x3."""
-        if self.axes == "patient":
-            return np.eye(3)
+        if self.axes in PATIENT_AXES:
+            return PATIENT_AXES[self.axes].copy()
         through_plane = scan.slice_axis
         order = [axis for axis in range(3) if axis != through_plane] + [through_plane]
         # A sheared affine has no orthogonal axes; the nearest rotation is what a grid can follow.

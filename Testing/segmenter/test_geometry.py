@@ -145,7 +145,7 @@ def test_an_array_in_the_wrong_axis_order_is_no_volume():
 @settings(deadline=None, max_examples=50)
 @given(scan=sheared_grids)
 def test_a_placed_window_has_its_size_spacing_and_middle_whatever_the_scan(scan):
-    for axes in ("patient", "slices"):
+    for axes in ("patient", "coronal", "sagittal", "slices"):
         spec = GridSpec((16, 12, 7), (2.4, 2.0, 3.5), axes)
         directions = spec.directions_over(scan)
         window = spec.placed(scan.centre, directions)
@@ -162,6 +162,14 @@ def test_a_placed_window_has_its_size_spacing_and_middle_whatever_the_scan(scan)
 @given(scan=sheared_grids)
 def test_a_patient_window_runs_right_anterior_superior(scan):
     assert np.array_equal(GridSpec((4, 4, 4), (1, 1, 1)).directions_over(scan), np.eye(3))
+    right, anterior, superior = np.eye(3)
+    for axes, columns in {
+        "coronal": (right, superior, -anterior),
+        "sagittal": (anterior, superior, right),
+    }.items():
+        directions = GridSpec((4, 4, 4), (1, 1, 1), axes).directions_over(scan)
+        np.testing.assert_array_equal(directions, np.column_stack(columns))
+        assert np.linalg.det(directions) == 1
 
 
 @settings(deadline=None, max_examples=50)

@@ -179,11 +179,13 @@ def presets_as_text() -> str:
     from ..segmentation.presets import PRESETS
     from ..segmentation.published import SETTINGS
 
-    lines = [f"{'preset':<16} {'voxels':<16} {'spacing (mm)':<18} steps"]
+    lines = [f"{'preset':<16} {'voxels':<16} {'spacing (mm)':<18} {'steps':<6} axes"]
     for name, config in PRESETS.items():
         size = " x ".join(map(str, config.grid.size))
         spacing = " x ".join(f"{value:g}" for value in config.grid.spacing)
-        lines.append(f"{name:<16} {size:<16} {spacing:<18} {config.optimisation.steps}")
+        steps = config.optimisation.steps
+        lines.append(f"{name:<16} {size:<16} {spacing:<18} {steps:<6} {config.grid.axes}")
+    lines.append("The grids of icm, icm-spine and icm-chest are ours: their paper tells none.")
     lines += ["", "published settings: preset; datasets; where they come from (prepare-data)"]
     for name, setting in SETTINGS.items():
         targets = f" -> {', '.join(setting.targets)}" if setting.targets else ""

@@ -110,8 +110,9 @@ PRESETS: dict[str, TrainingConfig] = {
         optimisation=FAST_RECIPE,
     ),
     "icm": ICM,
-    "icm-spine": replace(ICM, grid=GridSpec((256, 256, 1), (1.0, 1.0, 4.0), axes="slices")),
-    "icm-chest": replace(ICM, grid=GridSpec((256, 256, 1), (1.5, 1.5, 3.0), axes="slices")),
+    # Of fixed planes, so that an axial CT of the chest gives the slices that an X-ray looks like.
+    "icm-spine": replace(ICM, grid=GridSpec((256, 256, 1), (1.0, 1.0, 4.0), axes="sagittal")),
+    "icm-chest": replace(ICM, grid=GridSpec((256, 256, 1), (1.5, 1.5, 3.0), axes="coronal")),
     "icm-fast": replace(
         ICM,
         grid=GridSpec((128, 96, 1), (3.2, 3.2, 5.0)),
@@ -130,7 +131,8 @@ PRESETS: dict[str, TrainingConfig] = {
     ),
 }
 """Region and size; "paper" is the published recipe, "fast" trains on two CPU cores. Those of
-"icm" train a slice network on pairs, of the abdomen unless they say of what."""
+"icm" train a slice network on pairs, of the abdomen unless they say of what; their paper (Chen et
+al. 2025) tells no grid."""
 
 
 def preset(name: str) -> TrainingConfig:

@@ -111,7 +111,8 @@ SETTINGS = {
     "chest-xray": Setting(
         "icm-chest",
         ("Dataset410_ChestCT",),
-        "montgomery, and CTs of lungs in coronal slices as an nnU-Net raw dataset",
+        "montgomery, and CTs of the chest with the label lung as an nnU-Net raw dataset, in slices "
+        "of any direction",
         targets=("Dataset411_ChestXray",),
         numbers="ICM 94.15",
     ),

@@ -124,7 +124,7 @@ def into_plane(window: Geometry, plane: Geometry, grid: GridSpec) -> Geometry:
     if normal @ own < np.sqrt(0.5):
         raise DatasetError(
             "The restyled slices lie across the network's slices; prepare them with another "
-            "prepare.axis, or choose grid.axes=slices."
+            "prepare.axis, or choose another grid.axes."
         )
     v = np.cross(own, normal)
     cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])

@@ -8,6 +8,7 @@ from matplotlib.image import imsave
 from srcsm_training.cli.prepare_data import NAMES
 from srcsm_training.data.dataset import check_dataset, read_dataset
 from srcsm_training.data.downloads import DOWNLOADS, prepare_download
+from srcsm_training.segmentation.presets import preset
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_volume
@@ -116,6 +117,53 @@ def test_an_xray_lies_as_a_reader_looks_at_it(tmp_path):
     assert image.array[0].tolist() == [[0, 9, 9], [8, 0, 0]]
     np.testing.assert_array_equal(image.geometry.direction[:, 0], [-1, 0, 0])  # to the left
     np.testing.assert_array_equal(image.geometry.direction[:, 1], [0, 0, -1])  # downwards
+
+
+def place_of_brightest(volume, preset_name):
+    """Say on which side of its window's middle along I and J the brightest voxel lies, -1 or 1."""
+    grid = preset(preset_name).grid
+    window = grid.placed(volume.geometry.centre, grid.directions_over(volume.geometry))
+    brightest = np.unravel_index(volume.array.argmax(), volume.array.shape)[::-1]
+    i, j, _ = window.to_ijk(volume.geometry.to_ras(brightest)) - (np.array(grid.size) - 1) / 2
+    return np.sign((i, j)).tolist()
+
+
+def stored(order, bright):
+    """Return a scan of 40 x 30 x 20 mm that is bright at one point.
+
+    Args:
+        order: direction in the patient of each voxel axis: "LPS" is an axial stack as of DICOM.
+        bright: RAS mm from the scan's middle.
+    """
+    affine, size = np.eye(4), {"LR": 40, "AP": 30, "SI": 20}
+    ends = {letter: pair for pair in size for letter in pair}
+    for axis, letter in enumerate(order):
+        direction = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}[letter]
+        affine[:3, axis] = np.eye(3)[direction] * (1 if letter in "RAS" else -1)
+    geometry = Geometry(tuple(size[ends[letter]] for letter in order), affine)
+    array = np.zeros(geometry.shape, np.int16)
+    i, j, k = np.rint(geometry.to_ijk(geometry.centre + bright)).astype(int)
+    array[k, j, i] = 9
+    return Volume(array, geometry)
+
+
+@pytest.mark.parametrize("order", ["LPS", "RAS", "LIP", "LSA", "PSR"])
+def test_chest_cts_of_any_storage_and_radiographs_come_out_the_same_way_up(tmp_path, order):
+    for part in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask"):
+        picture = np.zeros((60, 50), np.uint8)
+        picture[10, 40] = 255  # at the top on the viewer's right: the apex of the left lung
+        (tmp_path / part).mkdir(parents=True)
+        imsave(tmp_path / part / "a.png", picture, cmap="gray", vmin=0, vmax=255)
+    [folder] = prepare_download("montgomery", tmp_path, tmp_path / "data")
+    radiograph = read_volume(read_dataset(folder).cases[0].image)
+    scan = stored(order, (-12, 0, 6))  # to the left, upwards
+    assert place_of_brightest(scan, "icm-chest") == place_of_brightest(radiograph, "icm-chest")
+    assert place_of_brightest(scan, "icm-chest") == [-1, 1]
+
+
+@pytest.mark.parametrize("order", ["LPS", "PIR", "PSL", "RAS"])
+def test_spines_of_any_storage_come_out_the_same_way_up(order):
+    assert place_of_brightest(stored(order, (0, 9, -6)), "icm-spine") == [1, -1]
 
 
 def test_all_missing_files_are_named_before_anything_is_written(tmp_path):
