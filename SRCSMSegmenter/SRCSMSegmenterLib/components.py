@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from .blocks import Block
+from .blocks import Block, whole_block
 from .runs import Runs, connected, runs_of
 
 ConfidenceOf = Callable[[int, Block], np.ndarray]
@@ -72,10 +72,9 @@ def _confident(
     sizes, sums = np.zeros((2, int(numbers.max()) + 1))
     for some in runs.slabs():
         part = runs[some]
-        values = confidence_of(part.box).reshape(-1)[part.voxels(part.box)]
-        components = np.repeat(numbers[some], part.lengths)
-        sizes += np.bincount(components, _weights(values), len(sizes))
-        sums += np.bincount(components, values, len(sums))
+        values = confidence_of(part.box).astype(np.float32)
+        sums += np.bincount(numbers[some], part.sums(values, part.box), len(sums))
+        sizes += np.bincount(numbers[some], part.sums(_weights(values), part.box), len(sizes))
     return sizes, sums
 
 
@@ -96,7 +95,7 @@ def smaller_components(labels: np.ndarray, confidence: np.ndarray | None = None)
     for found in components(labels, confidence_of):
         if len(found.sizes) > 1:
             left_out = found.without(int(np.argmax(found.sizes)))
-            smaller[left_out.box] |= left_out.mask(left_out.box)
+            left_out.fill(smaller, whole_block(labels.shape), True)
     return smaller
 
 
@@ -160,4 +159,4 @@ def dice(one: np.ndarray, other: np.ndarray, *, empty: float) -> float:
 
 def _weights(confidence: np.ndarray) -> np.ndarray:
     """Compute (2p - 1)², at least 1e-4, so that unsure pieces compare by their voxels."""
-    return np.maximum(2 * confidence.astype(np.float32) - 1, 0.01) ** 2
+    return np.maximum(2 * confidence - 1, 0.01) ** 2

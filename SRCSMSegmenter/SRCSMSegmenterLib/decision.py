@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from .blocks import Block, block_around, block_within
 from .geometry import Geometry
@@ -14,8 +15,11 @@ from .label_probabilities import PLAUSIBLE, LabelProbabilities
 SEPARATION = 10.0
 """mm between the slices that are listed first: neighbours show the same uncertain rim."""
 
-SLAB = 8
+SLAB = 16
 """Slices of the scan decided at a time."""
+
+BELOW_PLAUSIBLE = float(np.nextafter(np.float32(PLAUSIBLE), np.float32(0)))
+"""Largest float32 below `PLAUSIBLE`: torch's threshold keeps what is above it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +32,7 @@ class Decision:
 
 
 def decide(
-    probabilities: torch.Tensor,
-    weight: torch.Tensor,
-    coarse: Geometry,
+    probabilities: LabelProbabilities,
     scan: Geometry,
     progress: Callable[[float], None] = lambda fraction: None,
 ) -> Decision:
@@ -41,31 +43,31 @@ def decide(
     the organs occupy.
 
     Args:
-        probabilities: (classes, K, J, I) float32 on `coarse`, background first.
-        weight: (K, J, I), what each voxel of `coarse` counts for.
+        probabilities: on `scan`.
         progress: called with the fraction that is done.
     """
-    classes, slices = len(probabilities), scan.size[2]
+    classes, slices = probabilities.classes, scan.size[2]
     labels = np.zeros(scan.shape, np.min_scalar_type(classes - 1))
     rims = _Rims(classes, scan)
-    known = LabelProbabilities.of(probabilities, weight, coarse, scan)
     for k in range(0, slices, SLAB):
         progress(k / slices)
-        boxes = known.boxes_in(slice(k, min(k + SLAB, slices)))
+        boxes = probabilities.boxes_in(slice(k, min(k + SLAB, slices)))
         if not boxes:
             continue
         region = block_around(list(boxes.values()))
-        best = known.interpolate(0, region)
+        best = probabilities.interpolate(0, region)
         # torch has few functions of uint16.
         winner = torch.zeros_like(best, dtype=torch.uint8 if classes <= 256 else torch.int32)
-        for label, part in boxes.items():
-            chance = known.interpolate(label, part)
+        for label, part in sorted(boxes.items()):
+            chance = probabilities.interpolate(label, part)
             here = block_within(part, region)
-            winner[here].masked_fill_(chance > best[here], label)
+            # Labels ascend, so the largest of those that were ahead in turn is the likeliest.
+            ahead = (chance > best[here]).to(winner.dtype).mul_(label)
+            torch.maximum(winner[here], ahead, out=winner[here])
             torch.maximum(best[here], chance, out=best[here])
             rims.add(label, part, chance)
         labels[region] = winner.cpu().numpy()
-    return Decision(labels, known.on_cpu(), rims.least_certain())
+    return Decision(labels, probabilities.on_cpu(), rims.least_certain())
 
 
 class _Rims:
@@ -82,10 +84,12 @@ class _Rims:
     def add(self, label: int, block: Block, chance: torch.Tensor) -> None:
         """Add the probability of a label in a block."""
         slices = block[self._dimension]
-        plausible = chance.where(chance >= PLAUSIBLE, 0)
-        wrong = plausible.minimum(1 - plausible)
-        self._expected[label, slices] += plausible.sum(self._others).cpu().numpy()
-        self._wrong[label, slices] += wrong.sum(self._others).cpu().numpy()
+        plausible = F.threshold(chance, BELOW_PLAUSIBLE, 0)
+        expected = plausible.sum(self._others)
+        # min(p, 1 - p) = p - 2 max(p - 1/2, 0), in a pass over the block instead of three.
+        wrong = (expected - 2 * F.softshrink(plausible, 0.5).sum(self._others)).clamp(min=0)
+        self._expected[label, slices] += expected.cpu().numpy()
+        self._wrong[label, slices] += wrong.cpu().numpy()
 
     def least_certain(self) -> dict[int, list[tuple[int, float]]]:
         """Rank the slices of each label but background."""
@@ -107,9 +111,12 @@ def _ranked(wrong: np.ndarray, expected: np.ndarray, spacing: float) -> list[tup
     there = np.flatnonzero(expected)
     uncertainty = wrong[there] / np.sqrt(expected[there])
     order = np.argsort(-uncertainty, kind="stable")
-    ranked = [(int(there[n]), float(uncertainty[n])) for n in order]
-    first: list[tuple[int, float]] = []
-    for one in ranked:
-        if all(abs(one[0] - k) * spacing >= SEPARATION for k, _ in first):
-            first.append(one)
-    return [*first, *(one for one in ranked if one not in first)]
+    free = np.ones(len(there), bool)
+    first, others = [], []
+    for n in order:
+        if free[n]:
+            free &= np.abs(there - there[n]) * spacing >= SEPARATION
+            first.append(n)
+        else:
+            others.append(n)
+    return [(int(there[n]), float(uncertainty[n])) for n in (*first, *others)]

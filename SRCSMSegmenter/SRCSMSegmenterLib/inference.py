@@ -364,10 +364,10 @@ def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
     with _timed(seconds, "resample"):
         # Beyond the scan the network got filling, so its probabilities there hardly count.
         weight = torch.where(prepared.inside, 1.0, BEYOND).to(device)
+        kept = LabelProbabilities.of(probabilities, weight, prepared.grid, run_input.scan)
+        del probabilities  # of many labels several times what is kept
         return decide(
-            probabilities,
-            weight,
-            prepared.grid,
+            kept,
             run_input.scan,
             lambda done: run_input.progress("resample", 0.9 + 0.1 * done),
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .blocks import Block, ProbabilityBlock, block_within, whole_block
+from .blocks import Block, ProbabilityBlock, whole_block
 from .geometry import Geometry
 from .resampling import index_map, resample
 from .runs import Runs
@@ -31,11 +31,13 @@ class LabelProbabilities:
 
     Attributes:
         shape: (K, J, I) of the scan.
-        boxes: in which each label can win or is plausible (`label_boxes`); none for other labels.
+        classes: labels, background included.
+        boxes: in which each label can win or is plausible; none for other labels.
         mirrored: the scan is stored mirrored along K.
     """
 
     shape: tuple[int, int, int]
+    classes: int
     boxes: dict[int, Block]
     mirrored: bool
     _crops: dict[int, "_Crop"]
@@ -45,15 +47,23 @@ class LabelProbabilities:
     def of(
         cls, probabilities: torch.Tensor, weight: torch.Tensor, coarse: Geometry, scan: Geometry
     ) -> "LabelProbabilities":
-        """Keep what a scan needs of probabilities; for the arguments see `decision.decide`."""
-        boxes = label_boxes(probabilities, coarse, scan)
-        least = _least(probabilities)
+        """Keep what a scan needs of probabilities.
+
+        Args:
+            probabilities: (classes, K, J, I) float32 on `coarse`, background first.
+            weight: (K, J, I), what each voxel of `coarse` counts for.
+        """
+        to_coarse, whole = index_map(scan, coarse), whole_block(scan.shape)
         weighing = None if bool((weight == 1).all()) else weight
-        crops = {
-            label: _Crop.of(probabilities[label], weighing, least, index_map(scan, coarse), box)
-            for label, box in ((0, whole_block(scan.shape)), *boxes.items())
-        }
-        return cls(scan.shape, boxes, False, crops, {})
+        boxes: dict[int, Block] = {}
+        crops = {0: _Crop.of(probabilities[0], weighing, None, to_coarse, whole)}
+        for label in range(1, len(probabilities)):
+            likely = _likely(probabilities[label], probabilities[0], len(probabilities))
+            box = box_around(likely, to_coarse, whole)
+            if box is not None:
+                boxes[label] = box
+                crops[label] = _Crop.of(probabilities[label], weighing, likely, to_coarse, box)
+        return cls(scan.shape, len(probabilities), boxes, False, crops, {})
 
     def block(self, label: int) -> ProbabilityBlock:
         """Interpolate a label where it is plausible; it is 0 where it was left out (`without`)."""
@@ -62,9 +72,8 @@ class LabelProbabilities:
             return ProbabilityBlock((0, 0, 0), np.zeros((0, 0, 0), np.float16))
         values = self.within(label, box)
         if label in self._left_out:
-            runs = self._left_out[label]
             seen = values[::-1] if self.mirrored else values
-            seen[block_within(runs.box, self._unmirrored(box))][runs.mask(runs.box)] = 0
+            self._left_out[label].fill(seen, self._unmirrored(box), 0)
         return ProbabilityBlock(tuple(part.start for part in box), values)
 
     def whole(self, label: int) -> np.ndarray:
@@ -114,17 +123,20 @@ class LabelProbabilities:
             labels: (K, J, I), each 0 or the likeliest label.
         """
         confidence = np.empty(self.shape, np.float16)
-        for k in range(self.shape[0]):
-            plane = (slice(k, k + 1), *(slice(0, length) for length in self.shape[1:]))
-            best, other = self.within(0, plane), np.zeros((1, *self.shape[1:]), np.float16)
-            for label, (planes, rows, columns) in self.boxes.items():
-                if planes.start <= k < planes.stop:
-                    here = (slice(0, 1), rows, columns)
-                    chance = self.within(label, (plane[0], rows, columns))
-                    np.copyto(best[here], chance, where=labels[plane][here] == label)
+        for k in range(0, self.shape[0], SLAB):
+            planes, *others = whole_block(self.shape)
+            slab = slice(k, min(k + SLAB, planes.stop))
+            best, seen = self.within(0, (slab, *others)), labels[slab]
+            other = np.zeros_like(best)
+            for label, (own, rows, columns) in self.boxes.items():
+                start, stop = max(own.start, slab.start), min(own.stop, slab.stop)
+                if start < stop:
+                    here = (slice(start - k, stop - k), rows, columns)
+                    chance = self.within(label, (slice(start, stop), rows, columns))
+                    np.copyto(best[here], chance, where=seen[here] == label)
                     np.maximum(other[here], chance, out=other[here])
-            np.copyto(best, 1 - other, where=(labels[plane] == 0) & (other > best))
-            confidence[plane] = best
+            np.copyto(best, 1 - other, where=(seen == 0) & (other > best))
+            confidence[slab] = best
         return confidence
 
     def means(self, labels: np.ndarray) -> dict[int, float]:
@@ -178,24 +190,43 @@ class LabelProbabilities:
         return slice(last - planes.stop, last - planes.start), rows, columns
 
 
-def label_boxes(probabilities: torch.Tensor, coarse: Geometry, scan: Geometry) -> dict[int, Block]:
-    """Find the box of the scan in which each label can win or is plausible.
+def _likely(chance: torch.Tensor, background: torch.Tensor, classes: int) -> np.ndarray:
+    """Find the coarse voxels around which a label can win or is plausible.
 
-    An interpolated probability is at most the largest of the eight around it, and a label wins
-    with no less than an equal share.
+    An interpolated probability is at most the largest of the eight around it. So a label wins only
+    where one of these is an equal share or more, and one is not below that of background.
 
     Args:
-        probabilities: (classes, K, J, I) on `coarse`, background first.
+        chance, background: probabilities, (K, J, I) float32.
 
     Returns:
-        Label -> slices (K, J, I) of the scan; labels without a box are left out.
+        bool (K, J, I).
     """
-    least, to_coarse = _least(probabilities), index_map(scan, coarse)
-    boxes = {
-        label: box_around((chances >= least).cpu().numpy(), to_coarse, whole_block(scan.shape))
-        for label, chances in enumerate(probabilities[1:], start=1)
-    }
-    return {label: box for label, box in boxes.items() if box is not None}
+    likely = (chance >= min(PLAUSIBLE, 1 / classes)).cpu().numpy()
+    if classes * PLAUSIBLE <= 1 or not likely.any():
+        return likely
+    part = _around(likely)
+    plausible = (chance[part] >= PLAUSIBLE).cpu().numpy()
+    ahead = (chance[part] >= background[part]).cpu().numpy()
+    likely[part] &= plausible | _with_neighbours(ahead)
+    return likely
+
+
+def _around(mask: np.ndarray) -> Block:
+    """Return the box of a mask (K, J, I) that is not empty, and of the voxels around it."""
+    along = [np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    return tuple(slice(max(0, int(found[0]) - 1), int(found[-1]) + 2) for found in along)
+
+
+def _with_neighbours(mask: np.ndarray) -> np.ndarray:
+    """Mark voxels (K, J, I) and the 26 around each."""
+    for axis in range(3):
+        before = np.moveaxis(mask, axis, 0)
+        grown = before.copy()
+        grown[1:] |= before[:-1]
+        grown[:-1] |= before[1:]
+        mask = np.moveaxis(grown, 0, axis)
+    return mask
 
 
 def box_around(likely: np.ndarray, to_coarse: np.ndarray, part: Block) -> Block | None:
@@ -231,11 +262,6 @@ def box_around(likely: np.ndarray, to_coarse: np.ndarray, part: Block) -> Block 
     return tuple(slice(int(a), int(b)) for a, b in zip(low[::-1], high[::-1], strict=True))
 
 
-def _least(probabilities: torch.Tensor) -> float:
-    """Return the probability from which a label can win or is plausible."""
-    return min(PLAUSIBLE, 1 / len(probabilities))
-
-
 def _corners(ends: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Map the eight corners of a box, given by (3, 2) ends, by a 4x4: (8, 3)."""
     return np.array(list(itertools.product(*ends))) @ matrix[:3, :3].T + matrix[:3, 3]
@@ -248,13 +274,13 @@ class _Crop:
     Attributes:
         weighted: (K, J, I) float32 probability times weight.
         weight: (K, J, I) float32; None if all weights are 1.
-        likely: (K, J, I) bool, on the CPU: the label can win or is plausible.
+        likely: (K, J, I) bool, on the CPU: the label can win or is plausible; None for background.
         to_crop: 4x4 from the scan's voxels (i, j, k) to the crop's.
     """
 
     weighted: torch.Tensor
     weight: torch.Tensor | None
-    likely: np.ndarray
+    likely: np.ndarray | None
     to_crop: np.ndarray
 
     @classmethod
@@ -262,11 +288,11 @@ class _Crop:
         cls,
         probability: torch.Tensor,
         weight: torch.Tensor | None,
-        least: float,
+        likely: np.ndarray | None,
         to_coarse: np.ndarray,
         box: Block,
     ) -> "_Crop":
-        """Copy the part of `probability`, (K, J, I) on a coarse grid, that a box touches."""
+        """Copy the part of coarse maps, (K, J, I), that a box touches."""
         ends = np.array([(part.start, part.stop - 1) for part in reversed(box)])
         corners = _corners(ends, to_coarse)
         last = np.array(probability.shape[::-1]) - 1
@@ -275,7 +301,7 @@ class _Crop:
         part = tuple(slice(a, b + 1) for a, b in zip(low[::-1], high[::-1], strict=True))
         to_crop = to_coarse.copy()
         to_crop[:3, 3] -= low
-        likely = (probability[part] >= least).cpu().numpy()
+        likely = None if likely is None else likely[part].copy()
         if weight is None or bool((weight[part] == 1).all()):
             return cls(probability[part].clone(), None, likely, to_crop)
         return cls(probability[part] * weight[part], weight[part], likely, to_crop)

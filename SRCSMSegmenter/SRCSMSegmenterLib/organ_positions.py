@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .blocks import Block
+from .blocks import Block, whole_block
 from .components import ConfidenceOf, LabelComponents, components
 from .errors import BundleError
 from .geometry import Geometry
@@ -134,7 +134,7 @@ def _keep(labels: np.ndarray, kept: Iterable[tuple[LabelComponents, int]]) -> Ke
         means[found.label] = float(found.means[piece])
         if len(found.sizes) > 1:
             rest = found.without(piece)
-            labels[rest.box][rest.mask(rest.box)] = 0
+            rest.fill(labels, whole_block(labels.shape), 0)
             left_out[found.label] = rest
             if piece != int(np.argmax(found.sizes)):
                 smaller.append(found.label)

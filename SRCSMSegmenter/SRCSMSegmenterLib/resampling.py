@@ -10,9 +10,6 @@ from torch.nn import functional as F
 
 from .geometry import Geometry
 
-BAND = 64
-"""Places along an axis that one matrix product interpolates."""
-
 CACHED_VOXELS = 1 << 17
 """Voxels smoothed at a time."""
 
@@ -163,8 +160,8 @@ def resample(
 ) -> torch.Tensor:
     """Interpolate a volume linearly at every voxel of another grid.
 
-    The same as `sample` at `points(matrix, size)`. If the axes of the two grids are parallel, one
-    matrix product per axis does it, which is many times as fast on a CPU.
+    The same as `sample` at `points(matrix, size)`. If the axes of the two grids are parallel, it is
+    done axis by axis, which is many times as fast on a CPU.
 
     Args:
         volume: (C, K, J, I) float32.
@@ -179,10 +176,13 @@ def resample(
     if along is None:
         positions = points(matrix, size, volume.device)
         return sample(volume, look_up(positions, volume.shape[1:]), outside=outside)
-    for target in (2, 0, 1):  # thin slabs along K get thin at once; rows along J are contiguous
-        source = int(along[target])
+    places = {}
+    for target, source in enumerate(along.tolist()):
         positions = matrix[source, target] * np.arange(size[target]) + matrix[source, 3]
-        volume = _interpolated(volume, 3 - source, positions, outside)
+        places[target] = _Places.of(positions, volume.shape[3 - source], 3 - source)
+        volume = places[target].narrowed(volume)
+    for target in (2, 0, 1):  # thin slabs along K get thin at once; rows along J are contiguous
+        volume = places[target].interpolated(volume, outside)
     return volume.permute(0, *(3 - along[::-1]).tolist())
 
 
@@ -205,24 +205,62 @@ def parallel_axes(matrix: np.ndarray, size: tuple[int, int, int]) -> np.ndarray 
     return along if astray.max() <= 1e-3 else None
 
 
-def _interpolated(
-    x: torch.Tensor, axis: int, positions: np.ndarray, outside: float
-) -> torch.Tensor:
-    """Interpolate (C, K, J, I) linearly along one axis at continuous indices."""
-    if axis == 2 and len(positions) > BAND:  # a large matrix, with two weights a row, is mostly 0
-        bands = np.array_split(positions, math.ceil(len(positions) / BAND))
-        return torch.cat([_interpolated(x, axis, band, outside) for band in bands], axis)
-    length = x.shape[axis]
-    low = int(np.clip(np.floor(positions.min()), 0, length - 1))
-    high = int(np.clip(np.ceil(positions.max()), low, length - 1)) + 1
-    inside = (positions > -0.5) & (positions < length - 0.5)
-    columns = np.arange(low, high)
-    weights = 1 - np.abs(np.clip(positions, 0, length - 1)[:, None] - columns)
-    matrix = torch.tensor(weights.clip(min=0), dtype=x.dtype, device=x.device)
-    rows = x.narrow(axis, low, high - low)
-    rows = rows @ matrix.T if axis == 3 else (matrix @ rows.flatten(axis + 1))
-    shape = (*x.shape[:axis], len(positions), *x.shape[axis + 1 :])
-    rows = rows.reshape(shape)
-    if not inside.all():
-        rows.index_fill_(axis, torch.tensor(np.flatnonzero(~inside), device=x.device), outside)
-    return rows
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Places along an axis of (C, K, J, I), between which values are interpolated linearly.
+
+    Attributes:
+        first, stop: of the part of the axis that the places touch.
+        positions: (n,) continuous indices within that part.
+        outside: of the places, those beyond the outer faces of the axis.
+    """
+
+    axis: int
+    first: int
+    stop: int
+    positions: np.ndarray
+    outside: np.ndarray
+
+    @classmethod
+    def of(cls, positions: np.ndarray, length: int, axis: int) -> "_Places":
+        """Take continuous indices on an axis of a length; beyond its ends these count."""
+        within = np.clip(positions, 0, length - 1)
+        first, stop = int(within.min()), min(int(within.max()) + 2, length)
+        outside = (positions <= -0.5) | (positions >= length - 0.5)
+        return cls(axis, first, stop, within - first, np.flatnonzero(outside))
+
+    def narrowed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the part of a volume that the places touch."""
+        return x.narrow(self.axis, self.first, self.stop - self.first)
+
+    def interpolated(self, x: torch.Tensor, outside: float) -> torch.Tensor:
+        """Interpolate a narrowed volume."""
+        if self.axis < 3 and x.device.type == "cpu":
+            x = self._blended(x)
+        else:
+            weights = 1 - np.abs(self.positions[:, None] - np.arange(x.shape[self.axis]))
+            matrix = torch.tensor(weights.clip(min=0), dtype=x.dtype, device=x.device)
+            x = (x.movedim(self.axis, 3) @ matrix.T).movedim(3, self.axis)
+        if len(self.outside):
+            x.index_fill_(self.axis, torch.from_numpy(self.outside).to(x.device), outside)
+        return x
+
+    def _blended(self, x: torch.Tensor) -> torch.Tensor:
+        """Interpolate along K or J on the CPU.
+
+        Each row of the result is a weighted sum of two rows, which `embedding_bag` computes ten
+        times as fast as a product by a matrix that is mostly 0.
+        """
+        outer, length, inner = x.shape[: self.axis], x.shape[self.axis], x.shape[self.axis + 1 :]
+        low = np.floor(self.positions).astype(int)
+        share = self.positions - low
+        pairs = np.array((low, np.minimum(low + 1, length - 1))).T
+        firsts = np.arange(outer.numel())[:, None, None] * length
+        weights = np.array((1 - share, share), np.float32).T
+        blended = F.embedding_bag(
+            torch.from_numpy((firsts + pairs).reshape(-1, 2)),
+            x.reshape(-1, inner.numel()),
+            per_sample_weights=torch.from_numpy(np.tile(weights, (outer.numel(), 1))),
+            mode="sum",
+        )
+        return blended.view(*outer, len(low), *inner)

@@ -45,30 +45,31 @@ class Runs:
         ends = (k[0], k[-1] + 1), (j.min(), j.max() + 1), (self.starts.min(), self.stops.max())
         return tuple(slice(int(start), int(stop)) for start, stop in ends)
 
-    def mask(self, box: Block) -> np.ndarray:
-        """Return the voxels as bool (k, j, i) within a box that holds all runs."""
-        planes, rows, columns = box
-        j, i = rows.stop - rows.start, columns.stop - columns.start + 1
-        k, row = np.divmod(self.rows, self.shape[1])
-        first = ((k - planes.start).astype(np.int64) * j + row - rows.start) * i - columns.start
-        change = np.zeros((planes.stop - planes.start, j, i), np.int8)
-        flat = change.reshape(-1)
-        flat[first + self.starts] += 1
-        flat[first + self.stops] -= 1  # where another run may start
-        np.cumsum(change, axis=2, dtype=np.int8, out=change)
-        return change[..., :-1].view(bool)
+    def fill(self, array: np.ndarray, box: Block, value: int) -> None:
+        """Set all voxels to a value in the array of a box that holds the runs."""
+        np.put(array, self.voxels(box), value)
 
     def voxels(self, box: Block) -> np.ndarray:
         """Return the places of all voxels in the flattened array of a box that holds the runs."""
+        lengths = self.lengths
+        before = np.cumsum(lengths) - lengths
+        return np.repeat(self._firsts(box) - before, lengths) + np.arange(lengths.sum())
+
+    def sums(self, values: np.ndarray, box: Block) -> np.ndarray:
+        """Add up the values (k, j, i) of a box that holds the runs over each: (runs,) float64."""
+        firsts = self._firsts(box)
+        ends = np.stack((firsts, firsts + self.lengths), 1).reshape(-1)
+        ends = ends[: len(ends) - int(ends[-1] == values.size)]
+        # Sums of what lies between two runs are left out.
+        return np.add.reduceat(values.reshape(-1), ends, dtype=np.float64)[::2]
+
+    def _firsts(self, box: Block) -> np.ndarray:
+        """Return the place of each run's first voxel in the flattened array of a box."""
         planes, rows, columns = box
         j, i = rows.stop - rows.start, columns.stop - columns.start
         k, row = np.divmod(self.rows, self.shape[1])
         first = ((k - planes.start).astype(np.int64) * j + row - rows.start) * i
-        lengths = self.lengths
-        before = np.cumsum(lengths) - lengths
-        return np.repeat(first + self.starts - columns.start - before, lengths) + np.arange(
-            lengths.sum()
-        )
+        return first + self.starts - columns.start
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count the voxels in each plane of K, J and I."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from SRCSMSegmenterLib.geometry import GridSpec
-from SRCSMSegmenterLib.label_probabilities import LabelProbabilities, label_boxes
+from SRCSMSegmenterLib.label_probabilities import LabelProbabilities
 
 COARSE = GridSpec((12, 12, 12), (5.0, 5.0, 5.0)).placed(np.zeros(3), np.eye(3))
 FINE = GridSpec((60, 60, 60), (1.0, 1.0, 1.0)).placed(np.zeros(3), np.eye(3))
@@ -25,7 +25,8 @@ def known():
 def test_a_small_label_has_a_small_box():
     probabilities = torch.zeros(2, *COARSE.shape)
     probabilities[1, 4, 5, 6] = 0.9
-    (k, j, i) = label_boxes(probabilities, COARSE, FINE)[1]
+    known = LabelProbabilities.of(probabilities, torch.ones(COARSE.shape), COARSE, FINE)
+    (k, j, i) = known.boxes[1]
     # Voxel 6 of 5 mm has its middle at 2.5 mm, which is between 31 and 32 of 1 mm; ± 5 mm.
     assert (i.start, i.stop) == (27, 38)
     assert (j.start, j.stop) == (22, 33)

@@ -39,7 +39,9 @@ def test_a_box_a_mask_and_counts_are_those_of_the_array(labels):
     runs, values = runs_of(labels)
     sevens = runs[values == 7]
     assert sevens.box == (slice(1, 3), slice(0, 3), slice(0, 6))
-    np.testing.assert_array_equal(sevens.mask(sevens.box), (labels == 7)[1:3])
+    mask = np.zeros((2, 3, 6), bool)
+    sevens.fill(mask, sevens.box, True)
+    np.testing.assert_array_equal(mask, (labels == 7)[1:3])
     k, j, i = sevens.counts()
     assert (k.tolist(), j.tolist(), i.tolist()) == ([0, 8, 1, 0], [4, 0, 5], [1, 1, 2, 2, 2, 1])
 
@@ -60,9 +62,25 @@ def test_runs_are_the_labels_whatever_planes_are_looked_at_together(labels, slab
     painted = np.zeros(labels.size, np.uint8)
     painted[runs.voxels(box)] = np.repeat(values, runs.lengths)
     np.testing.assert_array_equal(painted.reshape(labels.shape), labels)
-    np.testing.assert_array_equal(runs.mask(box), labels > 0)
+    filled = np.zeros(labels.shape, bool)
+    runs.fill(filled, box, True)
+    np.testing.assert_array_equal(filled, labels > 0)
     assert sum(len(runs[some]) for some in slabs) == len(runs)
     assert all(np.ptp(runs.rows[some] // labels.shape[1] // slab) == 0 for some in slabs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=LABELS)
+def test_values_are_added_up_over_each_run(labels):
+    runs, values = runs_of(labels)
+    numbers = np.arange(labels.size, dtype=np.float32).reshape(labels.shape)
+    for label in np.unique(values):
+        own = runs[values == label]
+        expected = [
+            numbers.reshape(-1, labels.shape[2])[row, start:stop].sum()
+            for row, start, stop in zip(own.rows, own.starts, own.stops, strict=True)
+        ]
+        assert own.sums(numbers[own.box], own.box).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None)
