@@ -983,6 +983,35 @@ class SAMRefinePanelTest(unittest.TestCase):
         late.SetAndObserveImageData(self.volume.GetImageData())
         waitWhile(lambda: not self.ui.boxesButton.enabled)
 
+    def test_a_volume_that_moves_away_from_its_segmentation_is_not_refined(self):
+        session = self.start()
+        transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+        self.volume.SetAndObserveTransformNodeID(transform.GetID())
+        self.click(self.ui.refineAllButton)
+        self.assertEqual(self.asked(), [])
+        self.assertIn("lie under different transforms", read(self.ui.messageLabel.text))
+        self.segmentation.SetAndObserveTransformNodeID(transform.GetID())
+        self.refined()
+        self.assertIs(self.session, session)
+        self.assertFalse(shown(self.ui.messageLabel))
+
+    def test_boxes_of_another_grid_give_way_to_new_ones(self):
+        """As after a transform was hardened: a sentence, and the button that it speaks of."""
+        self.start()
+        self.volume.SetSpacing(2, 2, 2)
+        self.widget.update()
+        self.assertIsNone(self.session)
+        self.assertIn("make new boxes", read(self.ui.messageLabel.text))
+        self.click(self.ui.boxesButton)
+        self.assertFalse(shown(self.ui.messageLabel))
+        self.assertTrue(self.session.organs)
+
+    def test_a_box_whose_display_was_deleted_gets_another(self):
+        session = self.start()
+        slicer.mrmlScene.RemoveNode(session.bound(1).GetDisplayNode())
+        self.click(self.ui.resetAllButton)
+        self.assertFalse(session.bound(1).GetDisplayNode().GetFillVisibility())
+
     def test_the_active_organ_comes_back(self):
         self.start()
         self.ui.organTable.selectRow(1)

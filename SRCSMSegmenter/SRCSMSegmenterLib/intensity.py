@@ -120,7 +120,7 @@ def scaling(array: np.ndarray, rule: IntensityRule) -> Callable[[np.ndarray], np
     """Return the function that `scale` applies to every voxel of `array`."""
     if array.dtype.kind not in "iu" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
-        raise VolumeError(f"{bad} voxels are NaN or infinite; replace them and try again.")
+        raise VolumeError(f"NaN or infinite voxels: {bad}; replace them and try again.")
     if rule.modality == "CT":
         return partial(_clipped, rule=rule)
     top = float(array.max()) if rule.maximum_percentile == 100 else _percentile(array, rule)

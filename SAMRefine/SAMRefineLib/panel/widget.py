@@ -15,10 +15,11 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from SRCSMSegmenterLib.errors import Cancelled, SRCSMError
+from SRCSMSegmenterLib.errors import Cancelled, SRCSMError, VolumeError
 from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
 from SRCSMSegmenterLib.panel.waiting import waiting
 from SRCSMSegmenterLib.scene import views
+from SRCSMSegmenterLib.scene.nodes import node_geometry
 
 from ..refine.client import RefineRun
 from ..refine.organ_state import Settings
@@ -153,12 +154,17 @@ class RefineWidget(ModuleWidget):
         self.show()
 
     def _fits(self, session: RefineSession) -> bool:
-        """Tell whether a session is that of the chosen nodes and axis."""
+        """Tell whether a session is that of the chosen nodes and axis, on the volume's grid."""
         parameters = self._parameterNode
+        try:
+            geometry = node_geometry(session.volumeNode)
+        except VolumeError:
+            geometry = session.grid.geometry  # until the volume has voxels again
         nodes = session.volumeNode, session.segmentationNode
         chosen = parameters.inputVolume, parameters.segmentation
         current = not session.closed and not is_outdated(session.node)
-        return current and nodes == chosen and is_axis_of(session.grid, parameters)
+        same = nodes == chosen and is_axis_of(session.grid, parameters)
+        return current and same and geometry.matches(session.grid.geometry)
 
     def _reopen(self) -> None:
         """Open boxes of the chosen nodes and axis that are in the scene."""
@@ -382,7 +388,7 @@ class RefineWidget(ModuleWidget):
         elif run.error.kind == "Cancelled":
             self.panel.log(str(run.error))
         else:
-            self.panel.show_message(f"{run.error} {run.error.remedy}")
+            self.panel.show_message(run.error.told)
             self.panel.log(f"{run.error}\n{run.error.details}")
         self.show()
 

@@ -239,6 +239,7 @@ class BoxViews:
     def _style(
         self, roi: slicer.vtkMRMLMarkupsROINode, organ: OrganState, *, visible: bool, flat: bool
     ) -> None:
+        roi.CreateDefaultDisplayNodes()  # none if it has one, unless the user deleted that
         active, display = organ.label == self._active, roi.GetDisplayNode()
         roi.SetLocked(not active)
         modifying = display.StartModify()

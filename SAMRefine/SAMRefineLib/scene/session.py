@@ -184,6 +184,12 @@ class RefineSession(BoxEditor):
                 f'The segmentation "{self.segmentationNode.GetName()}" was made anew since its '
                 "boxes were made; make new boxes."
             )
+        volume, segmentation = self.volumeNode, self.segmentationNode
+        if volume.GetTransformNodeID() != segmentation.GetTransformNodeID():
+            raise VolumeError(
+                f'"{volume.GetName()}" and "{segmentation.GetName()}" lie under different '
+                "transforms; put both under one, or under none."
+            )
 
     def _send(self, request: Request, callbacks: Callbacks) -> RefineRun:
         coarse = self.outlines.coarse_probabilities
@@ -336,7 +342,7 @@ class RefineSession(BoxEditor):
 
     def _tell(self, error: WorkerError) -> None:
         if not self.closed:
-            self.message(f"{error} {error.remedy}".strip())
+            self.message(error.told)
 
     # changes of boxes and scene
 

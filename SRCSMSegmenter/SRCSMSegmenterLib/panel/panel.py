@@ -121,7 +121,7 @@ class Panel(CommonPanel):
 
     def take_tick(self, item: "qt.QListWidgetItem") -> None:
         """Let a tick of a group's heading count for its organs."""
-        members = next((members for heading, members in self._headings() if heading is item), ())
+        members = next((members for heading, members in self._headings() if heading == item), ())
         names = [organ.name for organ in members]
         with quiet(self.ui.organList):
             for organ in self._organ_items():

@@ -275,7 +275,7 @@ class SegmenterWidget(ModuleWidget):
             ended = _("Cancelled; nothing was changed")
             self.panel.log(str(run.error))
         else:
-            self._showMessage(f"{run.error} {run.error.remedy}")
+            self._showMessage(run.error.told)
             self.panel.log(f"{run.error}\n{run.error.details}")
         self.panel.show_idle(ended)
         slicer.util.showStatusMessage(ended, STATUS_MS)

@@ -8,6 +8,7 @@ from ..geometry import Geometry
 from ..modality import doubts, guess_modality
 from ..models.catalogue import ModelCard
 from . import nodes
+from .notes import counted
 
 FEW_INTENSITIES = 32
 """A volume with fewer distinct integers is probably a label map."""
@@ -46,7 +47,8 @@ def input_warnings(
     )
     warnings = []
     if high - low < FEW_INTENSITIES and "float" not in image.GetScalarTypeAsString():
-        warnings.append(f"The volume has only {high - low + 1:.0f} intensities; is it a label map?")
+        count = counted(int(high - low) + 1, "intensity", "intensities")
+        warnings.append(f"The volume has only {count}; is it a label map?")
     elif modality not in ("CT", "MR"):
         warnings.append(f"DICOM says {modality}; the networks know CT and MR.")
     else:

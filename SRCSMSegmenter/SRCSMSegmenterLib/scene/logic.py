@@ -21,7 +21,7 @@ from ..errors import BundleError, VolumeError
 from ..geometry import Geometry, Volume
 from ..models.catalogue import find_model, read_card
 from ..slices_to_check import slices_to_check
-from ..worker.client import Job, Reply, WorkerError
+from ..worker.client import Job, Reply, WorkerError, cancelled
 from ..worker.protocol import as_worker_error
 from . import nodes
 from .aside import Waiting, unshown
@@ -153,10 +153,23 @@ class Run:
         self.segmentationNode: slicer.vtkMRMLSegmentationNode | None = None
         self.change: SceneChange | None = None
         self._job: Job | None = None
+        self._cancelled = False
 
     def cancel(self) -> None:
         """Stop the run; the scene stays as it is."""
+        self._cancelled = True
         self._job.cancel()
+
+    def _error_of(self, job: Job, fault: WorkerError | None) -> WorkerError | None:
+        """Return why there is no result; of a run that the user cancelled it is only that.
+
+        Args:
+            job: that has ended.
+            fault: why its result has no place in the scene any more, if that is so.
+        """
+        if self._cancelled:
+            return cancelled()
+        return fault or job.error
 
     def wait(self) -> slicer.vtkMRMLSegmentationNode:
         """Wait until the run is finished, while Slicer goes on drawing.
@@ -216,7 +229,7 @@ class SegmentationRun(Run):
     def _finish(self, job: Job) -> None:
         run_nodes = self._nodes
         try:
-            if error := run_nodes.fault(self._geometry) or job.error:
+            if error := self._error_of(job, run_nodes.fault(self._geometry)):
                 raise error
             self._pace.finish(time.monotonic())
             settings = asdict(self._settings) | {"frame": run_nodes.frame}

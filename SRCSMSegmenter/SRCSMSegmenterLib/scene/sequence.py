@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 import slicer
 
 from ..errors import VolumeError
-from ..worker.client import Job, WorkerError, cancelled
+from ..worker.client import Job, WorkerError
 from ..worker.protocol import as_worker_error
 from . import nodes
 from .aside import Waiting, unshown
@@ -109,13 +109,7 @@ class SequenceRun(Run):
         self._waiting = waiting
         self._results: list[Result] = []
         self._notes: dict[str, list[int]] = {}
-        self._cancelled = False
         self._submit()
-
-    def cancel(self) -> None:
-        """Stop the run, also between frames; the scene stays as it is."""
-        self._cancelled = True
-        super().cancel()
 
     @property
     def _frame(self) -> int:
@@ -152,7 +146,7 @@ class SequenceRun(Run):
     def _take(self, job: Job) -> None:
         """Take the result of a frame; submit the next one, or place all of them."""
         try:
-            if error := self._fault() or self._error(job):
+            if error := self._error_of(job, self._fault()):
                 raise error
             self._pace.finish(time.monotonic())
             settings = asdict(self._settings) | {"frame": self._frame}
@@ -172,11 +166,12 @@ class SequenceRun(Run):
         self.finished = True
         self._on_done(self)
 
-    def _error(self, job: Job) -> WorkerError | None:
-        """Return the error of a frame, which is named, or that of cancelling between frames."""
-        if job.error is None or job.error.kind == "Cancelled":
-            return job.error or (cancelled() if self._cancelled else None)
-        return replace(job.error, sentence=f"Frame {self._frame}: {job.error.sentence}")
+    def _error_of(self, job: Job, fault: WorkerError | None) -> WorkerError | None:
+        """See `Run._error_of`; an error of a frame names it."""
+        error = super()._error_of(job, fault)
+        if error is None or error is not job.error or error.kind == "Cancelled":
+            return error
+        return replace(error, sentence=f"Frame {self._frame}: {error.sentence}")
 
     def _all_notes(self) -> list[str]:
         """Write each note once, and of how many frames it is if not of all."""

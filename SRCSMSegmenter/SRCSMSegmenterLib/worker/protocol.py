@@ -89,6 +89,11 @@ class WorkerError(SRCSMError):
     def __str__(self) -> str:
         return self.sentence
 
+    @property
+    def told(self) -> str:
+        """What the user gets to read: what was wrong, and what to do."""
+        return f"{self.sentence} {self.remedy}".strip()
+
 
 def as_worker_error(error: BaseException) -> WorkerError:
     """Convert an exception, with its traceback, to what the user gets to read."""

@@ -39,6 +39,7 @@ def grid(size, spacing):
         ({"scale": 0.3, "offset": 400}, {"modality": "CT"}, ["Hounsfield"]),
         ({"scale": 0.08}, {}, ["negative intensities"]),
         ({"scale": 0.003}, {}, ["has only 5 intensities; is it a label map"]),
+        ({"scale": 0.0}, {}, ["has only 1 intensity; is it a label map"]),
         ({"scale": 0.003, "offset": 9, "dtype": np.float32}, {}, []),
         ({}, {"modality": "PT"}, ["DICOM says PT"]),
         ({"geometry": grid((60, 50, 9), (2, 2, 3))}, {}, ["only 27 mm thick"]),

@@ -221,6 +221,16 @@ def test_cancelling_leaves_the_scene_as_it_is(scene, model):
     segment(node, model=model)  # and the next one works
 
 
+def test_a_run_that_was_cancelled_says_only_that(scene, model):
+    """As when the scene is closed: that its volume is gone as well is no news."""
+    node = a_scan()
+    run = segment(node, model=model, wait=False)
+    run.cancel()
+    scene.RemoveNode(node)
+    with pytest.raises(WorkerError, match="cancelled"):
+        run.wait()
+
+
 @pytest.mark.parametrize("what", ["volume", "output", "scene", "grid", "voxels"])
 def test_what_vanishes_during_a_run_is_no_exception_but_a_sentence(scene, model, what):
     node = a_scan()
