@@ -72,7 +72,42 @@ def pythonqt(base: type) -> type:
         "connect": _connect,
         "className": lambda self: type(self).__name__,
     }
-    return type(base.__name__, (base,), body)
+    return type(base.__name__, (base,), body | _without_pythons_ways(base))
+
+
+@cache
+def plain(base: type) -> type:
+    """A class of Qt that has no properties, such as an item or a colour, as in PythonQt."""
+    if issubclass(base, (enum.Enum, QtGui.QGuiApplication)) or not hasattr(base, "__dict__"):
+        return base
+    return type(base.__name__, (base,), _without_pythons_ways(base))
+
+
+class Scope:
+    """The name of an enumeration of Qt, which in PythonQt has no values."""
+
+    def __init__(self, owner: type, name: str) -> None:
+        self._names = owner.__name__, name
+
+    def __getattr__(self, value: str) -> None:
+        owner, name = self._names
+        raise AttributeError(f"in PythonQt it is {owner}.{value}, not {owner}.{name}.{value}")
+
+
+def _without_pythons_ways(base: type) -> dict[str, Any]:
+    """What PySide6 adds to Qt for Python and PythonQt does not have."""
+
+    def init(self: Any, *arguments: Any, **named: Any) -> None:
+        if named:
+            raise TypeError(f"PythonQt takes no {', '.join(named)}=: set properties afterwards")
+        base.__init__(self, *arguments)
+
+    scopes = {
+        name: Scope(base, name)
+        for name in dir(base)
+        if isinstance(getattr(base, name), enum.EnumType)
+    }
+    return {"__init__": init} | scopes
 
 
 def _refuse(self: QtCore.QObject) -> None:
@@ -112,8 +147,9 @@ class _QtModule(ModuleType):
         for module in (QtWidgets, QtGui, QtCore):
             if hasattr(module, name):
                 found = getattr(module, name)
-                is_object = isinstance(found, type) and issubclass(found, QtCore.QObject)
-                return pythonqt(found) if is_object else found
+                if not isinstance(found, type):
+                    return found
+                return (pythonqt if issubclass(found, QtCore.QObject) else plain)(found)
         raise AttributeError(f"there is no qt.{name}")
 
 

@@ -104,7 +104,7 @@ def test_nan_is_refused():
     raw = np.ones((2, 3, 4), np.float32)
     raw[1, 2, 3] = np.nan
     for rule in (CT, MR):
-        with pytest.raises(VolumeError, match="1 voxels are NaN"):
+        with pytest.raises(VolumeError, match="NaN or infinite voxels: 1"):
             sm.to_integers(raw, rule)
 
 

@@ -91,6 +91,15 @@ def test_the_host_refuses_what_pythonqt_refuses(window):
         ui.segmentButton.connect("pressedd()", print)
     with pytest.raises(ValueError, match="cannot be"):
         ui.progressBar.value = "half"
+    with pytest.raises(TypeError, match="PythonQt takes no text="):
+        qt_host.qt.QLabel(text="half")
+    with pytest.raises(TypeError, match="PythonQt takes no type="):
+        qt_host.qt.QListWidgetItem("liver", type=7)
+    with pytest.raises(AttributeError, match="it is QHeaderView.Stretch, not QHeaderView.Resize"):
+        _ = qt_host.qt.QHeaderView.ResizeMode.Stretch
+    with pytest.raises(AttributeError, match="it is Qt.Checked"):
+        _ = qt_host.qt.Qt.CheckState.Checked
+    assert qt_host.qt.Qt.Checked == Qt.Checked
 
 
 @pytest.mark.parametrize("name", ["SRCSMSegmenter", "SRCSMCommon", "SAMRefine"])
