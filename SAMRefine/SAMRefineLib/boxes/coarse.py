@@ -157,6 +157,10 @@ class CoarseMask:
         image = self._stack[slice_index]
         return image if image.dtype == bool else image >= THRESHOLD
 
+    def grade(self, slice_index: int) -> np.ndarray:
+        """Return a slice as it was given, probabilities or bool (rows, columns)."""
+        return self._stack[slice_index]
+
     def component(self, slice_index: int) -> np.ndarray:
         """Return the part of the largest component in a slice, bool (rows, columns)."""
         image = np.zeros(self._stack.shape[1:], bool)

@@ -15,16 +15,23 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from SRCSMSegmenterLib.errors import Cancelled, SRCSMError, VolumeError
+from SRCSMSegmenterLib.errors import Cancelled, SRCSMError
+from SRCSMSegmenterLib.panel.common import STATUS_MS
 from SRCSMSegmenterLib.panel.module_widget import ModuleWidget, edit_segmentation
 from SRCSMSegmenterLib.panel.waiting import waiting
 from SRCSMSegmenterLib.scene import views
-from SRCSMSegmenterLib.scene.nodes import node_geometry
 
 from ..refine.client import RefineRun
 from ..refine.organ_state import Settings
 from ..refine.saved_state import state_from_json
-from ..scene.box_nodes import BOXES, SEGMENTATION, VOLUME, is_outdated, remove_boxes_of
+from ..scene.box_nodes import (
+    BOXES,
+    SEGMENTATION,
+    VOLUME,
+    has_another_grid,
+    is_outdated,
+    remove_boxes_of,
+)
 from ..scene.roi_views import drawn_roi
 from ..scene.segments import segmentation_on
 from ..scene.session import RefineSession
@@ -37,9 +44,6 @@ from .placing import PointPlacing
 from .sam_chooser import SamChooser
 from .shortcuts import Shortcuts
 from .texts import axis_text, lacking_volume, missed_organ_names, organ_help, segmentation_warnings
-
-STATUS_MS = 5000
-"""Milliseconds for which the status bar shows what was refined."""
 
 
 class RefineWidget(ModuleWidget):
@@ -156,15 +160,11 @@ class RefineWidget(ModuleWidget):
     def _fits(self, session: RefineSession) -> bool:
         """Tell whether a session is that of the chosen nodes and axis, on the volume's grid."""
         parameters = self._parameterNode
-        try:
-            geometry = node_geometry(session.volumeNode)
-        except VolumeError:
-            geometry = session.grid.geometry  # until the volume has voxels again
         nodes = session.volumeNode, session.segmentationNode
         chosen = parameters.inputVolume, parameters.segmentation
         current = not session.closed and not is_outdated(session.node)
         same = nodes == chosen and is_axis_of(session.grid, parameters)
-        return current and same and geometry.matches(session.grid.geometry)
+        return current and same and not has_another_grid(session.volumeNode, session.grid)
 
     def _reopen(self) -> None:
         """Open boxes of the chosen nodes and axis that are in the scene."""
@@ -297,6 +297,7 @@ class RefineWidget(ModuleWidget):
                 aside=aside,
             )
             self._use(session)
+            self.panel.show_message("")  # of the boxes before, while these were made
             parameters.segmentation = session.segmentationNode
             align_views(session.volumeNode)
             boxes = session.organ(session.active).frames.effective() if session.active else {}

@@ -95,7 +95,7 @@ def prompts_as_in_slicer(
     Args:
         refiner: the volume.
         frames: the boxes.
-        coarse: the coarse organs; those without boxes stay unchanged.
+        coarse: the coarse organs; those without boxes stay as they are (`OrganPrompt.stays`).
         progress: called with the stage "choose".
     """
     prompts, undecided = [], []
@@ -109,7 +109,7 @@ def prompts_as_in_slicer(
     chosen = choose_prompts(refiner, undecided, progress=progress) if undecided else ()
     by_label = {prompt.frames.label: prompt for prompt in chosen}
     others = [
-        OrganPrompt(KeyFrames(organ.name, organ.label, refiner.grid), organ.mask)
+        OrganPrompt(KeyFrames(organ.name, organ.label, refiner.grid), organ.mask, stays=True)
         for organ in coarse
         if organ.label in masks
     ]

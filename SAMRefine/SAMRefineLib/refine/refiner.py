@@ -41,6 +41,7 @@ class OrganPrompt:
             the coarse mask.
         keep_unboxed: slices without a box keep the coarse mask; else they show nothing, unless the
             organ had no automatic box at all.
+        stays: the coarse mask stays as it is, and no other organ gets a voxel of it.
     """
 
     frames: KeyFrames
@@ -48,6 +49,11 @@ class OrganPrompt:
     points: Mapping[int, Sequence[PointPrompt]] = field(default_factory=dict)
     mask_prompt: bool = True
     keep_unboxed: bool = True
+    stays: bool = False
+
+
+STAYS = 4.0
+"""Factor by which the least probability of a mask that stays exceeds any other's claim."""
 
 
 def refine(
@@ -246,6 +252,8 @@ class Refiner:
     ) -> dict[int, Outcome]:
         """Decide on the organ in every slice with a box or a coarse mask, by slice index."""
         frames, coarse = organ.frames, self._coarse.get(organ.frames.label)
+        if organ.stays and coarse is not None:
+            return {k: _staying(coarse, k) for k in coarse.voxels}
         unboxed: set[int] = set()
         if coarse is not None and (organ.keep_unboxed or not frames.automatic):
             within = range(self.grid.count)
@@ -355,6 +363,13 @@ class Refiner:
             after,
             float(np.mean(ious)) if ious else None,
         )
+
+
+def _staying(coarse: CoarseMask, slice_index: int) -> Outcome:
+    """Return the whole coarse mask of a slice."""
+    mask, basis = coarse.shown(slice_index), (coarse, STAYS)
+    probability = coarse.grade(slice_index) * mask
+    return Outcome(probability.astype(np.float16), mask, NO_BOX, None, STAYS, basis)
 
 
 def _is_automatic(organ: OrganPrompt, slice_index: int, box: Box) -> bool:

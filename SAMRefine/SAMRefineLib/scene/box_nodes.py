@@ -3,6 +3,10 @@
 
 import slicer
 
+from SRCSMSegmenterLib.errors import VolumeError
+from SRCSMSegmenterLib.scene.nodes import node_geometry
+
+from ..boxes.boxes import SliceGrid
 from .observers import remove_node
 
 BOXES = "SRCSM.Boxes"
@@ -24,6 +28,14 @@ MADE = "SRCSM.Made"
 def when_made(segmentation: slicer.vtkMRMLSegmentationNode) -> str:
     """Return when SRCSMSegmenter made a segmentation; "" if it did not."""
     return segmentation.GetAttribute("SRCSM.Date") or ""
+
+
+def has_another_grid(volume_node: slicer.vtkMRMLScalarVolumeNode, grid: SliceGrid) -> bool:
+    """Tell whether a volume has voxels on another grid than that of its boxes."""
+    try:
+        return not node_geometry(volume_node).matches(grid.geometry)
+    except VolumeError:
+        return False  # it has lost its voxels, and may get them again
 
 
 def is_outdated(node: slicer.vtkMRMLScriptedModuleNode) -> bool:

@@ -329,6 +329,20 @@ def test_slices_without_a_box_keep_the_coarse_mask_without_strays(a_looking_sam)
     assert found.reports[0].voxels_before == (coarse >= 0.5).sum()
 
 
+def test_a_mask_that_stays_stays_whole_and_no_other_organ_gets_a_voxel_of_it(a_looking_sam):
+    """As of an organ that is not asked about: strays and doubtful voxels belong to it too."""
+    coarse = np.where(ball((4, 30, 33), (3, 12, 12)), 0.5, 0).astype(np.float16)
+    coarse[0:2, 60:64, 50:54] = 0.95  # a stray
+    assert (LIVER & (coarse > 0)).any()
+    other = OrganPrompt(KeyFrames("spleen", 2, SliceGrid(geometry(), 2)), coarse, stays=True)
+    found = run(a_looking_sam, scan(LIVER), prompt(LIVER, coarse=None), other)
+    np.testing.assert_array_equal(found.labels.array == 2, coarse >= 0.5)
+    assert (found.labels.array == 1).any()
+    report = found.reports[1]
+    assert (report.dice, report.voxels_after) == (1.0, (coarse >= 0.5).sum())
+    np.testing.assert_array_equal(found.confidence()[coarse > 0], coarse[coarse > 0])
+
+
 def test_slices_without_a_box_show_nothing_where_boxes_are_all_there_is(a_looking_sam):
     coarse = np.where(LIVER, 0.9, 0).astype(np.float16)
     coarse[7] = np.minimum(coarse[7], 0.6)  # too unsure for a box
