@@ -18,6 +18,9 @@ SOFT_TISSUE = (-300, 400)
 LEAST_TISSUE = 0.001
 """Part of a CT's voxels that are of soft tissue, at least."""
 
+FEW_INTENSITIES = 32
+"""A volume whose integers span fewer values is probably a label map."""
+
 DENSE, LEAST_DENSE = 500, 0.1
 """HU of bone, and the part of a CT's voxels that are denser, at most, unless more are air."""
 
@@ -61,12 +64,13 @@ def doubts(modality: str, array: np.ndarray) -> list[str]:
     Args:
         array: raw intensities of any shape, or their minimum and maximum.
     """
-    low = float(array.min())
+    low, sample = float(array.min()), _sample(array)
+    if array.dtype.kind in "iu" and int(sample.max()) - low < FEW_INTENSITIES:
+        return [f"There are fewer than {FEW_INTENSITIES} intensities: is it a label map?"]
     if modality == "MR":
         return [f"MR with negative intensities (down to {low:g}): was it rescaled?"] * (low < 0)
     if low >= CT_BELOW:
         return [f"CT without air (the minimum is {low:g}): are these Hounsfield units?"]
-    sample = _sample(array)
     tissue = (sample > SOFT_TISSUE[0]) & (sample < SOFT_TISSUE[1])
     if sample.size > 2 and tissue.mean() < LEAST_TISSUE:
         return [

@@ -25,7 +25,7 @@ def add_command(
     parser = commands.add_parser(
         name.split()[-1],
         help=summary,
-        description="\n\n".join(filter(None, [f"{summary}.", details])),
+        description="\n\n".join(filter(None, [_sentence(summary), details])),
         epilog=f"examples:\n{examples}\n\nExit codes: see srcsm --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -36,8 +36,12 @@ def add_command(
 
 def add_actions(commands: Commands, name: str, summary: str, kind: str = "command") -> Commands:
     """Add a command with several actions; the actions are then added to the returned object."""
-    parser = commands.add_parser(name, help=summary, description=f"{summary}.")
+    parser = commands.add_parser(name, help=summary, description=_sentence(summary))
     return parser.add_subparsers(title=f"{kind}s", metavar=kind.upper(), required=True)
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
 
 
 def positive(text: str) -> int:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from SRCSMSegmenterLib.endings import stem
 from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.terminology import readable
 
 from . import arguments as options
 from .console import print_json, say, stage_display
 from .outputs import check_writable, make_folder
 from .scan_input import read_scan
-from .tables import Rows, ranges
+from .tables import Rows, name_width, ranges
 
 if TYPE_CHECKING:
     from SAMRefineLib.boxes.boxes import SliceGrid
@@ -119,14 +120,15 @@ def run(arguments: argparse.Namespace) -> int:
             }
         )
         return 0
+    width = name_width(rows)
     print(f"{arguments.output} (slices along {AXES[axis]})")
     for row in rows:
         unboxed = row["slices_without_box"]
         note = f"; shown without a box in {ranges(unboxed)}" if unboxed else ""
-        print(f"  {row['name']:<20} {row['boxes']:4d} boxes{note}")
+        print(f"  {readable(row['name']):{width}} {row['boxes']:4d} boxes{note}")
         if not row["boxes"]:
             limit = f"{arguments.box_confidence:g}"
-            say(f"srcsm: no box for {row['name']}: no probability is above {limit}.")
+            say(f"srcsm: no box for {readable(row['name'])}: no probability is above {limit}.")
     return 0
 
 

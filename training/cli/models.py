@@ -28,7 +28,7 @@ def add(commands: options.Commands) -> None:
     parser = options.add_command(
         actions,
         "models list",
-        "list the shipped networks and those in other folders",
+        "list the shipped networks and SAMs, and those in other folders",
         examples="  srcsm models list\n  srcsm models list runs/* --json",
     )
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")

@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from SRCSMSegmenterLib.terminology import readable
+
 if TYPE_CHECKING:
     from SAMRefineLib.refine.results import OrganReport, Refinement
     from SRCSMSegmenterLib.geometry import Geometry
@@ -51,12 +53,15 @@ def segmentation_text(result: dict[str, Any]) -> str:
     lines = [f"{result['output']} ({result['modality']}, {matching} source matching)"]
     if "frames" in result:
         return "\n".join(lines + _frame_lines(result["frames"]))
-    along = result["slice_axis"]
-    lines.append(f"  {'organ':<20} {'ml':>9}  confidence  least certain slices ({along} from 0)")
+    along, width = result["slice_axis"], name_width(result["organs"])
+    lines.append(
+        f"  {'organ':{width}} {'ml':>9}  confidence  least certain slices ({along} from 0)"
+    )
     for organ in result["organs"]:
         sure = "-" if organ["confidence"] is None else f"{organ['confidence']:.2f}"
         slices = ", ".join(str(s["slice"]) for s in organ["least_certain_slices"][:SLICES_SHOWN])
-        lines.append(f"  {organ['name']:<20} {organ['volume_ml']:9.1f}  {sure:>10}  {slices}")
+        name = f"{readable(organ['name']):{width}}"
+        lines.append(f"  {name} {organ['volume_ml']:9.1f}  {sure:>10}  {slices}".rstrip())
     if result["refinement"]:
         lines += ["  refined:", refinement_text(result["refinement"]["organs"])]
     return "\n".join([*lines, *(f"  {message}" for message in result["messages"])])
@@ -64,10 +69,11 @@ def segmentation_text(result: dict[str, Any]) -> str:
 
 def _frame_lines(frames: Sequence[dict[str, Any]]) -> list[str]:
     """Format the organs' volumes in every frame, counted from 0, and the messages, each once."""
-    lines = [f"  {'organ':<20} ml in each of {len(frames)} volumes"]
+    width = name_width(frames[0]["organs"])
+    lines = [f"  {'organ':{width}} ml in each of {len(frames)} volumes"]
     for organs in zip(*(frame["organs"] for frame in frames), strict=True):
         volumes = " ".join(f"{organ['volume_ml']:.1f}" for organ in organs)
-        lines.append(f"  {organs[0]['name']:<20} {volumes}")
+        lines.append(f"  {readable(organs[0]['name']):{width}} {volumes}")
     said: dict[str, list[int]] = {}
     for number, frame in enumerate(frames):
         for message in frame["messages"]:
@@ -85,17 +91,24 @@ def refinement_rows(refinement: "Refinement", geometry: "Geometry") -> Rows:
 
 def refinement_text(rows: Sequence[dict[str, Any]]) -> str:
     """Format the rows of `refinement_rows` as a table."""
-    lines = [f"  {'organ':<20} boxes  ml before     after  Dice between  coarse mask kept in"]
+    width = name_width(rows)
+    lines = [f"  {'organ':{width}} boxes  ml before     after  Dice between  coarse mask kept in"]
     for row in rows:
         dice, before, kept = "-", "-", "-"
         if row["dice"] is not None:
             dice, before = f"{row['dice']:.3f}", f"{row['ml_before']:.1f}"
             kept = ranges([int(k) for k in row["kept"]]) or "-"
         lines.append(
-            f"  {row['name']:<20} {row['boxes']:5d} {before:>10} {row['ml_after']:9.1f} "
+            f"  {readable(row['name']):{width}} {row['boxes']:5d} {before:>10} "
+            f"{row['ml_after']:9.1f} "
             f"{dice:>13}  {kept}"
         )
     return "\n".join(lines)
+
+
+def name_width(rows: Sequence[dict[str, Any]]) -> int:
+    """Return the width of the column of names in a text."""
+    return max([20, *(len(row["name"]) for row in rows)])
 
 
 def ranges(slices: Sequence[int]) -> str:

@@ -8,10 +8,6 @@ from ..geometry import Geometry
 from ..modality import doubts, guess_modality
 from ..models.catalogue import ModelCard
 from . import nodes
-from .notes import counted
-
-FEW_INTENSITIES = 32
-"""A volume with fewer distinct integers is probably a label map."""
 
 SMALLEST_MM = 40.0
 """An organ of the trunk does not fit into less."""
@@ -41,18 +37,16 @@ def input_warnings(
     """
     node = nodes.frame_node(volume_node, frame)
     geometry, image = nodes.node_geometry(node), node.GetImageData()
-    low, high = image.GetScalarRange()
+    span = np.array(image.GetScalarRange())
+    span = span if "float" in image.GetScalarTypeAsString() else span.astype(np.int64)
     modality = (
         modality or dicom_modality(volume_node) or guess_modality(slicer.util.arrayFromVolume(node))
     )
     warnings = []
-    if high - low < FEW_INTENSITIES and "float" not in image.GetScalarTypeAsString():
-        count = counted(int(high - low) + 1, "intensity", "intensities")
-        warnings.append(f"The volume has only {count}; is it a label map?")
-    elif modality not in ("CT", "MR"):
+    if modality not in ("CT", "MR"):
         warnings.append(f"DICOM says {modality}; the networks know CT and MR.")
     else:
-        warnings += doubts(modality, np.array([low, high]))
+        warnings += doubts(modality, span)
     if modality != card.modality and source_matching == "off":
         warnings.append(
             f"This looks like {modality}, the network learned from {card.modality}: switch source "

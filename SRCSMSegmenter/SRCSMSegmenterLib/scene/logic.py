@@ -160,6 +160,10 @@ class Run:
         self._cancelled = True
         self._job.cancel()
 
+    def _tell(self, notes: Sequence[str]) -> None:
+        """Add notes on the result to the messages, each once: some were warnings of the input."""
+        self.messages = list(dict.fromkeys([*self.messages, *notes]))
+
     def _error_of(self, job: Job, fault: WorkerError | None) -> WorkerError | None:
         """Return why there is no result; of a run that the user cancelled it is only that.
 
@@ -237,7 +241,7 @@ class SegmentationRun(Run):
                 result = aside(lambda: as_result(job.reply, self._geometry, settings), 0.1)
                 self.change = place(result, run_nodes.volume, run_nodes.segmentation, aside)
             self.segmentationNode = self.change.segmentation
-            self.messages += result_notes(job.reply.values)
+            self._tell(result_notes(job.reply.values))
         except Exception as error:  # to whoever waits; here it would end in the event loop
             self.error = as_worker_error(error)
         self.finished = True

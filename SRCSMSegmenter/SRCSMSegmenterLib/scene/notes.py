@@ -33,6 +33,6 @@ def _absent(values: dict[str, Any]) -> list[str]:
     return [f"Not found: {', '.join(names)}."] if names else []
 
 
-def counted(number: int, thing: str, things: str = "") -> str:
-    """Write a number of things: 1 slice, 2 slices; `things` is a plural without s."""
-    return f"{number} {thing if number == 1 else things or f'{thing}s'}"
+def counted(number: int, thing: str) -> str:
+    """Write a number of things: 1 slice, 2 slices."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

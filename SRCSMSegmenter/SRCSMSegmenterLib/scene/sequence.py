@@ -160,7 +160,7 @@ class SequenceRun(Run):
             with self._waiting(PLACING) as aside:
                 self.change = place_sequence(self._results, self._volume, aside)
             self.segmentationNode = self.change.segmentation
-            self.messages += self._all_notes()
+            self._tell(self._all_notes())
         except Exception as error:  # to whoever waits; here it would end in the event loop
             self.error = as_worker_error(error)
         self.finished = True
