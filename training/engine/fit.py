@@ -82,6 +82,17 @@ def fit(
     state.load(run.take_checkpoint())
     progress = state.progress
     time_is_up, saved = limits.start(), time.monotonic()
+
+    def show() -> None:
+        run.write_curve(progress)
+        with state.averaged():
+            preview(network, progress)
+
+    def is_due_now() -> bool:
+        return progress.finished or is_due(progress.step, config.validate_every)
+
+    if progress.step and is_due_now():
+        show()  # the process may have been killed before it could
     model.train()
     laps: list[float] = []
     while not progress.finished:
@@ -95,7 +106,7 @@ def fit(
         progress.count_step(losses, recipe.steps)
         laps.append(time.monotonic() - started)
 
-        due = progress.finished or is_due(progress.step, config.validate_every)
+        due = is_due_now()
         if due or is_due(progress.step, log_every(recipe.steps)):
             row = log_row(progress, recipe, sum(laps) / len(laps))
             laps.clear()
@@ -113,9 +124,7 @@ def fit(
             run.save(state.to_checkpoint())
             saved = time.monotonic()
         if due:
-            run.write_curve(progress)
-            with state.averaged():
-                preview(network, progress)
+            show()
         if stopping:
             break
     accelerator.wait_for_everyone()

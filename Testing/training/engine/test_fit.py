@@ -449,3 +449,25 @@ def test_parts_of_the_loss_are_means_over_the_accumulated_passes(monkeypatch, tm
 @pytest.mark.parametrize(("steps", "every"), [(6, 1), (250, 2), (5000, 50), (50_000, 50)])
 def test_a_curve_has_a_row_at_least_every_hundredth_of_the_steps(steps, every):
     assert fit.log_every(steps) == every
+
+
+def test_a_preview_that_a_kill_came_before_is_drawn_when_the_run_goes_on(tmp_path, cases):
+    """The checkpoint of a step is written first; the network of the preview is the same."""
+    drawn = []
+
+    def killed(average, progress):
+        raise KeyboardInterrupt
+
+    def keep(average, progress):
+        drawn.append((progress.step, {k: v.clone() for k, v in average.state_dict().items()}))
+
+    config = replace(tiny.config(steps=4), checkpoint_minutes=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, cases, tmp_path / "parts", preview=killed)
+    train(config, cases, tmp_path / "parts", preview=keep)
+    resumed = list(drawn)
+    drawn.clear()
+    train(config, cases, tmp_path / "whole", preview=keep)
+    assert [step for step, _ in resumed] == [step for step, _ in drawn] == [2, 4]
+    for (_, one), (_, other) in zip(resumed, drawn, strict=True):
+        assert_same(one, other)
