@@ -83,6 +83,17 @@ def open_own(path: str | Path, flags: int) -> BinaryIO:
     return os.fdopen(descriptor, "rb+")
 
 
+def read_regular(path: str | Path) -> bytes:
+    """Read a file, unless it is a pipe or a device, which may never end.
+
+    Raises:
+        OSError: it is one of those, or cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return Path(path).read_bytes()
+
+
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a new folder beside `folder`, which takes its place at the end of the block.

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from .atomic import atomic_write
+from .atomic import atomic_write, read_regular
 from .endings import READABLE
 from .errors import DatasetError
 from .label_groups import Groups, group_faults
@@ -59,7 +59,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DatasetError(f"{path} is missing; give the folder of an nnU-Net dataset.") from None
     except (OSError, ValueError) as error:

@@ -54,8 +54,12 @@ RESULTS_LOST = 6
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code (`HELP` lists them)."""
+    argv = sys.argv[1:] if argv is None else argv
     with lenient_output():
-        code = _run(make_parser().parse_args(argv))
+        parser = make_parser()
+        if "" in argv:  # as a path it would be the current folder
+            parser.error("an argument is empty, perhaps as a variable of the shell is not set")
+        code = _run(parser.parse_args(argv))
         sys.stdout.flush()
         if lost := sys.stdout.lost:
             print(f"srcsm: error: Printing failed ({lost.strerror}).", file=sys.stderr)

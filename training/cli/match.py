@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     from SRCSMSegmenterLib.source_matching import match_to_source
     from SRCSMSegmenterLib.volume_io import write_volume
 
-    [output] = output_files([arguments.scan], arguments.output, known=WRITABLE)
+    images = scans_in(arguments.source_images) if arguments.source_images else []
+    [output] = output_files([arguments.scan], arguments.output, known=WRITABLE, taken=images)
     if arguments.source_images:
         source = str(arguments.source_images)
         rule, histogram = fit_folder(arguments.source_images, arguments.source_modality)

@@ -91,11 +91,13 @@ def add(commands: options.Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Refine a scan's organs, write them and say what changed."""
     options.require_coarse(arguments)
-    (output,) = output_files([arguments.scan], arguments.output, ".seg.nrrd")
+    inputs = [arguments.scan, arguments.boxes, arguments.coarse, arguments.coarse_confidence]
+    inputs = [path for path in inputs if path]
+    (output,) = output_files([arguments.scan], arguments.output, ".seg.nrrd", taken=inputs)
     confidence = None
     if arguments.confidence:
         (confidence,) = output_files(
-            [arguments.scan], arguments.confidence, known=WRITABLE, taken=[output]
+            [arguments.scan], arguments.confidence, known=WRITABLE, taken=[output, *inputs]
         )
     if arguments.pictures:
         make_folder(arguments.pictures)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from SRCSMSegmenterLib.atomic import read_regular
 from SRCSMSegmenterLib.errors import DatasetError
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
 from SRCSMSegmenterLib.intensity import IntensityRule
@@ -157,7 +158,7 @@ def read_packed(path: Path) -> PackedDataset:
         DatasetError: unreadable, damaged or no packed dataset.
     """
     try:
-        content = gzip.decompress(path.read_bytes())
+        content = gzip.decompress(read_regular(path))
         length = int.from_bytes(content[:8], "little")
         index = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["index"])
         return _from_index(path, index, load_tensors(content))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.atomic import atomic_write, read_regular
 from SRCSMSegmenterLib.errors import SRCSMError
 
 
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: unreadable or cut short.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise CheckpointError(f"Cannot read the checkpoint {path} ({error.strerror}).") from error
     try:

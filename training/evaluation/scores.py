@@ -5,6 +5,7 @@ The long table has a row per dataset, setting of source matching (SM), case and 
 `evaluate.evaluate` returns it and `read_scores` reads it.
 """
 
+import io
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.atomic import atomic_write, read_regular
 from SRCSMSegmenterLib.errors import SRCSMError
 
 from .metrics import Status
@@ -55,7 +56,7 @@ def read_scores(path: Path) -> pd.DataFrame:
     """
     try:
         table = pd.read_csv(
-            path,
+            io.BytesIO(read_regular(path)),
             dtype=dict.fromkeys((*GROUP, "case", "label", "status"), str),
             keep_default_na=False,
             na_values={metric: [""] for metric in METRICS},

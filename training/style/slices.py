@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.atomic import atomic_write, read_regular
 from SRCSMSegmenterLib.errors import DatasetError, SRCSMError
 from SRCSMSegmenterLib.schema import convert, convert_keys, parse_json
 
@@ -170,7 +170,7 @@ def read_manifest(folder: Path | str) -> SliceSet:
     folder = Path(folder)
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
         raise DatasetError(
             f"{folder} has no {MANIFEST}; make a set of slices with srcsm style prepare."

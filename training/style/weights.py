@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextModel
 
-from SRCSMSegmenterLib.atomic import recover
+from SRCSMSegmenterLib.atomic import read_regular, recover
 from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.schema import parse_json
 
@@ -120,7 +120,7 @@ def built(build: Callable[[], Any], name: str, part: str) -> Any:  # noqa: ANN40
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except (OSError, ValueError) as error:
         raise BundleError(f"{name} is incomplete or damaged: {path.name}: {error}.") from error
     content = parse_json(text, f"{name} is incomplete or damaged: {path.name}", BundleError)

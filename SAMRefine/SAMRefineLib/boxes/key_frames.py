@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from SRCSMSegmenterLib.atomic import atomic_write
+from SRCSMSegmenterLib.atomic import atomic_write, read_regular
 from SRCSMSegmenterLib.errors import PromptError, VolumeError
 from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.schema import parse_json
@@ -317,7 +317,7 @@ def boxes_from_json(text: str, source: str = "This text") -> tuple[KeyFrames, ..
         )
     if content.get("version") != VERSION:
         raise PromptError(
-            f"{source} has version {content.get('version')} of the format, this software reads "
+            f"{source} has version {content.get('version')!r} of the format, this software reads "
             f"{VERSION}; update it or save the boxes again."
         )
     try:
@@ -360,6 +360,8 @@ def frames_from_json(entry: Mapping[str, Any], grid: SliceGrid) -> KeyFrames:
 
 
 def _boxes(edges: Mapping[str, Sequence[float]]) -> dict[int, Box]:
+    if len({int(k) for k in edges}) < len(edges):
+        raise ValueError("a slice has two boxes")
     return {int(k): Box(*each) for k, each in edges.items()}
 
 
@@ -388,7 +390,7 @@ def load_boxes(path: str | Path) -> tuple[KeyFrames, ...]:
         PromptError: as `boxes_from_json`, or the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8-sig")
     except OSError as error:
         raise PromptError(
             f"{path} could not be read ({error.strerror}); check that it is there."

@@ -253,6 +253,8 @@ def _load_file(path: Path, kind: str | None) -> SamModel:
     """Load a checkpoint file made by others; for errors see `load_sam`."""
     if kind is not None and kind not in CHECKPOINTS:
         raise BundleError(f'There is no SAM of kind "{kind}"; choose {", ".join(CHECKPOINTS)}.')
+    if path.exists() and not path.is_file():
+        raise BundleError(f"{path} is a pipe or a device; give a file.")
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_folder, recover
+from ..atomic import atomic_folder, read_regular, recover
 from ..errors import BundleError
 
 SUMS = "SHA256SUMS"
@@ -30,7 +30,7 @@ def read_folder(folder: Path, required: tuple[str, ...]) -> tuple[dict[str, byte
     """
     recover(folder)
     try:
-        sums = (folder / SUMS).read_bytes()
+        sums = read_regular(folder / SUMS)
         listed = {path: digest for digest, path in _entries(sums.decode("utf-8"))}
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -50,7 +50,7 @@ def read_folder(folder: Path, required: tuple[str, ...]) -> tuple[dict[str, byte
             faults.append(f"{path} is a link")
         else:
             try:
-                files[path] = (folder / path).read_bytes()
+                files[path] = read_regular(folder / path)
             except OSError as error:
                 faults.append(f"{path} cannot be read ({error.strerror})")
                 continue

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -417,6 +418,7 @@ def changed_file(change) -> str:
         (lambda c: c["organs"][0].update(off=[99]), "slices 0 to 19"),
         (lambda c: c["organs"][0].update(limit=[[0, 0, 0]]), "damaged"),
         (lambda c: c.update(organs=3), "damaged"),
+        (lambda c: c["organs"][0]["edited"].update({"07": [1, 2, 3, 4], "7": []}), "two boxes"),
     ],
 )
 def test_a_file_with_a_fault_is_refused_with_its_reason(change, message):
@@ -442,3 +444,10 @@ def test_names_and_labels_that_cannot_be_written_are_refused(change, said):
     content["organs"][0] |= change
     with pytest.raises(PromptError, match=said):
         boxes_from_json(json.dumps(content))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "boxes.json")
+    with pytest.raises(PromptError, match="no regular file"):
+        load_boxes(tmp_path / "boxes.json")

@@ -924,3 +924,11 @@ def test_demo_prints_its_table(tmp_path, capsys, monkeypatch):
     assert "| training | liver | mean |" in printed
     assert "| + SRC and SM | 0.75 | 0.5 |" in printed
     assert str(tmp_path / "overview.png") in printed
+
+
+def test_an_empty_argument_is_not_the_current_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["segment", "", "-o", "labels"])
+    assert "an argument is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -370,3 +370,17 @@ def test_models_lists_verifies_and_describes_sams(models, capsys):
 def test_slice_numbers_are_listed_in_runs():
     assert ranges([3, 4, 5, 9, 11, 12]) == "3-5, 9, 11-12"
     assert ranges([]) == ""
+
+
+@pytest.mark.parametrize("option", ["-o", "--confidence"])
+def test_what_is_refined_is_not_overwritten(models, files, tmp_path, capsys, option):
+    boxes, coarse = tmp_path / "boxes.json", tmp_path / "coarse.nii.gz"
+    labels = Volume(files["labels"], files["geometry"])
+    write_labels(coarse, labels, SEGMENTS)
+    assert run("boxes", files["scan"], "--coarse", coarse, "-o", boxes) == 0
+    capsys.readouterr()
+    given = ("refine", files["scan"], "--boxes", boxes, "--coarse", coarse)
+    outputs = {"-o": tmp_path / "fine.nii.gz", option: coarse}
+    written = [part for pair in outputs.items() for part in pair]
+    assert "would be overwritten" in refused(capsys, 2, *given, *written)
+    np.testing.assert_array_equal(read_labels(coarse).array, files["labels"])
