@@ -121,7 +121,10 @@ def check_batch(
     if labels.is_floating_point() or labels.is_complex():
         raise InputError(f"labels are integers, not {labels.dtype}.")
     if labels.numel() and labels.min() < 0:
-        raise InputError(f"labels are 0 or more, not {int(labels.min())}.")
+        raise InputError(
+            f"labels are 0 or more, not {int(labels.min())}; to leave these voxels as they are, "
+            "give SemanticRandomConvolution their ignore_label."
+        )
 
 
 def convolved_regions(

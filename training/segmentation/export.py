@@ -2,7 +2,8 @@
 """Export of a trained network: its description, its signature and its card."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.label_groups import groups_of
@@ -12,7 +13,7 @@ from SRCSMSegmenterLib.terminology import readable, segment_for
 
 from ..engine.config import to_dict
 from ..engine.progress import Progress
-from ..engine.run_folder import Run, best_validation, command_line, dice_table
+from ..engine.run_folder import Run, best_validation, command_line, dice_table, write_text
 from ..engine.source_domain import Source
 from .training import Weights
 
@@ -34,6 +35,23 @@ class Signature:
     licence: str = "Weights under the terms of the training data; research use only"
     version: str = "0.1.0"
     description: str = ""
+
+
+def kept_signature(folder: Path, given: Signature) -> Signature:
+    """Keep a signature in a run's folder, with what an earlier call of the run was given.
+
+    Args:
+        given: its fields that differ from the defaults count, and replace those kept before.
+    """
+    path = folder / "signature.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    default = asdict(Signature())
+    kept |= {key: text for key, text in asdict(given).items() if text != default[key]}
+    write_text(path, json.dumps(kept, indent=1))
+    return Signature(**{key: kept.get(key, text) for key, text in default.items()})
 
 
 def model_card(bundle: ModelBundle) -> str:

@@ -4,6 +4,7 @@
 config.yaml               the full configuration
 environment.json          versions, git state, command, device, precision, dataset, cases
 source_histogram.json     for source matching
+signature.json            name, author and terms of the model that were given
 checkpoints/last.pt       the state to resume from
 curve.csv, curve.png      loss and validation Dice
 tensorboard/              curve, previews and configuration, unless another logger is chosen
@@ -44,7 +45,7 @@ from ..engine.run_folder import (
 from ..engine.source_domain import Source, intensity_rule, open_source
 from . import pairs, previews, training
 from .config import TrainingConfig
-from .export import Signature, make_bundle, model_card
+from .export import Signature, kept_signature, make_bundle, model_card
 from .restyled import RestyledSet, open_restyled
 
 
@@ -64,7 +65,8 @@ def run_training(
     Args:
         dataset_folder: an nnU-Net raw dataset, or a packed one.
         run_folder: made if it does not exist; a stopped run in it is resumed.
-        signature: of the exported network; its name is the run folder's by default.
+        signature: of the exported network; its name is the run folder's by default. What is not
+            given is that of an earlier call for the run.
         device: see `resolve_device`; left to `accelerate launch` if that started the process.
         cache: folder of the preprocessed cases.
         extend: a training in the run folder goes on to the larger `optimisation.steps`.
@@ -98,6 +100,8 @@ def run_training(
     if run.main and run.checkpoint is None:
         histogram = json.dumps(source.histogram(rule).to_dict())
         write_text(run.folder / "source_histogram.json", histogram)
+    if run.main:
+        signature = kept_signature(run.folder, signature)
     cases = _prepared(run, source, rule, order, cache)
 
     with open_logger(run, limits.logger) as logger:

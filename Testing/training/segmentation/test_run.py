@@ -28,7 +28,7 @@ from srcsm_training.engine.limits import Limits
 from srcsm_training.engine.run_folder import RunResult
 from srcsm_training.segmentation import run, training
 from srcsm_training.segmentation.config import DataConfig
-from srcsm_training.segmentation.export import Signature
+from srcsm_training.segmentation.export import Signature, kept_signature
 from srcsm_training.segmentation.run import make_accelerator, run_training
 from SRCSMSegmenterLib.errors import ConfigError, DatasetError, DeviceError
 from SRCSMSegmenterLib.intensity import IntensityRule
@@ -127,7 +127,7 @@ def test_a_run_folder_holds_what_its_docstring_promises(finished):
     } | {"curve.png"}
     assert promised == {
         *("config.yaml", "environment.json", "source_histogram.json", "checkpoints/last.pt"),
-        *("curve.csv", "curve.png", "tensorboard", "previews", "model"),
+        *("curve.csv", "curve.png", "tensorboard", "previews", "model", "signature.json"),
     }
     for name in promised:
         assert (output / name).exists(), name
@@ -290,6 +290,10 @@ def test_a_network_is_signed_by_whoever_trained_it(tmp_path, folder, cache):
     assert (description.task, description.copyright) == ("Two organs.", "A. Student, B. Teacher")
     card = (result.model / "docs" / "README.md").read_text("utf-8")
     assert "- Version: 1.2.0\n- Authors: A. Student, B. Teacher\n- Licence: CC-BY-4.0\n" in card
+    kept = kept_signature(tmp_path / "run", Signature(version="1.3.0"))
+    assert kept == replace(signature, version="1.3.0")
+    assert kept_signature(tmp_path / "run", Signature()) == kept
+    assert kept_signature(tmp_path, Signature()) == Signature()
 
 
 def test_a_histogram_left_by_a_run_without_checkpoint_is_not_kept(tmp_path, folder, cache):
