@@ -70,7 +70,7 @@ def next_command(arguments: argparse.Namespace, out: Path) -> str:
         return stage("swap", "--slices", slices, *base, "--control", out)
     if arguments.action == "swap":
         return stage("check", "--slices", out)
-    return f"Next: look at {out / 'contact_sheet.png'}, then {_training(slices)}"
+    return _training(slices, out)
 
 
 def run_chain(
@@ -112,7 +112,7 @@ def run_chain(
         styled = out
     if is_first_process():
         print(styled)
-        say(f"Next: look at {styled / 'contact_sheet.png'}, then {_training(styled)}")
+        say(_training(styled, styled, arguments.data))
     return 0
 
 
@@ -133,10 +133,22 @@ def _stages(arguments: argparse.Namespace, config: "StyleConfig") -> Iterator[St
     yield "check", {"slices": styled, "model": None, "out": None}
 
 
-def _training(styled: Path) -> str:
-    """Return the command that trains on restyled slices; the dataset goes by its name."""
+def _training(styled: Path, checked: Path, data: Path | None = None) -> str:
+    """Return lines with the command that trains on restyled slices, if any were kept.
+
+    Args:
+        checked: folder of the check's results.
+        data: folder of the dataset, which goes by its name otherwise.
+    """
+    from ..segmentation.presets import PRESETS
     from ..style.slices import read_manifest
 
-    words = ["srcsm", "train", "--data", read_manifest(styled).name, "--preset", "icm"]
+    slices = read_manifest(styled)
+    look = f"Look at {checked / 'contact_sheet.png'}"
+    if not slices.kept():
+        return f"{look}: no picture was kept to train on; tune and control longer."
+    special = f"icm-{styled.name}"
+    words = ["srcsm", "train", "--data", str(data or slices.name)]
+    words += ["--preset", special if special in PRESETS else "icm"]
     words += ["--out", str(styled.parent / "icm"), "--set", f"pairs.styled=[{styled}]"]
-    return shlex.join(words)
+    return f"{look}.\nNext: {shlex.join(words)}"

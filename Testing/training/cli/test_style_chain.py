@@ -4,6 +4,7 @@
 import argparse
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import style_tiny
@@ -11,6 +12,7 @@ import tiny
 import yaml
 
 from srcsm_training.cli import main as cli
+from srcsm_training.cli import style_chain
 from srcsm_training.cli.style_chain import next_command
 from srcsm_training.style.slices import read_slices
 
@@ -47,8 +49,26 @@ def test_one_command_runs_all_stages_and_goes_on_where_it_stopped(tmp_path, conf
     said = printed.err.splitlines()
     assert [line[:-1] for line in said if line[:-1] in stages] == stages
     assert "Slicing across one direction of the patient, the voxel axis K in 2 cases." in said
-    [following] = [line for line in said if line.startswith("Next: ")]
-    assert f"srcsm train --data Dataset001_Tiny --preset icm --out {out}" in following
+    assert any(line.startswith(f"Look at {styled / 'contact_sheet.png'}") for line in said)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "preset"), [("abdomen", "icm"), ("chest", "icm-chest"), ("my-own", "icm")]
+)
+def test_the_training_that_follows_has_the_folders_and_the_preset(prompts, preset, monkeypatch):
+    checked = SimpleNamespace(name="Dataset001_Tiny", kept=lambda: ("a picture",))
+    monkeypatch.setattr("srcsm_training.style.slices.read_manifest", lambda folder: checked)
+    styled = Path("my style/styled") / prompts
+    look, following = style_chain._training(styled, styled, Path("my data/A")).splitlines()
+    assert look == f"Look at {styled / 'contact_sheet.png'}."
+    words = shlex.split(following.removeprefix("Next: "))
+    arguments = cli.make_parser().parse_args(words[1:])
+    assert (arguments.data, arguments.preset) == (Path("my data/A"), preset)
+    assert arguments.set == [f"pairs.styled=[{styled}]"]
+    assert "--data Dataset001_Tiny " in style_chain._training(styled, styled)
+    checked.kept = lambda: ()
+    assert "no picture was kept" in style_chain._training(styled, styled)
+    assert "Next" not in style_chain._training(styled, styled)
 
 
 def test_a_base_that_is_not_here_is_told_before_anything_is_computed(
