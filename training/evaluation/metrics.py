@@ -35,7 +35,8 @@ class Score:
             the Hausdorff distance.
 
     The surface distances of a case run from every surface voxel of one label map to the nearest
-    surface voxel of the other; both directions are pooled.
+    surface voxel of the other; both directions are pooled. In a picture of one slice, such as an
+    X-ray, the surface is the outline within it.
     """
 
     case: str
@@ -77,6 +78,11 @@ def score_case(
         raise VolumeError(
             f"{case}: prediction {prediction.shape} and truth {truth.shape} differ in shape."
         )
+    if truth.shape.count(1) == 1:
+        # In three dimensions each voxel of a single slice would be a surface voxel.
+        flat = truth.shape.index(1)
+        prediction, truth = prediction.squeeze(flat), truth.squeeze(flat)
+        spacing = np.delete(spacing, 2 - flat)
     pair = np.stack([prediction, truth])
     boxes = ndimage.find_objects(pair, max_label=max(labels.values()))
     scores = []
@@ -124,8 +130,8 @@ def surface_distances(
     A surface voxel has a face towards the background or the array's edge.
 
     Args:
-        prediction, truth: (K, J, I) bool, neither empty.
-        spacing: mm along (I, J, K).
+        prediction, truth: (K, J, I) bool, or two of these axes, neither empty.
+        spacing: mm along (I, J, K), or those two axes.
 
     Returns:
         mm, float64: prediction to truth (n,) and truth to prediction (m,), for n and m surface

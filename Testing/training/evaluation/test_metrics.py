@@ -70,6 +70,20 @@ def test_hd95_takes_the_worse_direction():
     assert score(prediction, truth, np.array([1.5, 1.0, 1.0])).hd95 == pytest.approx(5.625)
 
 
+@pytest.mark.parametrize("flat", [0, 1, 2])
+def test_the_surface_of_a_single_slice_is_its_outline(flat):
+    truth = np.zeros((9, 9), np.uint8)
+    truth[1:8, 1:8] = 1
+    ring = truth.copy()
+    ring[4, 4] = 0  # its outline includes the hole's four neighbours, 2 pixels from the other's
+    pair = (np.expand_dims(array, flat) for array in (ring, truth))
+    spacing = np.insert([0.5, 0.5], 2 - flat, 30.0)
+    [score] = score_case("x-ray", *pair, spacing, {"lung": 1})
+    assert score.distance_max == 1.0
+    assert score.assd == pytest.approx(4 * 1.0 / (24 + 24 + 4))
+    assert score.dice == pytest.approx(96 / 97)
+
+
 def test_inner_voxels_are_no_surface():
     shape = (5, 5, 5)
     solid = np.ones(shape, np.uint8)
