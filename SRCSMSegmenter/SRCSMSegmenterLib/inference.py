@@ -42,7 +42,6 @@ from .intensity import IntensityRule
 from .label_probabilities import LabelProbabilities
 from .modality import clue, doubts, guess_modality
 from .models.bundle import ModelBundle, load_bundle
-from .network import UNet
 from .organ_positions import keep_likeliest_component
 from .resampling import index_map, points
 from .separable import sample_smoothed
@@ -335,10 +334,12 @@ def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
     def predict(start: Triple) -> torch.Tensor:
         window = image[window_slices(start, size)]
         window = intensity.normalise(window[None, None], run_input.rule)
+        # In fp32 on every device: bfloat16 moves an organ's outline by up to 1% of its voxels and
+        # may cut a bridge between two pieces, so that processors would disagree (BENCHMARKS.md).
         if tile == size:
-            return _probabilities(network, window)
+            return network.probabilities(window)
         return blend(
-            lambda corner: _probabilities(network, window[:, :, *window_slices(corner, tile)]),
+            lambda corner: network.probabilities(window[:, :, *window_slices(corner, tile)]),
             size,
             tile,
             window_starts(size, tile, OVERLAP),
@@ -352,7 +353,7 @@ def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
             starts,
             lambda done: run_input.progress("network", 0.1 + 0.8 * done / len(starts)),
         )
-        if not probabilities.isfinite().all():
+        if not math.isfinite(probabilities.sum()):  # isfinite of each would take as much again
             raise BundleError(
                 f"The output of {bundle.description.name} for this scan is not finite; take "
                 "another model, and check the scan's intensities."
@@ -371,13 +372,6 @@ def _run(run_input: _RunInput, device: torch.device, tile: Triple) -> Decision:
             run_input.scan,
             lambda done: run_input.progress("resample", 0.9 + 0.1 * done),
         )
-
-
-def _probabilities(network: UNet, window: torch.Tensor) -> torch.Tensor:
-    """Map (1, 1, K, J, I) network input to (classes, K, J, I) float32 probabilities."""
-    # In fp32 on every device: bfloat16 moves the outline of an organ by up to 1% of its voxels and
-    # may cut a bridge between two pieces, so that processors would disagree (BENCHMARKS.md).
-    return network(window)[0].softmax(0)
 
 
 def _shifted(matrix: np.ndarray, start: Triple) -> np.ndarray:

@@ -334,10 +334,27 @@ class UNet(nn.Module):
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
         """Map features of `encode` to (N, classes, K, J, I) logits."""
+        return unfold(self.head(self._decoded(features)), self.config.stem)
+
+    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (1, 1, K, J, I) network input to (classes, K, J, I) probabilities.
+
+        The same as the softmax of `forward`, but slice by slice behind the last block: the logits
+        of many classes together would leave a processor's cache, and need memory twice.
+        """
+        features = self._decoded(self.encode(x))
+        probabilities = features.new_empty(self.config.classes, *x.shape[2:])
+        slices = probabilities.split(self.config.stem[2], 1)
+        for part, classified in zip(features.split(1, 2), slices, strict=True):
+            classified.copy_(unfold(self.head(part), self.config.stem)[0].softmax(0))
+        return probabilities
+
+    def _decoded(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Map features of `encode` to those that the head classifies."""
         *skips, x = features
         for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
             x = block(torch.cat((upsample(x, self.config.pooling), skip), dim=1))
-        return unfold(self.head(x), self.config.stem)
+        return x
 
     def kernels(self) -> list[nn.Parameter]:
         """List the convolution kernels under L2 regularisation: all but the head's."""

@@ -215,6 +215,14 @@ def test_logits_have_the_size_of_the_window(config):
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.parametrize("config", [SMALL, FLAT, replace(SMALL, stem=(1, 2, 3))])
+def test_probabilities_of_a_window_are_the_softmax_of_its_logits(config):
+    i, j, k = (2 * n for n in config.divisor)
+    network, x = seeded(config).eval(), noise(1, 1, k, j, i)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.probabilities(x), network(x)[0].softmax(0))
+
+
 def test_the_papers_network_is_the_default():
     network = UNet(NetworkConfig(classes=5))
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv3d)]
