@@ -317,8 +317,8 @@ def test_windows_are_what_training_saw(monkeypatch):
     grid = GridSpec((16, 12, 14), (5.0, 6.0, 6.0))
     bundle = a_bundle(grid, MR, smoothing=1.0)
     seen = []
-    forward = UNet.forward
-    monkeypatch.setattr(UNet, "forward", lambda self, x: (seen.append(x), forward(self, x))[1])
+    encode = UNet.encode
+    monkeypatch.setattr(UNet, "encode", lambda self, x: (seen.append(x), encode(self, x))[1])
     plain(Volume(array, geometry), bundle, modality="MR")
 
     scaled = torch.from_numpy(scale(array, MR).astype(np.float32))
@@ -336,8 +336,8 @@ def test_without_matching_the_scan_is_normalised_by_its_own_modality(monkeypatch
     volume = a_scan(around_origin((20, 22, 15), (3.0, 2.5, 4.0)))
     volume = Volume(volume.array + 200, volume.geometry)
     seen = []
-    forward = UNet.forward
-    monkeypatch.setattr(UNet, "forward", lambda self, x: (seen.append(x), forward(self, x))[1])
+    encode = UNet.encode
+    monkeypatch.setattr(UNet, "encode", lambda self, x: (seen.append(x), encode(self, x))[1])
     plain(volume, a_bundle(GridSpec((20, 16, 20), (3.0, 3.5, 3.0))), modality="MR")
     quantiles = np.quantile(seen[0], (0.05, 0.95))
     np.testing.assert_allclose(quantiles, (-1, 1), atol=0.02)
@@ -366,8 +366,8 @@ def test_a_matched_volume_is_not_scaled_again(monkeypatch):
     source = fit([np.arange(100, 900, 7, dtype=np.int32)])
     bundle = replace(a_bundle(SMALL, replace(MR, quantiles=(0.1, 0.8))), histogram=source)
     seen = []
-    forward = UNet.forward
-    monkeypatch.setattr(UNet, "forward", lambda self, x: (seen.append(x), forward(self, x))[1])
+    encode = UNet.encode
+    monkeypatch.setattr(UNet, "encode", lambda self, x: (seen.append(x), encode(self, x))[1])
     plain(Volume(array, geometry), bundle, source_matching=True)
     rule = replace(bundle.description.rule, modality="CT")
     matched = torch.from_numpy(match(to_integers(array, rule), source)).float()
@@ -499,17 +499,17 @@ def test_a_processor_with_avx2_alone_finds_the_same(tmp_path):
 
 
 def test_out_of_memory_goes_on_with_small_windows(monkeypatch):
-    forward, sizes = UNet.forward, set()
+    encode, sizes = UNet.encode, set()
 
     def small_memory(self, x):
         if x.numel() > 10 * 9 * 9:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         sizes.add(tuple(x.shape[:1:-1]))
-        return forward(self, x)
+        return encode(self, x)
 
     volume = a_scan(around_origin((24, 25, 30), (3.0, 2.5, 4.0)))
     expected = plain(volume, a_bundle(SMALL))
-    monkeypatch.setattr(UNet, "forward", small_memory)
+    monkeypatch.setattr(UNet, "encode", small_memory)
     found = plain(volume, a_bundle(SMALL))
     assert found.messages == ["Memory ran out; went on with windows of 10 x 9 x 9 voxels on cpu."]
     assert sizes == {(10, 9, 9)}
@@ -519,16 +519,16 @@ def test_out_of_memory_goes_on_with_small_windows(monkeypatch):
 
 
 def test_small_windows_suit_the_network(tmp_path, monkeypatch):
-    bundle, forward = random_bundle(tmp_path), UNet.forward
+    bundle, encode = random_bundle(tmp_path), UNet.encode
     whole = SMALL.size[::-1]
 
     def small_memory(self, x):
         if x.shape[2:] == whole:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         assert all(n % d == 0 for n, d in zip(x.shape[:1:-1], self.config.divisor, strict=True))
-        return forward(self, x)
+        return encode(self, x)
 
-    monkeypatch.setattr(UNet, "forward", small_memory)
+    monkeypatch.setattr(UNet, "encode", small_memory)
     found = plain(a_scan(around_origin((24, 25, 30), (3.0, 2.5, 4.0))), bundle)
     assert (found.confidence() > 0.3).all()
 
@@ -569,7 +569,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     def broken(self, x):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(UNet, "forward", broken)
+    monkeypatch.setattr(UNet, "encode", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         plain(a_scan(around_origin((6, 6, 6), (2.0, 2.0, 3.0))), a_bundle(SMALL))
 
