@@ -66,6 +66,9 @@ def test_intensities_that_are_not_those_of_their_modality_are_doubted():
     assert doubts("CT", CT) == doubts("MR", MR) == []
     assert "without air (the minimum is 24)" in doubts("CT", CT + 1024)[0]
     assert "negative" in doubts("MR", CT)[0]
+    labels = (np.arange(4096).reshape(16, 16, 16) % 14).astype(np.uint8)
+    assert doubts("MR", labels) == ["There are fewer than 32 intensities: is it a label map?"]
+    assert doubts("MR", labels / 255) == []  # of fractions, a scan may have few
     assert "is it inverted" in doubts("CT", -CT.repeat((5, 4, 1)))[0]
     assert doubts("CT", CT.repeat((5, 4, 1))) == doubts("CT", np.array([-900, 1000])) == []
     assert "without soft tissue" in doubts("CT", np.array([-2000, -984, -700]))[0]

@@ -37,7 +37,7 @@ def add(commands: options.Commands) -> None:
     parser = options.add_command(
         actions,
         "models verify",
-        "check every file of networks against their SHA-256",
+        "check every file of networks and SAMs against its SHA-256",
         "Exits with 4 if a file is missing or altered, or does not belong there.",
         "  srcsm models verify\n  srcsm models verify abdomen-ct runs/ct/model",
     )

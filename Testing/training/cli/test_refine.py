@@ -16,7 +16,7 @@ from SAMRefineLib.boxes.key_frames import KeyFrames, load_boxes, save_boxes
 from SAMRefineLib.sam.models import SamModel, build_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM
 from srcsm_training.cli import main as cli
-from srcsm_training.cli.tables import ranges
+from srcsm_training.cli.tables import ranges, refinement_text
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, save_bundle
@@ -365,6 +365,14 @@ def test_models_lists_verifies_and_describes_sams(models, capsys):
     assert "altered" in capsys.readouterr().out
     assert run("models", "list") == 0
     assert "incomplete or altered" in capsys.readouterr().out
+
+
+def test_columns_of_a_table_line_up_whatever_the_names():
+    names = "liver", "portal_and_splenic_vein"
+    rows = [{"name": each, "boxes": 3, "dice": None, "ml_after": 2.5} for each in names]
+    head, *lines = refinement_text(rows).splitlines()
+    assert [line.index("    3 ") for line in lines] == [head.index("boxes")] * 2
+    assert lines[1].startswith("  portal and splenic vein")
 
 
 def test_slice_numbers_are_listed_in_runs():
