@@ -1208,15 +1208,16 @@ def addSegmentation(volume, **more):
     """Two organs, as SRCSMSegmenter leaves them in the scene."""
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.scene import nodes, results
+    from SRCSMSegmenterLib.scene.result import Result, SegmentedOrgan
 
     geometry = nodes.node_geometry(volume)
     labels = np.zeros(geometry.shape, np.uint8)
     labels[LIVER], labels[SPLEEN] = 1, 2
     organs = (
-        results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25),
-        results.SegmentedOrgan("spleen", 2, (157, 108, 162), "", 160.0),
+        SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25),
+        SegmentedOrgan("spleen", 2, (157, 108, 162), "", 160.0),
     )
-    result = results.Result(Volume(labels, geometry), organs, **more)
+    result = Result(Volume(labels, geometry), organs, **more)
     return results.place(result, volume).segmentation
 
 

@@ -690,16 +690,17 @@ def placeResult(volume):
     """Place a result in the scene, as the logic does."""
     from SRCSMSegmenterLib.geometry import Volume
     from SRCSMSegmenterLib.scene import nodes, results
+    from SRCSMSegmenterLib.scene.result import Result, SegmentedOrgan
 
     geometry = nodes.node_geometry(volume)
     labels = np.zeros(geometry.shape, np.uint8)
     labels[4:9, 10:20, 10:20] = 1
     labels[4:9, 22:30, 10:20] = 2
     organs = (
-        results.SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
-        results.SegmentedOrgan("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
+        SegmentedOrgan("liver", 1, (221, 130, 101), "", 1432.25, ((7, 3.1), (4, 2.0))),
+        SegmentedOrgan("right_kidney", 2, (185, 102, 83), "", 160.0, ((5, 1.0),)),
     )
-    result = results.Result(Volume(labels, geometry), organs)
+    result = Result(Volume(labels, geometry), organs)
     return results.place(result, volume).segmentation
 
 

@@ -12,7 +12,7 @@ from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.scene.nodes import BINARY
 from SRCSMSegmenterLib.scene.nodes import GRID as GRID_PARAMETER
 from SRCSMSegmenterLib.scene.probabilities import PROBABILITIES
-from SRCSMSegmenterLib.scene.results import Result, SegmentedOrgan
+from SRCSMSegmenterLib.scene.result import Result, SegmentedOrgan
 from SRCSMSegmenterLib.terminology import segment_for, terminology_entry
 
 GRID = oblique_left_handed((9, 7, 5))

@@ -12,7 +12,7 @@ from .changes import SceneChange
 from .nodes import browser_of, sequence_of
 
 if TYPE_CHECKING:
-    from .results import Result
+    from .result import Result
 
 CHART = "SRCSM.Chart"
 """Role of a segmentation's reference to the chart of its volumes."""

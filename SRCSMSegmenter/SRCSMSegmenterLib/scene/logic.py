@@ -29,7 +29,8 @@ from .changes import SceneChange
 from .input_warnings import dicom_modality, input_warnings
 from .notes import result_notes
 from .pace import Pace
-from .results import Result, SegmentedOrgan, check_target, place
+from .result import Result, SegmentedOrgan
+from .results import check_target, place
 from .worker_host import SegmentSettings, submit_segment, wait_for
 
 ShowProgress = Callable[[str, float, float | None], None]

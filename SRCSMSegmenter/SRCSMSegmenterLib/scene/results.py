@@ -2,13 +2,12 @@
 """Results of the network as segmentations in Slicer's scene, with their tables."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import slicer
 import vtk
 
-from ..geometry import Volume
 from ..terminology import readable
 from .aside import Aside, directly
 from .changes import SceneChange
@@ -38,45 +37,8 @@ from .nodes import (
     organ_segments,
 )
 from .probabilities import probabilities, replace_probabilities
+from .result import Result, SegmentedOrgan
 from .surfaces import add_surfaces, make_surfaces, surfaces_of
-
-
-@dataclass(frozen=True)
-class SegmentedOrgan:
-    """An organ of a result.
-
-    Attributes:
-        label: its value in the label map.
-        color: RGB, 0-255.
-        terminology: the value of the segment tag TerminologyEntry.
-        volume_ml: on the volume's own grid.
-        least_certain: (slice, uncertainty in mm), the least certain first; see
-            `inference.Segmentation.least_certain`.
-    """
-
-    name: str
-    label: int
-    color: tuple[int, int, int]
-    terminology: str
-    volume_ml: float
-    least_certain: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A label map with what it shows and how it was made.
-
-    Attributes:
-        labels: uint8 (K, J, I).
-        organs: those to be shown; other values of `labels` are background.
-        probabilities: organ's name -> (K, J, I) on the grid of `labels`, for refinement.
-        attributes: kept with the segmentation under "SRCSM.<key>".
-    """
-
-    labels: Volume
-    organs: tuple[SegmentedOrgan, ...]
-    probabilities: Mapping[str, np.ndarray] = field(default_factory=dict)
-    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 def place(

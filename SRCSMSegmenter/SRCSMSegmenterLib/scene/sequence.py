@@ -29,7 +29,7 @@ from .logic import (
     pace_of,
 )
 from .notes import result_notes
-from .results import Result
+from .result import Result
 from .sequence_results import place_sequence
 from .worker_host import SegmentSettings, submit_segment
 

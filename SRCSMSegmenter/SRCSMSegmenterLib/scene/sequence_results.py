@@ -10,7 +10,8 @@ from .aside import Aside, directly
 from .changes import SceneChange
 from .chart import CHART, place_chart, show_chart
 from .nodes import browser_of, sequence_of
-from .results import Result, outside_scene, place_table
+from .result import Result
+from .results import outside_scene, place_table
 
 
 def place_sequence(

@@ -38,7 +38,8 @@ from SRCSMSegmenterLib.geometry import Geometry, Volume
 from SRCSMSegmenterLib.modality import guess_modality
 from SRCSMSegmenterLib.scene import nodes as slicer_scene
 from SRCSMSegmenterLib.scene import worker_host
-from SRCSMSegmenterLib.scene.results import Result, SegmentedOrgan, place
+from SRCSMSegmenterLib.scene.result import Result, SegmentedOrgan
+from SRCSMSegmenterLib.scene.results import place
 from SRCSMSegmenterLib.worker.protocol import WorkerError
 
 pytestmark = pytest.mark.needs_slicer

@@ -28,7 +28,8 @@ from SRCSMSegmenterLib.scene.folder import segment_folder
 from SRCSMSegmenterLib.scene.logic import segment
 from SRCSMSegmenterLib.scene.measures import measures
 from SRCSMSegmenterLib.scene.probabilities import probabilities
-from SRCSMSegmenterLib.scene.results import Result, place
+from SRCSMSegmenterLib.scene.result import Result
+from SRCSMSegmenterLib.scene.results import place
 from SRCSMSegmenterLib.volume_io import read_labels, write_volume
 from SRCSMSegmenterLib.worker.protocol import WorkerError
 
