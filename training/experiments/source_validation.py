@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from srcsm_training.data.cases import default_cache, prepare_cases
 from srcsm_training.engine.config import from_dict
 from srcsm_training.engine.source_domain import open_source
 from srcsm_training.segmentation.config import TrainingConfig
@@ -27,7 +26,7 @@ from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
 
 
-def validate(bundle: ModelBundle, dataset_folder: Path, cache: Path) -> dict[str, list[float]]:
+def validate(bundle: ModelBundle, dataset_folder: Path) -> dict[str, list[float]]:
     """Compute the Dice of a network on the cases of its source that it was not trained on.
 
     Returns:
@@ -40,15 +39,9 @@ def validate(bundle: ModelBundle, dataset_folder: Path, cache: Path) -> dict[str
     config = replace(config, network=bundle.network)
     source = open_source(dataset_folder, config.data, check=False)
     names = [label.name for label in bundle.description.labels]
-    cases = prepare_cases(
-        source.validation,
-        rule,
-        config.data.smoothing,
-        config.grid,
-        cache,
-        order=label_order(source.dataset.labels, config.data.outputs),
-        outputs=len(names),
-    )
+    order = label_order(source.dataset.labels, config.data.outputs)
+    unseen = replace(source, training=[])
+    cases = unseen.prepared(rule, config.data.smoothing, config.grid, None, order, len(names))
     computing = make_accelerator("auto", config)
     return validation_scores(bundle.unet(), cases, config, rule, computing.accelerator, names)
 
@@ -67,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, model in enumerate(arguments.models):
         bundle = load_bundle(find_model(model))
         names = [label.name for label in bundle.description.labels]
-        scores = validate(bundle, arguments.data, default_cache())
+        scores = validate(bundle, arguments.data)
         if not number:
             print(f"| network | {' | '.join(scores)} |\n{'| --- ' * (len(scores) + 1)}|")
         chosen = [n for n, name in enumerate(names) if name in (arguments.only or names)]

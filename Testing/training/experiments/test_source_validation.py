@@ -26,12 +26,12 @@ def test_an_exported_network_gets_the_scores_that_its_training_measured(
     curve = pd.read_csv(tmp_path / "run" / "curve.csv").dropna(subset="dice")
     best = curve.loc[(curve["dice"] + curve["randomised"]).idxmax()]
     bundle = load_bundle(tmp_path / "run" / "model")
-    scores = validate(bundle, folder, cache)
+    monkeypatch.setenv("SRCSM_CACHE", str(cache))
+    scores = validate(bundle, folder)
     assert scores.keys() == {"dice", "randomised", *SEQUENCES}
     for kind, dice in scores.items():
         assert np.nanmean(dice) == pytest.approx(best[kind], abs=0.02)
 
-    monkeypatch.setenv("SRCSM_CACHE", str(cache))
     assert main([str(tmp_path / "run" / "model"), "--data", str(folder)]) == 0
     head, _, row = capsys.readouterr().out.splitlines()[-3:]
     assert head.startswith("| network | dice | randomised | T1 |")
