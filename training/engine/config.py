@@ -3,6 +3,8 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +12,7 @@ from typing import Any, ClassVar
 import yaml
 
 from SRCSMSegmenterLib.atomic import atomic_write
-from SRCSMSegmenterLib.errors import ConfigError
+from SRCSMSegmenterLib.errors import BundleError, ConfigError
 from SRCSMSegmenterLib.schema import convert, nearest
 
 from .keys import COUNT, NOT_NEGATIVE, POSITIVE, Range, Settings, choice, commented, key
@@ -285,3 +287,16 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise a ConfigError if `value` is none of those allowed."""
     if value not in allowed:
         raise ConfigError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")
+
+
+@contextmanager
+def reading_start() -> Iterator[None]:
+    """Report that a trained network to start from cannot be read as a fault of the configuration.
+
+    Raises:
+        ConfigError: the context raised a BundleError.
+    """
+    try:
+        yield
+    except BundleError as error:
+        raise ConfigError(f"start: {error}") from error

@@ -21,14 +21,14 @@ from SAMRefineLib.sam.models import SMALL, SamModel, load_sam, save_sam
 from SAMRefineLib.sam.pixels import SRCSM, PixelRule, to_pixels
 from SAMRefineLib.sam.small_sam import SmallSamConfig, build_small_sam
 from SRCSMSegmenterLib.endings import own_name
-from SRCSMSegmenterLib.errors import BundleError, ConfigError
+from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.geometry import GridSpec
 
 from ..augment.random_convolution import MODES
 from ..augment.regions import RegionsConfig, random_looks
 from ..data.cases import PreparedCase
 from ..engine.accelerator import accelerator_for
-from ..engine.config import Recipe, ScansConfig
+from ..engine.config import Recipe, ScansConfig, reading_start
 from ..engine.fit import fit
 from ..engine.keys import NOT_NEGATIVE, Settings, choice, key
 from ..engine.limits import Limits
@@ -211,10 +211,8 @@ def started_network(config: SamConfig) -> BoxSam:
     Raises:
         ConfigError: that is no small SAM, or one of other sizes.
     """
-    try:
+    with reading_start():
         model = load_sam(config.start, device="cpu")
-    except BundleError as error:
-        raise ConfigError(f"start: {error}") from error
     if model.config != config.network:
         raise ConfigError(
             f"start: the sizes of {config.start}, {model.config or model.kind}, are not those of "

@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from SRCSMSegmenterLib.endings import own_name
-from SRCSMSegmenterLib.errors import BundleError, ConfigError
+from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import load_bundle, save_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
@@ -33,6 +33,7 @@ from SRCSMSegmenterLib.schema import nearest
 
 from ..data.cases import PreparedCase, airless_outputs, organ_centroids
 from ..engine.accelerator import Computing, accelerator_for
+from ..engine.config import reading_start
 from ..engine.limits import Limits
 from ..engine.loggers import Logger, check_logger, open_logger
 from ..engine.progress import Progress
@@ -226,10 +227,8 @@ def start_weights(config: TrainingConfig, labels: Sequence[str]) -> dict[str, to
     Raises:
         ConfigError: `config.start` names no trained network, or one of another shape.
     """
-    try:
+    with reading_start():
         bundle = load_bundle(find_model(config.start))
-    except BundleError as error:
-        raise ConfigError(f"start: {error}") from error
     wanted = replace(config.network, classes=bundle.network.classes, dropout=bundle.network.dropout)
     if bundle.network != wanted:
         raise ConfigError(
