@@ -250,11 +250,7 @@ def sync_segments(
     wanted = {organ.segment for organ in organs}
     for id in list(segmentation.GetSegmentIDs()):
         drawn = _tag(segmentation.GetSegment(id), DRAWN) == owner
-        if (
-            drawn
-            and id not in wanted
-            and not patches_in(read_layers(node, [id], geometry))[id].mask.size
-        ):
+        if drawn and id not in wanted and not _shows_anything(node, id, geometry):
             segmentation.RemoveSegment(id)
     empty = Patch((0, 0, 0), np.zeros((0, 0, 0), bool))
     for organ in organs:
