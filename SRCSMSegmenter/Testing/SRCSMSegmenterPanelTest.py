@@ -381,6 +381,17 @@ class SRCSMSegmenterPanelTest(unittest.TestCase):
         self.assertFalse(shown(self.ui.resultsCollapsibleButton))
         self.assertFalse(self.ui.undoButton.enabled)
 
+    def test_after_undo_the_result_before_is_shown_again(self):
+        first = self.placeResult()
+        for segmentation in (first, self.placeResult()):
+            self.ui.segmentButton.click()
+            self.logic.run.end(segmentation)
+        self.assertEqual(read(self.ui.resultsCollapsibleButton.toolTip), "MR segmentation_1")
+        self.ui.undoButton.click()
+        self.assertIs(self.parameters.result, first)
+        self.assertEqual(read(self.ui.resultsCollapsibleButton.toolTip), "MR segmentation")
+        self.assertFalse(self.ui.undoButton.enabled)
+
     def test_undo_asks_if_the_segmentation_was_changed_since(self):
         self.ui.segmentButton.click()
         self.logic.run.end(self.placeResult())

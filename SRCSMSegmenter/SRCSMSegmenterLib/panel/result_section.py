@@ -43,6 +43,7 @@ class ResultSection:
             changed: called when the whole panel has to be shown anew.
         """
         self.last_run: SegmentationRun | SequenceRun | None = None
+        self._before: slicer.vtkMRMLSegmentationNode | None = None
         self._panel, self._parameters, self._changed = panel, parameters, changed
         self._remeasuring = Remeasuring(changed)
         ui = panel.ui
@@ -55,6 +56,12 @@ class ResultSection:
     @property
     def _result(self) -> slicer.vtkMRMLSegmentationNode | None:
         return self._parameters().result
+
+    def take(self, run: SegmentationRun | SequenceRun) -> None:
+        """Take over the result of a run, which can be undone."""
+        parameters = self._parameters()
+        self._before = parameters.result
+        parameters.result, self.last_run = run.segmentationNode, run
 
     def show(self, cards: Iterable[ModelCard], entered: bool) -> None:
         """Show the result.
@@ -91,7 +98,7 @@ class ResultSection:
 
     def forget(self) -> None:
         """Release what belongs to this scene."""
-        self.last_run = None
+        self.last_run = self._before = None
         self._remeasuring.follow(None)
 
     def onJump(self, number: int) -> None:
@@ -146,7 +153,9 @@ class ResultSection:
         if self.last_run.editedSince and not slicer.util.confirmOkCancelDisplay(question):
             return False
         self.last_run.undo()
-        self.last_run = None
+        before, self.last_run, self._before = self._before, None, None
+        if self._result is None and before is not None and before.GetScene() is not None:
+            self._parameters().result = before
         if self._result is not None and self._parameters().show3D:
             self.show3D(self._result, True)
         self._changed()

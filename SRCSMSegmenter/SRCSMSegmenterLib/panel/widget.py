@@ -264,12 +264,11 @@ class SegmenterWidget(ModuleWidget):
         """Show the result of a run, or why there is none."""
         self.run, focused, ended = None, self.ui.cancelButton.focus, ""
         if run.error is None:
-            parameters = self.logic.getParameterNode()  # the panel may be closed meanwhile
-            parameters.result, self.results.last_run = run.segmentationNode, run
+            self.results.take(run)
             ended = _("{name}: done in {time}").format(
                 name=run.segmentationNode.GetName(), time=duration(time.monotonic() - self._started)
             )
-            if parameters.show3D:
+            if self.logic.getParameterNode().show3D:  # the panel may be closed meanwhile
                 self.results.show3D(run.segmentationNode, True)
         elif run.error.kind == "Cancelled":
             ended = _("Cancelled; nothing was changed")
