@@ -18,7 +18,7 @@ from SRCSMSegmenterLib.errors import VolumeError
 
 TESTING = Path(__file__).parent
 
-SAMPLE = {"bad_input": 80, "writers": 8, "faults": 3, "load": 2}
+SAMPLE = {"bad_input": 80, "writers": 8, "faults": 3, "unruly": 6, "load": 2}
 """Trials of each part; the seed makes them the same in every run of the tests."""
 
 

@@ -3,7 +3,10 @@
 
 import sys
 
-from .cli.main import main
-
 if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the current folder, in which modules of other people may lie
+
+    from .cli.main import main
+
     sys.exit(main())

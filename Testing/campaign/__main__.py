@@ -24,13 +24,20 @@ import torch
 from bad_input import BadInput
 from faults import Faults
 from load import Load
+from unruly import Unruly
 from writers import Writers
 
 from srcsm_training.experiments.reports import REPOSITORY, show_report
 
-PARTS = {"bad_input": BadInput, "writers": Writers, "faults": Faults, "load": Load}
+PARTS = {
+    "bad_input": BadInput,
+    "writers": Writers,
+    "faults": Faults,
+    "unruly": Unruly,
+    "load": Load,
+}
 
-Part = BadInput | Writers | Faults | Load
+Part = BadInput | Writers | Faults | Unruly | Load
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,8 +24,11 @@ import tiny_sam
 import torch
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
-from SAMRefineLib.boxes.key_frames import KeyFrames, boxes_to_json, load_boxes
+from SAMRefineLib.boxes.key_frames import KeyFrames, boxes_to_json, load_boxes, save_boxes
+from SAMRefineLib.refine.organ_state import OrganState, Settings
+from SAMRefineLib.refine.saved_state import SavedState, state_from_json, state_to_json
 from SAMRefineLib.sam.models import load_sam, save_sam
+from srcsm_training.cli.main import command_module, make_parser
 from srcsm_training.data.dataset import check_dataset, read_dataset
 from srcsm_training.engine.checkpoint import load_checkpoint, save_checkpoint
 from srcsm_training.engine.config import read_yaml, to_dict
@@ -35,9 +38,12 @@ from srcsm_training.style.slices import read_slices
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.models.bundle import load_bundle, save_bundle
 from SRCSMSegmenterLib.models.hashed_folder import SUMS, sha256
-from SRCSMSegmenterLib.terminology import segment_for
-from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels
+from SRCSMSegmenterLib.terminology import Segment, segment_for
+from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels, write_volume
 from SRCSMSegmenterLib.worker.protocol import CorruptMessageError, FileChannel
+
+SCAN, LABELS = "data/imagesTr/a_0000.nii.gz", "data/labelsTr/a.nii.gz"
+TINY = Geometry((20, 22, 24), tiny.AFFINE)
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -243,6 +249,56 @@ def _read_message(folder: Path) -> Any:
     return [sorted(message), {name: array.shape for name, array in arrays.items()}]
 
 
+def _write_for_commands(folder: Path) -> None:
+    """Write what commands read: a dataset of one case, label maps, boxes, networks."""
+    tiny.write_dataset(folder / "data", cases=1)
+    for name in ("maps", "download/images", "download/masks"):
+        (folder / name).mkdir(parents=True)
+    scan, labels = read_volume(folder / SCAN), read_labels(folder / LABELS)
+    write_labels(folder / "maps/a.nii", labels, tiny_segments())
+    (folder / "maps/dataset.json").write_text(json.dumps({"labels": tiny.LABELS}))
+    sure = Volume((labels.array > 0) * np.float32(0.9), labels.geometry)
+    write_volume(folder / "sure.nii", sure)
+    save_boxes(folder / "boxes.json", _boxes_around(labels))
+    write_volume(folder / "download/images/1_t2.mha", scan)
+    write_volume(folder / "download/masks/1_t2.mha", labels)
+    bundle = threshold_network.a_bundle(GridSpec((8, 8, 4), (6.0, 6.0, 10.0)))
+    save_bundle(folder / "model", bundle, "# Card\n")
+    save_sam(folder / "sam", tiny_sam.small_model(), "# Card\n", "Free\n")
+
+
+def tiny_segments() -> list[Segment]:
+    """Return the labels of the tiny dataset."""
+    return [segment_for(name, value) for name, value in tiny.LABELS.items() if value]
+
+
+def _boxes_around(labels: Volume) -> list[KeyFrames]:
+    grid = SliceGrid(labels.geometry, 2)
+    boxes = {k: Box(3, 4, 9, 15) for k in (8, 9, 10)}
+    return [KeyFrames(segment.name, segment.value, grid, boxes) for segment in tiny_segments()]
+
+
+def _run(folder: Path, line: str) -> str:
+    """Run a command, whose errors are raised; {f} stands for the folder."""
+    command = line.format(f=folder).split()
+    command_module(command[0]).run(make_parser().parse_args(command))
+    return "done"
+
+
+def _command(line: str, damaged: dict[str, str]) -> Input:
+    return Input(_write_for_commands, partial(_run, line=line), damaged)
+
+
+def _write_session(folder: Path) -> None:
+    organ = OrganState(_boxes_around(Volume(np.ones((24, 22, 20), np.uint8), TINY))[0], "Segment_1")
+    state = SavedState((organ,), organ.frames.grid, Settings(), 3)
+    (folder / "session.json").write_text(state_to_json(state))
+
+
+def _read_session(folder: Path) -> Any:
+    return len(state_from_json((folder / "session.json").read_text(errors="replace")).organs)
+
+
 INPUTS = {
     "NIfTI": _volume("scan.nii", "header", compressed=False),
     "NIfTI, gzip": _volume("scan.nii.gz", "binary"),
@@ -305,6 +361,23 @@ INPUTS = {
     ),
     "checkpoint": Input(_write_checkpoint, _read_checkpoint, {"last.pt": "binary"}),
     "manifest of slices": Input(_write_slices, _read_slices, {"*.json": "json"}),
+    "session": Input(_write_session, _read_session, {"session.json": "json"}),
+    "evaluate --predictions": _command(
+        "evaluate --data {f}/data --predictions {f}/maps --worst 0 --out {f}/out",
+        {"maps/a.nii": "header", "maps/dataset.json": "json"},
+    ),
+    "refine": _command(
+        f"refine {{f}}/{SCAN} --modality CT --boxes {{f}}/boxes.json --coarse {{f}}/maps/a.nii "
+        "--coarse-confidence {f}/sure.nii --sam {f}/sam --device cpu -o {f}/fine.nii.gz",
+        {"boxes.json": "json", "maps/a.nii": "header", "sure.nii": "header"},
+    ),
+    "match": _command(
+        f"match {{f}}/{SCAN} --source-images {{f}}/data/imagesTr -o {{f}}/matched.nii.gz",
+        {SCAN: "binary"},
+    ),
+    "prepare-data": _command(
+        "prepare-data spider {f}/download {f}/out", {"download/*/1_t2.mha": "text"}
+    ),
     "worker's message": Input(
         _write_message, _read_message, {"message": "json", "volume.npy": "binary"}
     ),

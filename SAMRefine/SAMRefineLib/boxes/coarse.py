@@ -54,7 +54,9 @@ def checked_probabilities(array: np.ndarray, name: str) -> np.ndarray:
         PromptError: values that are not finite, or not from 0 to 1.
     """
     lowest, highest = (float(f(array, initial=0)) for f in (np.min, np.max))
-    if not 0 <= lowest <= highest <= 1 + ROUNDING:  # written so that NaN fails
+    if not np.isfinite([lowest, highest]).all():
+        raise PromptError(f"{name} has values that are NaN or infinite; it needs probabilities.")
+    if not 0 <= lowest <= highest <= 1 + ROUNDING:
         raise PromptError(
             f"{name} goes from {lowest:g} to {highest:g}; probabilities go from 0 to 1. Divide per "
             "cent by 100."

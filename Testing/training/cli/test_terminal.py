@@ -104,3 +104,11 @@ def test_a_name_that_is_too_long_is_found_out_before_the_work(tmp_path):
     output_files([tmp_path / "a.nii"], tmp_path / f"{'a' * 248}.nii.gz")
     with pytest.raises(OutputError, match="too long"):
         output_files([tmp_path / "a.nii"], tmp_path / f"{'a' * 249}.nii.gz")
+
+
+def test_modules_of_the_current_folder_are_not_run(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise SystemExit('somebody else')")
+    command = [sys.executable, "-m", "srcsm_training", "match", "none.nii.gz", "-o", "out.nii.gz"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "There is no file or folder none.nii.gz" in ended.stderr
+    assert ended.returncode == 3
