@@ -69,6 +69,8 @@ class Unruly:
         victim = self._victim(worker, kind, generator)
         after = [worker.submit("double", {}, {"a": array}) for _ in range(3)]
         self._disturb(worker, pid, victim, kind, generator)
+        if kind == "answers garbage" and victim.error is None and victim.finished:
+            return ""  # the damage left it a right answer; the next job would not be answered
         end = time.monotonic() + PATIENCE
         while not all(job.finished for job in (victim, *after)):
             worker.pump(0.05)

@@ -285,6 +285,10 @@ class Worker:
                 message, arrays = connection.channel.receive()
                 if not _is_answer(message):
                     raise CorruptMessageError("it is of another form")
+                if message.get("id") not in (job._number, None):
+                    if message.keys() & {"reply", "error"}:
+                        raise CorruptMessageError("it is that of another job")
+                    continue  # a thread of an earlier task may still have something to say
                 if "reply" in message:
                     self._events.put((job, "reply", Reply(message["reply"], arrays)))
                     return

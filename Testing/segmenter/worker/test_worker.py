@@ -751,6 +751,14 @@ def test_an_answer_that_makes_no_sense_is_an_error(make_worker):
     assert "no JSON" in error.sentence
 
 
+def test_an_answer_to_another_job_is_not_taken_for_this_ones(make_worker):
+    lines = ['{"hello": {"protocol": 2}}', '{"id": 7, "log": "late"}', '{"id": 7, "reply": {}}']
+    code = "".join(f"print('{line}', flush=True);" for line in lines) + "input()"
+    error = failure(make_worker(command=[sys.executable, "-c", code]), "echo")
+    assert error.kind == "CorruptMessage"
+    assert "that of another job" in error.sentence
+
+
 @pytest.fixture
 def launcher(tmp_path, monkeypatch):
     """PythonSlicer as it is: a program that prints, starts Python as its child, and waits."""
