@@ -30,7 +30,7 @@ from srcsm_training.sam.decoder import DecoderConfig, run_decoder_training
 from srcsm_training.sam.deeplab_config import DeepLabConfig
 from srcsm_training.sam.layout import BOX_KINDS, CoarseNetwork, organ_boxes
 from srcsm_training.segmentation.published import Setting
-from SRCSMSegmenterLib.errors import DatasetError
+from SRCSMSegmenterLib.errors import ConfigError, DatasetError
 
 from .reports import chosen_runs, missing_runs, read_results, show_report, write_results
 from .sam_ablation import KINDS, THETA1, THETAS, scores
@@ -78,8 +78,14 @@ def main(arguments: argparse.Namespace, setting: Setting) -> int:
 
     Args:
         arguments: of ``published.py``.
+
+    Raises:
+        ConfigError: options of the other settings.
     """
-    runs = runs_of(arguments.setting, setting, arguments.seeds)
+    if arguments.cut_to_labels or arguments.set or arguments.preset:
+        raise ConfigError("--cut-to-labels, --set and --preset are not for settings with a SAM.")
+    mark = f"_{arguments.steps}-steps" if arguments.steps else ""
+    runs = runs_of(arguments.setting, setting, arguments.seeds, mark)
     if not arguments.report:
         chosen = chosen_runs(runs, arguments.only)
         missing = missing_runs([run.name for run in chosen], arguments)
@@ -92,10 +98,14 @@ def main(arguments: argparse.Namespace, setting: Setting) -> int:
     return 0
 
 
-def runs_of(name: str, setting: Setting, seeds: Sequence[int]) -> list[Run]:
-    """List the runs of a setting: every source and seed."""
+def runs_of(name: str, setting: Setting, seeds: Sequence[int], mark: str = "") -> list[Run]:
+    """List the runs of a setting: every source and seed.
+
+    Args:
+        mark: end of the names, of trainings of another length.
+    """
     return [
-        Run(f"published_{name}_{source}_{seed}", source, setting.targets_of(source), seed)
+        Run(f"published_{name}_{source}_{seed}{mark}", source, setting.targets_of(source), seed)
         for source in setting.sources
         for seed in seeds
     ]

@@ -61,7 +61,7 @@ def test_the_setting_runs_from_two_domains_to_its_table(tmp_path, monkeypatch, c
     given = ["--setting", SETTING, "--domains", "A", "B", "--seeds", "0", "--steps", "1"]
     given += ["--data", tmp_path / "data", "--sam", sam, "--runs", tmp_path / "runs"]
     given = [*map(str, given), "--results", str(tmp_path / "results")]
-    run = f"published_{SETTING}_A_0"
+    run = f"published_{SETTING}_A_0_1-steps"
     assert published.main([*given, "--only", run]) == 0
     table = pd.read_csv(tmp_path / "results" / f"{run}.csv")
     assert set(table["dataset"]) == {"B"}
@@ -74,11 +74,14 @@ def test_the_setting_runs_from_two_domains_to_its_table(tmp_path, monkeypatch, c
     capsys.readouterr()
     assert published.main([*given, "--report"]) == 0
     text = capsys.readouterr().out
-    assert f"No scores: published_{SETTING}_B_0" in text
+    assert f"No scores: published_{SETTING}_B_0_1-steps" in text
     assert "| kind | theta2 | A | mean |" in text
     assert text.count("| SAM, filtered boxes |") == 3
     assert "| coarse network alone | 0.5 |" in text
     assert "filtered boxes 79.54" in text
+    for option in (["--cut-to-labels"], ["--set", "seed=1"], ["--preset", "icm"]):
+        assert published.main([*given, "--report", *option]) == 2
+        assert "not for settings with a SAM" in capsys.readouterr().err
 
 
 def test_true_boxes_and_the_truth_as_coarse_network_are_scored_as_such(tmp_path):
