@@ -4,6 +4,9 @@
     python -m srcsm_training.experiments.publish runs/abdomen-ct --name abdomen-ct \\
         --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0" \\
         --scores "source validation=runs/abdomen-ct/on-ct" "MR=runs/abdomen-ct/on-mr"
+    python -m srcsm_training.experiments.publish runs/abdomen-ct --name abdomen-ct \\
+        --mean-with abdomen-ct --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0"
+        the mean of its weights and of those that it went on from (`start`)
     python -m srcsm_training.experiments.publish runs/sam-small-ct --name sam-small-ct \\
         --data "BTCV (Synapse syn3193805)" --licence "CC BY 4.0"
 """
@@ -19,6 +22,7 @@ from SAMRefineLib.sam.catalogue import is_sam
 from SAMRefineLib.sam.models import load_sam, save_sam
 from srcsm_training.sam.card import sam_card
 from srcsm_training.segmentation.export import model_card
+from SRCSMSegmenterLib.errors import BundleError
 from SRCSMSegmenterLib.models.bundle import (
     ModelBundle,
     load_bundle,
@@ -43,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="TITLE=FOLDER",
         help="results of `srcsm evaluate`",
     )
+    parser.add_argument(
+        "--mean-with", metavar="MODEL", help="network whose weights are averaged with the run's"
+    )
     arguments = parser.parse_args(argv)
     terms = f"{arguments.licence}, as the training data: {arguments.data}; research use only"
     source, target = arguments.run / "model", shipped_models_folder() / arguments.name
@@ -51,9 +58,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         card = f"{sam_card(sam, terms)}\nScores on the other modality stand in BENCHMARKS.md.\n"
         identity = save_sam(target, sam, card, f"{terms}\n")
     else:
-        identity = publish_bundle(load_bundle(source), target, terms, arguments.scores)
+        bundle = load_bundle(source)
+        if arguments.mean_with:
+            bundle = mean_bundle(load_bundle(arguments.mean_with), bundle)
+        identity = publish_bundle(bundle, target, terms, arguments.scores)
     print(f"{target}: {identity}")
     return 0
+
+
+def mean_bundle(start: ModelBundle, trained: ModelBundle) -> ModelBundle:
+    """Average the weights of a network and of the one that it went on from.
+
+    Both lie in one basin, so that their mean is a network too, which is at least as good on other
+    domains (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+
+    Args:
+        start: the network before the training.
+        trained: the network after it; all but the weights stays its own.
+
+    Raises:
+        BundleError: the networks, or their labels, differ.
+    """
+    if (start.network, start.description.labels) != (trained.network, trained.description.labels):
+        raise BundleError(
+            f'The mean of "{start.description.name}" and "{trained.description.name}" is none, as '
+            "their networks differ; take the network that the training started from."
+        )
+    weights = {name: (start.weights[name] + value) / 2 for name, value in trained.weights.items()}
+    begun = start.identify()
+    mean = f"mean of this training's and of those of {begun['name']} {begun['version']}, the start"
+    training = {**trained.description.training, "weights": mean}
+    return replace(
+        trained, weights=weights, description=replace(trained.description, training=training)
+    )
 
 
 def publish_bundle(bundle: ModelBundle, target: Path, terms: str, scores: Sequence[str]) -> str:

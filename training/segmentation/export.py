@@ -76,10 +76,11 @@ def model_card(bundle: ModelBundle) -> str:
   {training["validation_cases"]} for validation
 - Random convolution: {training["random_convolution"]}; steps: {training["steps"]}{_pairs(training)}
 - Command: `{training["command"]}`
+- Weights: {training.get("weights", "of the best validation")}
 
 ## Source validation
 
-Dice on the network's grid, averaged weights, the best of all validations:
+Dice on the network's grid, averaged weights, the best of all validations of the training:
 
 {dice_table(training["validation_dice"])}
 """
