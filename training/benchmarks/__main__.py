@@ -31,6 +31,7 @@ import torch
 
 from srcsm_training.benchmarks import training
 from srcsm_training.benchmarks.timing import Table, markdown, plain
+from srcsm_training.engine.allocator import keep_freed_memory
 from srcsm_training.engine.machine import machine
 from srcsm_training.experiments.agreement import AS_ON_AVX2
 from srcsm_training.experiments.reports import DATA
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     parser.add_argument("--data", type=Path, default=DATA)
     arguments = parser.parse_args(argv)
+    keep_freed_memory()  # as the commands do
     device = resolve_device(arguments.device)
     tables = []
     with tempfile.TemporaryDirectory() as folder:

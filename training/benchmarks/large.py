@@ -108,7 +108,9 @@ def with_copies(model: Path, folder: Path, organs: int) -> Path:
     weights["head.bias"] -= less.repeat_interleave(block)
     copies = replace(
         bundle,
-        description=replace(bundle.description, name=folder.name, labels=labels, airless=()),
+        description=replace(
+            bundle.description, name=folder.name, labels=labels, airless=(), groups={}
+        ),
         network=replace(bundle.network, classes=organs + 1),
         weights=weights,
         offsets=(),

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from SRCSMSegmenterLib.errors import ConfigError
 
+from ..engine.allocator import keep_freed_memory
 from .console import INTERRUPTED
 from .failures import exit_code, sentence
 from .terminal import lenient_output
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     try:
         _require_current_folder()
+        if arguments.command != "worker":  # which idles between jobs
+            keep_freed_memory()
         return command_module(arguments.command).run(arguments)
     except KeyboardInterrupt:
         print("srcsm: interrupted", file=sys.stderr)

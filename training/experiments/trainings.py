@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from srcsm_training.engine.allocator import keep_freed_memory
+
 from .reports import missing_runs, write_results
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def execute(run: Run, data: Path, arguments: argparse.Namespace) -> None:
     from srcsm_training.segmentation.run import run_training
     from SRCSMSegmenterLib.models.bundle import load_bundle
 
+    keep_freed_memory()
     torch.set_num_threads(2 // arguments.jobs or 1)
     folder = arguments.runs / (run.training or run.name)
     datasets = [choose_cases(read_dataset(data / target), run.test_cases) for target in run.targets]
