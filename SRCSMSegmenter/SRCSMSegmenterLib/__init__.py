@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The computing behind SRCSMSegmenter: plain arrays and geometries, Slicer in scene, panel."""
 
+import sys
 from typing import TYPE_CHECKING
+
+if sys.version_info < (3, 11):  # noqa: UP036 - Slicer does not read pyproject.toml
+    raise ImportError(
+        "SRCSM needs Python 3.11 or newer, which 3D Slicer 5.12 and newer have; this is Python "
+        f"{sys.version_info[0]}.{sys.version_info[1]}."
+    )
 
 from .public_names import public_names
 

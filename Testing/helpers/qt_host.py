@@ -670,6 +670,8 @@ class ModulePanel(QtWidgets.QScrollArea):
 class App:
     """slicer.app, as far as the module asks it."""
 
+    applicationVersion = "5.13.0"
+
     def __init__(self, settings: Path, modules: Sequence[str]) -> None:
         self.slicerUserSettingsFilePath = str(settings)
         self._settings = qt.QSettings(str(settings), QtCore.QSettings.IniFormat)

@@ -2,6 +2,7 @@
 """Public names of the packages."""
 
 import ast
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -34,6 +35,12 @@ def test_a_package_imports_nothing_before_a_name_is_asked_for():
     assert done.stdout.strip() == "False"
 
 
+def test_a_python_that_is_too_old_is_told_which_slicer_is_needed(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 10, "final", 0))
+    with pytest.raises(ImportError, match=r"which 3D Slicer 5\.12 .* have; this is Python 3\.9\."):
+        runpy.run_path(REPOSITORY / "SRCSMSegmenter" / "SRCSMSegmenterLib" / "__init__.py")
+
+
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_package_has_the_mark_of_types(name):
     assert (Path(import_module(name).__file__).parent / "py.typed").is_file()
@@ -43,8 +50,8 @@ def test_a_package_has_the_mark_of_types(name):
 def test_type_checkers_see_the_same_names(name):
     package = import_module(name)
     tree = ast.parse(Path(package.__file__).read_text("utf-8"))
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    [block] = [node for node in blocks if ast.unparse(node.test) == "TYPE_CHECKING"]
     seen = {alias.asname: line.module for line in block.body for alias in line.names}
     assert seen == package.PUBLIC
 

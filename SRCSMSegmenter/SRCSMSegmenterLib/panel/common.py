@@ -73,6 +73,13 @@ class CommonPanel:
         )
         self.ui.offlineLabel.text = help
 
+    def show_outdated(self, text: str) -> None:
+        """Show that this Slicer is too old, in place of packages to install."""
+        self.ui.packagesFrame.visible = True
+        self.ui.packagesLabel.text = marked(FAULT, escape(text))
+        self.ui.installButton.visible = False
+        self.ui.offlineCollapsibleButton.visible = False
+
     def show_installing(self, going_on: bool) -> None:
         """Show that the installation takes a while, or that it is over."""
         button = self.ui.installButton

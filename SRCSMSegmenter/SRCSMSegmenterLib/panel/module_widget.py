@@ -3,6 +3,7 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import qt
 import slicer
@@ -38,7 +39,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     usedBy: tuple[str, ...] = ()
     logicClass: type | None = None
-    requirements: str | None = None
+    requirements: Path | None = None
 
     def __init__(self, parent: "qt.QWidget | None" = None) -> None:
         VTKObservationMixin.__init__(self)
@@ -47,6 +48,7 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.entered = False
         self._parameterNode = None
         self._guiTag: int | None = None
+        self._outdated = packages.outdated_slicer()
         self._missing: list[str] = []
         self._watched: slicer.vtkMRMLScalarVolumeNode | None = None
         self._updateTimer = qt.QTimer()
@@ -78,10 +80,13 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self) -> None:
         """Show the panel's state; Slicer calls this whenever the user opens the module."""
         self.entered = True
-        self._missing = packages.missing(self.requirements)
-        self.panel.show_missing(
-            packages.described(self._missing), packages.offline_help(self._missing)
-        )
+        self._missing = self.missingPackages(self.requirements)
+        if self._outdated:
+            self.panel.show_outdated(self._outdated)
+        else:
+            self.panel.show_missing(
+                packages.described(self._missing), packages.offline_help(self._missing)
+            )
         self._observe(self.logic.getParameterNode())
 
     def exit(self) -> None:
@@ -214,8 +219,14 @@ class ModuleWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         except SRCSMError as error:
             self.panel.show_message(str(error))
 
+    def missingPackages(self, requirements: Path | None) -> list[str]:
+        """List the packages that are not there; none if Slicer is too old to be asked."""
+        return [] if self._outdated else packages.missing(requirements)
+
     def lackingPackages(self) -> list[str]:
         """Explain in a sentence why nothing can be computed; empty if all packages are there."""
+        if self._outdated:
+            return [self._outdated]
         if not self._missing:
             return []
         return [_("Install the missing packages first; see the top of the panel.")]

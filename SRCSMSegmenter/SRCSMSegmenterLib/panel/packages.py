@@ -15,11 +15,27 @@ TORCHVISION = "torchvision>=0.18"
 FROM_EXTENSION = (TORCH, TORCHVISION)
 """Installed by Slicer's PyTorch extension, which knows which build fits the graphics card."""
 
+SLICER = "5.12"
+"""The oldest Slicer that has `slicer.packaging`."""
+
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "Resources" / "requirements.txt"
+
+
+def outdated_slicer() -> str:
+    """Return a sentence that names the Slicer that is needed if this one is older, else ""."""
+    try:
+        importlib.import_module("slicer.packaging")
+    except ImportError:
+        return _("SRCSM needs 3D Slicer {needed} or newer; this is Slicer {version}.").format(
+            needed=SLICER, version=slicer.app.applicationVersion
+        )
+    return ""
 
 
 def missing(more: Path | None = None) -> list[str]:
     """List the requirements that are not met, PyTorch first, without importing them.
+
+    Needs a Slicer that is not outdated (`outdated_slicer`).
 
     Args:
         more: file with requirements beside those of the whole extension.

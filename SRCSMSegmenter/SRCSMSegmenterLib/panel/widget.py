@@ -69,7 +69,7 @@ class SegmenterWidget(ModuleWidget):
     def enter(self) -> None:
         """Show the panel's state; Slicer calls this whenever the user opens the module."""
         self._cards, offer = models.model_cards(), worker_host.refinement()
-        self._samLacks = packages.missing(offer.requirements) if offer else []
+        self._samLacks = self.missingPackages(offer.requirements) if offer else []
         parameters = self.logic.getParameterNode()
         if parameters.inputVolume is None:  # once it is bound, the selector picks the first
             parameters.inputVolume = views.shown_volume()

@@ -327,6 +327,25 @@ def test_a_click_segments_the_phantom_and_another_cancels(window, monkeypatch):
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
 
 
+@pytest.mark.parametrize("modules", [("SRCSMSegmenter", "SAMRefine"), ("SAMRefine",)])
+def test_an_outdated_slicer_is_told_which_one_is_needed(window, monkeypatch):
+    monkeypatch.setitem(sys.modules, "slicer.packaging", None)  # as in Slicer 5.10
+    monkeypatch.setattr(qt_host.App, "applicationVersion", "5.10.0")
+    window.self().cleanup()
+    window.reload()
+    widget, ui = window.self(), window.self().ui
+    widget.enter()
+    sentence = "SRCSM needs 3D Slicer 5.12 or newer; this is Slicer 5.10.0."
+    assert not ui.packagesFrame.isHidden()
+    assert sentence in ui.packagesLabel.text
+    assert ui.installButton.isHidden()
+    assert ui.offlineCollapsibleButton.isHidden()
+    assert widget.lackingPackages() == [sentence]
+    if widget.moduleName == "SRCSMSegmenter":
+        assert not ui.segmentButton.enabled
+        assert sentence in qt_host.read(ui.segmentButton.toolTip)
+
+
 @pytest.mark.parametrize("name", ["SRCSMSegmenter", "SAMRefine"])
 def test_no_two_widgets_of_a_panel_lie_in_one_cell(name):
     path = MODULE_FOLDER.parent / name / "Resources" / "UI" / f"{name}.ui"
