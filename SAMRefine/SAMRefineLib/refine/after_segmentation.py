@@ -41,7 +41,8 @@ def refine_segmentation(
 ) -> tuple["Segmentation", "Refinement"]:
     """Refine a segmentation with SAM, in boxes around what the network is certain of.
 
-    Labels that the SAM was not trained on stay as they are, unless it was trained on none of them.
+    Labels that the SAM was not trained on stay as they are, and no other gets a voxel of theirs,
+    unless it was trained on none of them.
 
     Args:
         volume: the scan, raw intensities (K, J, I).
@@ -69,15 +70,21 @@ def refine_segmentation(
         CoarseOrgan(label.name, label.value, segmentation.probabilities.whole(label.value))
         for label in known
     ]
-    grid = SliceGrid(volume.geometry, volume.geometry.slice_axis)
+    others = [label for label in labels if label not in known]
+    before = segmentation.labels.array
+    stays = np.isin(before, [label.value for label in others]) if others else None
     refinement = refine_coarse(
-        volume, coarse, grid, sam, modality=modality, progress=progress, cancelled=cancelled
+        volume,
+        coarse,
+        SliceGrid(volume.geometry, volume.geometry.slice_axis),
+        sam,
+        modality=modality,
+        taken=stays,
+        progress=progress,
+        cancelled=cancelled,
     )
     array, confidence = refinement.labels.array, refinement.confidence()
-    others = [label for label in labels if label not in known]
     if others:
-        before = segmentation.labels.array
-        stays = (array == 0) & np.isin(before, [label.value for label in others])
         array[stays], confidence[stays] = before[stays], segmentation.confidence()[stays]
     if keep_largest:
         keep_largest_component(array, confidence)

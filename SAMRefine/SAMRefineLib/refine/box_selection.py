@@ -11,6 +11,8 @@ development cases (BENCHMARKS.md).
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from SRCSMSegmenterLib.geometry import Volume
 
 from ..boxes.boxes import SliceGrid
@@ -35,11 +37,12 @@ def refine_coarse(
     model: SamModel,
     *,
     modality: str | None = None,
+    taken: np.ndarray | None = None,
     progress: Progress = lambda stage, fraction: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Refinement:
     """Choose boxes and refine with default settings; for arguments and errors see `Refiner`."""
-    refiner = Refiner(volume, grid, model, modality=modality)
+    refiner = Refiner(volume, grid, model, modality=modality, taken=taken)
     prompts = choose_prompts(refiner, organs, progress=progress, cancelled=cancelled)
     return refiner.refine(prompts, progress=progress, cancelled=cancelled)
 

@@ -90,9 +90,15 @@ class Refiner:
         modality: str | None = None,
         mosaic: MosaicMode = "crops",
         cache: EmbeddingCache | None = None,
+        taken: np.ndarray | None = None,
     ) -> None:
-        """Prepare the volume; for the arguments and errors see `Predictor`."""
+        """Prepare the volume; for the other arguments and errors see `Predictor`.
+
+        Args:
+            taken: bool (K, J, I), voxels of labels that stay as they are; no organ gets them.
+        """
         self._geometry, self.grid, self._mosaic = volume.geometry, grid, mosaic
+        self._taken = None if taken is None else grid.stack(taken)
         self._predictor = Predictor(
             volume, grid, model, modality=modality, mosaic=mosaic, cache=cache
         )
@@ -333,7 +339,10 @@ class Refiner:
             stack[slice_index] = 0
             best = np.zeros(self.grid.shape, np.float32)
             for label, outcome in by_slice.get(slice_index, {}).items():
-                claim = np.where(outcome.mask, outcome.probability * np.float32(outcome.weight), 0)
+                mask = outcome.mask
+                if self._taken is not None:
+                    mask = mask & ~self._taken[slice_index]
+                claim = np.where(mask, outcome.probability * np.float32(outcome.weight), 0)
                 stack[slice_index][claim > best] = label
                 np.maximum(best, claim, out=best)
         self._combined = by_slice
