@@ -57,7 +57,8 @@ def add(commands: options.Commands) -> None:
         metavar="NAME",
         help="redraw these alone, as the boxes name them; others stay as --coarse has them",
     )
-    options.add_sam(parser, f"{options.SAM_HELP} (default: the one of the scan's modality)")
+    default = "the one of the scan's modality; srcsm segment --refine takes that of the network's"
+    options.add_sam(parser, f"{options.SAM_HELP} (default: {default})")
     parser.add_argument(
         "--mosaic",
         choices=("crops", "slices", "off"),

@@ -82,7 +82,10 @@ def add(commands: options.Commands) -> None:
         help="draw boxes around the organs that the network finds and let SAM refine those that it "
         "was trained on",
     )
-    default = "sam-small-ct or sam-small-mr, as the network was trained on CT or MR"
+    default = (
+        "sam-small-ct or sam-small-mr, as the network was trained on CT or MR; srcsm refine takes "
+        "the one of the scan's modality, which may do better"
+    )
     options.add_sam(parser, f"{options.SAM_HELP} (default: {default})")
     options.add_series(parser)
     _add_many(parser)

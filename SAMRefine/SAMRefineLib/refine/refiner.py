@@ -2,9 +2,9 @@
 """Refinement: from boxes to masks on the volume's own grid (after Wang et al.).
 
 SAM is asked about every box (`prediction`). If its mask is rejected, the coarse one is kept
-(`acceptance`); otherwise, in boxes that nobody edited, its probabilities and a network's count
-alike. Overlaps go to the organ with the highest probability x predicted IoU: inside the liver's box
-SAM may confidently outline the kidney instead.
+(`acceptance`); otherwise, in boxes that nobody edited or set a point in, its probabilities and a
+network's count alike. Overlaps go to the organ with the highest probability x predicted IoU: inside
+the liver's box SAM may confidently outline the kidney instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from ..sam.models import SamModel
 from ..sam.mosaic import Rectangle
 from ..sam.prediction import Answer, MosaicMode, Place, Predictor, Progress, Question
 from .acceptance import BLANK, DEFAULT_ACCEPTANCE, NO_BOX, Acceptance, rejection_reason
-from .results import OrganReport, Outcome, Refinement
+from .results import OrganReport, Outcome, Refinement, staying
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +50,6 @@ class OrganPrompt:
     mask_prompt: bool = True
     keep_unboxed: bool = True
     stays: bool = False
-
-
-STAYS = 4.0
-"""Factor by which the least probability of a mask that stays exceeds any other's claim."""
 
 
 def refine(
@@ -259,7 +255,7 @@ class Refiner:
         """Decide on the organ in every slice with a box or a coarse mask, by slice index."""
         frames, coarse = organ.frames, self._coarse.get(organ.frames.label)
         if organ.stays and coarse is not None:
-            return {k: _staying(coarse, k) for k in coarse.voxels}
+            return {k: staying(coarse, k) for k in coarse.voxels}
         unboxed: set[int] = set()
         if coarse is not None and (organ.keep_unboxed or not frames.automatic):
             within = range(self.grid.count)
@@ -273,7 +269,8 @@ class Refiner:
             limits = acceptance
             if not (automatic and organ.mask_prompt):
                 limits = replace(acceptance, agreement=0.0)
-            basis = (coarse, box, answer, automatic, mask_threshold, limits)
+            untouched = automatic and not organ.points.get(slice_index)
+            basis = (coarse, box, answer, untouched, mask_threshold, limits)
             # The same object again if nothing changed: such slices are not combined anew.
             last = self._combined.get(slice_index, {}).get(frames.label)
             unchanged = last is not None and last.basis == basis
@@ -286,16 +283,16 @@ class Refiner:
         coarse: CoarseMask | None,
         box: Box | None,
         answer: Answer | None,
-        automatic: bool,
+        untouched: bool,
         mask_threshold: float,
         acceptance: Acceptance,
     ) -> Outcome:
         """Choose SAM's mask of a slice or the coarse one.
 
-        In an automatic box the mean of both probabilities decides, if the coarse ones go on beside
-        the mask.
+        In an `untouched` slice, one with its automatic box and no points, the mean of both
+        probabilities decides, if the coarse ones go on beside the mask.
         """
-        basis = (coarse, box, answer, automatic, mask_threshold, acceptance)
+        basis = (coarse, box, answer, untouched, mask_threshold, acceptance)
         if answer is None:
             kept = coarse.probability(slice_index), coarse.component(slice_index)
             return Outcome(*kept, NO_BOX, None, 1.0, basis)
@@ -311,7 +308,7 @@ class Refiner:
         if reason and coarse is not None:
             probability, mask = coarse.probability(slice_index), coarse.component(slice_index)
             weight = 1.0
-        elif automatic and coarse is not None and coarse.graded:
+        elif untouched and coarse is not None and coarse.graded:
             # The two err in different places (BENCHMARKS.md).
             probability = (probability + coarse.probability(slice_index)) / 2
             mask = probability > mask_threshold
@@ -372,13 +369,6 @@ class Refiner:
             after,
             float(np.mean(ious)) if ious else None,
         )
-
-
-def _staying(coarse: CoarseMask, slice_index: int) -> Outcome:
-    """Return the whole coarse mask of a slice."""
-    mask, basis = coarse.shown(slice_index), (coarse, STAYS)
-    probability = coarse.grade(slice_index) * mask
-    return Outcome(probability.astype(np.float16), mask, NO_BOX, None, STAYS, basis)
 
 
 def _is_automatic(organ: OrganPrompt, slice_index: int, box: Box) -> bool:

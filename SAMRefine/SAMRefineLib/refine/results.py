@@ -8,6 +8,11 @@ import numpy as np
 from SRCSMSegmenterLib.geometry import Volume
 
 from ..boxes.boxes import SliceGrid
+from ..boxes.coarse import CoarseMask
+from .acceptance import NO_BOX
+
+STAYS = 4.0
+"""Factor by which the least probability of a mask that stays exceeds any other's claim."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,13 @@ class Outcome:
     predicted_iou: float | None
     weight: float
     basis: tuple
+
+
+def staying(coarse: CoarseMask, slice_index: int) -> Outcome:
+    """Return the whole coarse mask of a slice."""
+    mask, basis = coarse.shown(slice_index), (coarse, STAYS)
+    probability = coarse.grade(slice_index) * mask
+    return Outcome(probability.astype(np.float16), mask, NO_BOX, None, STAYS, basis)
 
 
 @dataclass(frozen=True, eq=False)

@@ -450,6 +450,20 @@ def test_a_label_map_and_an_edited_box_leave_it_to_sam(a_looking_sam):
         assert found.labels.array[4, 41, 20] == 1
 
 
+@pytest.mark.parametrize("positive", [True, False])
+def test_a_slice_with_points_is_left_to_sam(a_looking_sam, positive):
+    """As one with an edited box: else the network's certainty would undo what a point asks for."""
+    image = scan(LIVER)
+    image.array[LARGER & ~LIVER] = 0.57  # 0.7 for SAM, and 0.1 for the network
+    organ = OrganPrompt(prompt(LARGER).frames, graded(0.1))
+    organ = replace(organ, points={4: [PointPrompt(20, 41, positive)]})
+    found = run(a_looking_sam, image, organ, acceptance=ACCEPT_ALL)
+    assert found.labels.array[4, 41, 20] == 1
+    assert found.probability(1)[4, 41, 20] == pytest.approx(0.7, abs=0.02)
+    rim = LARGER[3] & ~ball((4, 25, 20), (4, 15, 13))[3]
+    assert not found.labels.array[3][rim].any()  # the network counts in slices without points
+
+
 def test_an_organ_that_is_left_out_leaves_the_labels(a_looking_sam):
     liver, spleen = prompt(LIVER), prompt(SPLEEN, 2)
     refiner = Refiner(
