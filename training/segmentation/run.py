@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from SRCSMSegmenterLib.endings import own_name
 from SRCSMSegmenterLib.errors import ConfigError
 from SRCSMSegmenterLib.intensity import IntensityRule
-from SRCSMSegmenterLib.models.bundle import load_bundle, save_bundle
+from SRCSMSegmenterLib.models.bundle import ModelBundle, load_bundle, save_bundle
 from SRCSMSegmenterLib.models.catalogue import find_model
 from SRCSMSegmenterLib.network import UNet
 from SRCSMSegmenterLib.organ_positions import learn_offsets
@@ -125,16 +125,23 @@ def run_training(
 
     def save(folder: Path) -> None:
         signed = replace(signature, name=signature.name or own_name(run.folder))
-        airless = [labels[value - 1] for value in airless_outputs(cases[0], rule, len(labels))]
         bundle = make_bundle(signed, run, source, rule, progress, weights)
-        bundle = replace(
-            bundle,
-            description=replace(bundle.description, airless=tuple(airless)),
-            offsets=learn_offsets(organ_centroids(cases[0], len(labels))),
-        )
+        bundle = _with_anatomy(bundle, cases[0], rule, labels)
         save_bundle(folder, bundle, model_card(bundle))
 
     return run.end(progress, run.folder / "model", save)
+
+
+def _with_anatomy(
+    bundle: ModelBundle, cases: Sequence[PreparedCase], rule: IntensityRule, labels: Sequence[str]
+) -> ModelBundle:
+    """Add what the training cases show: the labels without air, and where each organ lies."""
+    airless = tuple(labels[value - 1] for value in airless_outputs(cases, rule, len(labels)))
+    return replace(
+        bundle,
+        description=replace(bundle.description, airless=airless),
+        offsets=learn_offsets(organ_centroids(cases, len(labels))),
+    )
 
 
 def completed(config: TrainingConfig, rule: IntensityRule, labels: Sequence[str]) -> TrainingConfig:

@@ -23,23 +23,16 @@ from SRCSMSegmenterLib.scene import views
 
 from ..refine.client import RefineRun
 from ..refine.organ_state import Settings
-from ..refine.saved_state import state_from_json
-from ..scene.box_nodes import (
-    BOXES,
-    SEGMENTATION,
-    VOLUME,
-    has_another_grid,
-    is_outdated,
-    remove_boxes_of,
-)
+from ..scene.box_nodes import remove_boxes_of
 from ..scene.roi_views import drawn_roi
 from ..scene.segments import segmentation_on
 from ..scene.session import RefineSession
 from ..scene.slice_views import align_views
 from .buttons import connect_buttons, keys_of, show_buttons
+from .chosen_boxes import is_of_choice, open_chosen
 from .organ_texts import refined_text
 from .panel import RefinePanel
-from .parameters import NeighbourChoice, is_axis_of, shown_mask_threshold
+from .parameters import NeighbourChoice, shown_mask_threshold
 from .placing import PointPlacing
 from .sam_chooser import SamChooser
 from .shortcuts import Shortcuts
@@ -149,7 +142,7 @@ class RefineWidget(ModuleWidget):
         if self._parameterNode is None:
             return
         self.watchVolume(self._parameterNode.inputVolume)  # whose voxels may come after it
-        if self.session is not None and not self._fits(self.session):
+        if self.session is not None and not is_of_choice(self.session, self._parameterNode):
             self.closeSession()
         if self.session is None:
             self._reopen()
@@ -157,35 +150,16 @@ class RefineWidget(ModuleWidget):
             self._configure()
         self.show()
 
-    def _fits(self, session: RefineSession) -> bool:
-        """Tell whether a session is that of the chosen nodes and axis, on the volume's grid."""
-        parameters = self._parameterNode
-        nodes = session.volumeNode, session.segmentationNode
-        chosen = parameters.inputVolume, parameters.segmentation
-        current = not session.closed and not is_outdated(session.node)
-        same = nodes == chosen and is_axis_of(session.grid, parameters)
-        return current and same and not has_another_grid(session.volumeNode, session.grid)
-
     def _reopen(self) -> None:
         """Open boxes of the chosen nodes and axis that are in the scene."""
-        parameters = self._parameterNode
-        for node in self.logic.savedBoxes():
-            nodes = node.GetNodeReference(VOLUME), node.GetNodeReference(SEGMENTATION)
-            chosen = parameters.inputVolume, parameters.segmentation
-            if None in nodes or nodes != chosen or is_outdated(node):
-                continue
-            try:
-                saved = state_from_json(node.GetParameter(BOXES), f'"{node.GetName()}"')
-                if not is_axis_of(saved.grid, parameters):
-                    continue
-                session = self.logic.openBoxes(node)
-            except SRCSMError as error:
-                self.panel.show_message(str(error))
-                continue
+        parameters, logic = self._parameterNode, self.logic
+        session = open_chosen(
+            logic.savedBoxes(), parameters, logic.openBoxes, self.panel.show_message
+        )
+        if session is not None:
             self._use(session)
             parameters.mask_threshold = shown_mask_threshold(session.settings)
             parameters.neighbours = NeighbourChoice(session.settings.neighbours)
-            return
 
     def _use(self, session: RefineSession) -> None:
         self.session, self._result = session, ""

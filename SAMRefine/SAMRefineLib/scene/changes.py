@@ -162,10 +162,8 @@ def apply(
             )
 
     steps = _steps(changes, backwards)
-    for id in surfaces:
-        segments[id].RemoveRepresentation(
-            SURFACE
-        )  # else every step would compute it anew, for seconds
+    for id in surfaces:  # else every step would compute them anew, for seconds
+        segments[id].RemoveRepresentation(SURFACE)
     done = 0
     try:
         for done, step in enumerate(steps):
