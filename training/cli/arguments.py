@@ -63,10 +63,12 @@ def add_scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scan", type=Path, metavar="SCAN", help=SCAN_HELP)
 
 
-def add_modality(parser: argparse.ArgumentParser, default: str = "guessed") -> None:
+def add_modality(
+    parser: argparse.ArgumentParser, default: str = "guessed", of: str = "the scan"
+) -> None:
     """Add --modality."""
     parser.add_argument(
-        "--modality", choices=("CT", "MR"), help=f"modality of the scan (default: {default})"
+        "--modality", choices=("CT", "MR"), help=f"modality of {of} (default: {default})"
     )
 
 
@@ -113,14 +115,14 @@ def add_pictures(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_model(parser: argparse._ActionsContainer, default: str | None) -> None:
-    """Add --model."""
+def add_model(parser: argparse._ActionsContainer, default: str | None, purpose: str = "") -> None:
+    """Add --model; `purpose` tells what an optional one is for."""
     shown = f" (default: {default})" if default else ""
     parser.add_argument(
         "--model",
         default=default,
         metavar="NAME_OR_FOLDER",
-        help=f"a shipped network or a model folder{shown}",
+        help=f"a shipped network or a model folder{purpose}{shown}",
     )
 
 

@@ -35,7 +35,9 @@ def add(commands: options.Commands) -> None:
         "      --coarse-confidence sure.nii.gz --box-confidence 0.9",
     )
     options.add_scan(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.json", help="file of the boxes"
+    )
     options.add_coarse(parser)
     options.add_model(parser, options.DEFAULT_MODEL)
     parser.add_argument(

@@ -30,7 +30,7 @@ def add(commands: options.Commands) -> None:
         type=Path,
         default=Path("demo-output"),
         metavar="FOLDER",
-        help="for all that is made (default: demo-output)",
+        help="folder of all that is made (default: demo-output)",
     )
     time = parser.add_mutually_exclusive_group()
     time.add_argument(
@@ -38,10 +38,13 @@ def add(commands: options.Commands) -> None:
         type=float,
         default=6.0,
         metavar="M",
-        help="for all of it; the trainings get as many steps as fit (default: 6)",
+        help="time for all of it; the trainings get as many steps as fit (default: 6)",
     )
     time.add_argument(
-        "--steps", type=options.positive, metavar="N", help="of each training, whatever the time"
+        "--steps",
+        type=options.positive,
+        metavar="N",
+        help="steps of each training, whatever the time",
     )
 
 

@@ -61,7 +61,9 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "--data", type=Path, nargs="+", metavar="FOLDER", help="nnU-Net raw datasets"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for results")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder of the results"
+    )
     _add_scoring(parser)
     parser.add_argument(
         "--compare",
@@ -76,7 +78,7 @@ def add(commands: options.Commands) -> None:
         help="print a table of all methods, a column per label, instead of the reports (csv: "
         "numbers, a row per label); * marks differences from the first method, Holm's p < 0.05",
     )
-    options.add_modality(parser, "what the datasets say")
+    options.add_modality(parser, "what the datasets say", "the scans")
     options.add_keep_largest(
         parser,
         default=False,
@@ -122,7 +124,7 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         type=options.positive_number,
         default=2.0,
         metavar="MM",
-        help="of the surface Dice (default: 2)",
+        help="tolerance of the surface Dice (default: 2)",
     )
     parser.add_argument(
         "--worst", type=int, default=3, metavar="N", help="pictures per dataset (default: 3)"

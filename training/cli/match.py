@@ -32,7 +32,9 @@ def add(commands: options.Commands) -> None:
         "  srcsm match mr.nii.gz --source-images Dataset101_AbdomenCT/imagesTr -o matched.nii.gz",
     )
     options.add_scan(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="a file or a folder")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="file of the result, or a folder"
+    )
     source = parser.add_mutually_exclusive_group()
     options.add_model(source, options.DEFAULT_MODEL)
     source.add_argument(

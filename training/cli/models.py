@@ -31,7 +31,13 @@ def add(commands: options.Commands) -> None:
         "list the shipped networks and SAMs, and those in other folders",
         examples="  srcsm models list\n  srcsm models list runs/* --json",
     )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="FOLDER",
+        help="other folders: of models, or of folders of models",
+    )
     options.add_json(parser)
 
     parser = options.add_command(
@@ -41,7 +47,9 @@ def add(commands: options.Commands) -> None:
         "Exits with 4 if a file is missing or altered, or does not belong there.",
         "  srcsm models verify\n  srcsm models verify abdomen-ct runs/ct/model",
     )
-    parser.add_argument("models", nargs="*", metavar="NAME_OR_FOLDER", help="default: the shipped")
+    parser.add_argument(
+        "models", nargs="*", metavar="NAME_OR_FOLDER", help="default: all that are shipped"
+    )
     options.add_json(parser)
 
     parser = options.add_command(
@@ -50,7 +58,9 @@ def add(commands: options.Commands) -> None:
         "print the model card",
         examples="  srcsm models describe abdomen-ct\n  srcsm models describe runs/ct/model --json",
     )
-    parser.add_argument("model", metavar="NAME_OR_FOLDER")
+    parser.add_argument(
+        "model", metavar="NAME_OR_FOLDER", help="a shipped network or SAM, or the folder of one"
+    )
     options.add_json(parser)
 
 

@@ -51,7 +51,7 @@ def add(commands: options.Commands) -> None:
         help="nnU-Net raw datasets, a file each",
     )
     parser.add_argument(
-        "--preset", required=True, metavar="NAME", help="of the training; sam for train-sam"
+        "--preset", required=True, metavar="NAME", help="preset of the training; sam: of train-sam"
     )
     options.add_configuration(
         parser, "the training's configuration", "single values of it, such as data.cases=[ct_0*]"

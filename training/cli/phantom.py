@@ -22,7 +22,9 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="folder of the dataset, created if needed"
     )
-    parser.add_argument("--modality", choices=("CT", "MR"), required=True)
+    parser.add_argument(
+        "--modality", choices=("CT", "MR"), required=True, help="modality of all cases"
+    )
     parser.add_argument(
         "--cases",
         type=options.positive,

@@ -130,7 +130,7 @@ def _add_pictures(actions: options.Commands) -> None:
     parser.add_argument(
         "--slices", type=Path, required=True, metavar="SLICES", help="folder of restyled slices"
     )
-    options.add_model(parser, None)
+    options.add_model(parser, None, " that labels the pictures: its Dice is measured too")
 
 
 def _add_chain(actions: options.Commands) -> None:

@@ -38,7 +38,7 @@ def add(commands: options.Commands) -> None:
         "  srcsm train-sam --help-config tiles\n"
         "  srcsm train-sam --sam sam-small-ct --help-config theta1",
     )
-    options.add_dataset(parser, required=False, also=options.PACKED)
+    options.add_dataset(parser, required=False, also=f"{options.PACKED} (without --sam)")
     options.add_sam(parser, "SAM to fine-tune: a shipped SAM, a SAM folder or a checkpoint file")
     parser.add_argument(
         "--coarse", metavar="NAME_OR_FOLDER", help="with --sam: the network that draws the boxes"
