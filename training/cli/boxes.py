@@ -31,7 +31,7 @@ def add(commands: options.Commands) -> None:
         "The boxes are for srcsm refine, as they are or corrected by hand. x0 y0 x1 y1 are edges\n"
         "in voxels; voxel n reaches from n to n + 1. Without --coarse the scan is segmented first.",
         "  srcsm boxes mr.nii.gz -o boxes.json --pictures pictures\n"
-        "  srcsm boxes mr.nii.gz -o boxes.json --coarse organs.nii.gz \\\n"
+        "  srcsm boxes mr.nii.gz -o boxes.json --coarse organs.seg.nrrd \\\n"
         "      --coarse-confidence sure.nii.gz --box-confidence 0.9",
     )
     options.add_scan(parser)
@@ -57,7 +57,8 @@ def add(commands: options.Commands) -> None:
     parser.add_argument(
         "--unfiltered",
         action="store_true",
-        help="draw boxes around stray pieces too (default: around the largest piece)",
+        help="draw boxes around stray pieces too (default: around one piece; of a scan that is "
+        "segmented first that which srcsm segment keeps, else the largest)",
     )
     parser.add_argument(
         "--axis",
@@ -160,7 +161,7 @@ def _coarse_organs(
             modality=modality,
             source_matching=wanted("auto", modality, bundle.description.rule),
             device=device,
-            keep_largest=False,
+            keep_largest=not arguments.unfiltered,
             progress=show,
         )
     organs = []

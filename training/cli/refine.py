@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from SRCSMSegmenterLib.endings import LABELS, WRITABLE, stem
 from SRCSMSegmenterLib.errors import ConfigError, PromptError
+from SRCSMSegmenterLib.terminology import meaning, readable
 
 from . import arguments as options
 from .console import print_json, stage_display
@@ -17,6 +18,8 @@ from .scan_input import read_scan
 from .tables import refinement_rows, refinement_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from SAMRefineLib.boxes.coarse import CoarseOrgan
     from SAMRefineLib.boxes.key_frames import KeyFrames
     from SAMRefineLib.refine.refiner import OrganPrompt
@@ -34,11 +37,12 @@ def add(commands: options.Commands) -> None:
         "Boxes are used as in Slicer: of automatic boxes that nobody edited SAM may choose others\n"
         "if the coarse organ is uncertain, and slices without one are left empty.\n"
         "Organs of --coarse that the SAM was not trained on stay as they are, unless it was\n"
-        "trained on none of them; --organs redraws them nevertheless.\n"
+        "trained on none of them; --organs redraws them nevertheless. Their names count: boxes\n"
+        "made of a .nii.gz have none, those of a .seg.nrrd have.\n"
         "The coarse mask is kept in slices whose SAM mask is rejected; the command names these\n"
         "slices. Without --coarse, SAM's masks are kept. Research use only, not for diagnosis.",
         "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.seg.nrrd\n"
-        "  srcsm refine mr.nii.gz --boxes boxes.json --coarse coarse.nii.gz \\\n"
+        "  srcsm refine mr.nii.gz --boxes boxes.json --coarse coarse.seg.nrrd \\\n"
         "      --coarse-confidence sure.nii.gz -o organs.seg.nrrd --pictures pictures\n"
         "  srcsm refine mr.nii.gz --boxes boxes.json -o organs.nii.gz \\\n"
         "      --sam sam_vit_b_01ec64.pth --mosaic slices",
@@ -55,7 +59,7 @@ def add(commands: options.Commands) -> None:
         "--organs",
         nargs="+",
         metavar="NAME",
-        help="redraw these alone, as the boxes name them; others stay as --coarse has them",
+        help="redraw these alone, named as in the boxes; others stay as --coarse has them",
     )
     default = "the one of the scan's modality; srcsm segment --refine takes that of the network's"
     options.add_sam(parser, f"{options.SAM_HELP} (default: {default})")
@@ -182,7 +186,28 @@ def _boxes_and_coarse(
     coarse = []
     if arguments.coarse:
         coarse = read_coarse(arguments.coarse, arguments.coarse_confidence, geometry)
+    _check_names(arguments, boxed, coarse)
     return list(boxed), coarse
+
+
+def _check_names(
+    arguments: argparse.Namespace, boxed: "Sequence[KeyFrames]", coarse: "Sequence[CoarseOrgan]"
+) -> None:
+    """Check that boxes and coarse organs with one label are of one organ, as far as both say it.
+
+    Raises:
+        PromptError: they are of different ones.
+    """
+    from ..data.coarse import nameless
+
+    names = {organ.label: organ.name for organ in coarse}
+    for frames in boxed:
+        label, name = frames.label, names.get(frames.label, frames.name)
+        if nameless(label) not in (name, frames.name) and meaning(name) != meaning(frames.name):
+            raise PromptError(
+                f"Label {label} is {readable(frames.name)} in {arguments.boxes}, and "
+                f"{readable(name)} in {arguments.coarse}; give boxes and labels of one numbering."
+            )
 
 
 def _chosen(
@@ -194,13 +219,25 @@ def _chosen(
     """Choose the boxes to use, and say which organs the SAM was not trained on."""
     from SAMRefineLib.refine.familiarity import frames_to_refine
 
-    names = [each.name for each in frames]
-    if unknown := [name for name in arguments.organs or () if name not in names]:
-        raise ConfigError(
-            f"{arguments.boxes} has no boxes of {', '.join(unknown)}; it has of {', '.join(names)}."
-        )
+    from ..data.coarse import nameless
+
+    names, asked = [each.name for each in frames], arguments.organs
+    if asked is not None:
+        meant = {meaning(name): name for name in names}
+        if unknown := [name for name in asked if meaning(name) not in meant]:
+            raise ConfigError(
+                f"{arguments.boxes} has no boxes of {', '.join(unknown)}; it has of "
+                f"{', '.join(names)}."
+            )
+        asked = [meant[meaning(name)] for name in asked]
     labels = {organ.label for organ in coarse}
-    chosen, messages = frames_to_refine(frames, labels, arguments.organs, model)
+    chosen, messages = frames_to_refine(frames, labels, asked, model)
+    if asked is None and model.organs and all(f.name == nameless(f.label) for f in frames):
+        messages = [
+            f"{arguments.boxes} does not name its organs, so all were redrawn, also those that "
+            f"{model.name} was not trained on; make the boxes with --coarse of a .seg.nrrd, or "
+            "give --organs."
+        ]
     if not chosen:
         sentence = f"No organ of {arguments.boxes} has a box; draw one, or take other boxes."
         raise PromptError(" ".join(messages) or sentence)

@@ -59,8 +59,13 @@ def read_coarse_patches(
         if probability is not None:
             mask = coarse_probability(mask, probability[block])
         patch = Patch(tuple(part.start for part in block), mask)
-        organs.append(CoarsePatch(names.get(label, f"label {label}"), label, patch))
+        organs.append(CoarsePatch(names.get(label, nameless(label)), label, patch))
     return organs
+
+
+def nameless(label: int) -> str:
+    """Return the name of a label in a file that does not name it."""
+    return f"label {label}"
 
 
 def _read_named_labels(path: Path) -> tuple[Volume, dict[int, str]]:

@@ -2,6 +2,7 @@
 """srcsm boxes, srcsm refine, srcsm segment --refine, and SAMs among srcsm models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 import tiny
 import torch
+from threshold_network import a_bundle
 from tiny_sam import FOUR_TILES
 
 from SAMRefineLib.boxes.boxes import Box, SliceGrid
@@ -21,6 +23,7 @@ from SRCSMSegmenterLib.geometry import Geometry, GridSpec, Volume
 from SRCSMSegmenterLib.intensity import IntensityRule
 from SRCSMSegmenterLib.models.bundle import Description, ModelBundle, save_bundle
 from SRCSMSegmenterLib.network import NetworkConfig, UNet
+from SRCSMSegmenterLib.organ_positions import Offset
 from SRCSMSegmenterLib.source_matching import fit, to_integers
 from SRCSMSegmenterLib.terminology import segment_for
 from SRCSMSegmenterLib.volume_io import read_labels, read_volume, write_labels, write_volume
@@ -146,6 +149,57 @@ def test_boxes_segment_the_scan_first_where_there_is_no_coarse_mask(files, model
     out = tmp_path / "boxes.json"
     assert run("boxes", files["scan"], "-o", out, "--box-confidence", 0.3, "--device", "cpu") == 0
     assert [organ.name for organ in load_boxes(out)] == ["liver", "spleen"]
+
+
+def test_boxes_lie_around_the_piece_that_segment_keeps(files, models, tmp_path):
+    """Of a liver in two places the one by the spleen, although the other is larger."""
+    grid = GridSpec((12, 12, 4), (3.0, 3.0, 6.0))
+    beside = Offset(1, 2, (0.0, 0.0, 6.0), np.eye(3).tolist())
+    save_bundle(models / "two", replace(a_bundle(grid), offsets=(beside,)), "# The card\n")
+    array = np.full((4, 12, 12), -200, np.int16)
+    array[0, 2:10, 2:10] = -20
+    array[2, 3:9, 3:9] = -20
+    array[3, 3:9, 3:9] = 150
+    scan, out = tmp_path / "two.nii.gz", tmp_path / "boxes.json"
+    write_volume(scan, Volume(array, Geometry((12, 12, 4), np.diag([3.0, 3.0, 6.0, 1.0]))))
+    options = ("--model", "two", "--modality", "CT", "--device", "cpu", "--box-confidence", 0.5)
+    assert run("boxes", scan, "-o", out, *options) == 0
+    assert list(load_boxes(out)[0].automatic) == [2]
+    assert run("boxes", scan, "-o", out, *options, "--unfiltered") == 0
+    assert list(load_boxes(out)[0].automatic) == [0, 2]
+
+
+def test_boxes_of_one_organ_and_the_mask_of_another_are_refused(files, models, tmp_path, capsys):
+    boxes, swapped = tmp_path / "boxes.json", tmp_path / "swapped.seg.nrrd"
+    run("boxes", files["scan"], "-o", boxes, "--coarse", files["coarse"])
+    other = [segment_for("spleen", 1), segment_for("liver", 2)]
+    write_labels(swapped, Volume(files["labels"], files["geometry"]), other)
+    capsys.readouterr()
+    refine = ("refine", files["scan"], "--boxes", boxes, "-o", tmp_path / "fine.nii.gz")
+    said = refused(capsys, 3, *refine, "--coarse", swapped)
+    assert "Label 1 is liver in" in said
+    assert "and spleen in" in said
+
+
+def test_it_is_said_that_organs_without_names_are_all_redrawn(files, liver_sam, tmp_path, capsys):
+    boxes, nameless = tmp_path / "boxes.json", tmp_path / "coarse.nii.gz"
+    write_labels(nameless, Volume(files["labels"], files["geometry"]), SEGMENTS)
+    run("boxes", files["scan"], "-o", boxes, "--coarse", nameless)
+    refine = ("refine", files["scan"], "--boxes", boxes, "--coarse", nameless, "--device", "cpu")
+    capsys.readouterr()
+    assert run(*refine, "-o", tmp_path / "fine.nii.gz", "--json") == 0
+    (said,) = json.loads(capsys.readouterr().out)["messages"]
+    assert said.startswith(f"{boxes} does not name its organs, so all were redrawn")
+
+
+def test_organs_are_asked_for_by_any_spelling(files, liver_sam, tmp_path, capsys):
+    boxes = tmp_path / "boxes.json"
+    grid = SliceGrid(files["geometry"], 2)
+    frames = [KeyFrames.from_coarse("right_kidney", 1, files["labels"] == 1, grid)]
+    save_boxes(boxes, frames)
+    refine = ("refine", files["scan"], "--boxes", boxes, "--device", "cpu")
+    assert run(*refine, "-o", tmp_path / "fine.nii.gz", "--organs", "Right kidney") == 0
+    assert "right kidney" in capsys.readouterr().out
 
 
 def test_refine_writes_labels_of_the_scan_s_grid(files, models, tmp_path, capsys):
