@@ -29,7 +29,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class DatasetDescription:
-    """What a `dataset.json` says.
+    """Content of a `dataset.json`.
 
     Attributes:
         channel: the name of the channel, as it is written.

@@ -19,7 +19,7 @@ class BundleError(SRCSMError):
 
 
 class DeviceError(SRCSMError):
-    """The device asked for is unknown, absent or out of memory."""
+    """Device that is unknown, absent or out of memory."""
 
 
 class DatasetError(SRCSMError):

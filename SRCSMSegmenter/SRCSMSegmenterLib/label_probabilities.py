@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Probabilities of labels, kept on a network's coarse grid and interpolated when asked for.
+"""Probabilities of labels, kept on a network's coarse grid and interpolated on demand.
 
 An organ fills a small part of a scan. Its probability is kept, and interpolated, only within the
 box in which it is plausible, so that memory and time go with what the organs occupy and not with
@@ -27,7 +27,7 @@ PLAUSIBLE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class LabelProbabilities:
-    """The probabilities of a segmentation's labels; each is interpolated when asked for.
+    """The probabilities of a segmentation's labels; each is interpolated on demand.
 
     Attributes:
         shape: (K, J, I) of the scan.

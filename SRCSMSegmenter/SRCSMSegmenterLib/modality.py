@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modality of a scan: what is said of it, and what its intensities show."""
+"""The modality of a scan, from its metadata or its intensities."""
 
 import re
 
@@ -92,7 +92,7 @@ def contradiction(modality: str, array: np.ndarray) -> str | None:
 
 
 def clue(array: np.ndarray) -> str:
-    """Word by what in raw intensities `guess_modality` guesses."""
+    """Describe the raw intensities that `guess_modality` decides by."""
     part = part_below(array)
     if part < LEAST_BELOW:
         return f"hardly a voxel is below {CT_BELOW}"

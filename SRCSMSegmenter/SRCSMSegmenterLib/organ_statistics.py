@@ -23,7 +23,7 @@ slices are numbers from 0 along the voxel axis `slice_axis` (I, J or K), the lea
 
 @dataclass(frozen=True)
 class OrganStatistics:
-    """Statistics of an organ; what an organ without voxels does not have is None.
+    """Statistics of an organ; None for those that an organ without voxels lacks.
 
     Attributes:
         mean, sd: of the scan's intensities within the organ.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public names of a package, imported when they are asked for."""
+"""Public names of a package, imported on first use."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

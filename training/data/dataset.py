@@ -130,7 +130,7 @@ def as_bytes(path: Path, labels: np.ndarray) -> np.ndarray:
 
 
 def case_content(case: Case) -> str:
-    """Return what tells whether a case's files are the same: a size and a SHA-256.
+    """Return what identifies a case's files: a size and a SHA-256.
 
     Raises:
         DatasetError: a file cannot be read.

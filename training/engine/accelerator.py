@@ -78,7 +78,7 @@ class Computing:
 def accelerator_for(
     device: str, precision: str, section: str = "optimisation", plane: float = 0
 ) -> Computing:
-    """Make an accelerator on the device asked for, or as `accelerate launch` or `torchrun` asks.
+    """Make an accelerator on the requested device, or as `accelerate launch` or `torchrun` asks.
 
     Args:
         precision: one of `config.PRECISIONS`.

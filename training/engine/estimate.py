@@ -64,7 +64,7 @@ class Estimate:
     precision: str
 
     def lines(self, steps: int, what: str = "training") -> list[str]:
-        """Word what so many steps take, for the user."""
+        """Describe a training of so many steps in lines: the machine, the time, the memory."""
         memory = [f"{self.memory / 1e9:.1f} GB"] if self.memory else []
         if self.device_memory:
             memory.append(f"{self.device_memory / 1e9:.1f} GB on the GPU")

@@ -381,5 +381,5 @@ def any_process(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Tell whether what happens every so many steps happens after this one; never if 0."""
+    """Tell whether an event of every so many steps is due after this one; never if 0."""
     return every > 0 and step % every == 0

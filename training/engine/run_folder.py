@@ -238,7 +238,7 @@ def open_case_run(
 def case_identity(
     config: FitConfig, training: Sequence[str], validation: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what must be equal for a training on cases, given by name, to be resumed."""
+    """Return the plain values that must be equal for a training on cases to be resumed."""
     settings = to_dict(config)
     del settings["checkpoint_minutes"]
     return {"configuration": settings, "set of cases": [list(training), list(validation)]}

@@ -49,7 +49,7 @@ class Source:
         return (*self.training, *self.validation)
 
     def contents(self) -> dict[str, str]:
-        """Return what tells whether the cases are the same, by their names.
+        """Return the sizes and SHA-256 that identify the cases, by name.
 
         Raises:
             DatasetError: a file cannot be read.

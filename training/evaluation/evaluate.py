@@ -29,7 +29,7 @@ RESERVED = ("mean", "metric", "dataset", "method", "SM")
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is scored, how, and what is reported beside the scores.
+    """The labels to score, how they are scored, and what is reported beside the scores.
 
     Attributes:
         label_map: the predictions' label -> the datasets' label, see `parse_label_map`; the labels
@@ -252,7 +252,7 @@ def _labels_to_score(dataset: Dataset, label_map: Mapping[int, int] | None) -> d
 def _scans(
     targets: Sequence[tuple[Dataset, dict[str, int]]], cut_to_labels: bool
 ) -> Iterator[Scan]:
-    """Read the cases of every target, and cut them if that is asked for."""
+    """Read the cases of every target, and cut them if `Scoring` says so."""
     slabs: dict[tuple[str, str], Slab | None] = {}
     if cut_to_labels:  # all of them before hours of work
         for dataset, labels in targets:

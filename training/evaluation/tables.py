@@ -71,9 +71,9 @@ def numbers(methods: Methods) -> pd.DataFrame:
 
 
 def _significant(methods: Methods, metric: str) -> set[tuple[str, str, str, str]]:
-    """Return (method, dataset, SM setting, label) of what differs from the first method.
+    """Return (method, dataset, SM setting, label) of scores that differ from the first method's.
 
-    What is tested against several settings of SM differs if it does from all of them.
+    A score that is compared with several settings of SM has to differ from all of them.
     """
     highest: dict[tuple[str, str, str, str], float] = {}
     for by_label in (False, True):

@@ -259,7 +259,7 @@ def start_weights(config: TrainingConfig, labels: Sequence[str]) -> dict[str, to
 
 
 def make_accelerator(device: str, config: TrainingConfig) -> Computing:
-    """Make what the engine's network is trained on, see `accelerator_for`.
+    """Make the accelerator of a training; see `accelerator_for`.
 
     Raises:
         DeviceError: unknown or absent.

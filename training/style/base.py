@@ -71,9 +71,9 @@ class BaseModel:
     """A base model in memory, evaluation mode, without gradients.
 
     Attributes:
-        name: as it was asked for.
+        name: the folder or the name on the hub.
         scheduler: configuration of its noise, any diffusers scheduler's.
-        licence: what its card says.
+        licence: as its card states it.
         identity: part -> SHA-256 of its weights.
     """
 

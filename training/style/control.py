@@ -167,7 +167,7 @@ class _Steering:
         self._scheduler = DDPMScheduler.from_config(base.scheduler)
 
     def draw(self, generator: torch.Generator) -> Shown:
-        """Draw slices, those with rare labels more often, their noise, and who has no prompt."""
+        """Draw slices, those with rare labels more often, their noise, and which get no prompt."""
         recipe = self._run.config.optimisation
         chosen = torch.multinomial(
             self._weights, recipe.batch, replacement=True, generator=generator

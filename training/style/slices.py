@@ -190,7 +190,7 @@ def read_manifest(folder: Path | str) -> SliceSet:
 
 
 def begin_set(new: SliceSet) -> SliceSet:
-    """Open the set that an earlier call began in the folder of a new one, or begin the new one.
+    """Open the unfinished set in the folder of a new one, or begin the new one.
 
     Raises:
         DatasetError: the folder holds a set that was made of something else or otherwise,
@@ -240,7 +240,7 @@ def read_picture(slices: SliceSet, path: str) -> np.ndarray:
 
 
 def write_picture(path: Path, array: np.ndarray) -> str:
-    """Write (rows, columns) or (rows, columns, 3) uint8 as PNG; returns the file's SHA-256.
+    """Write (rows, columns) or (rows, columns, 3) uint8 as PNG; return the file's SHA-256.
 
     Raises:
         StyleError: it cannot be written; no part of it is left.

@@ -108,7 +108,7 @@ def swap(
     progress: Callable[[int, int], None] = lambda done, total: None,
     limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> StageResult:
-    """Make the restyled slices, or those that an earlier call did not come to.
+    """Draw the restyled slices that are not in the folder yet.
 
     Args:
         folder: of the restyled set.

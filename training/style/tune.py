@@ -6,7 +6,7 @@ The folder of the run:
 model.json     the record: base, slices, prompt, SHA-256 of the weights
 unet/          the tuned U-Net in diffusers format, or
 lora/          low-rank updates, pytorch_lora_weights.safetensors
-previews/      above slices of the source, below pictures drawn for the instance prompt
+previews/      slices of the source above pictures drawn for the instance prompt
 """
 
 from pathlib import Path

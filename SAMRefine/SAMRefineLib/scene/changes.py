@@ -184,7 +184,7 @@ def apply(
 def _steps(
     changes: Sequence[VoxelChange], backwards: bool
 ) -> list[tuple[bool, VoxelChange, np.ndarray]]:
-    """Return what `apply` does in order: True to add or False to remove, the change, the voxels."""
+    """List the steps of `apply`: True to add or False to remove, the change, the voxels."""
     bits = {
         adds: [each.gained if adds != backwards else each.lost for each in changes]
         for adds in (False, True)

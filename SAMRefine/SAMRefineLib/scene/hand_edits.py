@@ -66,7 +66,7 @@ class HandEdits:
         coarse: Callable[[str], Callable[[], Patch] | None],
         aside: Aside,
     ) -> set[str]:
-        """Measure segments if somebody changed any, and return the IDs of those that are others.
+        """Compare segments with their last reading, and return the IDs of those that changed.
 
         Args:
             ids: IDs of the segments.

@@ -113,7 +113,7 @@ class Requests:
             )
 
     def _opening(self, settings: Settings) -> dict[str, Any]:
-        """Return what opens the volume, with modality and SAM filled in."""
+        """Return the settings that open the volume, with modality and SAM filled in."""
         modality = settings.modality or dicom_modality(self._volume)
         if modality not in ("CT", "MR"):
             modality = guess_modality(slicer.util.arrayFromVolume(self._volume))

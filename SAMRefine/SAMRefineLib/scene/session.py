@@ -111,7 +111,7 @@ class RefineSession(BoxEditor):
 
     @property
     def left_alone(self) -> list[OrganState]:
-        """The ticked organs that are not redrawn with all others, only if they are asked for."""
+        """The ticked organs that *Refine all* leaves alone; they are redrawn only if named."""
         return left_alone(self.organs, self.sam)
 
     def refine(

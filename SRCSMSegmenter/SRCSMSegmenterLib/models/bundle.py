@@ -72,7 +72,7 @@ REQUIRED = (METADATA, NETWORK, HISTOGRAM, WEIGHTS, CARD)
 
 @dataclass(frozen=True)
 class Description:
-    """Description of a network: what it labels, and how scans become its input.
+    """Description of a network: its labels, and how scans become its input.
 
     Attributes:
         name: short, such as "abdomen-ct".
@@ -121,7 +121,7 @@ class Description:
         self._check_texts()
 
     def _check_texts(self) -> None:
-        """Check what becomes part of file headers, tables and cards."""
+        """Check the texts that become part of file headers, tables and cards."""
         names = [self.name, *(label.name for label in self.labels)]
         if odd := [name for name in names if not is_name(name)]:
             raise BundleError(f"{odd[0]!r} is no name: names are on one line, and not empty.")
@@ -277,7 +277,7 @@ def verify_bundle(folder: Path) -> list[str]:
 
 
 def _metadata(bundle: ModelBundle) -> dict[str, Any]:
-    """Make MONAI's metadata; what `load_bundle` reads is under "srcsm"."""
+    """Make MONAI's metadata; `load_bundle` reads the entry "srcsm"."""
     description, grid = bundle.description, bundle.description.grid
     rule = description.rule
     channels = {str(label.value): label.name for label in description.labels}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Catalogue of trained networks: where they are and what their cards say; without torch.
+"""Catalogue of trained networks: their folders and cards; without torch.
 
 Slicer's panel shows it before PyTorch is installed. Cards are read unchecked; `bundle.load_bundle`
 checks a folder before use.
@@ -32,7 +32,7 @@ class OrganCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model folder states about its network, unchecked.
+    """Statements of a model folder about its network, unchecked.
 
     Attributes:
         name, task, expects, licence: see `bundle.Description`.

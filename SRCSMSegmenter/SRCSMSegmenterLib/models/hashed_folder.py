@@ -19,7 +19,7 @@ SUMS = "SHA256SUMS"
 
 
 def read_folder(folder: Path, required: tuple[str, ...]) -> tuple[dict[str, bytes], list[str]]:
-    """Read every listed file, so that what was checked is what is used, and list the faults.
+    """Read and check every listed file, so that the checked bytes are used; list the faults.
 
     Args:
         required: paths that must be there, listed or not.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Widgets of SRCSMSegmenter.ui: what they show, without knowledge of the scene.
+"""Widgets of SRCSMSegmenter.ui: their contents, without knowledge of the scene.
 
 Attributes of widgets are set and read as Qt properties (`label.text = ...`), as in all of Slicer.
 """
@@ -79,13 +79,13 @@ class Panel(CommonPanel):
         )
 
     def _show_info(self) -> None:
-        """Show the card if it was asked for, and always that a model is not here."""
+        """Show the card if requested, and always if a model is not here."""
         ui = self.ui
         absent = not ui.infoButton.enabled and bool(ui.modelLabel.text)
         ui.modelLabel.visible = ui.infoButton.checked or absent
 
     def chosen_model(self) -> str:
-        """Return what the parameter node calls the chosen model."""
+        """Return the chosen model as the parameter node names it."""
         return self.ui.modelComboBox.itemData(self.ui.modelComboBox.currentIndex)
 
     def show_organs(self, card: ModelCard | None, skipped: Sequence[str]) -> None:

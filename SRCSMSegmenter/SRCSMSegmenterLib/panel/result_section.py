@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The section "Result" of the panel: what the user does with a segmentation."""
+"""The section "Result" of the panel: actions on a segmentation."""
 
 from collections.abc import Callable, Iterable
 
@@ -141,7 +141,7 @@ class ResultSection:
         slicer.util.showStatusMessage(_("The table was copied"), STATUS_MS)
 
     def undo(self) -> bool:
-        """Undo the last result; ask first if what was changed since would go with it.
+        """Undo the last result; ask first if later changes would go with it.
 
         Returns:
             False if the user does not want it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The module's panel: connects what the user does with the logic, and the logic with `Panel`."""
+"""The module's panel: connects user actions with the logic, and the logic with `Panel`."""
 
 import time
 from collections.abc import Callable
@@ -245,7 +245,7 @@ class SegmenterWidget(ModuleWidget):
             ui.cancelButton.setFocus()
 
     def _segmenting(self) -> Callable:
-        """Return what segments the volume: as it is shown, a frame of it, or all frames."""
+        """Return the function that segments the volume as shown, a frame of it, or all frames."""
         parameters = self._parameterNode
         if parameters.allFrames and nodes.frame_count(parameters.inputVolume):
             return self.logic.segmentSequence

@@ -36,7 +36,7 @@ OTHER_LENGTHS = (
 
 @dataclass(frozen=True, eq=False)
 class StoredVolume:
-    """What a header says of a volume.
+    """A volume as its header describes it.
 
     Attributes:
         dtype: of a stored voxel, with its byte order.

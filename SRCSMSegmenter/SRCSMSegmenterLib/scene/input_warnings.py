@@ -29,7 +29,7 @@ def input_warnings(
     modality: str | None = None,
     frame: int | None = None,
 ) -> list[str]:
-    """List what about a volume does not look like what a model expects, a sentence each.
+    """List in sentences how a volume differs from what a model expects.
 
     Args:
         card: the model's.

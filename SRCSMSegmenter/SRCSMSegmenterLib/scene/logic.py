@@ -256,7 +256,7 @@ def pace_of(geometry: Geometry, settings: SegmentSettings) -> Pace:
 
 
 def as_result(reply: Reply, geometry: Geometry, settings: dict) -> Result:
-    """Convert a reply to the task "segment" to what `results.place` takes.
+    """Convert a reply to the task "segment" to a `Result`.
 
     Args:
         settings: what the user asked for, kept with the segmentation.

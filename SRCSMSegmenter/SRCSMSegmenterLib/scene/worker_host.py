@@ -65,7 +65,7 @@ _refinement: RefinementOffer | None = None
 
 
 def worker() -> Worker:
-    """Return the worker, made when it is first asked for. If there is Qt, a timer pumps it."""
+    """Return the worker, made on first use. If there is Qt, a timer pumps it."""
     if _worker is None:
         use_worker()
     return _worker
@@ -122,7 +122,7 @@ def check_refinement() -> RefinementOffer:
 
 
 def stop_worker() -> None:
-    """End the worker and what it is doing; the next segmentation starts it again."""
+    """End the worker and its jobs; the next segmentation starts it again."""
     global _worker, _timer
     before = _worker, _timer
     _worker = _timer = None

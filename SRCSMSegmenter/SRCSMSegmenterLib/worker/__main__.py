@@ -40,7 +40,7 @@ Request = tuple[Message, dict[str, np.ndarray]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Do requests until the client hangs up."""
+    """Serve requests until the client hangs up."""
     parser = argparse.ArgumentParser(prog=f"python -m {__package__}", description=__doc__)
     parser.add_argument("--tasks", action="append", default=[], metavar="MODULE")
     parser.add_argument("--folder", type=Path, required=True, help="for arrays; removed at the end")

@@ -377,7 +377,7 @@ class Worker:
 
 
 def _is_answer(message: Message) -> bool:
-    """Tell whether what a message tells of a job has the right types."""
+    """Tell whether a message about a job holds values of the right types."""
     if "progress" in message:
         told = message["progress"]
         if not (isinstance(told, list) and len(told) == 2 and isinstance(told[0], str)):

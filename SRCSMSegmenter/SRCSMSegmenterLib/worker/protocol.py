@@ -91,12 +91,12 @@ class WorkerError(SRCSMError):
 
     @property
     def told(self) -> str:
-        """What the user gets to read: what was wrong, and what to do."""
+        """The text for the user: what was wrong, and what to do."""
         return f"{self.sentence} {self.remedy}".strip()
 
 
 def as_worker_error(error: BaseException) -> WorkerError:
-    """Convert an exception, with its traceback, to what the user gets to read."""
+    """Convert an exception, with its traceback, to an error that users read."""
     if isinstance(error, WorkerError):
         return error
     kind, sentence = type(error).__name__, str(error)
@@ -126,7 +126,7 @@ class CorruptMessageError(Exception):
 
 
 def refusal(error: CorruptMessageError) -> Message:
-    """Answer a request that makes no sense."""
+    """Make the reply to a request that cannot be read."""
     reply = WorkerError("CorruptMessage", f"The request cannot be read: {error}.", REPORT)
     return {"id": error.id, "error": vars(reply)}
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """What a task gets besides its input.
+    """The callbacks and the cached models that a task gets besides its input.
 
     Attributes:
         progress: function to call with the stage and the fraction of the whole that is done.
