@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of volumes, so that what an organ needs goes with its size and not with the scan's."""
+"""Blocks of volumes, whose memory grows with the organ's size instead of the scan's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

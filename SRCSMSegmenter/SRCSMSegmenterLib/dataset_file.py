@@ -72,7 +72,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def describe(content: Mapping[str, Any]) -> tuple[DatasetDescription, list[str]]:
-    """Return what the content of a `dataset.json` says, and its faults, a sentence each."""
+    """Parse the content of a `dataset.json`; return its faults too, a sentence each."""
     given, faults = _converted(content)
     channels = given.get("channel_names") or {}
     if len(channels) > 1:
@@ -99,7 +99,7 @@ def _read_groups(content: object, labels: Mapping[str, int]) -> tuple[Groups, li
 
 
 def _converted(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return what the required keys hold, and faults: absent, or of other types."""
+    """Return the values of the required keys, and faults: absent, or of other types."""
     given, faults = {}, []
     for key, kind in KINDS.items():
         if key not in content:

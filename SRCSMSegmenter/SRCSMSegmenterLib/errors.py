@@ -7,7 +7,7 @@ class SRCSMError(Exception):
 
 
 class VolumeError(SRCSMError):
-    """A volume cannot be read, written or used (unreadable file, NaN, wrong dimensions)."""
+    """A volume that cannot be read, written or used (unreadable file, NaN, wrong dimensions)."""
 
 
 class SourceMatchingError(SRCSMError):
@@ -15,7 +15,7 @@ class SourceMatchingError(SRCSMError):
 
 
 class BundleError(SRCSMError):
-    """A model folder is incomplete, altered or of an unknown format."""
+    """A model folder that is incomplete, altered or of an unknown format."""
 
 
 class DeviceError(SRCSMError):
@@ -23,20 +23,20 @@ class DeviceError(SRCSMError):
 
 
 class DatasetError(SRCSMError):
-    """A dataset has faults; the message lists all of them."""
+    """A dataset with faults; the message lists all of them."""
 
 
 class ConfigError(SRCSMError):
-    """A configuration key or value is unknown or impossible."""
+    """A configuration key or value that is unknown or impossible."""
 
 
 class PromptError(SRCSMError):
-    """Boxes or points cannot be used (inverted, empty, of another grid, an unknown file)."""
+    """Boxes or points that cannot be used (inverted, empty, of another grid, an unknown file)."""
 
 
 class InputError(SRCSMError, ValueError):
-    """Arrays or arguments of a call do not fit: shapes, dtypes, an unknown name."""
+    """Arrays or arguments of a call that do not fit: shapes, dtypes, an unknown name."""
 
 
 class Cancelled(SRCSMError):
-    """The user cancelled; nothing was written."""
+    """A cancellation by the user; nothing was written."""

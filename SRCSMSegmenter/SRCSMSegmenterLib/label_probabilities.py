@@ -47,7 +47,7 @@ class LabelProbabilities:
     def of(
         cls, probabilities: torch.Tensor, weight: torch.Tensor, coarse: Geometry, scan: Geometry
     ) -> "LabelProbabilities":
-        """Keep what a scan needs of probabilities.
+        """Keep the part of probabilities that a scan needs.
 
         Args:
             probabilities: (classes, K, J, I) float32 on `coarse`, background first.
@@ -170,7 +170,7 @@ class LabelProbabilities:
         return replace(self, _left_out=left_out)
 
     def on_cpu(self) -> "LabelProbabilities":
-        """Move to the CPU what a GPU computed."""
+        """Move the probabilities to the CPU."""
         return replace(self, _crops={label: crop.on_cpu() for label, crop in self._crops.items()})
 
     def mirror(self) -> "LabelProbabilities":

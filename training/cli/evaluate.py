@@ -275,7 +275,7 @@ def evaluate_method(
 
 
 def about(bundle: "ModelBundle", arguments: argparse.Namespace) -> dict[str, str | bool]:
-    """Return what the reports say about a network."""
+    """Return the reports' entries about a network."""
     from SRCSMSegmenterLib.devices import resolve_device
 
     return {
@@ -310,7 +310,7 @@ def print_results(
     methods: dict[str, list["pd.DataFrame"]],
     reports: dict[str, Path],
 ) -> None:
-    """Print the table asked for, or the reports as JSON or as text.
+    """Print the requested table, or the reports as JSON or as text.
 
     Args:
         reports: method that was scored -> folder of its reports.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user is told of an error, and the exit code for it."""
+"""Messages and exit codes of errors."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def exit_code(error: Exception) -> int:
 
 
 def sentence(error: Exception) -> str:
-    """Return what the user is told of an error."""
+    """Return an error as a sentence for the user."""
     if isinstance(error, SRCSMError):
         return _shortened(LINE_BREAK.sub(r"\\n", str(error)))
     if isinstance(error, OSError) and error.filename:

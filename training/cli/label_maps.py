@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of networks and tools on the command line, and what they are in datasets."""
+"""Labels of networks and tools on the command line, mapped to those of datasets."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ MOST_NAMED = 12
 def label_map_for(
     name: str, named: dict[int, str], dataset: "Dataset", given: LabelMap | None
 ) -> tuple[LabelMap | None, str]:
-    """Find what a method's labels are in a dataset, before hours of work on nonsense.
+    """Find the dataset's label for each of a method's, before hours of work on wrong ones.
 
     Args:
         named: label -> name of the network's, or of those that a tool's folder tells; {} if it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line, ``srcsm``: its commands, what they exit with, and what an error says.
+"""The command line, ``srcsm``: its commands, exit codes and error messages.
 
 Each command is a module: `add` adds its options, `run` runs it. Modules import what they need in
 `run`, so that help is instant.

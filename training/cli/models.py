@@ -168,7 +168,7 @@ def is_sam(folder: Path) -> bool:
 
 
 def sams() -> ModuleType | None:
-    """Import what reads SAMs; return None if the packages for refining are missing."""
+    """Import the module that reads SAMs; return None if the packages for refining are missing."""
     try:
         from SAMRefineLib.sam import models
     except ModuleNotFoundError:

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Stages(Generic[Item, Read, Computed, Result]):
-    """What is done with each item; `read` and `write` run in other threads, the rest in this one.
+    """The work on each item; `read` and `write` run in other threads, the rest in this one.
 
     Attributes:
         fatal: errors that stop the work on all items.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings as commands: progress, a clean stop, and what the user is told at the end."""
+"""Trainings as commands: progress, a clean stop, and the message at the end."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scan that a command is given: reading it, and saying what is odd about it."""
+"""Reading of a command's scan, and remarks on its file."""
 
 import argparse
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedScan:
-    """A scan and the files that its results are written to; None for what was not asked for.
+    """A scan and the files that its results are written to; None for those not requested.
 
     Attributes:
         path: file, or folder of a DICOM series.
@@ -82,7 +82,7 @@ class LabelledScan:
 def write_results(
     planned: PlannedScan, scan: LabelledScan, model: "Description", sam: str | None
 ) -> None:
-    """Write all files that were asked for.
+    """Write all requested files.
 
     Args:
         sam: name of the SAM that refined the labels, None if none did.
@@ -156,7 +156,7 @@ def _write_statistics(
 
 
 def as_json(planned: PlannedScan, scan: LabelledScan, model: "Description") -> dict[str, Any]:
-    """Return a scan's entry in the JSON output: what a program may want to know.
+    """Return a scan's entry in the JSON output.
 
     A 4-D scan has an entry per volume under "frames" instead of its own organs.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``srcsm segment`` does with a scan: read it, label it, write the results."""
+"""Stages of ``srcsm segment``: reading a scan, labelling it, writing the results."""
 
 import argparse
 import time
@@ -65,7 +65,7 @@ class SegmentStages:
     record: SegmentedRecord | None = None
 
     def read(self, planned: PlannedScan) -> ReadScan:
-        """Read a scan, and check that its results can be written to the files that were asked for.
+        """Read a scan, and check that its results can be written to the requested files.
 
         Raises:
             VolumeError: see `volume_io.read_frames` and `dicom_segmentation.source_headers`.
@@ -133,7 +133,7 @@ class SegmentStages:
     def _refined(
         self, volume: "Volume", segmentation: "Segmentation", modality: str
     ) -> tuple["Segmentation", dict[str, Any]]:
-        """Refine a segmentation with SAM; return it, and what happened to each organ."""
+        """Refine a segmentation with SAM; return it, and the change of each organ."""
         from SAMRefineLib.refine.after_segmentation import refine_segmentation
 
         models, keep_largest = self.models(), self.arguments.keep_largest

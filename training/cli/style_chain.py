@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The style stages as a chain: what comes after each, and all of them at once."""
+"""The style stages as a chain: the command after each, and all of them at once."""
 
 import argparse
 import shlex

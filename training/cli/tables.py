@@ -85,7 +85,7 @@ def _frame_lines(frames: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def refinement_rows(refinement: "Refinement", geometry: "Geometry") -> Rows:
-    """Return what happened to each organ, a row per organ."""
+    """Return the change of each organ, a row per organ."""
     return [_refinement_row(report, geometry.voxel_ml) for report in refinement.reports]
 
 

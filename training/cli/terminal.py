@@ -83,7 +83,7 @@ def lenient_output() -> Iterator[None]:
 
 
 def _open_the_closed() -> None:
-    """Open standard streams that were closed, or what libraries print would go to result files."""
+    """Open standard streams that were closed, or libraries would print into result files."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     while descriptor < 3:
         os.set_inheritable(descriptor, True)

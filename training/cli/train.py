@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def signature(arguments: argparse.Namespace) -> "Signature":
-    """Return how the exported network is signed; what is not given has its default."""
+    """Return the signature of the exported network, with defaults for options not given."""
     from ..segmentation.export import Signature
 
     given = {

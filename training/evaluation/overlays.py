@@ -47,7 +47,7 @@ class Outline:
 def box_pictures(
     start: Path, scan: Volume, frames: Sequence[KeyFrames], organs: Sequence[CoarseOrgan]
 ) -> list[Path]:
-    """Draw a picture, called `start`_ORGAN.png, of each organ with boxes, and return the paths.
+    """Draw each organ with boxes, and its coarse mask, in `start`_ORGAN.png; return the paths.
 
     Args:
         frames: boxes of each organ.
@@ -64,7 +64,7 @@ def box_pictures(
 def refinement_pictures(
     start: Path, scan: Volume, organs: Sequence[OrganPrompt], refined: Volume
 ) -> list[Path]:
-    """Draw a picture, called `start`_ORGAN.png, of each organ with boxes, and return the paths.
+    """Draw each organ with boxes, before and after, in `start`_ORGAN.png; return the paths.
 
     Args:
         refined: label map on the scan's grid.

@@ -91,7 +91,7 @@ def shown_block(probability: np.ndarray) -> Block:
 
 
 def common(one: Block, other: Block) -> Block:
-    """Return what two blocks share; parts of no length if they share nothing."""
+    """Return the intersection of two blocks; its parts have no length if it is empty."""
     starts = [max(a.start, b.start) for a, b in zip(one, other, strict=True)]
     stops = [min(a.stop, b.stop) for a, b in zip(one, other, strict=True)]
     return tuple(slice(a, max(a, b)) for a, b in zip(starts, stops, strict=True))
@@ -103,7 +103,7 @@ def whole_block(shape: tuple[int, int, int]) -> Block:
 
 
 def joined_patches(patches: Sequence[Patch]) -> Patch:
-    """Return the patch that shows what several bool ones show."""
+    """Return the union of several bool patches."""
     block = reduce(around, [patch.block for patch in patches]) if patches else NOTHING
     first = tuple(part.start for part in block)
     mask = np.zeros([part.stop - part.start for part in block], bool)

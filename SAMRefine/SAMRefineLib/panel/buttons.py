@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buttons of the panel: what they do, and why some of them are disabled."""
+"""Buttons of the panel: their actions, and the reasons why some are disabled."""
 
 from types import SimpleNamespace
 from typing import TYPE_CHECKING

@@ -76,7 +76,7 @@ class RefinePanel(CommonPanel):
         self._show_info()
 
     def _show_info(self) -> None:
-        """Show the card if it was asked for, and always that a SAM is not here."""
+        """Show the card if requested, and always if a SAM is not here."""
         ui = self.ui
         absent = not ui.infoButton.enabled and bool(ui.samLabel.text)
         ui.samLabel.visible = ui.infoButton.checked or absent

@@ -82,7 +82,7 @@ class BackgroundRunner:
         self.schedule.forget_embeddings()
 
     def close(self) -> None:
-        """Drop what is due; a job that runs goes on, as its embeddings stay in the cache."""
+        """Drop the jobs due; one that runs goes on, as its embeddings stay in the cache."""
         self.schedule.clear()
         if self._run is not None and self._run.job.state == "queued":
             self._run.cancel()

@@ -32,7 +32,7 @@ class BackgroundJob(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the user looks at.
+    """The slice and the organ that the user looks at.
 
     Attributes:
         slice_index: the shown slice.

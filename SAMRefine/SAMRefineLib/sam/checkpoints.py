@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM checkpoints made by others: what they are and where they come from; without torch."""
+"""SAM checkpoints made by others: their kinds and sources; without torch."""
 
 from dataclasses import dataclass
 

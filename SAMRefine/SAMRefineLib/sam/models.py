@@ -83,7 +83,7 @@ class SamModel:
     training: dict = field(default_factory=dict)
 
     def identify(self) -> dict[str, str]:
-        """Return what names one exact SAM, as JSON values: its name, kind and identity."""
+        """Return the JSON values that identify a SAM: its name, kind and identity."""
         return {"name": self.name, "kind": self.kind, "identity": self.identity}
 
     @property

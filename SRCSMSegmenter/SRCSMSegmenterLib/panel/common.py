@@ -172,7 +172,7 @@ class WheelGuard(qt.QObject):
         return True
 
     def watch(self, widget: "qt.QWidget") -> None:
-        """Guard a widget, and what it is made of, if the wheel would turn it."""
+        """Guard a widget and its parts if the wheel would change their values."""
         if any(map(widget.inherits, ("QComboBox", "QAbstractSpinBox", "QSlider"))):
             widget.focusPolicy = qt.Qt.StrongFocus  # by default the wheel takes the focus
             widget.installEventFilter(self)

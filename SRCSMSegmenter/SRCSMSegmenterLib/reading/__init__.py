@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers of volumes, a module for each format; `volume_io` is what others call."""
+"""Readers of volumes, a module for each format; others call `volume_io`."""

@@ -160,7 +160,7 @@ def scan_folder(folder: Path) -> tuple[list[DicomFile], list[Unusable]]:
 
 
 def read_file(path: Path) -> DicomFile | Unusable | None:
-    """Read a header up to the pixels; None for what is no DICOM image at all."""
+    """Read a header up to the pixels; None if the file is no DICOM image."""
     place: list[int] = []
     with open_regular(path) as file:
         start = file.peek(4096)[:4096]

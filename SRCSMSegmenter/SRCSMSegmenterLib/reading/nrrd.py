@@ -224,7 +224,7 @@ def _axes(
 
 
 def _refuse_other_axes(path: Path, keys: dict[str, str]) -> NoReturn:
-    """Say what the values of a voxel are, if they are the layers of a segmentation."""
+    """Refuse several values a voxel, and say so if they are the layers of a segmentation."""
     layers = {text for key, text in keys.items() if re.fullmatch(r"Segment\d+_Layer", key)}
     if len(layers) < 2:
         refuse_several_values(path)

@@ -7,7 +7,7 @@ from ..terminology import readable
 
 
 def result_notes(values: dict[str, Any]) -> list[str]:
-    """List what the user should know of a result.
+    """List remarks on a result, a sentence each.
 
     Args:
         values: of the reply (worker/tasks.py).
