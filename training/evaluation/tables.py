@@ -12,7 +12,6 @@ from .significance import compare_methods
 SIGNIFICANT = 0.05
 """Adjusted p value from which on a cell of a table has no star."""
 
-FORMS = ("markdown", "latex", "csv")
 
 Methods = Mapping[str, Sequence[pd.DataFrame]]
 """Name -> long tables, one per seed."""

@@ -165,9 +165,7 @@ def train(
         held_out["randomised"] = [restyled(tiles, config) for tiles in held_out["dice"]]
 
     def draw(generator: torch.Generator) -> Tiles:
-        return draw_tiles(
-            training, config.tiles, config.boxes, classes, recipe.batch, generator, device
-        )
+        return draw_tiles(training, config.tiles, config.boxes, recipe.batch, generator, device)
 
     def loss(model: nn.Module, tiles: Tiles, generator: torch.Generator) -> torch.Tensor:
         looks = random_looks(

@@ -104,7 +104,6 @@ def draw_tiles(
     cases: Sequence[PreparedCase],
     tiles: TileConfig,
     boxes: BoxConfig,
-    classes: int,
     count: int,
     generator: torch.Generator,
     device: torch.device | str,
@@ -113,7 +112,6 @@ def draw_tiles(
 
     Args:
         cases: intensities normalised as the SAM wants them.
-        classes: labels, background included.
         count: tiles of the usual size.
         generator: on the CPU.
     """

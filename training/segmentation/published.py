@@ -3,9 +3,6 @@
 
 from dataclasses import dataclass
 
-from SRCSMSegmenterLib.errors import ConfigError
-from SRCSMSegmenterLib.schema import nearest
-
 from ..data.downloads import SITES
 
 
@@ -118,15 +115,3 @@ SETTINGS = {
     ),
 }
 """The settings by name."""
-
-
-def published_setting(name: str) -> Setting:
-    """Return the setting of a name.
-
-    Raises:
-        ConfigError: no setting has that name.
-    """
-    if name not in SETTINGS:
-        known = ", ".join(SETTINGS)
-        raise ConfigError(f'No setting "{name}"{nearest(name, SETTINGS)}; there are: {known}.')
-    return SETTINGS[name]

@@ -32,8 +32,6 @@ from SRCSMSegmenterLib.schema import convert_keys
 from .slices import StyleError, write_bytes
 from .weights import built, load_network, read_json, weight_files, weights_sha256
 
-DEFAULT = "Nihirc/Prompt2MedImage"
-
 PARTS = {
     "vae": ("AutoencoderKL",),
     "unet": ("UNet2DConditionModel",),

@@ -59,8 +59,9 @@ class PhantomConfig(Settings):
     patients: int = key(300, COUNT)
     slices: int = key(6, COUNT)
     seed: int = key(100_000, NOT_NEGATIVE)
-    section: ClassVar[str] = "phantom."
     styles: tuple[str, ...] = ("ct", "t1", "t2", "ultrasound")
+
+    section: ClassVar[str] = "phantom."
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class CoarseMask:
         mask, weights = (part, None) if part.dtype == bool else (part >= THRESHOLD, part)
         self.graded = weights is not None and bool(((part > 0) & ~mask).any())
         self._component = mask.copy()
-        _filter(self._component, weights, in_volume=True, in_slices=False)
+        filter_stack(self._component, weights, in_volume=True, in_slices=False)
         counts, first = mask.sum(axis=(1, 2)), self._block[0].start
         self.voxels = {int(k) + first: int(counts[k]) for k in np.flatnonzero(counts)}
 
@@ -175,30 +175,6 @@ class CoarseMask:
         """Return a slice, float16 (rows, columns), with smaller components set to 0."""
         smaller = self.shown(slice_index) & ~self.component(slice_index)
         return np.where(smaller, 0, self._stack[slice_index]).astype(np.float16)
-
-
-def filter_mask(
-    mask: np.ndarray,
-    grid: SliceGrid,
-    probability: np.ndarray | None = None,
-    *,
-    in_slices: bool = True,
-) -> np.ndarray:
-    """Keep the largest face-connected component of a mask.
-
-    Args:
-        mask: bool (K, J, I), one organ.
-        grid: its slices.
-        probability: (K, J, I) of the organ; certain voxels weigh more (`smaller_components`).
-        in_slices: afterwards keep in every slice the largest (4-connected) component alone.
-
-    Returns:
-        bool (K, J, I). Of components of equal size the first in the array's order stays.
-    """
-    kept = mask.copy()
-    weights = None if probability is None else grid.stack(probability)
-    _filter(grid.stack(kept), weights, True, in_slices)
-    return kept
 
 
 def boxes_from_coarse(
@@ -244,7 +220,7 @@ def boxes_from_coarse(
         certain, weights = stack.copy(), None
     else:
         certain, weights = stack > box_confidence, stack
-    _filter(certain, weights, in_volume, in_slices)
+    filter_stack(certain, weights, in_volume, in_slices)
     rows, columns = grid.shape
     boxes = {}
     for slice_index in np.flatnonzero(certain.any(axis=(1, 2))):
@@ -316,14 +292,19 @@ def slices_without_box(coarse: np.ndarray, grid: SliceGrid, boxes: Collection[in
     return [int(k) for k in np.flatnonzero(shown) if k not in boxes]
 
 
-def _filter(
+def filter_stack(
     stack: np.ndarray, weights: np.ndarray | None, in_volume: bool, in_slices: bool
 ) -> None:
     """Drop all but the largest components from a stack of slices, in place.
 
+    Of components of equal size the first in the array's order stays.
+
     Args:
-        stack: bool (slices, rows, columns).
-        weights: probabilities of the same shape; None counts every voxel alike.
+        stack: bool (slices, rows, columns), one organ.
+        weights: probabilities of the same shape, of which high ones weigh more
+            (`smaller_components`); None counts every voxel alike.
+        in_volume: keep the largest face-connected component of the stack.
+        in_slices: then keep the largest 4-connected component of every slice.
     """
     if not stack.any():
         return

@@ -19,7 +19,7 @@ from SAMRefineLib.boxes.coarse import (
     certain_share,
     checked_probabilities,
     coarse_probability,
-    filter_mask,
+    filter_stack,
     is_uncertain,
     patch_slices_without_box,
     slices_without_box,
@@ -33,6 +33,14 @@ few = settings(max_examples=40, deadline=None)
 def grid_of(shape, axis=2) -> SliceGrid:
     """A grid for arrays of `shape` (K, J, I)."""
     return SliceGrid(oblique_left_handed(shape[::-1]), axis)
+
+
+def filtered(mask, grid, probability=None, *, in_slices=True) -> np.ndarray:
+    """A mask, bool (K, J, I), after the paper's filter."""
+    kept = mask.copy()
+    weights = None if probability is None else grid.stack(probability)
+    filter_stack(grid.stack(kept), weights, in_volume=True, in_slices=in_slices)
+    return kept
 
 
 @st.composite
@@ -65,13 +73,13 @@ def test_the_filter_keeps_one_piece_and_none_is_larger(drawn, in_slices):
     mask, axis = drawn
     grid = grid_of(mask.shape, axis)
     before = mask.copy()
-    kept = filter_mask(mask, grid, in_slices=in_slices)
+    kept = filtered(mask, grid, in_slices=in_slices)
     np.testing.assert_array_equal(mask, before)
     assert not (kept & ~mask).any()
 
     pairs = [] if in_slices else [(mask, kept)]
     if in_slices:
-        whole = filter_mask(mask, grid, in_slices=False)
+        whole = filtered(mask, grid, in_slices=False)
         pairs += zip(grid.stack(whole), grid.stack(kept), strict=True)
     for pieces, piece in pairs:
         assert ndimage.label(piece)[1] == min(1, pieces.sum())
@@ -85,7 +93,7 @@ def test_the_papers_filter_keeps_the_largest_piece_of_each_slice(drawn):
     grid = grid_of(mask.shape, axis)
     boxes = boxes_from_coarse(mask, grid, in_volume=False)
     for slice_index, image in enumerate(grid.stack(mask)):
-        alone = filter_mask(image[None], grid_of((1, *image.shape)))
+        alone = filtered(image[None], grid_of((1, *image.shape)))
         rows, columns = np.nonzero(alone[0])
         if len(rows) == 0:
             assert slice_index not in boxes
@@ -134,11 +142,11 @@ def test_sure_voxels_weigh_more(axis):
     probability[:2, :3, :3] = 0.55  # a large piece, hardly likelier than not
     probability[2:, 4:, 4:] = 0.95
     grid, small = grid_of(probability.shape, axis), probability > 0.9
-    kept = filter_mask(probability > 0.5, grid, probability)
+    kept = filtered(probability > 0.5, grid, probability)
     np.testing.assert_array_equal(kept, small)
     assert boxes_from_coarse(probability, grid, 0.5) == boxes_from_coarse(small, grid)
     np.testing.assert_array_equal(CoarseMask(probability, grid).component(3), grid.stack(small)[3])
-    assert not (filter_mask(probability > 0.5, grid) & small).any()
+    assert not (filtered(probability > 0.5, grid) & small).any()
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -150,7 +158,7 @@ def test_a_coarse_mask_shows_in_every_slice_what_a_search_of_the_volume_finds(ax
     given = probability if threshold is None else probability > threshold
     grid = grid_of(given.shape, axis)
     mask, coarse = given >= 0.5, CoarseMask(given, grid)
-    expected = filter_mask(mask, grid, given.astype(np.float16), in_slices=False)
+    expected = filtered(mask, grid, given.astype(np.float16), in_slices=False)
     shown = [coarse.component(k) for k in range(grid.count)]
     np.testing.assert_array_equal(shown, grid.stack(expected))
     counts = grid.stack(mask).sum(axis=(1, 2))

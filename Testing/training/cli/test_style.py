@@ -11,7 +11,6 @@ import yaml
 
 from srcsm_training.cli import main as cli
 from srcsm_training.cli import style as style_command
-from srcsm_training.style.base import DEFAULT
 from srcsm_training.style.slices import StageResult, read_manifest, read_slices
 
 STAGES = ("prepare", "phantom", "base", "tune", "control", "swap", "run")
@@ -85,7 +84,7 @@ def test_every_stage_explains_itself_with_examples_that_parse(capsys, stage):
 
 def test_help_names_the_default_base():
     arguments = cli.make_parser().parse_args(["style", "tune", "--slices", "s", "--out", "o"])
-    assert arguments.base == DEFAULT == "Nihirc/Prompt2MedImage"
+    assert arguments.base == "Nihirc/Prompt2MedImage"
     assert not arguments.download
 
 

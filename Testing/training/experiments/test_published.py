@@ -19,8 +19,7 @@ from srcsm_training.experiments import published
 from srcsm_training.experiments.published import Series
 from srcsm_training.experiments.reports import write_results
 from srcsm_training.segmentation.presets import PRESETS
-from srcsm_training.segmentation.published import ACDC, SEQUENCES, SETTINGS, published_setting
-from SRCSMSegmenterLib.errors import ConfigError
+from srcsm_training.segmentation.published import ACDC, SEQUENCES, SETTINGS
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -223,13 +222,8 @@ def test_targets_that_a_setting_names_are_columns_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_has_a_preset_and_a_label_map_that_reads(name):
-    setting = published_setting(name)
+    setting = SETTINGS[name]
     assert setting.sam or setting.preset in PRESETS
     assert all(setting.targets_of(source) for source in setting.sources)
     if setting.label_map:
         parse_label_map(setting.label_map)
-
-
-def test_an_unknown_setting_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean whole-heart"):
-        published_setting("whole-hart")

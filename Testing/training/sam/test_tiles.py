@@ -60,7 +60,7 @@ def seeded(seed=0):
 
 
 def drawn(cases, tiles=STILL, boxes=EXACT, count=4, seed=0):
-    return draw_tiles(cases, tiles, boxes, 3, count, seeded(seed), "cpu")
+    return draw_tiles(cases, tiles, boxes, count, seeded(seed), "cpu")
 
 
 def test_a_box_reaches_from_the_first_pixel_to_past_the_last():
