@@ -13,7 +13,7 @@ from SRCSMSegmenterLib.geometry import Geometry
 from SRCSMSegmenterLib.scene.aside import Aside, directly
 from SRCSMSegmenterLib.scene.measures import measures, slice_axis
 from SRCSMSegmenterLib.scene.nodes import ORGAN_TAG
-from SRCSMSegmenterLib.scene.probabilities import probabilities
+from SRCSMSegmenterLib.scene.probabilities import Drawn, known_of
 from SRCSMSegmenterLib.slices_to_check import slices_to_check
 from SRCSMSegmenterLib.terminology import readable, segment_for, terminology_entry
 
@@ -77,21 +77,24 @@ class CoarseSegment:
         name: its name.
         color: RGB, 0-1.
         known: the network's probabilities of it, (K, J, I); None if they are unknown.
+        drawn: as the network's result drew it; None if that is unknown.
     """
 
     id: str
     name: str
     color: tuple[float, float, float]
     known: np.ndarray | None
+    drawn: Drawn | None = None
 
     @classmethod
     def of(cls, node: slicer.vtkMRMLSegmentationNode, id: str, grid: SliceGrid) -> "CoarseSegment":
         """Look a segment up."""
         segment = node.GetSegmentation().GetSegment(id)
-        known = probabilities(node).get(organ_tag(node, id))
+        result, tag = known_of(node), organ_tag(node, id)
+        known, drawn = result.probabilities.get(tag), result.drawn.get(tag)
         if known is not None and known.shape != grid.geometry.shape:
             known = None
-        return cls(id, segment.GetName(), tuple(segment.GetColor()), known)
+        return cls(id, segment.GetName(), tuple(segment.GetColor()), known, drawn)
 
     def organ(
         self, mask: Patch, label: int, grid: SliceGrid, box_confidence: float | None
@@ -132,17 +135,26 @@ class CoarseSegment:
             block: a block around them.
 
         Returns:
-            Probabilities that agree with the mask, at least a half inside and less outside.
+            Probabilities that agree with the mask, at least a half inside and less outside. They
+            are 0 there if the mask was corrected: then the network does not know where it ends.
         """
         if self.known is None:
             return mask
         coarse, first = self.known[block].copy(), tuple(part.start for part in block)
-        coarse[coarse >= 0.5] = 0
+        coarse[coarse >= (0 if self._corrected(mask) else 0.5)] = 0
         place = moved(mask.block, [-n for n in first])
         known = self.known[mask.block][mask.mask]
-        drawn = known < DRAWN_PROBABILITY
-        coarse[place][mask.mask] = np.where(drawn, 1, np.maximum(known, np.float16(0.5)))
+        added = known < DRAWN_PROBABILITY
+        coarse[place][mask.mask] = np.where(added, 1, np.maximum(known, np.float16(0.5)))
         return Patch(first, coarse)
+
+    def _corrected(self, mask: Patch) -> bool:
+        """Tell whether the segment is another than the network's result drew."""
+        if self.drawn is None:
+            return False
+        drawn = self.drawn.labels == self.drawn.label
+        same = np.array_equal(drawn[mask.block], mask.mask)
+        return not same or int(drawn.sum()) != int(mask.mask.sum())
 
 
 def patch_slices(mask: Patch, grid: SliceGrid) -> Iterator[tuple[int, np.ndarray]]:

@@ -36,7 +36,7 @@ from .nodes import (
     check_target,
     organ_segments,
 )
-from .probabilities import probabilities, replace_probabilities
+from .probabilities import Drawn, Known, known_of, replace_known
 from .result import Result, SegmentedOrgan
 from .surfaces import add_surfaces, make_surfaces, surfaces_of
 
@@ -187,10 +187,15 @@ def _keep_probabilities(
     change: SceneChange, node: slicer.vtkMRMLSegmentationNode, result: Result
 ) -> None:
     """Keep the result's probabilities, and those of organs that the result did not look for."""
-    before, looked_for = probabilities(node), {organ.name for organ in result.organs}
-    change.add(lambda: replace_probabilities(node, before))
-    others = {name: array for name, array in before.items() if name not in looked_for}
-    replace_probabilities(node, others | dict(result.probabilities))
+    before, looked_for = known_of(node), {organ.name for organ in result.organs}
+    change.add(lambda: replace_known(node, before))
+    chances, drawn = (
+        {name: value for name, value in each.items() if name not in looked_for}
+        for each in (before.probabilities, before.drawn)
+    )
+    labels = result.labels.array
+    drawn |= {organ.name: Drawn(labels, organ.label) for organ in result.organs}
+    replace_known(node, Known(chances | dict(result.probabilities), drawn))
 
 
 def place_table(

@@ -12,6 +12,7 @@ from SAMRefineLib.boxes.patches import Patch
 from SAMRefineLib.scene.masks import any_patch, patches_in, read_layers
 from SAMRefineLib.scene.segments import CoarseSegment
 from SRCSMSegmenterLib.geometry import Geometry
+from SRCSMSegmenterLib.scene.probabilities import Drawn
 
 pytestmark = pytest.mark.needs_slicer
 
@@ -32,6 +33,21 @@ def test_probabilities_agree_with_the_mask_and_lie_in_a_block(seed, drawn, likel
         assert not known.any()
         expected = mask
     np.testing.assert_array_equal(found.whole(SHAPE), expected)
+
+
+def test_a_corrected_segment_has_no_probabilities_beside_it():
+    """They would be taken for the network's, and counted against what the user drew."""
+    known = np.full(SHAPE, 0.3, np.float16)
+    known[1:3, 1:4, 1:4] = 0.9
+    labels = np.where(known > 0.5, 2, 0).astype(np.uint8)
+    segment = CoarseSegment("liver", "liver", (1.0, 0.0, 0.0), known, Drawn(labels, 2))
+    network = segment.probabilities(Patch.of(labels == 2)).whole(SHAPE)
+    np.testing.assert_array_equal(network, known)
+    for box in (np.s_[1:3, 1:4, 1:3], np.s_[1:3, 1:4, 1:5], np.s_[0:0]):
+        mask = np.zeros(SHAPE, bool)
+        mask[box] = True
+        found = segment.probabilities(Patch.of(mask)).whole(SHAPE)
+        np.testing.assert_array_equal(found > 0, mask)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

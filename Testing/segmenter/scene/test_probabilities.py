@@ -5,7 +5,12 @@ import pytest
 import slicer
 from scene_cases import add_volume, some_result
 
-from SRCSMSegmenterLib.scene.probabilities import _STORE, PROBABILITIES, probabilities
+from SRCSMSegmenterLib.scene.probabilities import (
+    _STORE,
+    PROBABILITIES,
+    known_of,
+    probabilities,
+)
 from SRCSMSegmenterLib.scene.results import place
 
 pytestmark = pytest.mark.needs_slicer
@@ -18,6 +23,11 @@ def test_probabilities_live_as_long_as_the_segmentation(scene):
     result = some_result()
     change = place(result, node)
     assert dict(probabilities(change.segmentation)) == dict(result.probabilities)
+    drawn = known_of(change.segmentation).drawn
+    assert {name: each.label for name, each in drawn.items()} == {
+        organ.name: organ.label for organ in result.organs
+    }
+    assert all(each.labels is result.labels.array for each in drawn.values())
     place(some_result(seed=2), node, change.segmentation)
     assert len(entries) == before + 1
     slicer.mrmlScene.RemoveNode(change.segmentation)
