@@ -37,6 +37,7 @@ METHODS = {
     "pairs": ("ICM pairs without contrast", 2, "off", ("pairs.contrast=0",)),
     "icm": ("ICM pairs with contrast", 2, "off", ()),
     "src": ("SRC", 1, "smoothed", ()),
+    "src_regions": ("SRC + regions", 1, "smoothed", ("regions.share=0.75",)),
     "src_icm": ("SRC + ICM", 3, "smoothed", ()),
 }
 """Title, views, random convolution and further settings."""

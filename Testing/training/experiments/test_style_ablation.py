@@ -19,13 +19,14 @@ def test_every_training_sees_as_many_pictures(tmp_path, domain):
         folder = str(tmp_path / domain / "slices" / "styled" / "abdomen")
         assert config.pairs.styled == ((folder,) if config.pairs.use else ())
         pairs = config.pairs.contrast if config.pairs.use else None
-        found[run.name] = (config.random_convolution, pairs)
+        found[run.name] = (config.random_convolution, pairs, config.regions.share)
     assert found == {
-        f"{domain}_plain": ("off", None),
-        f"{domain}_pairs": ("off", 0),
-        f"{domain}_icm": ("off", 1),
-        f"{domain}_src": ("smoothed", None),
-        f"{domain}_src_icm": ("smoothed", 1),
+        f"{domain}_plain": ("off", None, 0),
+        f"{domain}_pairs": ("off", 0, 0),
+        f"{domain}_icm": ("off", 1, 0),
+        f"{domain}_src": ("smoothed", None, 0),
+        f"{domain}_src_regions": ("smoothed", None, 0.75),
+        f"{domain}_src_icm": ("smoothed", 1, 0),
     }
 
 
