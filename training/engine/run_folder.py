@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from SRCSMSegmenterLib.atomic import atomic_write
 from SRCSMSegmenterLib.errors import BundleError
@@ -89,6 +90,7 @@ class Run:
         labels: names of the labels that validations score.
         tell: called with a line for the user; silent on all but the main process.
         checkpoint: state to resume until `fit` takes it; None for a new run.
+        lock: held while the run is open, see `lock_folder`.
     """
 
     folder: Path
@@ -98,6 +100,7 @@ class Run:
     labels: Sequence[str]
     tell: Callable[[str], None]
     checkpoint: dict[str, Any] | None
+    lock: FileLock | None = None
 
     @property
     def accelerator(self) -> Accelerator:
@@ -177,13 +180,36 @@ def open_run(
         extend: see `state_to_resume`.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read or is of another training; nothing was
-            written then.
+        CheckpointError: the checkpoint cannot be read or is of another training, or another
+            process trains in the folder; nothing was written then.
     """
     checkpoint = state_to_resume(folder, identity, extend)
+    lock = lock_folder(folder) if computing.main else None
     if computing.main:
         write_environment(folder, computing, tell, about)
-    return Run(folder, config, computing, identity, labels, tell, checkpoint)
+    return Run(folder, config, computing, identity, labels, tell, checkpoint, lock)
+
+
+def lock_folder(folder: Path) -> FileLock | None:
+    """Lock the folder of a run, made if it does not exist, for this process.
+
+    Returns:
+        The lock, which ends with its last reference or the process; None if the disk has no locks.
+
+    Raises:
+        CheckpointError: another process holds the lock.
+    """
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CheckpointError(
+            f"Another process trains in {folder}; let it finish, stop it, or choose another "
+            "run folder."
+        ) from None
+    except (OSError, NotImplementedError):
+        return None
+    return lock
 
 
 def open_case_run(

@@ -33,7 +33,7 @@ from SRCSMSegmenterLib.errors import ConfigError, SRCSMError
 from .reports import REPOSITORY
 
 PACKAGES = (
-    *("torch", "numpy", "scipy", "safetensors", "accelerate", "yaml"),
+    *("torch", "numpy", "scipy", "safetensors", "accelerate", "filelock", "yaml"),
     *("matplotlib", "pandas", "PIL", "tensorboard", "tqdm"),
 )
 """Packages that a training imports, by the names in import statements."""

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: rows of its curve."""
+"""The folder of a run: its lock, and rows of its curve."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from srcsm_training.cli.failures import exit_code
 from srcsm_training.engine.checkpoint import CheckpointError, save_checkpoint
 from srcsm_training.engine.progress import Progress
-from srcsm_training.engine.run_folder import Run, curve_row, state_to_resume
+from srcsm_training.engine.run_folder import Run, curve_row, lock_folder, state_to_resume
 from SRCSMSegmenterLib.errors import BundleError
 
 OLD = {
@@ -74,3 +77,27 @@ def test_curve_rows_leave_dice_open_between_validations():
     scored = curve_row(row | {"dice": [0.5, math.nan, 0.25]}, ["liver", "spleen", "aorta"])
     assert scored["dice"] == 0.375
     assert scored["dice_aorta"] == 0.25
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
+    script = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+        "print('locked', flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, tmp_path / ".lock"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(CheckpointError, match="Another process trains in"):
+            lock_folder(tmp_path)
+        other.communicate("\n")
+    assert lock_folder(tmp_path) is not None
+
+
+def test_a_process_may_open_its_own_folder_again(tmp_path):
+    first = lock_folder(tmp_path / "run")
+    assert lock_folder(tmp_path / "run") is first
+
+
+def test_without_locks_on_the_disk_a_training_runs_unguarded():
+    assert lock_folder(Path("/dev/null/run")) is None
