@@ -55,6 +55,23 @@ def scan_extent(scan: Geometry, grid: GridSpec) -> Extent:
     return Extent(along.min(0), along.max(0), directions)
 
 
+def thin_scan_doubts(scan: Geometry, grid: GridSpec) -> list[str]:
+    """Tell in a sentence if the scan fills less than half of a window in some direction.
+
+    The middle 62 mm of an MR, half of the window of `abdomen-ct`, were enough for its liver in one
+    scan (Dice 0.93) and not in another (0.40); the whole scan was in both.
+    """
+    extent = scan_extent(scan, grid)
+    seen, window = extent.high - extent.low, np.multiply(grid.size, grid.spacing)
+    axis = int(np.argmin(np.where(np.array(grid.size) > 1, seen / window, np.inf)))
+    if grid.size[axis] == 1 or seen[axis] >= window[axis] / 2:
+        return []
+    return [
+        f"The scan measures only {seen[axis]:.0f} mm in one direction; the network sees "
+        f"{window[axis]:.0f} mm at once. Organs may be missing or wrong: check the labels."
+    ]
+
+
 def body_extent(array: np.ndarray, scan: Geometry, grid: GridSpec) -> Extent:
     """Estimate the body's bounding box along the grid's axes.
 

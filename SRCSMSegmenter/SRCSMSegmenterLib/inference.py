@@ -28,6 +28,7 @@ from .field_of_view import (
     covering_grid,
     sampled_body_extent,
     scan_extent,
+    thin_scan_doubts,
     window_starts,
 )
 from .geometry import (
@@ -143,6 +144,7 @@ def segment(
     progress("prepare", 0.0)
     with _timed(seconds, "prepare"):
         modality, messages = _modality_of(volume, modality)
+        messages += thin_scan_doubts(volume.geometry, bundle.description.grid)
         own_rule = replace(bundle.description.rule, modality=modality)
         voxels, rule = _network_intensities(volume.array, bundle, own_rule, source_matching)
         prepared = _prepare(*voxels, volume.geometry, bundle)

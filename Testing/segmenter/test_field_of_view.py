@@ -15,6 +15,7 @@ from SRCSMSegmenterLib.field_of_view import (
     covering_grid,
     otsu_threshold,
     scan_extent,
+    thin_scan_doubts,
     window_starts,
 )
 from SRCSMSegmenterLib.geometry import Geometry, GridSpec
@@ -181,3 +182,14 @@ def test_window_starts_are_known_for_a_known_case():
         (0, 0, 0), (0, 0, 1), (0, 3, 0), (0, 3, 1), (0, 6, 0), (0, 6, 1)
     ]  # fmt: skip
     assert window_starts((4, 4, 3), (4, 4, 1), 0.5) == [(0, 0, 0), (0, 0, 1), (0, 0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("slices", "depth", "said"), [(7, 8, ["only 14 mm", "sees 32 mm"]), (8, 8, []), (1, 1, [])]
+)
+def test_a_scan_thinner_than_half_a_window_is_doubted(slices, depth, said):
+    scan = GridSpec((32, 24, slices), (2.0, 2.0, 2.0)).placed(np.zeros(3), np.eye(3))
+    grid = GridSpec((16, 12, depth), (4.0, 4.0, 4.0))
+    doubts = thin_scan_doubts(scan, grid)
+    assert len(doubts) == bool(said)
+    assert all(words in doubts[0] for words in said)
