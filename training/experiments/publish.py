@@ -77,12 +77,14 @@ def mean_bundle(start: ModelBundle, trained: ModelBundle) -> ModelBundle:
         trained: the network after it; all but the weights stays its own.
 
     Raises:
-        BundleError: the networks, or their labels, differ.
+        BundleError: the networks, their labels or their intensity rules differ.
     """
-    if (start.network, start.description.labels) != (trained.network, trained.description.labels):
+    one, other = ((b.network, b.description.labels, b.description.rule) for b in (start, trained))
+    if one != other:
         raise BundleError(
             f'The mean of "{start.description.name}" and "{trained.description.name}" is none, as '
-            "their networks differ; take the network that the training started from."
+            "their networks, labels or intensities differ; take the network that the training "
+            "started from."
         )
     weights = {name: (start.weights[name] + value) / 2 for name, value in trained.weights.items()}
     begun = start.identify()

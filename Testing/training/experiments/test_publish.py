@@ -34,3 +34,11 @@ def test_networks_of_other_organs_have_no_mean():
     other = replace(start, description=replace(start.description, labels=swapped))
     with pytest.raises(BundleError, match='The mean of "start" and "start"'):
         mean_bundle(start, other)
+
+
+def test_networks_of_other_intensities_have_no_mean():
+    start = a_random_bundle("start")
+    rule = replace(start.description.rule, quantiles=(0.1, 0.9))
+    other = replace(start, description=replace(start.description, rule=rule))
+    with pytest.raises(BundleError, match="intensities differ"):
+        mean_bundle(start, other)
