@@ -33,7 +33,7 @@ EXIT_CODES = (
 """Exit code of each kind of error, the first that matches; any other error exits with 1."""
 
 EXTRAS = {
-    "training": ("accelerate", "matplotlib", "monai", "pandas", "tensorboard", "yaml"),
+    "training": ("accelerate", "filelock", "matplotlib", "monai", "pandas", "tensorboard", "yaml"),
     "dicom": ("highdicom",),
     "refine": ("segment_anything", "torchvision"),
     "style": ("PIL", "diffusers", "peft", "transformers"),
