@@ -152,9 +152,10 @@ class CoarseSegment:
         """Tell whether the segment is another than the network's result drew."""
         if self.drawn is None:
             return False
-        drawn = self.drawn.labels == self.drawn.label
-        same = np.array_equal(drawn[mask.block], mask.mask)
-        return not same or int(drawn.sum()) != int(mask.mask.sum())
+        labels, label = self.drawn.labels, self.drawn.label
+        if not np.array_equal(labels[mask.block] == label, mask.mask):
+            return True  # the whole label map need not be counted
+        return np.count_nonzero(labels == label) != np.count_nonzero(mask.mask)
 
 
 def patch_slices(mask: Patch, grid: SliceGrid) -> Iterator[tuple[int, np.ndarray]]:
